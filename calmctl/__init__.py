@@ -1,0 +1,1 @@
+"""calmctl: class-anchor-aligned generative modeling (CALM) for video-text retrieval and captioning."""

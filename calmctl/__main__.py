@@ -1,0 +1,5 @@
+"""`python -m calmctl`."""
+
+from calmctl.cli import main
+
+main()

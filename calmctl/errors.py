@@ -1,0 +1,59 @@
+"""Every error this package raises on purpose.
+
+    CalmError                  a sentence for a person; exit code 1
+    ├── RunFailed              a run started and could not finish
+    └── BadInput               something the user gave is wrong; exit code 2
+        ├── RecipeError        a recipe, or an override of one
+        ├── VocabularyError    an anchor vocabulary or a label list
+        ├── DatasetError       annotation files, a dataset's layout, a missing dataset
+        ├── VideoError         one clip that cannot be decoded
+        ├── StoreError         a feature store
+        ├── CheckpointError    a checkpoint or a backbone's weights
+        └── RunNotFound        no run where one was expected
+
+A message says what is wrong, where (file, line or key) and what to do about it.
+"""
+
+
+class CalmError(Exception):
+    """Base of all deliberate errors; its message is shown to the user as it is."""
+
+    exit_code = 1
+
+
+class RunFailed(CalmError):
+    """A run that started and could not finish."""
+
+
+class BadInput(CalmError):
+    """Something the user gave is wrong: a file, a key, a value."""
+
+    exit_code = 2
+
+
+class RecipeError(BadInput):
+    """A recipe, or an override of one, is wrong."""
+
+
+class VocabularyError(BadInput):
+    """An anchor vocabulary or a label list is wrong."""
+
+
+class DatasetError(BadInput):
+    """Annotation files or a dataset's layout are wrong or missing."""
+
+
+class VideoError(BadInput):
+    """One clip cannot be decoded; the message is the reason that reports list."""
+
+
+class StoreError(BadInput):
+    """A feature store is damaged, or does not fit what it is used with."""
+
+
+class CheckpointError(BadInput):
+    """A checkpoint or a backbone's weights cannot be used."""
+
+
+class RunNotFound(BadInput):
+    """No run where one was expected."""
