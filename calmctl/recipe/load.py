@@ -1,0 +1,98 @@
+"""Reading a recipe: YAML, overrides, and every mistake told in one sentence each."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from calmctl.errors import RecipeError
+from calmctl.recipe.schema import Recipe
+from calmctl.yaml_strict import load_yaml, parse_yaml
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe at `path` and apply overrides such as `optim.epochs=2`.
+
+    Raises:
+        RecipeError: All faults at once, each with its file and key and the nearest valid key.
+    """
+    values = load_yaml(path, what="recipe", error=RecipeError)
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe: {path} must hold keys and values, such as 'name: my-run'")
+    return recipe_from_dict(values, where=str(path), overrides=overrides)
+
+
+def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Validate `values` as a recipe; `where` names their origin in messages. Raises `RecipeError`."""
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key.strip():
+            raise RecipeError(f"override {override!r} must look like key=value, such as optim.epochs=2")
+        value = parse_yaml(text, where=f"override {key}", error=RecipeError)
+        values = _with(values, key.strip().split("."), value, override)
+    try:
+        # Through JSON, where a list may be a tuple; strict types all the same. What is not JSON is no recipe.
+        return Recipe.model_validate_json(json.dumps(values))
+    except (TypeError, ValueError) as fault:
+        if not isinstance(fault, ValidationError):
+            raise RecipeError(f"{where}: a value is not a string, number, list or mapping ({fault})") from None
+        raise RecipeError("\n".join(_sentences(fault, where))) from None
+
+
+def _with(values: dict[str, Any], keys: list[str], value: Any, override: str) -> dict[str, Any]:
+    """A copy of `values` in which the nested `keys` hold `value`."""
+    head, *rest = keys
+    if not rest:
+        return {**values, head: value}
+    inner = values.get(head) or {}
+    if not isinstance(inner, dict):
+        raise RecipeError(f"override {override!r}: {head} is a value, not a section")
+    return {**values, head: _with(inner, rest, value, override)}
+
+
+def _sentences(fault: ValidationError, where: str) -> Iterable[str]:
+    known = set(recipe_keys())
+    alternatives: dict[str, list[str]] = {}
+    for error in fault.errors(include_url=False):
+        location = [str(part) for part in error["loc"]]
+        key = ".".join(location)
+        match error["type"]:
+            case "extra_forbidden":
+                yield f"{where}: unknown key {key}; {_nearest(location)}"
+            case "missing":
+                yield f"{where}: {key} is missing; every recipe needs it"
+            case "value_error":
+                yield f"{where}: {error['ctx']['error']}"
+            case _:
+                # Behind the key, a location may name the alternative of a union that was tried.
+                while key not in known and "." in key:
+                    key = key.rpartition(".")[0]
+                says = error["msg"].lower().removeprefix("input ")
+                alternatives.setdefault(f"{key} = {error['input']!r}", []).append(says)
+    for what, reasons in alternatives.items():
+        yield f"{where}: {what} {' or '.join(reasons)}"
+
+
+def _nearest(location: list[str]) -> str:
+    """The valid key nearest to an unknown one: in its own section first, then anywhere."""
+    every = list(recipe_keys())
+    wrong, section = ".".join(location), ".".join(location[:-1])
+    own = [key for key in every if key.rpartition(".")[0] == section]
+    elsewhere = [key for key in every if key.rpartition(".")[2] == location[-1]]
+    near = difflib.get_close_matches(wrong, own, n=1, cutoff=0.6) or elsewhere
+    near = near or difflib.get_close_matches(wrong, every, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"{section or 'a recipe'} knows {', '.join(own)}"
+
+
+def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterable[str]:
+    """Every key of a recipe, dotted, in the schema's order."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        yield f"{prefix}{name}"
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from recipe_keys(inner, f"{prefix}{name}.")

@@ -1,0 +1,167 @@
+"""Every key of a recipe with its default; numbers in parentheses are rows of methods.md 7.3."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where clips and captions come from."""
+
+    dataset: str = Field(description="msrvtt, msvd, didemo, lsmdc, demo, demo-shifted, or folder")
+    protocol: str | None = Field(None, description="the published protocol, e.g. 9k or 7k; null: its default")
+    root: str = Field("data", description="folder that holds annotations and videos")
+    annotations: str | None = Field(None, description="folder of the annotation files, when not under root")
+    videos: str | None = Field(None, description="folder of the clips, when not under root")
+    features: str | None = Field(None, description="a feature store to train on; the backbone is frozen then")
+    frames: PositiveInt = Field(12, description="frames sampled from a clip: centres of equal intervals")
+    val_clips: PositiveInt | None = Field(
+        None, description="clips carved from train for validation; null: as the protocol needs"
+    )
+    val_seed: int = Field(0, description="seed of that carving")
+    augment: Literal["none", "crop-flip"] = Field(
+        "crop-flip", description="crop-flip: one random crop (area 0.5 to 1) and flip a clip, as T-MASS"
+    )
+    flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
+    cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that decode")
+    timeout_s: PositiveFloat = Field(120.0, description="time limit for decoding one clip")
+    require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
+
+
+class BackboneSection(Section):
+    """The CLIP model under everything."""
+
+    model: str = Field("ViT-B-32-quickgelu", description="open_clip model name, demo-clip, or a config file")
+    weights: str | None = Field("openai", description="pretrained tag, .safetensors path, or null: from nothing")
+    freeze: bool = Field(False, description="keep the towers as they are; implied by data.features")
+    adapter: Literal["none", "linear"] = Field(
+        "none", description="linear: x + Wx on frame and text features, W = 0 at first (our choice)"
+    )
+    checkpoint_activations: bool = Field(False, description="less memory, more time in the backward pass (18)")
+
+
+class AnchorsSection(Section):
+    """The class anchors and the distributions over them (Eq. 4-7)."""
+
+    vocabulary: str = Field("charades@1", description="name@version, or a path to a YAML or a label list")
+    subset: PositiveInt | None = Field(None, description="use this many anchors, drawn by subset_seed (20)")
+    subset_seed: int = Field(0, description="seed of that draw; the drawn labels are stored with the run")
+    encode: Literal["gradient", "no-gradient", "refresh", "frozen"] = Field(
+        "gradient", description="prompts re-encoded each step with gradient (4), without, every n, or once"
+    )
+    refresh_every: PositiveInt = Field(100, description="steps between re-encodings for encode: refresh")
+    position_init: Literal["normal", "zeros"] = Field("normal", description="start of the offsets e_k (5)")
+    position_std: PositiveFloat = Field(0.02, description="standard deviation of that start")
+    temperature: PositiveFloat | Literal["clip", "learned"] = Field(
+        100.0, description="multiplies the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
+    )
+    video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
+    frame_mean: Literal["raw", "normalized"] = Field("raw", description="features averaged as they are (6)")
+
+
+class HeadSection(Section):
+    """The fusion head: what a pair scores (8, 9)."""
+
+    kind: Literal["meanp", "xpool", "t-mass"] = Field("t-mass", description="CLIP4Clip meanP, X-Pool, T-MASS")
+    heads: PositiveInt = Field(1, description="attention heads of the text-conditioned pooling")
+    dropout: Share = Field(0.3, description="dropout of the pooling's last linear branch")
+    noise: Literal["uniform", "normal"] = Field("uniform", description="t-mass: U[0,1) or N(0, noise_std^2)")
+    noise_std: PositiveFloat = Field(0.003, description="t-mass: for noise: normal")
+    support_weight: NonNegative = Field(0.0, description="t-mass: weight of the support text's loss")
+    trials: Annotated[int, Field(ge=0)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
+
+
+class AlignmentSection(Section):
+    """CALM's loss and what Table 7 compares it with (23)."""
+
+    kind: Literal["vae", "kl", "ce", "mse", "none"] = Field("vae", description="vae is CALM")
+    weight: NonNegative = Field(1.0, description="factor of the whole alignment loss")
+    kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
+    latent: PositiveInt = Field(256, description="d, the latent dimension")
+    layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, methods.md 7.2")
+    activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the VAE's layers (11)")
+    dropout: Share = Field(0.1, description="behind those activations, encoder and decoder")
+    input: Literal["probability", "log", "scaled"] = Field(
+        "probability", description="the VAE sees V_p, log V_p, or K * V_p (12)"
+    )
+    detach_target: bool = Field(True, description="no gradient through S_p (3)")
+    samples: PositiveInt = Field(1, description="Monte Carlo samples of z a step (15)")
+    latent_reduction: Literal["sum", "mean"] = Field("sum", description="over d, Eq. 15 is a sum (14)")
+    logvar_limit: PositiveFloat = Field(10.0, description="log sigma^2 is clamped to +- this (10)")
+
+
+class OptimSection(Section):
+    """Optimiser, schedule, length of the run (16-18)."""
+
+    epochs: PositiveInt = Field(5, description="passes over all (clip, caption) pairs")
+    batch_size: PositiveInt = Field(128, description="pairs a step; all others in it are negatives")
+    lr_backbone: NonNegative = Field(1e-6, description="CLIP's own parameters")
+    lr_head: NonNegative = Field(1e-5, description="head and adapter")
+    lr_alignment: NonNegative = Field(1e-5, description="VAE and e_k; the paper's one number, 1e-4 trains more")
+    weight_decay: NonNegative = Field(0.2, description="of AdamW")
+    decay: Literal["all", "matrices"] = Field(
+        "all", description="matrices: not on biases, norms, e_k, logit_scale (17)"
+    )
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="of AdamW")
+    eps: PositiveFloat = Field(1e-6, description="of AdamW")
+    warmup: Share = Field(0.1, description="share of all steps with a linear rise of the rate")
+    clip_norm: PositiveFloat = Field(1.0, description="largest norm of the gradient over all parameters")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the towers; CALM is always float32")
+    mask_same_clip: bool = Field(False, description="other captions of a clip are not its negatives (24)")
+    save_every: PositiveInt = Field(500, description="steps between checkpoints, beside those of epochs")
+    log_every: PositiveInt = Field(10, description="steps between lines of diagnostics")
+
+
+class Recipe(Section):
+    """One run, complete."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="names the run's folder")
+    task: Literal["retrieval"] = Field("retrieval", description="what is trained")
+    seed: int = Field(24, description="of initialisation, order, dropout and noise")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    data: Data
+    backbone: BackboneSection = BackboneSection()
+    anchors: AnchorsSection = AnchorsSection()
+    head: HeadSection = HeadSection()
+    alignment: AlignmentSection = AlignmentSection()
+    optim: OptimSection = OptimSection()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the towers are not trained."""
+        return self.backbone.freeze or self.data.features is not None
+
+    @model_validator(mode="after")
+    def _cache_fits_augmentation(self) -> Recipe:
+        if self.data.cache == "memory" and self.data.augment != "none":
+            raise ValueError(
+                "data.cache: memory keeps frames at the backbone's input size, and data.augment: "
+                f"{self.data.augment} needs whole frames; set data.augment=none, or data.cache=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_can_act(self) -> Recipe:
+        """CALM's loss must reach something that scoring uses; on bare frozen features it reaches nothing."""
+        acts = self.alignment.kind != "none" and self.alignment.weight > 0
+        if acts and self.frozen and self.backbone.adapter == "none":
+            raise ValueError(
+                f"alignment.kind: {self.alignment.kind} could change nothing here: the backbone is frozen "
+                "(backbone.freeze or data.features) and no adapter stands between features and scores; "
+                "set backbone.adapter=linear, or alignment.kind=none, or train the backbone"
+            )
+        return self

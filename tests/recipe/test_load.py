@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from calmctl.errors import RecipeError
+from calmctl.recipe import list_recipes, load_recipe, recipe_from_dict, resolve_recipe
+from calmctl.recipe.describe import describe_keys
+from calmctl.recipe.load import recipe_keys
+
+MINIMAL = {"name": "x", "data": {"dataset": "demo"}}
+
+
+def test_every_shipped_recipe_loads_and_opens_with_what_it_does():
+    recipes = list_recipes()
+    assert {"demo", "demo-backbone", "msrvtt", "msrvtt-7k", "didemo", "lsmdc", "msvd", "folder"} <= {
+        path.stem for path in recipes
+    }
+    for path in recipes:
+        assert load_recipe(path).name == path.stem
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# ") and any(line.startswith("# Run:") for line in lines), path
+
+
+def test_paper_settings_are_the_defaults():
+    recipe = recipe_from_dict(MINIMAL)
+    assert (recipe.optim.batch_size, recipe.optim.epochs, recipe.alignment.kl_weight) == (128, 5, 0.1)
+    assert (recipe.alignment.latent, recipe.data.frames, recipe.anchors.vocabulary) == (256, 12, "charades@1")
+    assert recipe.backbone.model == "ViT-B-32-quickgelu" and recipe.backbone.weights == "openai"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["optim.epoch=3"], ["unknown key optim.epoch", "did you mean optim.epochs?"]),
+        (["hed.kind=xpool"], ["unknown key hed", "head"]),
+        (["epochs=3"], ["unknown key epochs", "optim.epochs"]),
+        (["optim.epochs=true"], ["optim.epochs = True", "integer"]),
+        (["optim.epochs=0"], ["optim.epochs = 0", "greater than 0"]),
+        (["optim.epochs=2.5"], ["optim.epochs = 2.5"]),
+        (["head.kind=x-pool"], ["head.kind = 'x-pool'", "'xpool'"]),
+        (["anchors.temperature=hot"], ["anchors.temperature = 'hot'", "'clip'"]),
+        (["name=../evil"], ["name"]),
+        (["data=3"], ["data = 3"]),
+        (["nonsense"], ["key=value"]),
+        (["name.x=3"], ["name is a value"]),
+        (["optim.lr_head=.nan"], ["optim.lr_head = nan", "finite"]),
+        (["backbone.freeze=true"], ["could change nothing", "backbone.adapter=linear"]),
+        (["data.features=store"], ["could change nothing"]),
+        (["data.cache=memory"], ["data.augment=none"]),
+    ],
+)
+def test_a_mistake_is_told_with_its_key_and_the_way_out(overrides, parts):
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(MINIMAL, where="mine.yaml", overrides=overrides)
+    for part in parts:
+        assert part.lower() in str(caught.value).lower()
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(MINIMAL | {"sed": 1, "optim": {"epochs": "five", "lr": 1e-3}}, where="mine.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and all(line.startswith("mine.yaml: ") for line in lines)
+
+
+def test_overrides_reach_nested_keys_and_leave_the_rest():
+    recipe = recipe_from_dict(MINIMAL, overrides=["optim.lr_head=1e-4", "optim.betas=[0.9, 0.98]", "seed=7"])
+    assert recipe.optim.lr_head == 1e-4 and recipe.optim.betas == (0.9, 0.98) and recipe.seed == 7
+    assert recipe.optim.batch_size == 128
+
+
+def test_a_resolved_recipe_loads_as_itself():
+    recipe = recipe_from_dict(MINIMAL, overrides=["head.kind=xpool"])
+    assert recipe_from_dict(recipe.model_dump(mode="json")) == recipe
+
+
+def test_every_key_is_described():
+    keys = list(describe_keys())
+    assert all(key.description for key in keys)
+    assert {key.name for key in keys} < set(recipe_keys())
+
+
+def test_names_and_paths_find_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_recipe("recipes/didemo.yaml").stem == "didemo"
+    assert resolve_recipe("didemo").stem == "didemo"
+    with pytest.raises(RecipeError, match="did you mean recipes/didemo.yaml"):
+        resolve_recipe("recipes/didmo.yaml")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- a list\n")
+    with pytest.raises(RecipeError, match="keys and values"):
+        load_recipe(resolve_recipe("mine.yaml"))
