@@ -1,0 +1,103 @@
+"""The CLIP backbone: any open_clip model behind one small adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from calmctl.errors import CheckpointError
+
+
+class Backbone(nn.Module):
+    """CLIP's two towers with their tokenizer and preprocessing.
+
+    Features are projected into the joint space and not L2-normalised (methods.md 1.1).
+
+    Attributes:
+        identity: What this backbone is: model name, activation, where its weights came from, image size, dim.
+        dim: Width D of the joint space.
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: Any, transform: Any, identity: dict[str, Any]) -> None:
+        super().__init__()
+        self.clip: Any = clip
+        self.identity = identity
+        self.dim = int(identity["dim"])
+        self.image_size = int(identity["image_size"])
+        self._tokenizer = tokenizer
+        self._transform = transform
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """CLIP's own log temperature of the contrastive loss, a scalar parameter."""
+        scale: Tensor = self.clip.logit_scale
+        return scale
+
+    def preprocess(self, frames: np.ndarray) -> Tensor:
+        """The backbone's own evaluation transform on uint8 RGB [F, H, W, 3]; returns float32 [F, 3, S, S]."""
+        return torch.stack([self._transform(Image.fromarray(frame)) for frame in frames])
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """Token ids [N, L], padded to the longest sentence where the text tower allows it.
+
+        CLIP's text tower is causal and pools at the end token, so padding behind it changes nothing but the
+        time it takes. Other towers get their full context length.
+        """
+        tokens: Tensor = self._tokenizer(list(sentences))
+        if not self._pads_short:
+            return tokens
+        # The end token has CLIP's largest id, so its position is the arg-max; the pad id is 0.
+        longest = int(tokens.argmax(dim=1).max()) + 1 if len(tokens) else 1
+        return tokens[:, :longest]
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """Frame features [B, F, D] of preprocessed pixels [B, F, 3, S, S] (Eq. 1)."""
+        features: Tensor = self.clip.encode_image(pixels.flatten(0, 1))
+        return features.view(*pixels.shape[:2], self.dim)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Sentence features [N, D] of token ids [N, L]: the end token's projected output (Eq. 3)."""
+        if not self._pads_short:
+            features: Tensor = self.clip.encode_text(tokens)
+            return features
+        clip = self.clip
+        length = tokens.shape[1]
+        hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+        hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+        pooled: Tensor = clip.ln_final(hidden)[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
+        projected: Tensor = pooled @ clip.text_projection
+        return projected
+
+    def checkpoint_activations(self) -> None:
+        """Trade time for memory: recompute the towers' activations in the backward pass."""
+        self.clip.set_grad_checkpointing(True)
+
+    @property
+    def _pads_short(self) -> bool:
+        """Whether the text tower is CLIP's own causal transformer, pooled at the arg-max token."""
+        clip = self.clip
+        return (
+            getattr(clip, "text_pool_type", None) == "argmax"
+            and getattr(clip, "attn_mask", None) is not None
+            and isinstance(clip.text_projection, nn.Parameter)
+        )
+
+    def load_weights(self, state: dict[str, Tensor], *, source: str) -> None:
+        """Load every weight of the two towers from `state`; raises `CheckpointError` if any does not fit."""
+        own = self.clip.state_dict()
+        missing = sorted(set(own) - set(state))
+        extra = sorted(set(state) - set(own))
+        shapes = sorted(name for name in set(own) & set(state) if own[name].shape != state[name].shape)
+        if missing or extra or shapes:
+            example = (missing + extra + shapes)[0]
+            raise CheckpointError(
+                f"{source} does not fit {self.identity['model']}: {len(missing)} weights missing, "
+                f"{len(extra)} unknown, {len(shapes)} of another shape (first: {example}); "
+                "name the model these weights belong to"
+            )
+        self.clip.load_state_dict(state)

@@ -1,0 +1,87 @@
+"""From a recipe to a model."""
+
+from __future__ import annotations
+
+from calmctl.anchors.bank import AnchorBank
+from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.model.backbone import Backbone
+from calmctl.model.calm import CalmModel, FeatureAdapter
+from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.heads.tmass import TMassHead
+from calmctl.model.heads.xpool import XPoolHead
+from calmctl.model.vae import CrossModalVAE
+from calmctl.model.weights import load_backbone
+from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe
+
+
+def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | None = None) -> CalmModel:
+    """The model a recipe describes, freshly initialised from torch's default generator.
+
+    Args:
+        recipe: All keys.
+        vocabulary: The anchors of `recipe.anchors`, already cut to `anchors.subset`.
+        backbone: Used instead of loading the recipe's, where one is at hand.
+
+    Raises:
+        CheckpointError: See `load_backbone`.
+    """
+    backbone = backbone or load_backbone(recipe.backbone.model, recipe.backbone.weights)
+    if recipe.backbone.checkpoint_activations:
+        backbone.checkpoint_activations()
+    aligned = recipe.alignment.kind != "none"
+    return CalmModel(
+        backbone,
+        build_head(recipe, backbone.dim),
+        anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if aligned else None,
+        vae=_vae(recipe.alignment, len(vocabulary)) if recipe.alignment.kind == "vae" else None,
+        adapter=FeatureAdapter(backbone.dim) if recipe.backbone.adapter == "linear" else None,
+        anchor_keys=recipe.anchors,
+        alignment_keys=recipe.alignment,
+        frozen=recipe.frozen,
+        mask_same_clip=recipe.optim.mask_same_clip,
+    )
+
+
+def build_head(recipe: Recipe, dim: int) -> MeanPoolHead | XPoolHead | TMassHead:
+    """The fusion head of `recipe.head` for features of width `dim`."""
+    keys = recipe.head
+    match keys.kind:
+        case "meanp":
+            return MeanPoolHead()
+        case "xpool":
+            return XPoolHead(dim, heads=keys.heads, dropout=keys.dropout)
+        case "t-mass":
+            return TMassHead(
+                dim,
+                recipe.data.frames,
+                heads=keys.heads,
+                dropout=keys.dropout,
+                noise=keys.noise,
+                noise_std=keys.noise_std,
+                support_weight=keys.support_weight,
+                trials=keys.trials,
+                noise_seed=recipe.seed,
+            )
+
+
+def _anchors(keys: AnchorsSection, vocabulary: Vocabulary, backbone: Backbone, frozen: bool) -> AnchorBank:
+    return AnchorBank(
+        backbone.tokenize(vocabulary.prompts),
+        backbone.dim,
+        # Towers that do not change give the same prompts in every step: encode them once.
+        encode="frozen" if frozen else keys.encode,
+        refresh_every=keys.refresh_every,
+        position_std=keys.position_std if keys.position_init == "normal" else 0.0,
+    )
+
+
+def _vae(keys: AlignmentSection, anchors: int) -> CrossModalVAE:
+    return CrossModalVAE(
+        anchors,
+        latent=keys.latent,
+        layout=keys.layout,
+        activation=keys.activation,
+        dropout=keys.dropout,
+        input=keys.input,
+        logvar_limit=keys.logvar_limit,
+    )

@@ -1,0 +1,184 @@
+"""T-MASS: stochastic text over text-conditioned pooling (methods.md 1.3, 1.4, 1.7), scored without the leak."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calmctl.errors import BadInput
+from calmctl.model.exact import (
+    Queries,
+    mix,
+    mixture_cosines,
+    pooled_vectors,
+    pooling_table,
+    prepare_texts,
+    score_in_blocks,
+)
+from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.model.pooling import TextConditionedPooling, pooled_cosines
+from calmctl.model.precision import full_precision
+from calmctl.model.stochastic import NoiseKind, NoiseLaw, Radius, support_texts
+
+# Stochastic scoring holds D numbers a pair, a few times over: blocks that fit a CPU's cache, or fill a GPU.
+PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}
+
+
+class TMassHead(nn.Module):
+    """Scores the best of `trials` samples of the text's cloud: max_m cos(t + E_m * R(t, v), V(v|t)).
+
+    Computes in the type of its own weights: `head.double()` gives float64. A score depends on the text, the
+    video, the weights and `noise_seed`: all pairs share one bank of noise, whatever the chunking.
+
+    Args:
+        dim: D.
+        frames: F; the radius is a linear layer over the frames, so videos must have exactly this many.
+        heads: Attention heads of the pooling block.
+        dropout: On the last linear branch of the pooling block, in training.
+        noise: Law of the noise, "uniform" on [0, 1) or "normal".
+        noise_std: Standard deviation of "normal".
+        support_weight: Weight of the support-text loss (0.8 on MSR-VTT in the reference; 0 leaves it out).
+        trials: Samples per pair in scoring; 0 scores the text itself.
+        noise_seed: Seed of the noise bank of scoring.
+    """
+
+    name = "t-mass"
+
+    def __init__(
+        self,
+        dim: int,
+        frames: int,
+        heads: int = 1,
+        dropout: float = 0.3,
+        *,
+        noise: NoiseKind = "uniform",
+        noise_std: float = 0.003,
+        support_weight: float = 0.8,
+        trials: int = 20,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pooling = TextConditionedPooling(dim, heads, dropout)
+        self.radius = Radius(frames, dim)
+        self.noise = NoiseLaw(noise, noise_std)
+        self.support_weight, self.trials, self.noise_seed = support_weight, trials, noise_seed
+
+    def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
+        """Cosines of one sample of each text, and of its support text if that has a weight.
+
+        A text is moved by the radius of its own video only, and then scored against all; the pooling sees
+        the text before it was moved.
+
+        Args:
+            texts: [B_t, D].
+            frames: [B_v, F, D].
+            paired: [B_t], the index in `frames` of each text's own video.
+        """
+        with full_precision(texts.device):
+            texts, frames = self._cast(texts), self._cast(self._checked(frames))
+            pooled = self.pooling(texts, frames)
+            radii = self.radius(texts, frames[paired])
+            moved = texts + self.noise.sample_like(texts) * radii
+            found = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
+            if self.support_weight > 0:
+                support = support_texts(texts, radii, pooled.mean(1)[paired])
+                found.append(WeightedSimilarity("support", self.support_weight, pooled_cosines(support, pooled)))
+            return found
+
+    @torch.no_grad()
+    def video_table(self, frames: Tensor) -> VideoTable:
+        """The `pooling_table` of frames [N_v, F, D], and the frames at unit length for the radius."""
+        with full_precision(frames.device):
+            frames = self._cast(self._checked(frames))
+            return pooling_table(self.pooling, frames) | {"unit_frames": F.normalize(frames, dim=-1)}
+
+    @torch.no_grad()
+    def score(self, texts: Tensor, table: VideoTable) -> Tensor:
+        """Exact scores [N_t, N_v] under the shared noise bank; dropout never applies."""
+        with full_precision(texts.device):
+            block = partial(self._best_trial, self.noise_bank().to(texts.device))
+            if self.trials == 0:
+                block = partial(mixture_cosines, self.pooling)
+            pairs = PAIRS_PER_BLOCK.get(texts.device.type, 1 << 14)
+            return score_in_blocks(block, self.pooling, self._cast(texts), table, pairs)
+
+    def noise_bank(self) -> Tensor:
+        """E [trials, D]: the noise all pairs share in scoring, a function of `noise_seed` alone.
+
+        Without trials it is one row of zeros: the text itself.
+        """
+        if self.trials == 0:
+            return self._cast(torch.zeros(1, self.pooling.dim))
+        generator = torch.Generator().manual_seed(self.noise_seed)
+        return self._cast(self.noise.sample(self.trials, self.pooling.dim, generator=generator))
+
+    @torch.no_grad()
+    def trial_cosines(self, bank: Tensor, texts: Queries, table: VideoTable, goal: Tensor | None = None) -> Tensor:
+        """cos(t + E_m * R(t, v), p) of every trial m, for a block of a few pairs: [N_v, trials, N_t].
+
+        p is V(v|t), or `goal` [N_v, D] where that is given. Since E is shared by all pairs,
+
+            num_m = t.p + E_m.(R*p),   den_m^2 = |t|^2 + 2 E_m.(t*R) + (E_m*E_m).(R*R),   cos = num / (den |p|)
+
+        are matrix products over all trials and pairs (methods.md 1.7 ii).
+
+        Args:
+            bank: E, the `noise_bank` on the device of the texts.
+            texts: The text side of N_t texts.
+            table: The `video_table` of N_v videos.
+            goal: One vector for each video instead of its text-conditioned pooling.
+        """
+        if goal is None:
+            mixture = mix(self.pooling, texts, table)
+            dots, norms, goal = mixture.dots, mixture.norms, pooled_vectors(mixture, table)
+        else:
+            dots, norms, goal = goal @ texts.columns, goal.norm(dim=-1, keepdim=True), goal[..., None]
+        radii = self._radii(texts, table)
+        numerators = (bank @ (goal * radii)).add_(dots[:, None])
+        squares = (bank @ (texts.columns * radii)).mul_(2).add_(texts.lengths.square())
+        squares += bank.square() @ radii.square_()
+        lengths = squares.clamp_min_(0).sqrt_().mul_(norms[:, None])
+        return numerators.div_(lengths.clamp_min_(torch.finfo(lengths.dtype).tiny))
+
+    @torch.no_grad()
+    def score_independent(self, texts: Tensor, frames: Tensor, *, seed: int) -> Tensor:
+        """Scores [N_t, N_v] with fresh noise for every pair and trial (methods.md 1.7 i), much slower.
+
+        The law of each single score is that of `score`; pairs do not share their luck. Only for comparison.
+        """
+        table, texts = self.video_table(frames), self._cast(texts)
+        sides = prepare_texts(self.pooling, texts)
+        generator = torch.Generator().manual_seed(seed)
+        scores = texts.new_empty(len(texts), len(frames))
+        for video in range(len(frames)):
+            block = {name: tensor[video : video + 1] for name, tensor in table.items()}
+            radii = self._radii(sides, block)[0].T
+            pooled = pooled_vectors(mix(self.pooling, sides, block), block)[0].T
+            best = texts.new_full((len(texts),), -torch.inf)
+            for _ in range(self.trials):
+                noise = self.noise.sample(*texts.shape, generator=generator).to(texts)
+                best = torch.maximum(best, F.cosine_similarity(texts + noise * radii, pooled, dim=-1))
+            scores[:, video] = best if self.trials else F.cosine_similarity(texts, pooled, dim=-1)
+        return scores
+
+    def _best_trial(self, bank: Tensor, texts: Queries, table: VideoTable) -> Tensor:
+        return self.trial_cosines(bank, texts, table).amax(1)
+
+    def _radii(self, texts: Queries, table: VideoTable) -> Tensor:
+        n_videos, n_frames, dim = table["unit_frames"].shape
+        dots = table["unit_frames"].reshape(-1, dim) @ texts.columns
+        return self.radius.of_cosines(dots.div_(texts.lengths.clamp_min(1e-12)).view(n_videos, n_frames, -1))
+
+    def _checked(self, frames: Tensor) -> Tensor:
+        if frames.shape[1] != (wanted := self.radius.linear.in_features):
+            raise BadInput(
+                f"the T-MASS head was built for {wanted} frames a video and was given {frames.shape[1]}; "
+                f"extract {wanted} frames, or use the xpool head, which takes any number"
+            )
+        return frames
+
+    def _cast(self, features: Tensor) -> Tensor:
+        return features.to(self.pooling.query.weight.dtype)
