@@ -1,0 +1,1 @@
+"""Anchors: vocabularies of class labels, and the distributions over them."""

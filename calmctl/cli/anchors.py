@@ -1,0 +1,212 @@
+"""`calmctl anchors`: build, list, show, merge and check anchor vocabularies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.table import Table
+from rich.text import Text
+
+from calmctl.anchors.builders import build_vocabulary, case_twins
+from calmctl.anchors.checks import check as check_one
+from calmctl.anchors.checks import check_shipped
+from calmctl.anchors.combine import merge as merge_vocabularies
+from calmctl.anchors.combine import subset
+from calmctl.anchors.publish import publish
+from calmctl.anchors.shipped import load_shipped, resolve_vocabulary, shipped_path, shipped_vocabularies
+from calmctl.anchors.sources import build_shipped
+from calmctl.anchors.vocabulary import Vocabulary, vocabulary_json
+from calmctl.cli.console import print_json, stdout
+from calmctl.errors import VocabularyError
+
+app = typer.Typer(
+    help="Build, inspect, merge and check anchor vocabularies.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Name = Annotated[str | None, typer.Option(help="Name of the result (default: from the input).")]
+_Prompt = Annotated[str | None, typer.Option(help="Prompt with one {label}.", show_default=False)]
+_Out = Annotated[Path | None, typer.Option(help="File to write (default: ./NAME@VERSION.yaml).")]
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _print(text: str) -> None:
+    stdout().print(text, soft_wrap=True, markup=False)  # labels may look like markup
+
+
+@app.command(
+    epilog=_examples(
+        "calmctl anchors build",
+        "calmctl anchors build charades",
+        "calmctl anchors build kinetics400.txt --licence 'CC BY 4.0'",
+        "calmctl anchors build ucf101.txt --spell-out --name ucf",
+        "calmctl anchors build imagenet.txt --keep-first",
+    )
+)
+def build(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A label list (.txt .csv .tsv .json), an edited vocabulary (.yaml), or the name of a "
+            "shipped vocabulary. Without it, all shipped ones are rebuilt.",
+            show_default=False,
+        ),
+    ] = None,
+    name: _Name = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Version of the result (default: 1).")] = None,
+    prompt: _Prompt = None,
+    origin: Annotated[str | None, typer.Option("--source", help="Where the labels are from.")] = None,
+    licence: Annotated[str | None, typer.Option(help="What may be done with them.")] = None,
+    note: Annotated[str | None, typer.Option(help="What a reader should know.")] = None,
+    column: Annotated[str | None, typer.Option(help="Label column of a CSV: header, or number.")] = None,
+    keep_first: Annotated[
+        bool, typer.Option("--keep-first", help="Keep the first of repeated labels, and say which.")
+    ] = False,
+    spell_out: Annotated[
+        bool, typer.Option("--spell-out", help="Part joined words: brush_hair, ApplyLipstick.")
+    ] = False,
+    out: _Out = None,
+) -> None:
+    """Make a vocabulary from a label list, or rebuild the shipped ones from their sources."""
+    if source is None:
+        given = (name, version, prompt, origin, licence, note, column, out)
+        if keep_first or spell_out or any(value is not None for value in given):
+            raise VocabularyError("options need a SOURCE: a label list, or the name of a shipped vocabulary")
+        results = build_shipped()
+        for result in results:
+            _print(f"{result.status:<10} {result.built.vocabulary.reference}  ({len(result.built.vocabulary)})")
+        changed = sum(result.status != "unchanged" for result in results)
+        _print(f"{changed} of {len(results)} written." if changed else "Nothing changed.")
+        return
+    path = _path_of_shipped(source) or Path(source)
+    built = build_vocabulary(
+        path, name=name, version=version, source=origin, licence=licence, note=note, prompt=prompt,
+        column=column, keep_first=keep_first, spell_out=spell_out,
+    )  # fmt: skip
+    for label in built.dropped:
+        _print(f"left out   repeat of {label}")
+    for hint in built.hints:
+        _print(f"note       {hint}")
+    _publish(built.vocabulary, out)
+
+
+def _path_of_shipped(name: str) -> Path | None:
+    known = shipped_vocabularies()
+    return shipped_path(name, known[name][-1]) if name in known else None
+
+
+def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
+    path = out or Path(f"{vocabulary.reference}.yaml")
+    status = publish(vocabulary, path)
+    _print(f"{status:<10} {path}  ({vocabulary.reference}, {len(vocabulary)} labels, {vocabulary.digest[:19]})")
+
+
+@app.command("list", epilog=_examples("calmctl anchors list", "calmctl anchors list --json"))
+def list_(as_json: _AsJson = False) -> None:
+    """List the shipped vocabularies."""
+    vocabularies = [load_shipped(name, each) for name, all_ in shipped_vocabularies().items() for each in all_]
+    if as_json:
+        rows = [{key: value for key, value in vocabulary_json(each).items() if key != "labels"}
+                | {"n_labels": len(each)} for each in vocabularies]  # fmt: skip
+        print_json(rows)
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading, justify in (
+        ("vocabulary", "left"),
+        ("labels", "right"),
+        ("digest", "left"),
+        ("licence", "left"),
+    ):
+        table.add_column(heading, justify=justify, no_wrap=heading != "licence")  # type: ignore[arg-type]
+    for each in vocabularies:
+        table.add_row(each.reference, str(len(each)), each.digest[7:19], Text(each.licence))
+    stdout().print(table)
+
+
+@app.command(
+    epilog=_examples(
+        "calmctl anchors show charades",
+        "calmctl anchors show charades --count 50 --seed 1",
+        "calmctl anchors show ./kinetics400.txt --json",
+    )
+)
+def show(
+    vocabulary: Annotated[str, typer.Argument(help="A shipped name, or a file.")],
+    count: Annotated[int | None, typer.Option(help="Show the seeded subset of so many labels.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the subset.")] = 0,
+    as_json: _AsJson = False,
+) -> None:
+    """Show a vocabulary: where it is from, its digest, its labels."""
+    shown = resolve_vocabulary(vocabulary)
+    if count is not None:
+        shown = subset(shown, count, seed)
+    if as_json:
+        print_json(vocabulary_json(shown))
+        return
+    facts = Table.grid(padding=(0, 2))
+    for key, value in (
+        ("vocabulary", f"{shown.reference}, {len(shown)} labels"),
+        ("prompt", shown.prompt),
+        ("digest", shown.digest),
+        ("source", shown.source),
+        ("licence", shown.licence),
+        *((("note", shown.note),) if shown.note else ()),
+    ):
+        facts.add_row(Text(key, style="bold"), Text(value, overflow="fold"))
+    labels = Columns([Text(f"{label.id}  {label.text}") for label in shown.labels], column_first=True)
+    stdout().print(facts, "", labels)
+
+
+@app.command(
+    epilog=_examples(
+        "calmctl anchors merge charades coco",
+        "calmctl anchors merge charades ./kinetics400.txt --name actions",
+    )
+)
+def merge(
+    vocabularies: Annotated[list[str], typer.Argument(help="Two or more: shipped names, or files.")],
+    name: _Name = None,
+    version: Annotated[int, typer.Option(min=1, help="Version of the result.")] = 1,
+    prompt: _Prompt = None,
+    note: Annotated[str, typer.Option(help="What a reader should know.", show_default=False)] = "",
+    out: _Out = None,
+) -> None:
+    """Concatenate vocabularies; of exactly equal labels the first stays."""
+    parts = [resolve_vocabulary(each) for each in vocabularies]
+    merged = merge_vocabularies(parts, name=name, version=version, note=note, prompt=prompt)
+    for label in merged.removed:
+        _print(f"left out   {label}")
+    for twins in case_twins(merged.vocabulary.texts):
+        _print(f"note       CLIP reads {', '.join(map(repr, twins))} alike: it ignores capitals")
+    _print(f"merged     {' + '.join(str(len(part)) for part in parts)} labels, "
+           f"{len(merged.removed)} duplicates removed: {len(merged.vocabulary)}")  # fmt: skip
+    _publish(merged.vocabulary, out)
+
+
+@app.command(epilog=_examples("calmctl anchors check", "calmctl anchors check ./actions@1.yaml ./kinetics400.txt"))
+def check(
+    vocabularies: Annotated[
+        list[str] | None, typer.Argument(help="Names or files (default: all shipped).", show_default=False)
+    ] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Verify vocabularies: schema, repeats, digests, and that the shipped ones follow from their sources."""
+    checked = [check_one(each) for each in vocabularies] if vocabularies else check_shipped()
+    faults = [each for each in checked if each.fault]
+    if as_json:
+        print_json([asdict(each) for each in checked])
+    else:
+        for each in checked:
+            _print(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
+    if faults:
+        raise VocabularyError(f"{len(faults)} of {len(checked)} vocabularies have faults; they are listed above")
