@@ -1,0 +1,1 @@
+"""Scoring of all pairs, retrieval metrics, uncertainty of the numbers, tables."""

@@ -1,0 +1,219 @@
+"""Retrieval metrics from scores alone: R@1/5/10, median and mean rank, both ways, with ties counted fairly.
+
+Ties count as the average over all orders of the equals (methods.md 1.8, our decision), so a constant score
+matrix gives chance and no sorting order can flatter a model. Scores [N_t, N_v] and `owners` [N_t] (the clip
+each caption describes) are all that goes in; N_t and N_v are unrelated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calmctl.errors import BadInput, RunFailed
+
+Direction = Literal["text_to_video", "video_to_text", "video_to_text_plain"]
+Ties = Literal["average", "optimistic", "pessimistic"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+_BLOCK_ELEMENTS = 4_000_000  # comparisons are made block by block: memory stays small beside the scores
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalMetrics:
+    """Metrics of one direction.
+
+    Attributes:
+        r1: R@1 in percent.
+        r5: R@5 in percent.
+        r10: R@10 in percent.
+        mdr: Median rank, from 1.
+        mnr: Mean rank, from 1.
+        n_queries: Number of queries.
+        n_candidates: Number of candidates that each query ranks.
+    """
+
+    r1: float
+    r5: float
+    r10: float
+    mdr: float
+    mnr: float
+    n_queries: int
+    n_candidates: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranks:
+    """Where each query's target stands, before ties are settled; one entry a query, [N].
+
+    Attributes:
+        greater: Wrong candidates that score strictly above the best target.
+        equal: Wrong candidates that score the same as the best target.
+        targets: Targets at that score: 1, or more in plain video-to-text where captions of one clip tie.
+        clips: The clip each query belongs to, by which queries are resampled together.
+        n_candidates: Number of candidates of every query.
+    """
+
+    greater: Integers
+    equal: Integers
+    targets: Integers
+    clips: Integers
+    n_candidates: int
+
+    def recall(self, k: int, ties: Ties = "average") -> NDArray[np.float64]:
+        """Each query's contribution to R@k, in [0, 1], [N].
+
+        Average ties: the share of orders of the equals in which a target is among the first k. With one
+        target that is clip((k - greater) / (equal + 1), 0, 1); with more, the complement of the chance to
+        draw only wrong ones.
+        """
+        if ties == "optimistic":
+            return np.where(self.greater < k, 1.0, 0.0)
+        if ties == "pessimistic":
+            return np.where(self.greater + self.equal < k, 1.0, 0.0)
+        if (self.targets == 1).all():
+            return np.asarray(np.clip((k - self.greater) / (self.equal + 1), 0.0, 1.0), dtype=np.float64)
+        places = np.clip(k - self.greater, 0, self.equal + self.targets)
+        missed = np.ones(len(self.greater))
+        for draw in range(min(k, int(places.max(initial=0)))):
+            wrong_left = np.maximum(self.equal - draw, 0)
+            left = np.maximum(self.equal + self.targets - draw, 1)
+            missed = np.where(draw < places, missed * wrong_left / left, missed)
+        return 1.0 - missed
+
+    def ranks(self, ties: Ties = "average") -> NDArray[np.float64]:
+        """Each query's rank of its best target, from 1, [N]; fractional where equals are averaged."""
+        before = self.equal / (self.targets + 1) if ties == "average" else 1.0 * self.equal
+        return 1.0 + self.greater + (0.0 if ties == "optimistic" else before)
+
+    def metrics(self, ties: Ties = "average") -> RetrievalMetrics:
+        """The metrics over all queries."""
+        ranks = self.ranks(ties)
+        r1, r5, r10 = (100.0 * float(self.recall(k, ties).mean()) for k in (1, 5, 10))
+        return RetrievalMetrics(
+            r1, r5, r10, float(np.median(ranks)), float(ranks.mean()), len(ranks), self.n_candidates
+        )
+
+
+def rank_queries(scores: ArrayLike, owners: ArrayLike, direction: Direction = "text_to_video") -> Ranks:
+    """Rank every query of one direction.
+
+    Args:
+        scores: Similarities [N_t, N_v]; only their order matters.
+        owners: The clip that each caption describes, [N_t].
+        direction: "text_to_video": every caption is a query, every clip a candidate.
+            "video_to_text": every clip with captions is a query, the candidates are the clips that have
+            captions, each by its best caption (the released convention, methods.md 1.8).
+            "video_to_text_plain": the same queries; the candidates are all captions, and the rank is that
+            of the clip's best own caption.
+
+    Raises:
+        BadInput: Shapes or owners that do not fit.
+        RunFailed: A score is NaN; the message names the caption and the clip.
+    """
+    scores_, owners_ = _checked(scores, owners)
+    match direction:
+        case "text_to_video":
+            return _text_to_video(scores_, owners_)
+        case "video_to_text":
+            return _video_to_text(scores_, owners_)
+        case "video_to_text_plain":
+            return _video_to_text_plain(scores_, owners_)
+    raise BadInput(f"there is no direction {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+
+
+def text_to_video(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") -> RetrievalMetrics:
+    """Text-to-video metrics; arguments as in `rank_queries`."""
+    return rank_queries(scores, owners, "text_to_video").metrics(ties)
+
+
+def video_to_text(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") -> RetrievalMetrics:
+    """Video-to-text metrics in the released grouped-max convention; arguments as in `rank_queries`."""
+    return rank_queries(scores, owners, "video_to_text").metrics(ties)
+
+
+def video_to_text_plain(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") -> RetrievalMetrics:
+    """Video-to-text metrics among all captions; arguments as in `rank_queries`."""
+    return rank_queries(scores, owners, "video_to_text_plain").metrics(ties)
+
+
+def retrieval_metrics(scores: ArrayLike, owners: ArrayLike) -> dict[Direction, RetrievalMetrics]:
+    """The metrics of every direction; arguments as in `rank_queries`."""
+    return {direction: rank_queries(scores, owners, direction).metrics() for direction in DIRECTIONS}
+
+
+def _checked(scores: ArrayLike, owners: ArrayLike) -> tuple[Floats, Integers]:
+    scores_ = np.asarray(scores)
+    owners_ = np.asarray(owners)
+    if scores_.dtype.kind in "iu":
+        scores_ = scores_.astype(np.float64)
+    if scores_.ndim != 2 or scores_.size == 0 or scores_.dtype.kind != "f":
+        raise BadInput(f"scores must be numbers [N_t, N_v], not {scores_.dtype} {list(scores_.shape)}")
+    if owners_.shape != scores_.shape[:1] or owners_.dtype.kind not in "iu":
+        raise BadInput(
+            f"owners must be one clip index for each of the {len(scores_)} captions, "
+            f"not {owners_.dtype} {list(owners_.shape)}"
+        )
+    outside = np.flatnonzero((owners_ < 0) | (owners_ >= scores_.shape[1]))
+    if len(outside):
+        raise BadInput(f"owners[{outside[0]}] is {owners_[outside[0]]}, but there are {scores_.shape[1]} clips")
+    for rows in _blocks(*scores_.shape):
+        bad = np.argwhere(np.isnan(scores_[rows]))
+        if len(bad):
+            text, clip = rows.start + bad[0][0], bad[0][1]
+            raise RunFailed(
+                f"the score of caption {text} with clip {clip} is NaN: the model diverged or a feature is "
+                "damaged; no metrics can be made of it"
+            )
+    return scores_, owners_.astype(np.int64)
+
+
+def _blocks(length: int, width: int) -> list[slice]:
+    """Slices over `length` such that a block of `width` wide rows stays small."""
+    step = max(1, _BLOCK_ELEMENTS // max(width, 1))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _text_to_video(scores: Floats, owners: Integers) -> Ranks:
+    greater = np.empty(len(scores), np.int64)
+    equal = np.empty(len(scores), np.int64)
+    for rows in _blocks(*scores.shape):
+        block = scores[rows]
+        own = np.take_along_axis(block, owners[rows, None], axis=1)
+        greater[rows] = (block > own).sum(axis=1)
+        equal[rows] = (block == own).sum(axis=1) - 1
+    return Ranks(greater, equal, np.ones_like(greater), owners, scores.shape[1])
+
+
+def _video_to_text(scores: Floats, owners: Integers) -> Ranks:
+    order = np.argsort(owners, kind="stable")
+    clips, starts = np.unique(owners[order], return_index=True)
+    greater = np.empty(len(clips), np.int64)
+    equal = np.empty(len(clips), np.int64)
+    for queries in _blocks(len(clips), len(scores)):
+        best = np.maximum.reduceat(scores[np.ix_(order, clips[queries])], starts, axis=0)  # [groups, queries]
+        own = best[np.arange(len(clips))[queries], np.arange(best.shape[1])]
+        greater[queries] = (best > own).sum(axis=0)
+        equal[queries] = (best == own).sum(axis=0) - 1
+    return Ranks(greater, equal, np.ones_like(greater), clips.astype(np.int64), len(clips))
+
+
+def _video_to_text_plain(scores: Floats, owners: Integers) -> Ranks:
+    clips = np.unique(owners)
+    greater = np.empty(len(clips), np.int64)
+    equal = np.empty(len(clips), np.int64)
+    targets = np.empty(len(clips), np.int64)
+    for queries in _blocks(len(clips), len(scores)):
+        block = scores[:, clips[queries]]  # [N_t, queries]
+        mine = owners[:, None] == clips[queries]
+        best = np.where(mine, block, -np.inf).max(axis=0)
+        greater[queries] = (block > best).sum(axis=0)
+        same = block == best
+        targets[queries] = (same & mine).sum(axis=0)
+        equal[queries] = (same & ~mine).sum(axis=0)
+    return Ranks(greater, equal, targets, clips.astype(np.int64), len(scores))

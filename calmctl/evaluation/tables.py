@@ -1,0 +1,108 @@
+"""Results as a table for people (80 columns) and as plain data for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from calmctl.evaluation.bootstrap import METRICS, Interval
+from calmctl.evaluation.metrics import Direction
+from calmctl.evaluation.paper import PaperRetrieval
+from calmctl.evaluation.result import HONEST_SCORER, RetrievalResult
+
+_WAYS: dict[Direction, str] = {"text_to_video": "text → video", "video_to_text": "video → text"}
+_COLUMNS = (("", 15), ("R@1", 11), ("R@5", 11), ("R@10", 11), ("MdR", 11), ("MnR", 13))  # 77 with the gaps
+_PAPER_NOTE = (
+    "paper: text-to-video, one run without a seed, evaluator not stated; its baseline's released evaluator "
+    "leaks, so these may be inflated (docs/protocols.md)"
+)
+
+
+def results_json(results: Sequence[RetrievalResult]) -> list[dict[str, Any]]:
+    """Results as plain data; everything the table says is in it."""
+    return [result.to_json() for result in results]
+
+
+def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
+    """A block a test set: each direction with its interval below, the paper's row, caveats at the foot."""
+    parts: list[RenderableType] = []
+    if title := _title(results):
+        parts += [Text(title, style="bold"), ""]
+    header = _grid()
+    header.add_row(*(Text(name, style="bold") for name, _ in _COLUMNS))
+    parts += [header, Text("─" * 77, style="dim")]
+    several_systems = len({each.system for each in results}) > 1
+    for result in results:
+        parts += [_heading(result, several_systems=several_systems), _rows(result), ""]
+    return Group(*parts, *_footnotes(results))
+
+
+def _grid() -> Table:
+    """A table without lines whose columns are as wide in every block, so that blocks stand under one header."""
+    grid = Table.grid(padding=(0, 1))
+    for name, width in _COLUMNS:
+        grid.add_column(justify="right" if name else "left", width=width, no_wrap=True)
+    return grid
+
+
+def _title(results: Sequence[RetrievalResult]) -> str:
+    trained = {f"{each.trained_on} {each.trained_protocol}".strip() for each in results} - {""}
+    systems = {each.system for each in results} - {""}
+    parts = [f"trained on {each}" for each in trained if len(trained) == 1]
+    return ", ".join(parts + [each for each in systems if len(systems) == 1])
+
+
+def _heading(result: RetrievalResult, *, several_systems: bool) -> Text:
+    domain = "→ " if result.trained_on not in ("", result.dataset) else ""
+    heading = Text(f"{domain}{result.dataset} {result.protocol}".strip(), style="bold")
+    facts = [f"{result.n_captions} captions, {result.n_clips} clips"]
+    if several_systems and result.system:
+        facts.insert(0, result.system)
+    heading.append(f"  {', '.join(facts)}", style="not bold")
+    warnings = [f"{result.split} split"] if result.split != "test" else []
+    warnings += [f"{result.left_out} clips left out"] if result.left_out else []
+    warnings += [f"scorer: {result.scorer}"] if result.scorer != HONEST_SCORER else []
+    for warning in warnings:
+        heading.append(f"  !! {warning}", style="bold red")
+    return heading
+
+
+def _rows(result: RetrievalResult) -> Table:
+    grid = _grid()
+    mark = "" if result.scorer == HONEST_SCORER else "!! "
+    for direction, way in _WAYS.items():
+        metrics = result.metrics[direction]
+        intervals = result.intervals[direction]
+        grid.add_row(Text(mark + way), *(Text(_number(getattr(metrics, name))) for name in METRICS))
+        if intervals is not None:
+            bounds: list[Interval] = [getattr(intervals, name) for name in METRICS]
+            cells = [f"{_number(bound.low)}–{_number(bound.high)}" for bound in bounds]  # noqa: RUF001
+            grid.add_row("", *(Text(cell, style="dim") for cell in cells))
+        if direction == "text_to_video" and result.paper is not None:
+            grid.add_row(*_paper_cells(result.paper))
+    return grid
+
+
+def _paper_cells(row: PaperRetrieval) -> list[Text]:
+    values = (_number(row.r1), _number(row.r5), _number(row.r10), "", _number(row.mnr))
+    return [Text(text, style="italic") for text in (f"paper: {row.method}", *values)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
+    notes = []
+    levels = {each.level for result in results for each in result.intervals.values() if each is not None}
+    if levels:
+        level = ", ".join(f"{100 * value:g} %" for value in sorted(levels))
+        notes.append(Text(f"below each number: {level} bootstrap interval over clips", style="dim"))
+    if any(result.paper is not None for result in results):
+        notes.append(Text(_PAPER_NOTE, style="dim"))
+    caveats = dict.fromkeys(caveat for result in results for caveat in result.caveats)
+    return notes + [Text(f"!! {caveat}", style="bold red") for caveat in caveats]
