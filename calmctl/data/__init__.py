@@ -1,0 +1,1 @@
+"""Data: sample types, one module a dataset, decoding, the feature store. Knows files, not models."""

@@ -1,0 +1,161 @@
+"""The demo dataset: a captioned video world drawn on the spot, with a shifted twin for out-of-domain tests.
+
+    root/demo.json                annotations; written last, so that its presence means "complete"
+    root/clips/ID-DIGEST.mp4      one H.264 file a clip, named by what is in it
+
+Protocols: "retrieval" (every caption for training; the first caption of each validation and test clip) and
+"captioning" (every caption everywhere, as references).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calmctl.data.demo_draw import draw, encode
+from calmctl.data.demo_world import VERSION, DemoCounts, PlannedClip, Scene, plan
+from calmctl.data.samples import Clip, Dataset, LeftOut, Split
+from calmctl.errors import DatasetError
+from calmctl.files import read_json, sha256_bytes, write_bytes, write_json
+
+PROTOCOLS = ("retrieval", "captioning")
+
+
+class _Entry(BaseModel):
+    """One clip in demo.json."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    shifted: bool
+    split: Literal["train", "val", "test"]
+    file: str
+    attributes: Scene
+    captions: Annotated[list[str], Field(min_length=1)]
+
+
+class _Manifest(BaseModel):
+    """The whole of demo.json."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int
+    seed: int
+    digest: str
+    clips: list[_Entry]
+
+
+def generate_demo(
+    root: Path,
+    *,
+    seed: int = 0,
+    counts: DemoCounts | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw the demo world into `root`; what is there already is kept, so an interrupted call can be repeated.
+
+    The same seed gives the same clips. One process draws about a hundred clips a second, which is too
+    little work to spread over processes.
+
+    Args:
+        root: The dataset's folder; made if missing.
+        seed: Chooses another world of the same kind.
+        counts: Clips per split; `DemoCounts()` by default.
+        progress: Called with (clips done, clips in all).
+
+    Raises:
+        RunFailed: The folder is not writable or the disk is full.
+    """
+    clips = plan(seed, counts or DemoCounts())
+    entries = [_entry(clip, seed) for clip in clips]
+    for done, (clip, entry) in enumerate(zip(clips, entries, strict=True)):
+        if progress:
+            progress(done, len(clips))
+        path = root / entry["file"]
+        if not path.exists():
+            rng = random.Random(f"calmctl demo {VERSION}: drawing {seed} {clip.id}")
+            write_bytes(path, encode(draw(clip.scene, rng, shifted=clip.shifted)))
+    manifest = {"version": VERSION, "seed": seed, "digest": _digest(entries), "clips": entries}
+    if not (root / "demo.json").exists() or _read(root).digest != manifest["digest"]:
+        write_json(root / "demo.json", manifest)
+    if progress:
+        progress(len(clips), len(clips))
+
+
+def load_demo(root: Path, *, shifted: bool, protocol: str | None = None) -> Dataset:
+    """Read what `generate_demo` wrote.
+
+    Args:
+        root: The folder given to `generate_demo`.
+        shifted: The shifted domain ("demo-shifted": a test split only) instead of "demo".
+        protocol: "retrieval" (default) or "captioning".
+
+    Raises:
+        DatasetError: `root` holds no demo world, or `demo.json` was changed, or the protocol is unknown.
+    """
+    protocol = protocol or PROTOCOLS[0]
+    if protocol not in PROTOCOLS:
+        raise DatasetError(f"demo has no protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}")
+    if not (root / "demo.json").exists():
+        raise DatasetError(f"{root} holds no demo world (demo.json is missing); `calmctl demo` draws it")
+    manifest = _read(root)
+    splits = {}
+    for name in ("test",) if shifted else ("train", "val", "test"):
+        entries = [entry for entry in manifest.clips if entry.shifted == shifted and entry.split == name]
+        first_only = protocol == "retrieval" and name != "train"
+        splits[name] = _split(name, entries, root, first_only=first_only)
+    note = f"synthetic clips drawn by calmctl: version {manifest.version}, seed {manifest.seed}"
+    return Dataset("demo-shifted" if shifted else "demo", protocol, splits, (note,))
+
+
+def _entry(clip: PlannedClip, seed: int) -> dict[str, Any]:
+    attributes = asdict(clip.scene)
+    content = sha256_bytes(json.dumps([VERSION, seed, clip.id, attributes]).encode())
+    return {
+        "id": clip.id,
+        "shifted": clip.shifted,
+        "split": clip.split,
+        "file": f"clips/{clip.id}-{content[:8]}.mp4",
+        "attributes": attributes,
+        "captions": list(clip.captions),
+    }
+
+
+def _digest(entries: list[dict[str, Any]]) -> str:
+    return sha256_bytes(json.dumps(entries, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _read(root: Path) -> _Manifest:
+    path = root / "demo.json"
+    advice = "delete it and draw the demo again (clips that are there are kept)"
+    raw = read_json(path, what="demo annotations", error=DatasetError)
+    try:
+        manifest = _Manifest.model_validate(raw, strict=False)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "top level"
+        raise DatasetError(f"{path}: {place}: {fault['msg']}; {advice}") from None
+    if _digest(raw["clips"]) != manifest.digest:
+        raise DatasetError(f"{path} was changed after it was written; {advice}")
+    return manifest
+
+
+def _split(name: str, entries: list[_Entry], root: Path, *, first_only: bool) -> Split:
+    clips: list[Clip] = []
+    captions: list[str] = []
+    owners: list[int] = []
+    left_out: list[LeftOut] = []
+    for entry in entries:
+        path = root / entry.file
+        if not path.exists():
+            left_out.append(LeftOut(entry.id, f"{entry.file} is missing"))
+            continue
+        used = entry.captions[:1] if first_only else entry.captions
+        owners += [len(clips)] * len(used)
+        captions += used
+        clips.append(Clip(entry.id, path))
+    return Split(name, tuple(clips), tuple(captions), tuple(owners), tuple(left_out))

@@ -1,0 +1,94 @@
+"""DiDeMo as paragraph retrieval: all descriptions of a clip, joined, describe it (methods.md section 6.4).
+
+The same clip appears under two file extensions in the official JSON, and some names end in a bare dot. No name
+holds another dot, so what precedes the first one is the clip.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from calmctl.data.benchmark import Benchmark, Counts, Protocol
+from calmctl.data.splits import Annotated
+from calmctl.data.textfiles import read_ids, read_object, read_table, text_fields
+
+_WINDOW_S = (0.0, 31.0)
+
+
+def clip_id_of(file_name: str) -> str:
+    """The clip that a file of DiDeMo, or a re-encoded copy of it, shows."""
+    return file_name.split(".", 1)[0]
+
+
+def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
+    """Paragraphs by clip: every description of it, whatever file name it is under; those of a list, if any."""
+    listed = {clip_id_of(file_name): None for file_name in _listed(files)}
+    json_file = files[f"{name}_data.json"]
+    return _paragraphs(json_file, lambda file_name: not listed or clip_id_of(file_name) in listed, listed)
+
+
+def _read_tmass(name: str, files: Mapping[str, Path]) -> Annotated:
+    """Paragraphs by exact file name: T-MASS's own table, or the same made from the JSON and a list file."""
+    table = files.get(f"didemo_{name}_label.csv")
+    if table is None:
+        names = dict.fromkeys(_listed(files))
+        return _paragraphs(files[f"{name}_data.json"], names.__contains__, map(clip_id_of, names))
+    # Paths are those of the machine that made the table; only the file's name means anything here.
+    pairs = [
+        (clip_id_of(re.split(r"[/\\]", row["video_path"])[-1]), row["text"])
+        for _, row in read_table(table, ["video_path", "text"])
+    ]
+    return Annotated([clip_id for clip_id, _ in pairs], pairs, *_WINDOW_S)
+
+
+def _listed(files: Mapping[str, Path]) -> list[str]:
+    """File names in the list file, where one is among the files."""
+    return [name for file, path in files.items() if file.endswith(".txt") for name in read_ids(path)]
+
+
+def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) -> Annotated:
+    """One paragraph a clip, of its descriptions under kept file names; listed clips without any come last."""
+    descriptions: dict[str, list[str]] = {}
+    for file_name, description in text_fields(read_object(path, list), ["video", "description"], f"{path}: "):
+        if keep(file_name):
+            descriptions.setdefault(clip_id_of(file_name), []).append(description)
+    n_joined = sum(map(len, descriptions.values()))
+    return Annotated(
+        list(dict.fromkeys([*descriptions, *listed])),
+        [(clip_id, " ".join(texts)) for clip_id, texts in descriptions.items()],
+        *_WINDOW_S,
+        notes=(f"{n_joined:,} descriptions joined into {len(descriptions):,} paragraphs",),
+    )
+
+
+def _files(*tables: str) -> dict[str, list[tuple[str, ...]]]:
+    return {
+        split: [tuple(name.format(split) for name in choice.split()) for choice in tables]
+        for split in ("train", "val", "test")
+    }
+
+
+DIDEMO = Benchmark(
+    name="didemo",
+    description="DiDeMo: 10,000 Flickr clips of 30 s, one paragraph each",
+    publisher=(
+        "the LocalizingMoments project of Hendricks et al. (the JSON files and where to get the clips), the "
+        "collaborative-experts project (the list files) and the T-MASS project (the label tables)"
+    ),
+    default_protocol="official",
+    protocols={
+        "official": Protocol(
+            files=_files("{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt", "{0}_data.json"),
+            read=_read_official,
+            published={"train": Counts(8392, 8392), "val": Counts(1065, 1065), "test": Counts(1004, 1004)},
+        ),
+        "tmass": Protocol(
+            files=_files("didemo_{0}_label.csv", "{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt"),
+            read=_read_tmass,
+            published={"train": Counts(8362, 8362), "val": Counts(1062, 1062), "test": Counts(1004, 1004)},
+        ),
+    },
+    id_of=clip_id_of,
+)

@@ -1,0 +1,69 @@
+"""LSMDC: 118,081 short movie clips, a sentence a line (methods.md section 6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from calmctl.data.benchmark import Benchmark, Counts, Protocol
+from calmctl.data.layout import listing
+from calmctl.data.splits import Annotated
+from calmctl.data.textfiles import read_lines
+from calmctl.errors import DatasetError
+
+_COLUMNS = 6  # clip id, start and end aligned, start and end extracted, sentence
+_TRAIN = "LSMDC16_annos_training.csv"
+_VAL = "LSMDC16_annos_val.csv"
+_TEST = "LSMDC16_challenge_1000_publictect.csv"  # so spelled where it is published
+_OFTEN_DROPPED = frozenset(
+    {
+        "1012_Unbreakable_00.05.16.065-00.05.21.941",
+        "0017_Pianist_00.23.28.872-00.23.34.843",
+        "0017_Pianist_00.30.36.767-00.30.38.009",
+        "3064_SPARKLE_2012_01.41.07.000-01.41.11.793",
+    }
+)
+
+
+def _read(name: str, files: Mapping[str, Path]) -> Annotated:
+    """Every line is a (clip, sentence) pair; a clip with several lines has several sentences.
+
+    The files are tab-separated without quoting: a quotation mark is part of the sentence. Some ids carry a
+    stray one in front, which is not part of the id.
+    """
+    (path,) = files.values()
+    pairs = []
+    for number, line in read_lines(path):
+        cells = line.split("\t", _COLUMNS - 1)
+        if len(cells) != _COLUMNS:
+            raise DatasetError(f"{path}:{number}: {len(cells)} tab-separated fields, expected {_COLUMNS}")
+        pairs.append((cells[0].strip().removeprefix('"'), cells[-1]))
+    clip_ids = list(dict.fromkeys(clip_id for clip_id, _ in pairs))
+    kept = [clip_id for clip_id in clip_ids if clip_id in _OFTEN_DROPPED]
+    notes = (f"kept {listing(kept)}, which comparable code drops",) if kept else ()
+    return Annotated(clip_ids, pairs, notes=notes)
+
+
+LSMDC = Benchmark(
+    name="lsmdc",
+    description="LSMDC 2016: 118,081 movie clips of 4 s, one sentence each",
+    publisher=(
+        "the Large Scale Movie Description Challenge (Max Planck Institute for Informatics; given out on request "
+        "and not to be passed on)"
+    ),
+    protocols={
+        "": Protocol(
+            files={
+                "train": [(_TRAIN,)],
+                "val": [(_VAL,)],
+                "test": [(_TEST,), (_TEST.replace("tect", "test"),)],
+            },
+            read=_read,
+            published={
+                "train": Counts(None, 101_079),
+                "val": Counts(None, 7408),
+                "test": Counts(None, 1000),
+            },
+        )
+    },
+)

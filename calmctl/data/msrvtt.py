@@ -1,0 +1,116 @@
+"""MSR-VTT: 10,000 clips, 20 sentences each (methods.md section 6.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from calmctl.data.benchmark import Benchmark, Counts, Protocol
+from calmctl.data.splits import Annotated
+from calmctl.data.textfiles import field, read_object, read_table, text_fields
+from calmctl.errors import DatasetError
+
+_MERGED = "MSRVTT_data.json"
+_TRAIN_VAL = "train_val_videodatainfo.json"
+_TEST = "test_videodatainfo.json"
+_TEST_1KA = "MSRVTT_JSFUSION_test.csv"
+_TRAIN_9K = "MSRVTT_train.9k.csv"
+_TRAIN_7K = "MSRVTT_train.7k.csv"
+_OFFICIAL_NAMES = {"train": "train", "validate": "val", "test": "test"}
+# The official split by position in `videos`, for merged files that do not tell it (methods.md section 5.8).
+_OFFICIAL_ORDER = ["train"] * 6513 + ["val"] * 497 + ["test"] * 2990
+
+
+def _read_retrieval(name: str, files: Mapping[str, Path]) -> Annotated:
+    """Train: the clips of a list with all their captions. Test: the 1k-A pairs, one sentence a clip."""
+    if name == "test":
+        table = read_table(files[_TEST_1KA], ["video_id", "sentence"])
+        pairs = [(row["video_id"], row["sentence"]) for _, row in table]
+        return Annotated([clip_id for clip_id, _ in pairs], pairs)
+    (list_file,) = (path for file, path in files.items() if file.endswith(".csv"))
+    clip_ids = [row["video_id"] for _, row in read_table(list_file, ["video_id"])]
+    wanted = set(clip_ids)
+    jsons = (path for file, path in files.items() if file.endswith(".json"))
+    return Annotated(clip_ids, [pair for path in jsons for pair in _captions(path, _load(path), wanted)])
+
+
+def _read_full(name: str, files: Mapping[str, Path]) -> Annotated:
+    """The official split of 2016 with all captions."""
+    (path,) = files.values()
+    content = _load(path)
+    clip_ids = [clip_id for clip_id, split in _official_splits(path, content) if split == name]
+    return Annotated(clip_ids, _captions(path, content, set(clip_ids)))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_object(path, dict)
+    return content
+
+
+def _official_splits(path: Path, content: dict[str, Any]) -> list[tuple[str, str]]:
+    """(clip id, split): as the file tells, or by position in a complete file that does not tell."""
+    videos = field(content, "videos", str(path), list)
+    clip_ids = [clip_id for (clip_id,) in text_fields(videos, ["video_id"], f"{path}: videos")]
+    told = [video.get("split") for video in videos]
+    known = [_OFFICIAL_NAMES[split] for split in told if isinstance(split, str) and split in _OFFICIAL_NAMES]
+    # A merged file in which everything is "train" does not tell the split either.
+    complete = path.name != _MERGED or set(known) == set(_OFFICIAL_NAMES.values())
+    if len(known) == len(videos) and complete:
+        return list(zip(clip_ids, known, strict=True))
+    if len(videos) == len(_OFFICIAL_ORDER):
+        return list(zip(clip_ids, _OFFICIAL_ORDER, strict=True))
+    raise DatasetError(
+        f"{path}: which split a video belongs to cannot be told: neither has each of the {len(videos):,} videos "
+        "a 'split' (train, validate or test), nor are there 10,000 of them, whose order would tell"
+    )
+
+
+def _captions(path: Path, content: dict[str, Any], clip_ids: Container[str]) -> list[tuple[str, str]]:
+    sentences = field(content, "sentences", str(path), list)
+    pairs = text_fields(sentences, ["video_id", "caption"], f"{path}: sentences")
+    return [(clip_id, caption) for clip_id, caption in pairs if clip_id in clip_ids]
+
+
+MSRVTT = Benchmark(
+    name="msrvtt",
+    description="MSR-VTT: 10,000 web clips of 10 to 30 s, 20 sentences each",
+    publisher=(
+        "Microsoft Research (the JSON files of the 2016 challenge; the clips as a zip file of the Frozen in Time "
+        "project) and the CLIP4Clip project (msrvtt_data.zip: the merged JSON and the CSV lists)"
+    ),
+    default_protocol="9k",
+    protocols={
+        "9k": Protocol(
+            files={
+                "train": [(_TRAIN_9K, _MERGED), (_TRAIN_9K, _TRAIN_VAL, _TEST)],
+                "test": [(_TEST_1KA,)],
+            },
+            read=_read_retrieval,
+            published={"train": Counts(9000, 180_000), "test": Counts(1000, 1000)},
+            val_clips=500,
+        ),
+        "7k": Protocol(
+            files={
+                "train": [(_TRAIN_7K, _MERGED), (_TRAIN_7K, _TRAIN_VAL)],
+                "test": [(_TEST_1KA,)],
+            },
+            read=_read_retrieval,
+            published={"train": Counts(7010, 140_200), "test": Counts(1000, 1000)},
+            val_clips=500,
+        ),
+        "full": Protocol(
+            files={
+                "train": [(_TRAIN_VAL,), (_MERGED,)],
+                "val": [(_TRAIN_VAL,), (_MERGED,)],
+                "test": [(_TEST,), (_MERGED,)],
+            },
+            read=_read_full,
+            published={
+                "train": Counts(6513, 130_260),
+                "val": Counts(497, 9940),
+                "test": Counts(2990, 59_800),
+            },
+        ),
+    },
+)

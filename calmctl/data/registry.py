@@ -1,0 +1,108 @@
+"""All datasets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from calmctl.data.benchmark import load_benchmark
+from calmctl.data.didemo import DIDEMO
+from calmctl.data.folder import load_folder
+from calmctl.data.layout import listing
+from calmctl.data.lsmdc import LSMDC
+from calmctl.data.msrvtt import MSRVTT
+from calmctl.data.msvd import MSVD
+from calmctl.data.samples import Dataset
+from calmctl.errors import DatasetError
+
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (MSRVTT, MSVD, DIDEMO, LSMDC)}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What a list of datasets says about one.
+
+    Attributes:
+        description: One line.
+        protocols: Names of its protocols; ("",) where there is only one.
+        default_protocol: The one taken where none is named.
+    """
+
+    description: str
+    protocols: tuple[str, ...] = ("",)
+    default_protocol: str = ""
+
+
+_DEMO_PROTOCOLS = ("retrieval", "captioning")
+
+DATASETS: Mapping[str, DatasetInfo] = {
+    **{
+        name: DatasetInfo(benchmark.description, tuple(benchmark.protocols), benchmark.default_protocol)
+        for name, benchmark in BENCHMARKS.items()
+    },
+    "demo": DatasetInfo("the drawn demo world", _DEMO_PROTOCOLS, "retrieval"),
+    "demo-shifted": DatasetInfo(
+        "the demo world with other backgrounds, colours and phrasing", _DEMO_PROTOCOLS, "retrieval"
+    ),
+    "folder": DatasetInfo("any folder of videos, with captions.csv, captions.json or captions.jsonl, or without"),
+}
+
+
+def load_dataset(
+    name: str,
+    root: Path | None,
+    *,
+    protocol: str | None = None,
+    annotations: Path | None = None,
+    videos: Path | None = None,
+    val_clips: int | None = None,
+    val_seed: int = 0,
+) -> Dataset:
+    """Read a dataset's annotation files and find its clips.
+
+    Args:
+        name: One of `DATASETS`.
+        root: Folder with the dataset's annotation files and clips; it may hold several datasets. None where
+            `annotations` and `videos` are given.
+        protocol: One of the dataset's protocols; None for its default.
+        annotations: Folder of the annotation files, where they are elsewhere.
+        videos: Folder of the clips, searched with everything below it, where they are elsewhere.
+        val_clips: How many clips to carve from train for validation, where the protocol has no such split;
+            None for the protocol's default, 0 for none.
+        val_seed: Seed of that list.
+
+    Returns:
+        The splits whose annotation files are there; asking for another one raises what is missing. Clips
+        whose file is missing are in `Split.left_out`.
+
+    Raises:
+        DatasetError: An unknown name or protocol, a missing or malformed file, or not one clip.
+    """
+    info = DATASETS.get(name)
+    if info is None:
+        near = get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {listing(list(DATASETS))}"
+        raise DatasetError(f"no dataset {name!r}; {hint}")
+    protocol = info.default_protocol if protocol is None else protocol
+    if protocol not in info.protocols:
+        known = f"it has {listing(info.protocols)}" if any(info.protocols) else "it has only one"
+        raise DatasetError(f"{name} has no protocol {protocol!r}; {known}")
+    if name in BENCHMARKS:
+        return load_benchmark(
+            BENCHMARKS[name],
+            protocol,
+            root,
+            annotations=annotations,
+            videos=videos,
+            val_clips=val_clips,
+            val_seed=val_seed,
+        )
+    if name == "folder":
+        return load_folder(root, annotations=annotations, videos=videos, val_clips=val_clips, val_seed=val_seed)
+    from calmctl.data.demo import load_demo  # draws its clips itself, which nobody else has to import
+
+    if root is None or annotations is not None or videos is not None or val_clips is not None:
+        raise DatasetError(f"{name} is read from --root alone and has a validation split of its own")
+    return load_demo(root, shifted=name == "demo-shifted", protocol=protocol)

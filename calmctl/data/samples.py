@@ -1,0 +1,70 @@
+"""What every dataset becomes: clips, captions, and who describes whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video clip: a file, or a window of one.
+
+    Attributes:
+        id: Unique within its dataset; the field's own name for the clip.
+        path: The file.
+        start_s: Start of the window in seconds.
+        end_s: End of the window in seconds (clipped to the duration), or None for the file's end.
+    """
+
+    id: str
+    path: Path
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A clip that is not used, and the reason a report lists."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Clips of one split with all their captions.
+
+    `captions[i]` describes `clips[owners[i]]`; the number of captions and of clips are unrelated.
+
+    Attributes:
+        name: "train", "val" or "test".
+        clips: The clips whose file exists, in the protocol's order.
+        captions: The sentences, in the protocol's order.
+        owners: For each caption the index of its clip.
+        left_out: Clips of the protocol that are missing, with reasons.
+    """
+
+    name: str
+    clips: tuple[Clip, ...]
+    captions: tuple[str, ...]
+    owners: tuple[int, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset under one protocol.
+
+    Attributes:
+        name: "msrvtt", "msvd", "didemo", "lsmdc", "demo", "demo-shifted" or "folder".
+        protocol: The published protocol's name ("9k", "7k", "full", ...), or "" where there is only one.
+        splits: Any of "train", "val", "test".
+        notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).
+    """
+
+    name: str
+    protocol: str
+    splits: Mapping[str, Split]
+    notes: tuple[str, ...] = ()

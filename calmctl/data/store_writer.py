@@ -1,0 +1,233 @@
+"""Adding to a feature store: plan, add shards, take over the shards of another; one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calmctl.data import store_format as fmt
+from calmctl.data.samples import Clip, Dataset, LeftOut
+from calmctl.data.store import FeatureStore
+from calmctl.data.store_format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file
+from calmctl.errors import RunFailed, StoreError
+from calmctl.files import sha256_file, write_bytes
+from calmctl.tensorfiles import read_metadata, save_tensors
+
+CLIPS_PER_SHARD = 64
+"""Clips a shard: what a killed extraction loses at most, and what one changed file costs (our choice)."""
+SENTENCES_PER_SHARD = 4096
+
+Source = list[float | int | None]
+
+
+class StoreWriter(FeatureStore):
+    """A feature store that is being added to. Every shard is on disk before the index speaks of it."""
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: Path, header: Header) -> Generator[StoreWriter, None, None]:
+        """Open the store at `path` for adding, or start an empty one, and keep other writers out.
+
+        Raises:
+            StoreError: It holds features of another backbone, dataset, sampling or number format; another
+                process is adding to it; the folder holds something else.
+            RunFailed: The folder cannot be written.
+        """
+        if not (path / fmt.INDEX).exists():
+            _require_vacant(path)
+            fmt.write_document(path / fmt.CATALOGUE, Catalogue())
+            fmt.write_document(path / fmt.INDEX, Index(header=header))
+        with _only_writer(path):
+            for unfinished in path.glob(".*.tmp"):  # what a killed writer left
+                unfinished.unlink(missing_ok=True)
+            index = fmt.read_document(path / fmt.INDEX, Index)
+            store = cls(path, index, fmt.read_document(path / fmt.CATALOGUE, Catalogue))
+            store.require(header)
+            yield store
+
+    def plan(self, dataset: Dataset) -> None:
+        """Take up a dataset: its splits, and new groups for the clips and sentences not known yet.
+
+        Groups never change once they are planned, so what is extracted stays valid when a dataset grows, and
+        machines that extract some of the groups each make the shards that one machine would make.
+        """
+        splits = dataset.splits.values()
+        clips = _extended(self._catalogue.clips, (clip.id for split in splits for clip in split.clips), CLIPS_PER_SHARD)
+        sentences = _extended(
+            self._catalogue.sentences,
+            (caption for split in splits for caption in split.captions),
+            SENTENCES_PER_SHARD,
+        )
+        number = {text: place for place, text in enumerate(text for group in sentences for text in group)}
+        self._record(
+            Catalogue(
+                clips=clips,
+                sentences=sentences,
+                splits={
+                    name: fmt.CatalogueSplit(
+                        clips=[clip.id for clip in split.clips],
+                        captions=[number[caption] for caption in split.captions],
+                        owners=list(split.owners),
+                        left_out=_entries(split.left_out),
+                    )
+                    for name, split in dataset.splits.items()
+                },
+            ),
+            dataset.protocol,
+        )
+
+    def changed_clip(self, group: int, clips: Mapping[str, Clip]) -> str | None:
+        """The first clip of a complete, whole shard whose file is not the one it was extracted from."""
+        path = self.path / shard_file("frames", group)
+        sources = read_metadata(path, what="feature store", error=StoreError).get("sources", {})
+        known = (key for key in self.groups("frames")[group] if key in clips)
+        return next((key for key in known if sources.get(key) != source_of(clips[key])), None)
+
+    def add_frames(
+        self, group: int, features: Tensor, sources: Mapping[str, Source | None], left_out: Sequence[LeftOut]
+    ) -> None:
+        """Write the shard of a group of clips, then the index.
+
+        Args:
+            group: Number of the group.
+            features: [n, F, D] of the group's clips in order, without those left out.
+            sources: `source_of` each clip of the group, taken before it was decoded.
+            left_out: The group's clips that have no features, with reasons.
+        """
+        self._add("frames", group, features, {"sources": dict(sources)}, left_out)
+
+    def add_texts(self, group: int, features: Tensor) -> None:
+        """Write the shard of a group of sentences, features [n, D] in order, then the index."""
+        self._add("texts", group, features, {}, ())
+
+    def _add(
+        self, kind: Kind, group: int, features: Tensor, metadata: dict[str, Any], left_out: Sequence[LeftOut]
+    ) -> None:
+        missing = {clip.id for clip in left_out}
+        keys = [key for key in self.groups(kind)[group] if key not in missing]
+        if features.shape != self.shape(kind, len(keys)):
+            raise ValueError(
+                f"{kind} of group {group} must be {self.shape(kind, len(keys))}, got {tuple(features.shape)}"
+            )
+        features = features.to(getattr(torch, self.header.dtype))
+        finite = features.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            raise StoreError(
+                f"the backbone gave a feature that is no {self.header.dtype} number for "
+                f"{keys[int(finite.int().argmin())]!r}: its weights are damaged, or too large for float16"
+            )
+        path = self.path / shard_file(kind, group)
+        save_tensors(path, {kind: features}, {"keys": keys, **metadata})
+        self._put(kind, group, ShardEntry(sha256=sha256_file(path), left_out=_entries(left_out)))
+
+    def take(self, other: FeatureStore) -> int:
+        """Take over every shard of `other` that this store lacks; returns how many.
+
+        Raises:
+            StoreError: The two were not planned from the same clips and sentences, hold different features
+                for the same clips, or a shard of `other` is damaged.
+        """
+        other.require(self.header)
+        if not self._catalogue.clips and not self._index.shards:
+            self._record(other._catalogue, other.protocol)
+        if (self._catalogue, self.protocol) != (other._catalogue, other.protocol):
+            raise StoreError(
+                f"{other.path} and {self.path} were not made from the same list of clips and captions: only "
+                "the parts of one extraction (--shard i/n of the same dataset) can be merged"
+            )
+        taken = 0
+        for kind in self._rows:
+            for group in range(len(self.groups(kind))):
+                theirs, ours = other.entry(kind, group), self.entry(kind, group)
+                if theirs is None or (theirs == ours and self.shard(kind, group)[1] is None):
+                    continue
+                content, fault = other.shard(kind, group)
+                name = shard_file(kind, group)
+                if fault is not None:
+                    raise StoreError(f"{other.path / name} {fault}; extract that part again")
+                if ours is not None and theirs != ours:
+                    raise StoreError(
+                        f"{other.path / name} and {self.path / name} hold different features of the same "
+                        f"{len(self.groups(kind)[group])} keys; extract that part again"
+                    )
+                write_bytes(self.path / name, content)
+                self._put(kind, group, theirs)
+                taken += 1
+        return taken
+
+    def _put(self, kind: Kind, group: int, entry: ShardEntry) -> None:
+        shards = {**self._index.shards, shard_file(kind, group): entry}
+        self._index = self._index.model_copy(update={"shards": dict(sorted(shards.items()))})
+        fmt.write_document(self.path / fmt.INDEX, self._index)
+        self._locate(kind, group)
+
+    def _record(self, catalogue: Catalogue, protocol: str) -> None:
+        # Groups only ever grow, so an index that is still the old one fits the new catalogue too.
+        if catalogue != self._catalogue:
+            self._catalogue = catalogue
+            fmt.write_document(self.path / fmt.CATALOGUE, catalogue)
+        if protocol != self.protocol:
+            self._index = self._index.model_copy(update={"protocol": protocol})
+            fmt.write_document(self.path / fmt.INDEX, self._index)
+
+
+def source_of(clip: Clip) -> Source | None:
+    """What tells a clip's file from a changed one: size, modification time, and the window used of it."""
+    try:
+        status = clip.path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns, clip.start_s, clip.end_s]
+
+
+def _entries(left_out: Iterable[LeftOut]) -> list[LeftOutClip]:
+    return [LeftOutClip(id=clip.id, reason=clip.reason) for clip in left_out]
+
+
+def _extended(groups: Sequence[list[str]], keys: Iterable[str], size: int) -> list[list[str]]:
+    """`groups` and behind them new groups of `size` for the keys that are in none."""
+    known = {key for group in groups for key in group}
+    new = [key for key in dict.fromkeys(keys) if key not in known]
+    return [*groups, *(new[start : start + size] for start in range(0, len(new), size))]
+
+
+def _require_vacant(path: Path) -> None:
+    """Refuse a folder that holds something else; a store whose making was cut short does not count."""
+    try:
+        names = [file.name for file in path.iterdir()]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"{path} cannot be a feature store: {error.strerror or error}") from error
+    foreign = [name for name in names if name != fmt.CATALOGUE and not name.startswith(".")]
+    if foreign:
+        raise StoreError(f"{path} holds other things ({min(foreign)}, ...) and no feature store; choose another folder")
+
+
+@contextmanager
+def _only_writer(path: Path) -> Generator[None, None, None]:
+    """Hold the store's lock. The system lets go of it when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers lose work there, never data, since every file is atomic
+        yield
+        return
+    try:
+        handle = (path / ".lock").open("w")
+    except OSError as error:
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another process is extracting into {path}; wait for it, or give each its own --out and merge them"
+            ) from None
+        except OSError:  # a file system without locks: as on Windows
+            pass
+        yield

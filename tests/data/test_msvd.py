@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from calmctl.data.registry import load_dataset
+from calmctl.errors import DatasetError
+
+CAPTIONS = {"-4w_5_15": ["a", "b", ""], "x_1_2": ["c"], "y_1_2": ["d", "e"], "no_list_1": ["f"]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "annotations/msvd"
+    videos = tmp_path / "videos/msvd/YouTubeClips"
+    folder.mkdir(parents=True)
+    videos.mkdir(parents=True)
+    (folder / "captions_msvd.json").write_text(json.dumps(CAPTIONS))
+    (folder / "train_list.txt").write_text("-4w_5_15\nz_1_2")
+    (folder / "val_list.txt").write_text("x_1_2\n")
+    (folder / "test_list.txt").write_bytes(b"y_1_2\r\n")
+    for name in ("-4w_5_15.avi", "x_1_2.mp4", "y_1_2.avi"):
+        (videos / name).touch()
+    return tmp_path
+
+
+def test_every_caption_is_a_query(root: Path) -> None:
+    dataset = load_dataset("msvd", root)
+    assert dataset.protocol == ""
+    train, val, test = (dataset.splits[name] for name in ("train", "val", "test"))
+    assert (train.captions, train.owners) == (("a", "b"), (0, 0))
+    assert (test.captions, test.owners) == (("d", "e"), (0, 0))
+    assert val.clips[0].path.name == "x_1_2.mp4" and val.clips[0].end_s is None
+    assert "train: 1 empty captions left out" in dataset.notes
+    assert "val: 1 clips in the annotation files, 100 published" in dataset.notes
+
+
+def test_clips_that_a_release_lacks_captions_of(root: Path) -> None:
+    """Some caption files cover 1,967 of the 1,970 clips."""
+    left = load_dataset("msvd", root).splits["train"].left_out
+    assert [(item.id, item.reason) for item in left] == [("z_1_2", "no caption in the annotation files")]
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        ('{"x_1_2": "text"}', r"x_1_2: expected a list, found text"),
+        ('{"x_1_2": [1]}', r"'x_1_2'\[0\]: expected text, found int"),
+        ('["x_1_2"]', "expected an object, found a list"),
+    ],
+)
+def test_malformed_captions(root: Path, captions: str, message: str) -> None:
+    (root / "annotations/msvd/captions_msvd.json").write_text(captions)
+    with pytest.raises(DatasetError, match=message):
+        load_dataset("msvd", root)
+
+
+def test_annotations_and_videos_given_apart(root: Path) -> None:
+    dataset = load_dataset(
+        "msvd", None, annotations=root / "annotations/msvd", videos=root / "videos/msvd/YouTubeClips"
+    )
+    assert [len(split.clips) for split in dataset.splits.values()] == [1, 1, 1]

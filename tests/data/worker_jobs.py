@@ -1,0 +1,64 @@
+"""Jobs that behave as decoders do on a bad day. Imported by name in worker processes: see `test_workers`."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from calmctl.errors import VideoError
+
+
+def misbehave(item: str) -> np.ndarray:
+    """Do what the item says."""
+    match item.split()[0]:
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "read-nowhere":
+            ctypes.string_at(0)  # a real segmentation fault inside C code
+        case "hang":
+            time.sleep(60)
+        case "hang-in-c":
+            ctypes.PyDLL(None).sleep(60)  # as a `PyDLL` it keeps the GIL
+        case "exit":
+            os._exit(3)
+        case "reason":
+            raise VideoError("no video stream")
+        case "bug":
+            raise KeyError("frame")
+        case "memory":
+            raise MemoryError
+        case "noise":
+            print("between the replies", flush=True)
+            os.write(1, b'{"shape": [1], "dtype": "|u1"}\n')
+            os.write(2, b"error spam" * 1000)
+        case "empty":
+            return np.empty((0, 3), dtype=np.float32)
+    return np.frombuffer(item.encode(), dtype=np.uint8)
+
+
+def pid(item: object) -> np.ndarray:
+    """The worker's process id."""
+    return np.array([os.getpid()])
+
+
+def pid_to_file(item: str) -> np.ndarray:
+    """Write the worker's process id to the file `item`."""
+    with open(item, "w") as handle:
+        handle.write(str(os.getpid()))
+    return np.zeros(1)
+
+
+def has_torch(item: object) -> np.ndarray:
+    """Whether torch was imported by everything a decoding worker needs."""
+    import calmctl.data.decode
+    import calmctl.data.pixels  # noqa: F401
+
+    return np.array(["torch" in sys.modules])
+
+
+def large(item: int) -> np.ndarray:
+    """More bytes than a pipe holds, in an order of its own."""
+    return np.random.default_rng(item).integers(0, 256, (12, 100, 100, 3), dtype=np.uint8)[:, :, ::-1]
