@@ -1,0 +1,76 @@
+"""The application: its subcommands, and how errors reach a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from calmctl.cli.anchors import app as anchors_app
+from calmctl.cli.console import stderr
+from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
+from calmctl.cli.demo import demo
+from calmctl.cli.eval import EXAMPLES as EVAL_EXAMPLES
+from calmctl.cli.eval import evaluate
+from calmctl.cli.extract import extract
+from calmctl.cli.recipes import app as recipes_app
+from calmctl.cli.train import EXAMPLES as TRAIN_EXAMPLES
+from calmctl.cli.train import train
+from calmctl.errors import CalmError
+
+app = typer.Typer(
+    name="calmctl",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: calmctl demo    Any command takes --debug to show the traceback of an error.",
+)
+app.command(epilog=DEMO_EXAMPLES)(demo)
+app.add_typer(anchors_app, name="anchors")
+app.add_typer(recipes_app, name="recipes")
+app.command()(extract)
+app.command(epilog=TRAIN_EXAMPLES)(train)
+app.command(name="eval", epilog=EVAL_EXAMPLES)(evaluate)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Show the version and leave.")) -> None:
+    """CALM: class-anchor-aligned generative modeling for video-text retrieval and captioning."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"calmctl {installed('calmctl')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; the process ends with 0 (fine), 1 (a failed run) or 2 (bad usage or bad input)."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app()
+    except CalmError as error:
+        code, text = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, text = 130, "interrupted"
+    except BrokenPipeError:  # the reader of a pipe left, as `head` does: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        code, text = 1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback"
+    if debug:
+        traceback.print_exc()
+    # Plain text: a message may quote input that looks like markup or carries terminal controls.
+    for line in text.splitlines() or [""]:
+        stderr().print(f"[bold red]error:[/] {printable(line)}", soft_wrap=True, highlight=False)
+    sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """`text` with markup escaped and control characters shown instead of obeyed."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))

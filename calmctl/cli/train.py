@@ -1,0 +1,154 @@
+"""`calmctl train`: a recipe in, a run folder and a table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calmctl.cli.console import note, print_json, progress_bar, stdout
+from calmctl.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from calmctl.recipe import Recipe
+    from calmctl.training.train import Trained
+
+EXAMPLES = """Examples:
+
+calmctl train recipes/didemo.yaml
+
+calmctl train recipes/msrvtt.yaml data.root=/data/msrvtt head.kind=xpool optim.epochs=2
+
+calmctl train recipes/msrvtt.yaml --dry-run
+
+calmctl train --resume runs/msrvtt-001"""
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or a shipped recipe's name.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, such as optim.epochs=2.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run.", metavar="RUN")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder for new runs.")] = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve everything, decode one batch, print the plan, train nothing.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a recipe end to end from videos, or on extracted features, and test the result."""
+    from calmctl.recipe import load_recipe, resolve_recipe
+    from calmctl.runs.folder import find_run
+
+    if (recipe is None) == (resume is None):
+        raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
+    former = find_run(str(resume), runs) if resume else None
+    if former is not None:
+        resolved = former.recipe_to_resume()
+    else:
+        resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
+    if dry_run:
+        _print_plan(resolved, as_json)
+        return
+    from calmctl.training.train import train as run_train  # after the recipe's own mistakes: torch takes seconds
+
+    with progress_bar("steps") as bar:
+        watcher = BarWatcher(bar)
+        trained = run_train(
+            resolved, runs, resume=former, tensorboard=tensorboard, watcher=watcher, progress=watcher.reading
+        )
+    _print_trained(trained, as_json)
+
+
+class BarWatcher:
+    """Shows a training as one bar, reading of clips as others, and validation numbers as lines."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Advance the bar of the training."""
+        self._show("training", done, total, f"loss {loss:.3f}")
+        if done == total:
+            self._bar.remove_task(self._tasks.pop("training"))
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Advance the bar of some reading; it goes away when it is full."""
+        self._show(what, done, total, "")
+        if done == total:
+            self._bar.remove_task(self._tasks.pop(what))
+
+    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
+        """Print the validation numbers of an epoch."""
+        self._bar.console.print(
+            f"epoch {epoch}: validation R@1 {validation['t2v_r1']:.1f}  R@5 {validation['t2v_r5']:.1f}  "
+            f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}  "
+            f"(video to text R@1 {validation['v2t_r1']:.1f})"
+        )
+
+    def _show(self, what: str, done: int, total: int, text: str) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total, note="")
+        self._bar.update(self._tasks[what], completed=done, total=total, note=text)
+
+
+def _print_plan(recipe: Recipe, as_json: bool) -> None:
+    from rich.table import Table
+
+    from calmctl.training.plan import plan_training
+
+    plan = plan_training(recipe)
+    if as_json:
+        print_json(plan)
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in plan["summary"].items():
+        table.add_row(key, value)
+    stdout().print(table)
+    print_left_out(plan["left_out"])
+    note(f"nothing was trained; start it with: calmctl train ... (recipe {recipe.name})")
+
+
+def _print_trained(trained: Trained, as_json: bool) -> None:
+    from calmctl.evaluation.tables import results_json, retrieval_table
+
+    if as_json:
+        print_json(
+            {
+                "run": str(trained.run.folder),
+                "validation": trained.validation,
+                "test": results_json(trained.results),
+                "left_out": trained.left_out,
+            }
+        )
+        return
+    if trained.results:
+        stdout().print(retrieval_table(trained.results))
+    print_left_out(trained.left_out)
+    folder = trained.run.folder
+    stdout().print(
+        f"run      {folder}\nweights  {trained.run.weights('best')}\n"
+        f"slim     {trained.run.weights('slim')} (all that inference needs)\n"
+        f"next     calmctl eval {folder}",
+        soft_wrap=True,
+    )
+
+
+def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3) -> None:
+    """Tell on stderr which clips were not used: by split and reason, with their number and the first names."""
+    from calmctl.cli.main import printable
+
+    for split, entries in left_out.items():
+        by_reason: dict[str, list[str]] = {}
+        for clip, reason in entries.items():
+            by_reason.setdefault(reason, []).append(clip)
+        if entries:
+            note(f"[yellow]{split}: {len(entries)} clips left out[/] (--json lists all)")
+        for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+            shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
+            note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")

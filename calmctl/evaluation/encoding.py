@@ -1,0 +1,153 @@
+"""Features of a whole split, as scoring needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmctl.data.samples import LeftOut, Split
+from calmctl.data.store import FeatureStore
+from calmctl.data.workers import decode_clips
+from calmctl.errors import DatasetError, VideoError
+from calmctl.model.calm import CalmModel
+from calmctl.model.preprocess import fingerprint, split_preprocess
+from calmctl.recipe.schema import Data
+
+TEXTS_PER_BATCH = 256
+FRAMES_PER_BATCH = 384
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSplit:
+    """What is scored; the number of texts and of videos are unrelated.
+
+    Attributes:
+        texts: Sentence features [N_t, D], behind any adapter.
+        frames: Frame features [N_v, F, D], behind any adapter.
+        owners: For each text the number of its clip, [N_t].
+        ids: Ids of the N_v clips.
+        captions: The N_t sentences.
+        left_out: Clips of the protocol that are missing or do not decode, with reasons; their captions are
+            left out with them.
+    """
+
+    texts: Tensor
+    frames: Tensor
+    owners: np.ndarray
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = field(default=())
+
+
+def stream_frames(
+    split: Split, model: CalmModel, data: Data, progress: Progress | None = None
+) -> Iterator[np.ndarray | VideoError]:
+    """Frames uint8 [F, S, S, 3] of a split's clips in order, or the reason why a clip has none."""
+    decoded = decode_clips(
+        split.clips,
+        data.frames,
+        workers=data.workers or 1,
+        timeout_s=data.timeout_s,
+        transform=split_preprocess(model.backbone)[0],
+    )
+    for done, (_, frames) in enumerate(decoded, start=1):
+        yield frames
+        if progress:
+            progress(done, len(split.clips))
+
+
+@torch.inference_mode()
+def encode_split(
+    model: CalmModel, split: Split, frames: Iterable[np.ndarray | VideoError], device: torch.device
+) -> EncodedSplit:
+    """Encode the captions of `split` and the frames of its clips, given in the same order.
+
+    Raises:
+        DatasetError: No clip of the split is usable.
+    """
+    features: list[Tensor] = []
+    kept: list[int] = []
+    left_out = list(split.left_out)
+    waiting: list[np.ndarray] = []
+    for number, (clip, decoded) in enumerate(zip(split.clips, frames, strict=True)):
+        if isinstance(decoded, VideoError):
+            left_out.append(LeftOut(clip.id, str(decoded)))
+            continue
+        kept.append(number)
+        waiting.append(decoded)
+        if len(waiting) * len(decoded) >= FRAMES_PER_BATCH:
+            features.append(_encode(model, waiting, device))
+            waiting = []
+    if waiting:
+        features.append(_encode(model, waiting, device))
+    return _with_texts(model, split, kept, left_out, features, device)
+
+
+@torch.inference_mode()
+def encode_stored(model: CalmModel, store: FeatureStore, split: str, device: torch.device) -> EncodedSplit:
+    """The same from a feature store, whose features were made by the backbone that `model` has.
+
+    Raises:
+        StoreError: Another backbone made them, or the store has no such split.
+        DatasetError: No clip of the split is usable.
+    """
+    store.require_backbone(fingerprint(model.backbone))
+    stored = store.split(split)
+    if not stored.ids:
+        raise DatasetError(_nothing_usable(split, list(stored.left_out)))
+    return EncodedSplit(
+        model.encode_texts(store.texts(stored.captions).to(device)).cpu(),
+        model.encode_frames(store.frames(stored.ids).to(device)).cpu(),
+        np.array(stored.owners, dtype=np.int64),
+        stored.ids,
+        stored.captions,
+        stored.left_out,
+    )
+
+
+def _with_texts(
+    model: CalmModel,
+    split: Split,
+    kept: list[int],
+    left_out: list[LeftOut],
+    features: list[Tensor],
+    device: torch.device,
+) -> EncodedSplit:
+    if not kept:
+        raise DatasetError(_nothing_usable(split.name, left_out))
+    place = {number: position for position, number in enumerate(kept)}
+    used = [(text, place[owner]) for text, owner in zip(split.captions, split.owners, strict=True) if owner in place]
+    captions = tuple(text for text, _ in used)
+    return EncodedSplit(
+        encode_captions(model, captions, device),
+        torch.cat(features),
+        np.array([owner for _, owner in used], dtype=np.int64),
+        tuple(split.clips[number].id for number in kept),
+        captions,
+        tuple(left_out),
+    )
+
+
+@torch.inference_mode()
+def encode_captions(model: CalmModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
+    """Sentence features [N, D] of `captions`, behind any adapter, on the CPU."""
+    parts = [torch.empty(0, model.backbone.dim)]
+    for first in range(0, len(captions), TEXTS_PER_BATCH):
+        tokens = model.backbone.tokenize(captions[first : first + TEXTS_PER_BATCH])
+        parts.append(model.encode_texts(tokens.to(device)).cpu())
+    return torch.cat(parts)
+
+
+def _encode(model: CalmModel, clips: list[np.ndarray], device: torch.device) -> Tensor:
+    return model.encode_frames(torch.from_numpy(np.stack(clips)).to(device)).cpu()
+
+
+def _nothing_usable(split: str, left_out: list[LeftOut]) -> str:
+    first = f"; first: {left_out[0].id}: {left_out[0].reason}" if left_out else ""
+    return f"no clip of the {split} split is usable ({len(left_out)} left out{first}); check data.root and data.videos"

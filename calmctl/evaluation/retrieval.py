@@ -1,0 +1,121 @@
+"""Retrieval evaluated: a model, a split, honest numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from calmctl.errors import BadInput
+from calmctl.evaluation.encoding import EncodedSplit
+from calmctl.evaluation.metrics import retrieval_metrics
+from calmctl.evaluation.released import score_tmass_released
+from calmctl.evaluation.rerank import dual_softmax
+from calmctl.evaluation.result import RetrievalResult, retrieval_result
+from calmctl.evaluation.scoring import score_all
+from calmctl.model.calm import CalmModel
+
+Scorer = Literal["leak-free", "tmass-released", "dual-softmax"]
+SCORERS: tuple[Scorer, ...] = ("leak-free", "tmass-released", "dual-softmax")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One test set evaluated: the numbers, the scores [N_t, N_v] they are from, and what was scored."""
+
+    result: RetrievalResult
+    scores: np.ndarray
+    encoded: EncodedSplit
+
+
+def score_split(
+    model: CalmModel,
+    encoded: EncodedSplit,
+    device: torch.device,
+    *,
+    scorer: Scorer = "leak-free",
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Scores [N_t, N_v] of all pairs of a split.
+
+    Only "tmass-released", the audit of a leak, is told which caption belongs to which video.
+
+    Raises:
+        BadInput: The audit is asked of a head that is not T-MASS, or where N_t != N_v.
+    """
+    if scorer == "tmass-released":
+        if model.head.name != "t-mass":
+            raise BadInput(f"--protocol tmass-released audits T-MASS heads; this run's head is {model.head.name}")
+        released: np.ndarray = score_tmass_released(
+            model.head, encoded.texts, encoded.frames, torch.from_numpy(encoded.owners)
+        ).numpy()
+        return released
+    scores = score_all(model.head, encoded.texts, encoded.frames, device=device, progress=progress)
+    if scorer == "dual-softmax":
+        scores = dual_softmax(scores)
+    return scores.numpy()
+
+
+def validation_numbers(model: CalmModel, encoded: EncodedSplit, device: torch.device) -> dict[str, float]:
+    """Numbers of the validation split, and the "score" by which the best epoch is chosen.
+
+    The score is text-to-video R@1, and where that ties the mean rank decides: both are from the validation
+    split and the leak-free scorer alone (our choice).
+    """
+    metrics = retrieval_metrics(score_split(model, encoded, device), encoded.owners)
+    ours, back = metrics["text_to_video"], metrics["video_to_text"]
+    return {
+        "score": ours.r1 - 1e-6 * ours.mnr,
+        "t2v_r1": ours.r1,
+        "t2v_r5": ours.r5,
+        "t2v_r10": ours.r10,
+        "t2v_mnr": ours.mnr,
+        "v2t_r1": back.r1,
+        "v2t_mnr": back.mnr,
+    }
+
+
+def evaluate_encoded(
+    model: CalmModel,
+    encoded: EncodedSplit,
+    device: torch.device,
+    *,
+    dataset: str,
+    protocol: str,
+    trained_on: str,
+    trained_protocol: str,
+    system: str,
+    split: str = "test",
+    scorer: Scorer = "leak-free",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score a split and measure it both ways, with bootstrap intervals; the arguments label the result."""
+    scores = score_split(model, encoded, device, scorer=scorer, progress=progress)
+    result = retrieval_result(
+        scores,
+        encoded.owners,
+        dataset=dataset,
+        protocol=protocol,
+        split=split,
+        trained_on=trained_on,
+        trained_protocol=trained_protocol,
+        system=system,
+        scorer=scorer,
+        paper_method=_paper_row(model),
+        left_out=len(encoded.left_out),
+    )
+    return Evaluation(result, scores, encoded)
+
+
+def _paper_row(model: CalmModel) -> str:
+    """The method of the paper's tables that this model stands for."""
+    match model.alignment.kind:
+        case "vae":
+            return "CALM"
+        case "none":
+            return {"meanp": "CLIP4Clip", "t-mass": "T-MASS"}.get(model.head.name, "")
+        case _:
+            return ""

@@ -1,0 +1,1 @@
+"""The training loop, optimiser groups and schedule, checkpoints, run folders."""

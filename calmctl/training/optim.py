@@ -1,0 +1,78 @@
+"""Optimiser groups and the learning rate's schedule (methods.md 1.5, 7.3 rows 16 and 17)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from calmctl.model.calm import CalmModel
+from calmctl.recipe.schema import OptimSection
+
+GROUPS = ("backbone", "head", "alignment")
+LN_100 = math.log(100.0)
+
+
+def group_of(name: str) -> str:
+    """The learning-rate group of a parameter of `CalmModel`, by its name."""
+    if name.startswith("backbone."):
+        return "backbone"
+    return "alignment" if name.startswith(("anchors.", "vae.", "log_temperature")) else "head"
+
+
+def build_optimizer(model: CalmModel, keys: OptimSection) -> torch.optim.AdamW:
+    """AdamW with one group a (learning-rate group, decayed or not); each group carries its `name` and `peak_lr`."""
+    rates = {"backbone": keys.lr_backbone, "head": keys.lr_head, "alignment": keys.lr_alignment}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = keys.decay == "all" or (parameter.dim() > 1 and name != "anchors.position")
+            groups.setdefault((group_of(name), decays), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "name": group,
+                "peak_lr": rates[group],
+                "lr": 0.0,
+                "weight_decay": keys.weight_decay if decays else 0.0,
+            }
+            for (group, decays), parameters in groups.items()
+        ],
+        betas=keys.betas,
+        eps=keys.eps,
+        fused=True,
+    )
+
+
+def schedule_factor(step: int, total: int, warmup: float) -> float:
+    """Share of the peak rate at `step` of `total`: linear rise over `warmup` of all steps, then half a cosine to 0.
+
+    The rise reaches its first value, not 0, at step 0: a step with rate 0 would be thrown away (our choice).
+    """
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group its share of its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def gradient_norms(model: CalmModel) -> dict[str, float]:
+    """L2 norm of the gradients a learning-rate group."""
+    squares = dict.fromkeys(GROUPS, 0.0)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            squares[group_of(name)] += float(parameter.grad.float().square().sum())
+    return {f"grad_{group}": math.sqrt(square) for group, square in squares.items()}
+
+
+@torch.no_grad()
+def clamp_logit_scale(model: CalmModel) -> None:
+    """CLIP's logit scale never exceeds ln 100 (methods.md 1.4)."""
+    model.backbone.logit_scale.clamp_(max=LN_100)

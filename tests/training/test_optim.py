@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+
+from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.model.build import build_model
+from calmctl.training.optim import build_optimizer, clamp_logit_scale, group_of, schedule_factor
+
+
+def test_schedule_rises_then_follows_half_a_cosine():
+    total, warmup = 100, 0.1
+    factors = [schedule_factor(step, total, warmup) for step in range(total)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
+    assert factors[:10] == sorted(factors[:10]) and factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert 0 < factors[-1] < 0.001
+    assert schedule_factor(0, 1, 0.0) == 1.0
+
+
+def test_groups_rates_and_decay(tiny_recipe):
+    recipe = tiny_recipe("optim.decay=matrices", "optim.lr_alignment=0.5", "anchors.temperature=learned")
+    model = build_model(recipe, resolve_vocabulary("shapes@1"))
+    optimizer = build_optimizer(model, recipe.optim)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            assert group_of(name) == group["name"]
+            decayed = parameter.dim() > 1 and name != "anchors.position"
+            assert group["weight_decay"] == (0.2 if decayed else 0.0), name
+    assert seen == set(names.values())
+    assert {g["name"]: g["peak_lr"] for g in optimizer.param_groups} == {
+        "backbone": 1e-3,
+        "head": 1e-3,
+        "alignment": 0.5,
+    }
+    assert group_of("log_temperature") == group_of("anchors.position") == "alignment"
+
+
+def test_frozen_towers_are_not_in_the_optimizer(tiny_recipe):
+    recipe = tiny_recipe("backbone.freeze=true", "backbone.adapter=linear")
+    model = build_model(recipe, resolve_vocabulary("shapes@1"))
+    optimizer = build_optimizer(model, recipe.optim)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    towers = [n for n, p in model.named_parameters() if n.startswith("backbone.") and id(p) in trained]
+    assert towers == ["backbone.clip.logit_scale"]
+
+
+def test_logit_scale_is_clamped(tiny_recipe):
+    model = build_model(tiny_recipe(), resolve_vocabulary("shapes@1"))
+    with torch.no_grad():
+        model.backbone.logit_scale.fill_(9.0)
+    clamp_logit_scale(model)
+    assert model.backbone.logit_scale.item() == pytest.approx(math.log(100))

@@ -1,0 +1,279 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from calmctl.errors import CheckpointError, DatasetError, RunFailed, RunNotFound
+from calmctl.evaluation.encoding import encode_split, stream_frames
+from calmctl.evaluation.retrieval import score_split
+from calmctl.runs.folder import Run, find_run
+from calmctl.runs.load import load_run
+from calmctl.tensorfiles import load_tensors
+from calmctl.training import loop
+from calmctl.training.plan import plan_training
+from calmctl.training.prepare import recipe_dataset
+from calmctl.training.train import train
+
+CPU = torch.device("cpu")
+
+
+class Stop:
+    """A watcher that behaves like a kill at one step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if done == self.at:
+            raise KeyboardInterrupt
+
+    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
+        pass
+
+
+def weights_of(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_tensors(run.weights(which), what="test")[0]
+
+
+def assert_same_weights(first: Run, second: Run) -> None:
+    ours, theirs = weights_of(first), weights_of(second)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def finished(request, tmp_path_factory):
+    """One finished run with every part of CALM, T-MASS head."""
+    from calmctl.recipe import recipe_from_dict
+
+    root = request.getfixturevalue("tiny_world")
+    make = request.getfixturevalue("tiny_recipe_values")
+    recipe = recipe_from_dict(make(root), overrides=["head.kind=t-mass", "head.support_weight=0.8"])
+    return train(recipe, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_leaves_everything_behind(finished):
+    run = finished.run
+    assert [r.system for r in finished.results] == ["best on validation", "last epoch"]
+    assert len(finished.validation) == 2
+    about = json.loads(run.about.read_text())
+    assert about["data"]["train"] == {"clips": 12, "captions": 60, "left_out": 0}
+    assert len(about["validation_ids"]) == 6 and about["vocabulary"]["anchors"] == 5
+    assert about["packages"]["torch"] and about["seed"] == 24
+    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
+    first = lines[0]
+    for name in [
+        "loss",
+        "rec",
+        "kl",
+        "task",
+        "support",
+        "entropy_s",
+        "entropy_v",
+        "peak_s",
+        "kl_s_v",
+        "rec_excess",
+        "mean_predictor_excess",
+        "active_units",
+        "grad_backbone",
+        "grad_head",
+        "grad_alignment",
+        "lr_head",
+        "logit_scale",
+    ]:
+        assert math.isfinite(first[name]), name
+    assert first["rec"] >= first["entropy_s"] - 1e-5
+    assert first["loss"] == pytest.approx(
+        first["task"] + 0.8 * first["support"] + first["rec"] + 0.1 * first["kl"], rel=1e-5
+    )
+    assert json.loads(run.results.read_text())["test"][0]["scorer"] == "leak-free"
+    assert find_run(None, run.folder.parent).folder == run.folder
+    with pytest.raises(RunFailed, match="calmctl eval"):
+        run.recipe_to_resume()
+
+
+def test_inference_needs_neither_anchors_nor_vae(finished):
+    recipe = finished.run.recipe()
+    split = recipe_dataset(recipe).splits["test"]
+    slim_names = set(weights_of(finished.run, "slim"))
+    assert not any(name.startswith(("anchors.", "vae.")) for name in slim_names)
+    scores = []
+    for which in ("best", "slim"):
+        model = load_run(finished.run, which, CPU)
+        assert (model.anchors is None) == (model.vae is None) == (which == "slim")
+        encoded = encode_split(model, split, stream_frames(split, model, recipe.data), CPU)
+        scores.append(score_split(model, encoded, CPU))
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+def test_training_is_reproducible_and_resumes_bit_for_bit(tiny_recipe, tmp_path):
+    recipe = tiny_recipe("head.kind=t-mass", "optim.save_every=2")
+    whole = train(recipe, tmp_path / "a")
+    for stop in (1, 3, 5):
+        folder = tmp_path / f"stopped-{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, folder, watcher=Stop(stop))
+        run = find_run("tiny-001", folder)
+        resumed = train(run.recipe_to_resume(), folder, resume=run)
+        assert_same_weights(whole.run, resumed.run)
+        assert resumed.validation == whole.validation
+        steps = [json.loads(line)["step"] for line in run.log.read_text().splitlines()]
+        assert steps == [json.loads(line)["step"] for line in whole.run.log.read_text().splitlines()]
+
+
+def test_a_signal_saves_and_says_how_to_resume(tiny_recipe, tmp_path):
+    import os
+    import signal
+
+    class Signal(Stop):
+        def step(self, done, total, loss):
+            if done == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = tiny_recipe()
+    with pytest.raises(RunFailed, match=r"after step 2.*calmctl train --resume"):
+        train(recipe, tmp_path / "b", watcher=Signal(2))
+    run = find_run("tiny-001", tmp_path / "b")
+    resumed = train(run.recipe_to_resume(), tmp_path / "b", resume=run)
+    assert_same_weights(train(recipe, tmp_path / "a").run, resumed.run)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["alignment.kind=none", "head.kind=meanp"],
+        ["alignment.kind=kl", "anchors.temperature=clip"],
+        ["alignment.kind=ce", "anchors.encode=refresh", "anchors.refresh_every=2"],
+        ["alignment.kind=mse", "anchors.frame_mean=normalized", "alignment.detach_target=false"],
+        ["anchors.temperature=learned", "alignment.samples=2", "alignment.layout=D2", "alignment.input=log"],
+        ["optim.precision=bf16", "backbone.checkpoint_activations=true", "optim.mask_same_clip=true"],
+        ["data.cache=none", "data.augment=crop-flip"],
+        ["backbone.freeze=true", "backbone.adapter=linear"],
+    ],
+)
+def test_every_kind_of_recipe_trains(tiny_recipe, tmp_path, overrides):
+    recipe = tiny_recipe("optim.epochs=1", *overrides)
+    trained = train(recipe, tmp_path)
+    assert all(math.isfinite(value) for value in trained.validation[0].values())
+    # And what it wrote scores again as it did.
+    assert load_run(trained.run, "last", CPU).head.name == recipe.head.kind
+
+
+def test_frozen_towers_do_not_move_but_the_adapter_does(tiny_recipe, tmp_path):
+    recipe = tiny_recipe("optim.epochs=1", "backbone.freeze=true", "backbone.adapter=linear")
+    plan_training(recipe)
+    torch.manual_seed(recipe.seed)
+    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.model.build import build_model
+
+    before = build_model(recipe, resolve_vocabulary("shapes@1")).state_dict()
+    after = weights_of(train(recipe, tmp_path).run)
+    for name, tensor in after.items():
+        if name.startswith("backbone.clip.") and name != "backbone.clip.logit_scale":
+            assert torch.equal(tensor, before[name]), name
+    assert after["adapter.frames.weight"].abs().max() > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_clips(tiny_recipe, tmp_path, monkeypatch):
+    from calmctl.model import calm
+
+    genuine = calm.task_loss
+    calls = []
+
+    def broken(*arguments, **keys):
+        total, parts = genuine(*arguments, **keys)
+        calls.append(1)
+        return (total * float("nan") if len(calls) == 3 else total), parts
+
+    monkeypatch.setattr(calm, "task_loss", broken)
+    with pytest.raises(RunFailed, match=r"step 3 is not finite .*clips \["):
+        train(tiny_recipe("optim.save_every=1"), tmp_path)
+    assert load_tensors(tmp_path / "tiny-001" / "state.safetensors", what="test")[1]["step"] == 2
+
+
+def test_broken_clips_are_listed_and_the_rest_trains(tiny_recipe, tiny_world, tmp_path):
+    import shutil
+
+    world = tmp_path / "world"
+    shutil.copytree(tiny_world, world)
+    dataset = recipe_dataset(tiny_recipe(f"data.root={world}"))
+    broken = [dataset.splits[name].clips[0] for name in ("train", "val", "test")]
+    for clip in broken:
+        clip.path.write_bytes(b"this was a video once")
+    for cache in ("memory", "none"):
+        recipe = tiny_recipe(f"data.root={world}", f"data.cache={cache}", "optim.epochs=1")
+        trained = train(recipe, tmp_path / cache)
+        assert {name: list(entries) for name, entries in trained.left_out.items() if entries} == {
+            name: [clip.id] for name, clip in zip(("train", "val", "test"), broken, strict=True)
+        }
+        assert trained.results[0].left_out == 1 and trained.results[0].n_clips == 5
+
+
+def test_missing_files_can_be_made_an_error(tiny_recipe, tiny_world, tmp_path):
+    import shutil
+
+    world = tmp_path / "world"
+    shutil.copytree(tiny_world, world)
+    recipe = tiny_recipe(f"data.root={world}")
+    recipe_dataset(recipe).splits["train"].clips[3].path.unlink()
+    assert train(tiny_recipe(f"data.root={world}", "optim.epochs=1"), tmp_path / "runs").left_out["train"]
+    with pytest.raises(DatasetError, match="1 clips are missing"):
+        train(tiny_recipe(f"data.root={world}", "data.require_complete=true"), tmp_path / "strict")
+
+
+def test_two_processes_cannot_share_a_run(finished):
+    with finished.run.locked(), pytest.raises(RunFailed, match="in use"), finished.run.locked():
+        pass
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(finished, tmp_path):
+    import shutil
+
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(finished.run.folder, copy.folder)
+    content = copy.weights("best").read_bytes()
+    copy.weights("best").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_run(copy, "best", CPU)
+    recipe = json.loads(copy.recipe_file.read_text())
+    recipe["head"]["kind"] = "meanp"
+    copy.recipe_file.write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointError, match="does not fit the recipe"):
+        load_run(copy, "last", CPU)
+    copy.weights("slim").unlink()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_run(copy, "slim", CPU)
+
+
+def test_without_a_run_the_way_to_one_is_told(tmp_path):
+    with pytest.raises(RunNotFound, match="calmctl demo"):
+        find_run(None, tmp_path)
+    with pytest.raises(RunNotFound, match="nothing-here"):
+        find_run("nothing-here", tmp_path)
+
+
+def test_a_plan_trains_nothing(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_training(tiny_recipe())
+    assert "(20, 2, 48, 48, 3)" in plan["summary"]["one batch"]
+    assert plan["summary"]["steps"].startswith("3 an epoch, 6 in all")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_epoch_order_depends_on_seed_and_epoch_alone():
+    from calmctl.training.batches import epoch_order
+
+    assert epoch_order(10, 1, 0) == epoch_order(10, 1, 0) != epoch_order(10, 1, 1)
+    assert sorted(epoch_order(10, 1, 0)) == list(range(10))
+
+
+def test_interruption_handlers_are_put_back():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with loop._interruptions():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
