@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from calmctl.anchors.bank import AnchorBank
 from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
 from calmctl.model.backbone import Backbone
-from calmctl.model.preprocess import split_preprocess
 from calmctl.model.diagnostics import alignment_diagnostics
+from calmctl.model.preprocess import split_preprocess
 from calmctl.model.vae import CrossModalVAE
 from calmctl.objectives.alignment import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss
 from calmctl.objectives.contrastive import task_loss

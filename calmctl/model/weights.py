@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import socket
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -49,12 +50,15 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
     _check_activation(name, own_activation, weights, activation)
     with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded below
         try:
             # Architectures that would fetch their parts from a hub are told not to: weights are ours to load.
             clip = open_clip.create_model(name, pretrained=None, pretrained_text=False, load_weights=False)
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as fault:
             raise CheckpointError(f"open_clip cannot build {name}: {fault}") from fault
+        finally:
+            logging.disable(logging.NOTSET)
     statistics = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     size = clip.visual.image_size
     image_size = int(size[0] if isinstance(size, (tuple, list)) else size)

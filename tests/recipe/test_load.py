@@ -84,7 +84,7 @@ def test_names_and_paths_find_recipes(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert resolve_recipe("recipes/didemo.yaml").stem == "didemo"
     assert resolve_recipe("didemo").stem == "didemo"
-    with pytest.raises(RecipeError, match="did you mean recipes/didemo.yaml"):
+    with pytest.raises(RecipeError, match=r"did you mean recipes/didemo\.yaml"):
         resolve_recipe("recipes/didmo.yaml")
     mine = tmp_path / "mine.yaml"
     mine.write_text("- a list\n")

@@ -1,0 +1,1 @@
+"""Clips in, features out: decoding and encoding once, into a feature store."""

@@ -1,0 +1,374 @@
+"""Extraction end to end on real files: right numbers, named faults, and the same bytes whatever happens."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import calmctl.extraction.extract as module
+from calmctl import files
+from calmctl.data import store_writer
+from calmctl.data.decode import read_frames
+from calmctl.data.demo_draw import encode
+from calmctl.data.pixels import FrameResize
+from calmctl.data.samples import Clip, Dataset, LeftOut, Split
+from calmctl.data.store import FeatureStore
+from calmctl.data.store_merge import merge_stores
+from calmctl.errors import BadInput, RunFailed, StoreError, VideoError
+from calmctl.extraction.extract import LOG, extract
+from calmctl.extraction.report import ExtractReport, Progress
+from calmctl.model.backbone import Backbone
+from calmctl.model.weights import load_backbone
+
+F = 3
+CLIPS_PER_SHARD = 3
+BROKEN = {"clip3": "not a readable video", "clip7": "empty"}
+FROM_NOTHING = {"clips": 8, "captions": 9}
+
+
+def write_clip(path: Path, seed: int) -> None:
+    """Ten frames of H.264 that differ from one another and from other seeds."""
+    picture = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    frames = [np.roll(picture, number, axis=1).repeat(8, 0).repeat(8, 1) for number in range(10)]
+    path.write_bytes(encode(np.stack(frames)))
+
+
+def dataset_of(folder: Path) -> Dataset:
+    """Every file of `folder` in the test split with two captions each, one of which is said of all clips."""
+    clips = tuple(Clip(path.stem, path) for path in sorted(folder.iterdir()))
+    captions = [text for clip in clips for text in (f"a video called {clip.id}", "a pattern moves")]
+    owners = [place for place in range(len(clips)) for _ in range(2)]
+    missing = (LeftOut("clip99", "no such file"),)
+    return Dataset("folder", "", {"test": Split("test", clips, tuple(captions), tuple(owners), missing)})
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight clips, of which one is no video and one is empty."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for number in range(8):
+        write_clip(folder / f"clip{number}.mp4", number)
+    (folder / "clip3.mp4").write_text("this is no video")
+    (folder / "clip7.mp4").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def videos(drawn: Path, tmp_path: Path) -> Path:
+    """The clips to do with as one likes; same times as the originals."""
+    return Path(shutil.copytree(drawn, tmp_path / "videos"))
+
+
+def seeded_backbone(seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
+    return load_backbone("demo-clip", None)
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return seeded_backbone()
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "CLIPS_PER_SHARD", CLIPS_PER_SHARD)
+    monkeypatch.setattr(store_writer, "SENTENCES_PER_SHARD", 4)
+
+
+def decode_here(
+    clips: Iterable[Clip], *, n_frames: int, transform: FrameResize, **_: object
+) -> Generator[tuple[Clip, np.ndarray | VideoError], None, None]:
+    """`decode_clips` without processes, for tests that extract many times."""
+    for clip in clips:
+        try:
+            yield clip, transform(read_frames(clip, n_frames))
+        except VideoError as error:
+            yield clip, error
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "decode_clips", decode_here)
+
+
+def run(folder: Path, backbone: Backbone, store: Path, **options: Any) -> ExtractReport:
+    return extract(dataset_of(folder), backbone, store, n_frames=F, batch_frames=2 * F, workers=2, **options)
+
+
+@pytest.fixture(scope="session")
+def whole(drawn: Path, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of one unbroken extraction with worker processes."""
+    store = tmp_path_factory.mktemp("whole") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_writer, "CLIPS_PER_SHARD", CLIPS_PER_SHARD)
+        patch.setattr(store_writer, "SENTENCES_PER_SHARD", 4)
+        report = run(drawn, backbone, store)
+    assert {clip.id for clip in report.undecodable} == set(BROKEN)
+    return store
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in store.iterdir() if file.name not in {LOG, ".lock"}}
+
+
+# --- what is extracted -----------------------------------------------------------------------------------
+
+
+def test_features_are_what_the_backbone_gives(whole: Path, drawn: Path, backbone: Backbone) -> None:
+    store = FeatureStore.open(whole)
+    assert set(store.ids) == {f"clip{number}" for number in range(8)} - set(BROKEN)
+    with torch.inference_mode():
+        for key in store.ids:
+            frames = read_frames(Clip(key, drawn / f"{key}.mp4"), F)
+            expected = backbone.encode_frames(backbone.preprocess(frames)[None])[0]
+            torch.testing.assert_close(store.frames([key])[0], expected, rtol=1e-5, atol=1e-5)
+        for sentence in store.sentences:
+            expected = backbone.encode_text(backbone.tokenize([sentence]))[0]
+            torch.testing.assert_close(store.texts([sentence])[0], expected, rtol=1e-5, atol=1e-5)
+    assert len(store.sentences) == len(set(store.sentences)) == 9, "a sentence said twice is encoded once"
+
+
+def test_broken_clips_are_listed_and_have_no_features(whole: Path) -> None:
+    store = FeatureStore.open(whole)
+    split = store.split("test")
+    assert {clip.id for clip in split.left_out} == {*BROKEN, "clip99"}
+    assert all(clip.reason for clip in split.left_out)
+    assert len(split.captions) == 2 * len(split.ids) == 12
+    features = store.frames(split.ids)
+    assert (features.flatten(1).abs().amin(1) > 0).all(), "no clip is zeros"
+    assert len(torch.unique(features.flatten(1), dim=0)) == len(split.ids)
+    for key in BROKEN:
+        with pytest.raises(StoreError, match=key):
+            store.frames([key])
+
+
+def test_strict_makes_them_an_error(drawn: Path, backbone: Backbone, tmp_path: Path, quick: None) -> None:
+    with pytest.raises(VideoError, match="clip99: no such file"):
+        run(drawn, backbone, tmp_path / "store", strict=True)
+    data = dataset_of(drawn)
+    split = data.splits["test"]
+    complete = Dataset("folder", "", {"test": Split("test", split.clips, split.captions, split.owners)})
+    for _ in range(2):  # also where the clip was left out by an earlier run
+        with pytest.raises(VideoError, match="clip3: "):
+            extract(complete, backbone, tmp_path / "store", n_frames=F, strict=True)
+        extract(complete, backbone, tmp_path / "store", n_frames=F)
+
+
+def test_progress_counts_every_clip_and_caption(drawn: Path, backbone: Backbone, tmp_path: Path, quick: None) -> None:
+    steps: list[Progress] = []
+    run(drawn, backbone, tmp_path / "store", on_progress=steps.append)
+    clips = [step for step in steps if step.unit == "clips"]
+    assert [step.done for step in clips] == list(range(9)) and {step.total for step in clips} == {8}
+    assert clips[-1].left_out == 2
+    assert [(step.unit, step.done, step.total) for step in steps][-1] == ("captions", 9, 9)
+
+
+def test_weights_that_give_no_numbers_are_an_error(drawn: Path, tmp_path: Path, quick: None) -> None:
+    damaged = seeded_backbone()
+    with torch.no_grad():
+        damaged.clip.visual.proj[:] = float("inf")
+    with pytest.raises(StoreError, match="no float32 number for 'clip0'"):
+        run(drawn, damaged, tmp_path / "store")
+
+
+# --- the same bytes whatever happens ---------------------------------------------------------------------
+
+
+def test_a_second_run_repeats_nothing(
+    whole: Path, drawn: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)  # no worker is started
+    before = content(whole)
+    report = run(drawn, backbone, whole)
+    assert (report.clips_extracted, report.clips_kept) == (0, 6)
+    assert (report.texts_extracted, report.texts_kept) == (0, 9)
+    assert {clip.id for clip in report.undecodable} == set(BROKEN) and not report.redone
+    assert content(whole) == before
+
+
+def test_sigkill_loses_one_shard_at_most(whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path) -> None:
+    """A real process, real workers, a real kill -9 in the middle of the second shard."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "import importlib.util, os, signal\n"
+        f"spec = importlib.util.spec_from_file_location('helpers', {__file__!r})\n"
+        "helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers)\n"
+        "helpers.store_writer.CLIPS_PER_SHARD, helpers.store_writer.SENTENCES_PER_SHARD = 3, 4\n"
+        "from pathlib import Path\n"
+        "def kill(step):\n"
+        "    if step.done == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"helpers.run(Path({str(drawn)!r}), helpers.seeded_backbone(), Path({str(tmp_path / 'store')!r}), "
+        "on_progress=kill)\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert FeatureStore.open(tmp_path / "store").ids == ("clip0", "clip1", "clip2")
+    report = run(drawn, backbone, tmp_path / "store")
+    assert (report.clips_extracted, report.clips_kept) == (3, 3)
+    assert content(tmp_path / "store") == content(whole)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("after_the_rename", [False, True])
+def test_whatever_write_it_dies_at_it_ends_with_the_same_bytes(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None, after_the_rename: bool
+) -> None:
+    replace, alive = os.replace, True
+
+    def dying(countdown: list[int]) -> Callable[..., None]:
+        def replace_or_die(*paths: Any) -> None:
+            countdown[0] -= 1
+            if countdown[0] == 0 and not after_the_rename:
+                raise Killed
+            replace(*paths)
+            if countdown[0] == 0:
+                raise Killed
+
+        return replace_or_die
+
+    deaths = 0
+    while alive:
+        store = tmp_path / f"store{deaths}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files.os, "replace", dying([deaths + 1]))
+            try:
+                run(drawn, backbone, store)
+                alive = False
+            except Killed:
+                deaths += 1
+        complete = list(store.glob("frames-*"))
+        report = run(drawn, backbone, store)
+        assert report.clips_kept >= (len(complete) - 1) * 2, "at most the last shard is made again"
+        assert content(store) == content(whole)
+    assert deaths == 2 + 1 + 2 * (3 + 3) + 1, "catalogue and index, plan, each shard and the index after it, the log"
+
+
+def test_damaged_shards_are_made_again_and_nothing_else(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    bits = bytearray((store / "frames-00001.safetensors").read_bytes())
+    bits[-7] ^= 4
+    (store / "frames-00001.safetensors").write_bytes(bits)
+    os.truncate(store / "texts-00002.safetensors", 50)
+    (store / "texts-00000.safetensors").unlink()
+    untouched = (store / "frames-00000.safetensors").stat().st_mtime_ns
+    report = run(drawn, backbone, store)
+    assert [line.split()[0] for line in report.redone] == [
+        "frames-00001.safetensors",
+        "texts-00000.safetensors",
+        "texts-00002.safetensors",
+    ]
+    assert (report.clips_extracted, report.texts_extracted) == (2, 5)
+    assert (store / "frames-00000.safetensors").stat().st_mtime_ns == untouched
+    assert content(store) == content(whole)
+
+
+def test_parts_merge_into_the_same_bytes(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    parts = []
+    for part in (1, 2):
+        parts.append(tmp_path / f"part{part}")
+        report = run(drawn, backbone, parts[-1], shard=(part, 2))
+        assert report.shard == (part, 2)
+        assert {clip.id for clip in report.undecodable} == ({"clip7"} if part == 1 else {"clip3"})
+    assert not set(FeatureStore.open(parts[0]).ids) & set(FeatureStore.open(parts[1]).ids)
+    merged = merge_stores(parts[::-1], tmp_path / "merged")
+    assert (merged.clips, merged.sentences, merged.incomplete) == (6, 9, ())
+    assert content(tmp_path / "merged") == content(whole)
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (3, 2), (1, 0), (-1, -1)])
+def test_parts_are_counted_from_one(drawn: Path, backbone: Backbone, tmp_path: Path, shard: tuple[int, int]) -> None:
+    with pytest.raises(BadInput, match="counted from 1 to n"):
+        run(drawn, backbone, tmp_path / "store", shard=shard)
+
+
+# --- files that change -----------------------------------------------------------------------------------
+
+
+def test_a_changed_file_and_a_repaired_one_are_extracted_again(
+    whole: Path, videos: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    before = FeatureStore.open(store).frames(["clip0", "clip1", "clip4"])
+    write_clip(videos / "clip1.mp4", 101)
+    write_clip(videos / "clip7.mp4", 107)
+    report = run(videos, backbone, store)
+    assert [line.split(" ", 1)[0] for line in report.redone] == [f"frames-0000{group}.safetensors" for group in (0, 2)]
+    assert "clip1" in report.redone[0] and "clip7" in report.redone[1]
+    opened = FeatureStore.open(store)
+    assert [clip.id for clip in opened.left_out] == ["clip3"] and "clip7" in opened.ids
+    after = opened.frames(["clip0", "clip1", "clip4"])
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_new_files_are_added_and_a_vanished_one_keeps_its_features(
+    whole: Path, videos: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    write_clip(videos / "another.mp4", 200)
+    (videos / "clip5.mp4").unlink()
+    report = run(videos, backbone, store)
+    assert (report.clips_extracted, report.clips_kept, report.redone) == (1, 6, ())
+    assert set(FeatureStore.open(store).ids) == {"another", "clip0", "clip1", "clip2", "clip4", "clip5", "clip6"}
+
+
+def test_left_out_clips_are_tried_again_only_when_asked(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def decode_and_tell(clips: Iterable[Clip], **options: Any) -> Any:
+        for clip, frames in decode_here(clips, **options):
+            tried.append(clip.id)
+            yield clip, frames
+
+    monkeypatch.setattr(module, "decode_clips", decode_and_tell)
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    run(drawn, backbone, store)
+    assert tried == []
+    run(drawn, backbone, store, retry=True)
+    assert tried == ["clip3", "clip4", "clip5", "clip6", "clip7"]
+    assert content(store) == content(whole)
+
+
+def test_another_backbone_is_refused(whole: Path, drawn: Path) -> None:
+    before = content(whole)
+    with pytest.raises(StoreError, match=r"holds features of demo-clip with random weights .* cannot be mixed"):
+        run(drawn, seeded_backbone(1), whole)
+    assert content(whole) == before
+
+
+def test_a_full_disk_is_a_sentence_and_what_is_there_stays(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(RunFailed, match="No space left on device; free space"):
+            run(drawn, backbone, tmp_path / "store")
+    assert not list((tmp_path / "store").glob("*.tmp"))
+    run(drawn, backbone, tmp_path / "store")
+    assert content(tmp_path / "store") == content(whole)

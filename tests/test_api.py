@@ -1,0 +1,96 @@
+"""The public Python API: lazy, complete, typed as it says, and the documentation's examples run."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import calmctl
+
+REPOSITORY = Path(__file__).parents[1]
+# Torch, numpy and whatever brings them: seconds of start-up that `--help` must not cost.
+HEAVY = ("torch", "open_clip", "numpy", "av", "decord", "PIL")
+
+
+def examples() -> list[Any]:
+    """Every Python block of the documentation, named by its file and the heading above it."""
+    found = []
+    for page in sorted((REPOSITORY / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            headings = re.findall(r"^#+ (.+)$", text[: block.start()], re.MULTILINE)
+            line = text[: block.start()].count("\n") + 2
+            # Line numbers of a traceback are those of the page.
+            code = "\n" * (line - 1) + block[1]
+            found.append(pytest.param(code, str(page), id=f"{page.name}:{line} {headings[-1]}"))
+    return found
+
+
+@pytest.mark.parametrize("module", ["calmctl", "calmctl.cli.main"])
+def test_importing_costs_nothing(module: str) -> None:
+    code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    allowed = set() if module == "calmctl" else {"numpy"}
+    assert set(loaded) <= allowed
+
+
+@pytest.mark.parametrize("name", calmctl.__all__)
+def test_every_public_name_resolves_and_is_documented(name: str) -> None:
+    value = getattr(calmctl, name)
+    assert name in dir(calmctl)
+    if name != "__version__":
+        assert value.__name__ == name and value.__doc__
+        assert f"`{name}" in (REPOSITORY / "docs/python.md").read_text(encoding="utf-8")
+
+
+def test_type_checkers_and_python_see_the_same_names() -> None:
+    tree = ast.parse(Path(calmctl.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    imports = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imports == calmctl._HOME_OF
+    assert sorted([*imports, "__version__"]) == calmctl.__all__
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'calmctl' has no attribute 'score_everything'"):
+        calmctl.score_everything  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_version_is_the_packages() -> None:
+    assert calmctl.__version__ == version("calmctl")
+
+
+@pytest.fixture(scope="module")
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `calmctl demo` leaves it: `data/demo` and a finished run in `runs`."""
+    from calmctl.recipe import recipe_from_dict
+    from calmctl.training.train import train
+
+    world: Path = request.getfixturevalue("tiny_world")
+    values: Callable[[Path], dict[str, Any]] = request.getfixturevalue("tiny_recipe_values")
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "data").mkdir()
+    (folder / "data/demo").symlink_to(world)
+    train(recipe_from_dict(values(world), overrides=["optim.epochs=1"]), folder / "runs")
+    return folder
+
+
+@pytest.mark.parametrize(("code", "page"), examples())
+def test_the_documentations_examples_run(
+    code: str, page: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_demo = "data/demo" in code or 'Path("runs")' in code
+    monkeypatch.chdir(request.getfixturevalue("trained") if needs_demo else tmp_path)
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) >= 10
