@@ -91,7 +91,7 @@ def test_rewording_a_source_keeps_the_digest_and_is_noticed(copy: Path) -> None:
 
 
 def test_a_changed_source_does_not_replace_a_published_version(copy: Path) -> None:
-    labels = copy / "sources" / "coco.txt"
+    labels = copy / "sources" / "coco.csv"
     labels.write_text(labels.read_text().replace("person", "human"))
     before = (copy / "coco@1.yaml").read_bytes()
     with pytest.raises(VocabularyError, match="a published version never changes"):
@@ -121,9 +121,9 @@ def test_a_file_under_another_name_is_found(copy: Path) -> None:
     ("old", "new", "said"),
     [
         ("merge: [charades, coco]", "merge: [charades, cocos]", "'cocos' does not stand above it"),
-        ("labels: coco.txt", "label: coco.txt", "coco.label: Extra inputs"),
-        ("  labels: coco.txt\n", "", "needs either 'labels' or 'merge'"),
-        ("labels: coco.txt", "labels: none.txt", "does not exist"),
+        ("labels: coco.csv", "label: coco.csv", "coco.label: Extra inputs"),
+        ("  labels: coco.csv\n", "", "needs either 'labels' or 'merge'"),
+        ("labels: coco.csv", "labels: none.txt", "does not exist"),
         ("version: 1", "version: one", "charades.version: "),
     ],
 )
