@@ -1,0 +1,71 @@
+"""Caption scores of one system on one test set, with the paper's numbers to stand beside."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calmctl.evaluation.captions.scores import CaptionScores
+from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
+
+# The paper captions MSR-VTT's full split: 6,513 / 497 / 2,990 clips (methods.md 5.8); "" stands for the paper's.
+_PROTOCOLS = {"msrvtt": {"", "full"}}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionResult:
+    """Captions of one test set, scored.
+
+    Attributes:
+        scores: The metrics.
+        name: What is shown as its name where no dataset is known, such as a file's name.
+        dataset: Name of the dataset tested on, "" where it is not known.
+        protocol: Its protocol, "" where there is only one.
+        split: "test" or "val".
+        trained_on: Name of the dataset trained on, "" where it is not known.
+        trained_protocol: Its protocol.
+        system: What was evaluated: "last", "best on validation", ...
+        left_out: Clips of the protocol that could not be captioned.
+    """
+
+    scores: CaptionScores
+    name: str = ""
+    dataset: str = ""
+    protocol: str = ""
+    split: str = "test"
+    trained_on: str = ""
+    trained_protocol: str = ""
+    system: str = ""
+    left_out: int = 0
+
+    @property
+    def paper(self) -> tuple[PaperCaptioning, ...]:
+        """The rows of Tables 4 and 5 for this training and test set; none where the protocol is another."""
+        if (
+            self.split != "test"
+            or self.protocol not in _PROTOCOLS.get(self.dataset, {self.protocol})
+            or self.trained_protocol not in _PROTOCOLS.get(self.trained_on, {self.trained_protocol})
+        ):
+            return ()
+        return tuple(row for row in CAPTIONING if (row.trained_on, row.tested_on) == (self.trained_on, self.dataset))
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What must be said wherever these numbers are shown."""
+        caveats = list(self.scores.caveats)
+        if self.left_out:
+            caveats.append(f"{self.left_out} clips left out; these are no numbers for the whole test set")
+        if self.split != "test":
+            caveats.append(f"the {self.split} split, not the test set")
+        label = self.dataset or self.name
+        return tuple(f"{label}: {caveat}" if label else caveat for caveat in caveats)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json` and for the record of a run."""
+        fields = ("name", "dataset", "protocol", "split", "trained_on", "trained_protocol", "system", "left_out")
+        return {
+            **{name: getattr(self, name) for name in fields},
+            "scores": self.scores.to_json(),
+            "paper": [asdict(row) for row in self.paper],
+            "caveats": list(self.caveats),
+        }
