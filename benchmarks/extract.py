@@ -37,9 +37,9 @@ from calmctl.model.weights import load_backbone
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo-clip", help="open_clip model name, or demo-clip")
-    parser.add_argument("--clips", type=int, default=192)
+    parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--size", default="320x240", help="width x height of the clips")
-    parser.add_argument("--seconds", type=int, default=8, help="length of a clip")
+    parser.add_argument("--seconds", type=int, default=5, help="length of a clip")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--device", default="cpu")

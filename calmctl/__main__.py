@@ -1,5 +1,5 @@
 """`python -m calmctl`."""
 
-from calmctl.cli import main
+from calmctl.cli.main import main
 
 main()

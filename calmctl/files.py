@@ -67,7 +67,7 @@ def read_json(path: Path, *, what: str, error: type[BadInput] = BadInput) -> Any
         raise error(f"{what}: cannot read {path}: {fault.strerror or fault}") from fault
     except json.JSONDecodeError as fault:
         raise error(f"{what}: {path} is not JSON (line {fault.lineno}: {fault.msg})") from None
-    except (UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:  # not UTF-8, a number too long to read, nesting too deep
         raise error(f"{what}: {path} is not JSON ({type(fault).__name__})") from None
 
 

@@ -1,6 +1,8 @@
 """Fixtures that every test may use."""
 
+import csv
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from calmctl.recipe import Recipe
+    from calmctl.training.train import Trained
 
 
 # A deadline a single example would be a timed test, and these machines are shared.
@@ -70,3 +73,67 @@ def tiny_recipe(tiny_world: Path) -> "Callable[..., Recipe]":
     from calmctl.recipe import recipe_from_dict
 
     return lambda *overrides: recipe_from_dict(_tiny_values(tiny_world), overrides=overrides)
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Java: scores come without METEOR, and in no time."""
+    _without_java(monkeypatch)
+
+
+def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    from calmctl.evaluation.captions import scorer
+    from calmctl.evaluation.captions.java import JavaUnavailable
+
+    def find_java() -> None:
+        raise JavaUnavailable("no Java in this test")
+
+    monkeypatch.setattr(scorer, "find_java", find_java)
+
+
+@pytest.fixture(scope="session")
+def caption_folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the tiny world's clips, one sentence a training clip, told 30 times so that epochs are few."""
+    from calmctl.data.registry import load_dataset
+
+    folder = tmp_path_factory.mktemp("folder")
+    rows = []
+    for name, split in load_dataset("demo", tiny_world, protocol="captioning").splits.items():
+        for clip in split.clips:
+            shutil.copy(clip.path, folder)
+        first = {owner: number for number, owner in reversed(list(enumerate(split.owners)))}
+        told = [number for owner in sorted(first) for number in [first[owner]] * 30] if name == "train" else None
+        for number in told or range(len(split.captions)):
+            rows.append((split.clips[split.owners[number]].path.name, split.captions[number], name))
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("video", "caption", "split"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> "Trained":
+    """A finished captioning run that has learned its 12 clips by heart; its towers are frozen and random."""
+    from calmctl.recipe import recipe_from_dict
+    from calmctl.training.train import train
+
+    values = _tiny_values(caption_folder) | {"name": "told", "task": "caption"}
+    overrides = [
+        "data.dataset=folder",
+        "backbone.freeze=true",
+        "backbone.adapter=linear",
+        "anchors.encode=frozen",
+        "caption.width=64",
+        "caption.heads=2",
+        "caption.ffn=128",
+        "caption.decoder_layers=2",
+        "caption.dropout=0",
+        "caption.vocabulary=train",
+        "optim.batch_size=24",
+        "optim.epochs=8",
+        "optim.lr_head=3e-3",
+        "optim.decay=matrices",
+        "optim.weight_decay=0.01",
+    ]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _without_java(monkeypatch)
+        return train(recipe_from_dict(values, overrides=overrides), tmp_path_factory.mktemp("runs"))

@@ -22,6 +22,7 @@ from calmctl.anchors.shipped import load_shipped, resolve_vocabulary, shipped_pa
 from calmctl.anchors.sources import build_shipped
 from calmctl.anchors.vocabulary import Vocabulary, vocabulary_json
 from calmctl.cli.console import print_json, stdout
+from calmctl.cli.coverage import coverage
 from calmctl.errors import VocabularyError
 
 app = typer.Typer(
@@ -210,3 +211,8 @@ def check(
             _print(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
     if faults:
         raise VocabularyError(f"{len(faults)} of {len(checked)} vocabularies have faults; they are listed above")
+
+
+app.command(
+    epilog=_examples("calmctl anchors coverage", "calmctl anchors coverage --run runs/demo-001 --out used.yaml")
+)(coverage)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -42,6 +45,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def printable(text: str) -> str:
+    """`text` with markup escaped and control characters shown instead of obeyed."""
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
 class RateColumn(ProgressColumn):
     """Items a second, such as "41.2 clips/s"."""
 
@@ -68,3 +76,15 @@ def progress_bar(unit: str) -> Progress:
         disable=not sys.stderr.isatty(),
         transient=True,
     )
+
+
+def readings(bar: Progress) -> Callable[[str, int, int], None]:
+    """A progress callback (what is done, items done, items in all) that gives each "what" a bar of its own."""
+    tasks: dict[str, TaskID] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total, note="")
+        bar.update(tasks[what], completed=done)
+
+    return progress

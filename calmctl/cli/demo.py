@@ -82,7 +82,7 @@ def _print(done: Demo) -> None:
             f"CALM's loss, {test}: R@1 {difference.difference:+.1f} points, 95 % interval "
             f"{difference.interval.low:+.1f} to {difference.interval.high:+.1f}: {verdict}."
         )
-    out.print("One seed each: whether CALM helps takes several (docs/results.md).\n")
+    out.print("One seed: whether CALM helps takes several (calmctl demo --seed N).\n")
     for system in done.systems:
         out.print(f"{system.name:15} {system.run.folder}", soft_wrap=True)
     out.print(f"{'all numbers':15} {done.report}\n", soft_wrap=True)

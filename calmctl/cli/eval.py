@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, progress_bar, stdout
+from calmctl.cli.console import note, print_json, progress_bar, readings, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.evaluation.retrieval import Evaluation
+    from calmctl.runs.folder import Run
 
 EXAMPLES = """Examples:
 
@@ -21,13 +22,16 @@ calmctl eval --cross lsmdc                # the newest run, out of domain
 
 calmctl eval runs/msrvtt-001 --cross didemo --cross lsmdc --root /data
 
-calmctl eval runs/msrvtt-001 --protocol tmass-released    # audit of a leak, not a result"""
+calmctl eval runs/msrvtt-001 --protocol tmass-released    # audit of a leak, not a result
+
+calmctl eval --captions hyp.json --references ref.json    # any system's captions"""
 
 
 def evaluate(
     run: Annotated[str | None, typer.Argument(help="A run folder; the newest run by default.")] = None,
     cross: Annotated[
-        list[str] | None, typer.Option(metavar="DATASET", help="Evaluate on this dataset's test set; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="DATASET[:PROTOCOL]", help="Evaluate on this dataset's test set; repeatable."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Where the datasets of --cross lie.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
@@ -40,13 +44,38 @@ def evaluate(
     require_complete: Annotated[
         bool, typer.Option("--require-complete", help="Missing or broken clips are an error.")
     ] = False,
+    captions: Annotated[
+        Path | None, typer.Option(metavar="HYP.json", help="Score these captions instead of a run.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(metavar="REF.json", help="The references of --captions, by the same ids.")
+    ] = None,
+    tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (CoreNLP's), ptb-python or none.")] = "ptb",
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Instead: does its uncertainty know its errors on validation?")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="With --calibration: also write a page.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Evaluate a run: retrieval both ways with confidence intervals, beside the paper's numbers."""
+    """Evaluate a run: retrieval both ways, or captions, with confidence intervals, beside the paper's numbers."""
+    if captions is not None or references is not None:
+        if run is not None or cross:
+            raise BadInput("--captions scores a file, not a run; leave out the run and --cross")
+        from calmctl.cli.caption_scores import score_caption_files
+
+        score_caption_files(
+            captions, references, tokenizer=tokenizer, require_complete=require_complete, as_json=as_json
+        )
+        return
     from calmctl.runs.folder import find_run
 
     chosen = find_run(run, runs)  # before torch is imported, which takes seconds: most mistakes are here
+    if calibration:
+        _calibrate(chosen, weights, cross, device, html, as_json)
+        return
+    if html is not None:
+        raise BadInput("--html belongs to --calibration; --json prints the results of an evaluation")
     from calmctl.device import choose_device
     from calmctl.evaluation.retrieval import SCORERS
     from calmctl.evaluation.runs import SYSTEMS, TestSet, evaluate_run, own_test_set
@@ -60,7 +89,10 @@ def evaluate(
         note(f"evaluating the newest run, {chosen.folder}")
     recipe = chosen.recipe()
     if cross:
-        tests = [TestSet(name, root, annotations, videos, None, features) for name in cross]
+        tests = [
+            TestSet(name, root, annotations, videos, protocol or None, features)
+            for name, _, protocol in (each.partition(":") for each in cross)
+        ]
     else:
         own = own_test_set(recipe)
         tests = [
@@ -73,14 +105,23 @@ def evaluate(
                 features or own.features,
             )
         ]
+    if recipe.task == "caption":
+        if scorer != "leak-free":
+            raise BadInput(f"--protocol {protocol} is about retrieval; {chosen.folder} is a captioning run")
+        from calmctl.cli.eval_captions import evaluate_captioner
+
+        evaluate_captioner(
+            chosen,
+            tests,
+            weights=weights,
+            split=split,
+            tokenizer=tokenizer,
+            device=device,
+            require_complete=require_complete,
+            as_json=as_json,
+        )
+        return
     with progress_bar("clips") as bar:
-        tasks: dict[str, object] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total, note="")
-            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
-
         evaluations = evaluate_run(
             chosen,
             tests,
@@ -89,9 +130,19 @@ def evaluate(
             scorer=scorer,
             device=choose_device(device),
             require_complete=require_complete,
-            progress=progress,
+            progress=readings(bar),
         )
     _print(evaluations, str(chosen.folder), as_json)
+
+
+def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, html: Path | None, as_json: bool) -> None:
+    from calmctl.cli.calibration import show_calibration
+
+    if weights not in ("best", "last") or cross:
+        raise BadInput(
+            "--calibration looks at the validation split of the run's own dataset, with --weights best or last"
+        )
+    show_calibration(run, which=weights, split="val", device=device, html=html, as_json=as_json)
 
 
 def _print(evaluations: list[Evaluation], run: str, as_json: bool) -> None:

@@ -9,11 +9,16 @@ import traceback
 import typer
 
 from calmctl.cli.anchors import app as anchors_app
-from calmctl.cli.console import stderr
+from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
+from calmctl.cli.caption import caption
+from calmctl.cli.console import printable, stderr
 from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from calmctl.cli.demo import demo
 from calmctl.cli.eval import EXAMPLES as EVAL_EXAMPLES
 from calmctl.cli.eval import evaluate
+from calmctl.cli.explain import EXAMPLES as EXPLAIN_EXAMPLES
+from calmctl.cli.explain import explain
+from calmctl.cli.extract import EXAMPLES as EXTRACT_EXAMPLES
 from calmctl.cli.extract import extract
 from calmctl.cli.recipes import app as recipes_app
 from calmctl.cli.train import EXAMPLES as TRAIN_EXAMPLES
@@ -31,9 +36,11 @@ app = typer.Typer(
 app.command(epilog=DEMO_EXAMPLES)(demo)
 app.add_typer(anchors_app, name="anchors")
 app.add_typer(recipes_app, name="recipes")
-app.command()(extract)
+app.command(epilog=EXTRACT_EXAMPLES)(extract)
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.command(name="eval", epilog=EVAL_EXAMPLES)(evaluate)
+app.command(epilog=CAPTION_EXAMPLES)(caption)
+app.command(epilog=EXPLAIN_EXAMPLES)(explain)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,29 +55,24 @@ def root(version: bool = typer.Option(False, "--version", help="Show the version
 
 def main() -> None:
     """Run the command line; the process ends with 0 (fine), 1 (a failed run) or 2 (bad usage or bad input)."""
+    fault: BaseException
     debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app()
     except CalmError as error:
-        code, text = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, text = 130, "interrupted"
+        fault, code, text = error, error.exit_code, str(error)
+    except KeyboardInterrupt as error:
+        fault, code, text = error, 130, "interrupted"
     except BrokenPipeError:  # the reader of a pipe left, as `head` does: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        code, text = 1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback"
+        fault, code = error, 1
+        text = f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback"
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(fault)
     # Plain text: a message may quote input that looks like markup or carries terminal controls.
     for line in text.splitlines() or [""]:
         stderr().print(f"[bold red]error:[/] {printable(line)}", soft_wrap=True, highlight=False)
     sys.exit(code)
-
-
-def printable(text: str) -> str:
-    """`text` with markup escaped and control characters shown instead of obeyed."""
-    from rich.markup import escape
-
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, progress_bar, stdout
+from calmctl.cli.console import note, print_json, printable, progress_bar, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -85,6 +85,12 @@ class BarWatcher:
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:
         """Print the validation numbers of an epoch."""
+        if "cider" in validation:
+            self._bar.console.print(
+                f"epoch {epoch}: validation CIDEr {validation['cider']:.1f} (tokenizer ptb-python)  "
+                f"log p a token {validation['log_prob_per_token']:.2f}  {validation['tokens']:.1f} tokens a caption"
+            )
+            return
         self._bar.console.print(
             f"epoch {epoch}: validation R@1 {validation['t2v_r1']:.1f}  R@5 {validation['t2v_r5']:.1f}  "
             f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}  "
@@ -115,20 +121,25 @@ def _print_plan(recipe: Recipe, as_json: bool) -> None:
 
 
 def _print_trained(trained: Trained, as_json: bool) -> None:
-    from calmctl.evaluation.tables import results_json, retrieval_table
+    from calmctl.cli.caption_view import print_evaluations
+    from calmctl.evaluation.captioning import CaptionEvaluation
+    from calmctl.evaluation.result import RetrievalResult
+    from calmctl.evaluation.tables import retrieval_table
 
     if as_json:
         print_json(
             {
                 "run": str(trained.run.folder),
                 "validation": trained.validation,
-                "test": results_json(trained.results),
+                "test": [result.to_json() for result in trained.results],
                 "left_out": trained.left_out,
             }
         )
         return
-    if trained.results:
-        stdout().print(retrieval_table(trained.results))
+    if retrieval := [result for result in trained.results if isinstance(result, RetrievalResult)]:
+        stdout().print(retrieval_table(retrieval))
+    if captioned := [result for result in trained.results if isinstance(result, CaptionEvaluation)]:
+        print_evaluations(captioned)
     print_left_out(trained.left_out)
     folder = trained.run.folder
     stdout().print(
@@ -141,8 +152,6 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
 
 def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3) -> None:
     """Tell on stderr which clips were not used: by split and reason, with their number and the first names."""
-    from calmctl.cli.main import printable
-
     for split, entries in left_out.items():
         by_reason: dict[str, list[str]] = {}
         for clip, reason in entries.items():

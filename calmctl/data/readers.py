@@ -13,7 +13,7 @@ import os
 from collections.abc import Generator
 from contextlib import closing
 from functools import cache
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import av
@@ -67,28 +67,34 @@ def read_with_decord(source: Source, times_s: np.ndarray) -> np.ndarray | None:
 
 
 def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
-    """Frames [F, H, W, 3] on the screen at `times_s` [F] (ascending), decoded in order up to the last needed.
+    """Frames [F, H, W, 3] on the screen at `times_s` [F] (ascending); raises as `stream_with_pyav`."""
+    return np.stack(list(stream_with_pyav(source, times_s)))
 
-    A frame that cannot be decoded leaves the one before it on the screen, as in a player.
+
+def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarray, None, None]:
+    """Frames [H, W, 3] on the screen at `times_s` [F] (ascending), decoded in order up to the last needed.
+
+    One pass and one frame in memory, however long the video. A frame that cannot be decoded leaves the one
+    before it on the screen, as in a player.
 
     Raises:
         VideoError: When more than a tenth of the frames cannot be decoded.
     """
-    pictures: list[np.ndarray] = []
+    n_shown = 0
     on_screen: Any = None
     with reasons(), closing(_decoded(source)) as decoded:
         for start_s, frame in decoded:
             # Every instant before this frame starts belongs to the one on the screen.
-            n_more = instants_before(start_s, times_s) - len(pictures) if on_screen is not None else 0
+            n_more = instants_before(start_s, times_s) - n_shown if on_screen is not None else 0
             if n_more > 0:
-                pictures += [_rgb(on_screen, source)] * n_more
-            if len(pictures) == len(times_s):
-                break
+                yield from repeat(_rgb(on_screen, source), n_more)
+                n_shown += n_more
+            if n_shown == len(times_s):
+                return
             on_screen = frame
         if on_screen is None:
             raise VideoError("damaged: no frame can be decoded")
-        pictures += [_rgb(on_screen, source)] * (len(times_s) - len(pictures))
-    return np.stack(pictures)
+        yield from repeat(_rgb(on_screen, source), len(times_s) - n_shown)
 
 
 def _decoded(source: Source) -> Generator[tuple[float, Any], None, None]:

@@ -28,26 +28,54 @@ class DatasetInfo:
         description: One line.
         protocols: Names of its protocols; ("",) where there is only one.
         default_protocol: The one taken where none is named.
+        caption_protocol: The one for captioning, which needs all references of every clip; None where any does.
     """
 
     description: str
     protocols: tuple[str, ...] = ("",)
     default_protocol: str = ""
+    caption_protocol: str | None = None
 
 
 _DEMO_PROTOCOLS = ("retrieval", "captioning")
 
 DATASETS: Mapping[str, DatasetInfo] = {
     **{
-        name: DatasetInfo(benchmark.description, tuple(benchmark.protocols), benchmark.default_protocol)
+        name: DatasetInfo(
+            benchmark.description,
+            tuple(benchmark.protocols),
+            benchmark.default_protocol,
+            "full" if name == "msrvtt" else None,
+        )
         for name, benchmark in BENCHMARKS.items()
     },
-    "demo": DatasetInfo("the drawn demo world", _DEMO_PROTOCOLS, "retrieval"),
+    "demo": DatasetInfo("the drawn demo world", _DEMO_PROTOCOLS, "retrieval", "captioning"),
     "demo-shifted": DatasetInfo(
-        "the demo world with other backgrounds, colours and phrasing", _DEMO_PROTOCOLS, "retrieval"
+        "the demo world with other backgrounds, colours and phrasing", _DEMO_PROTOCOLS, "retrieval", "captioning"
     ),
     "folder": DatasetInfo("any folder of videos, with captions.csv, captions.json or captions.jsonl, or without"),
 }
+
+
+def protocol_for(task: str, name: str, protocol: str | None) -> str:
+    """The protocol of dataset `name` for a task: `protocol`, or the task's own where None is named.
+
+    Args:
+        task: "retrieval" or "caption".
+        name: One of `DATASETS`; an unknown one is left to `load_dataset` to refuse.
+        protocol: As the user asked.
+
+    Raises:
+        DatasetError: Captioning under a protocol whose test clips do not have all their references.
+    """
+    info = DATASETS.get(name, DatasetInfo(""))
+    own = info.caption_protocol if task == "caption" else None
+    if own is not None and protocol not in (None, own):
+        raise DatasetError(
+            f"{name}: captions are scored against all sentences of a clip, which the protocol {protocol!r} does not "
+            f"have; set data.protocol={own}"
+        )
+    return protocol if protocol is not None else own or info.default_protocol
 
 
 def load_dataset(

@@ -13,7 +13,7 @@ from calmctl.data.samples import LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.workers import decode_clips
 from calmctl.errors import DatasetError, VideoError
-from calmctl.model.calm import CalmModel
+from calmctl.model.aligned import AlignedModel
 from calmctl.model.preprocess import fingerprint, split_preprocess
 from calmctl.recipe.schema import Data
 
@@ -28,7 +28,7 @@ class EncodedSplit:
     """What is scored; the number of texts and of videos are unrelated.
 
     Attributes:
-        texts: Sentence features [N_t, D], behind any adapter.
+        texts: Sentence features [N_t, D], behind any adapter; [0, D] where the model captions and scores none.
         frames: Frame features [N_v, F, D], behind any adapter.
         owners: For each text the number of its clip, [N_t].
         ids: Ids of the N_v clips.
@@ -46,13 +46,13 @@ class EncodedSplit:
 
 
 def stream_frames(
-    split: Split, model: CalmModel, data: Data, progress: Progress | None = None
+    split: Split, model: AlignedModel, data: Data, progress: Progress | None = None
 ) -> Iterator[np.ndarray | VideoError]:
     """Frames uint8 [F, S, S, 3] of a split's clips in order, or the reason why a clip has none."""
     decoded = decode_clips(
         split.clips,
         data.frames,
-        workers=data.workers or 1,
+        workers=data.workers or None,
         timeout_s=data.timeout_s,
         transform=split_preprocess(model.backbone)[0],
     )
@@ -64,7 +64,7 @@ def stream_frames(
 
 @torch.inference_mode()
 def encode_split(
-    model: CalmModel, split: Split, frames: Iterable[np.ndarray | VideoError], device: torch.device
+    model: AlignedModel, split: Split, frames: Iterable[np.ndarray | VideoError], device: torch.device
 ) -> EncodedSplit:
     """Encode the captions of `split` and the frames of its clips, given in the same order.
 
@@ -90,7 +90,7 @@ def encode_split(
 
 
 @torch.inference_mode()
-def encode_stored(model: CalmModel, store: FeatureStore, split: str, device: torch.device) -> EncodedSplit:
+def encode_stored(model: AlignedModel, store: FeatureStore, split: str, device: torch.device) -> EncodedSplit:
     """The same from a feature store, whose features were made by the backbone that `model` has.
 
     Raises:
@@ -102,7 +102,7 @@ def encode_stored(model: CalmModel, store: FeatureStore, split: str, device: tor
     if not stored.ids:
         raise DatasetError(_nothing_usable(split, list(stored.left_out)))
     return EncodedSplit(
-        model.encode_texts(store.texts(stored.captions).to(device)).cpu(),
+        model.encode_texts(store.texts(stored.captions if model.scores_sentences else ()).to(device)).cpu(),
         model.encode_frames(store.frames(stored.ids).to(device)).cpu(),
         np.array(stored.owners, dtype=np.int64),
         stored.ids,
@@ -112,7 +112,7 @@ def encode_stored(model: CalmModel, store: FeatureStore, split: str, device: tor
 
 
 def _with_texts(
-    model: CalmModel,
+    model: AlignedModel,
     split: Split,
     kept: list[int],
     left_out: list[LeftOut],
@@ -125,7 +125,7 @@ def _with_texts(
     used = [(text, place[owner]) for text, owner in zip(split.captions, split.owners, strict=True) if owner in place]
     captions = tuple(text for text, _ in used)
     return EncodedSplit(
-        encode_captions(model, captions, device),
+        encode_captions(model, captions if model.scores_sentences else (), device),
         torch.cat(features),
         np.array([owner for _, owner in used], dtype=np.int64),
         tuple(split.clips[number].id for number in kept),
@@ -135,7 +135,7 @@ def _with_texts(
 
 
 @torch.inference_mode()
-def encode_captions(model: CalmModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
+def encode_captions(model: AlignedModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
     """Sentence features [N, D] of `captions`, behind any adapter, on the CPU."""
     parts = [torch.empty(0, model.backbone.dim)]
     for first in range(0, len(captions), TEXTS_PER_BATCH):
@@ -144,7 +144,41 @@ def encode_captions(model: CalmModel, captions: tuple[str, ...], device: torch.d
     return torch.cat(parts)
 
 
-def _encode(model: CalmModel, clips: list[np.ndarray], device: torch.device) -> Tensor:
+@torch.inference_mode()
+def bare_captions(model: AlignedModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
+    """The same before any adapter, as a frozen backbone needs to make them only once."""
+    parts = [torch.empty(0, model.backbone.dim)]
+    for first in range(0, len(captions), TEXTS_PER_BATCH):
+        tokens = model.backbone.tokenize(captions[first : first + TEXTS_PER_BATCH])
+        parts.append(model.backbone.encode_text(tokens.to(device)).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def frozen_features(
+    model: AlignedModel, frames: Iterable[np.ndarray | VideoError], device: torch.device
+) -> Iterator[np.ndarray | VideoError]:
+    """What a frozen backbone makes of frames [F, S, S, 3], before any adapter: [F, D] each, in order."""
+    waiting: list[np.ndarray | VideoError] = []
+    for decoded in frames:
+        waiting.append(decoded)
+        if sum(len(each) for each in waiting if isinstance(each, np.ndarray)) >= FRAMES_PER_BATCH:
+            yield from _bare_features(model, waiting, device)
+            waiting = []
+    yield from _bare_features(model, waiting, device)
+
+
+def _bare_features(
+    model: AlignedModel, frames: list[np.ndarray | VideoError], device: torch.device
+) -> Iterator[np.ndarray | VideoError]:
+    pixels = [each for each in frames if isinstance(each, np.ndarray)]
+    features = iter(())
+    if pixels:
+        features = iter(model.bare_frames(torch.from_numpy(np.stack(pixels)).to(device)).float().cpu().numpy())
+    return (each if isinstance(each, VideoError) else next(features) for each in frames)
+
+
+def _encode(model: AlignedModel, clips: list[np.ndarray], device: torch.device) -> Tensor:
     return model.encode_frames(torch.from_numpy(np.stack(clips)).to(device)).cpu()
 
 

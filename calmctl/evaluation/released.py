@@ -20,20 +20,17 @@ _BLOCK = 64
 
 
 @torch.no_grad()
-def score_tmass_released(
-    head: TMassHead, texts: Tensor, frames: Tensor, owners: Tensor, *, device: torch.device | str | None = None
-) -> Tensor:
+def score_tmass_released(head: TMassHead, texts: Tensor, frames: Tensor, owners: Tensor) -> Tensor:
     """The scores of the released code: s(o, i) = cos(t_s(o|i), V(i | the caption that video i OWNS)).
 
     t_s is the one of the head's trials that was best for the right pooling, V(i | o), as in the released code.
     On true pairs this equals the correct score; elsewhere it tends to be lower.
 
     Args:
-        head: A T-MASS head, on `device`.
+        head: A T-MASS head; its device computes.
         texts: Raw sentence features [N, D].
         frames: Raw frame features [N, F, D].
         owners: [N], the index of each text's own video: every video exactly once.
-        device: Where to compute; default: where `texts` are.
 
     Returns:
         [N, N] on the CPU.
@@ -47,8 +44,8 @@ def score_tmass_released(
             "the released T-MASS protocol exists only where every video has exactly one caption, and here "
             f"{n_texts} texts meet {n_videos} videos, or one video has several; use the default protocol"
         )
-    device = texts.device if device is None else torch.device(device)
-    texts, frames = texts.to(device), frames.to(device)
+    weights = head.pooling.query.weight
+    device, texts, frames = weights.device, texts.to(weights), frames.to(weights)
     with full_precision(device):
         table = head.video_table(frames)
         table["leak"] = _pooled_with_own_caption(head, texts[owners.to(device).argsort()], table)

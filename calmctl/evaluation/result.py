@@ -109,16 +109,23 @@ def retrieval_result(
     level: float = 0.95,
     replicates: int = 2000,
     seed: int = 0,
+    scores_of_videos: ArrayLike | None = None,
 ) -> RetrievalResult:
     """Metrics of every direction with their intervals, from scores [N_t, N_v] and owners [N_t].
 
-    The other arguments are those of `RetrievalResult` and of `bootstrap_intervals`.
+    `scores_of_videos` [N_t, N_v] is for a scorer whose scores depend on which side asks, as re-ranking's do:
+    it is used where the videos are the queries. The other arguments are those of `RetrievalResult` and of
+    `bootstrap_intervals`.
 
     Raises:
         BadInput: As `rank_queries` and `bootstrap_intervals`.
         RunFailed: A score is NaN.
     """
-    ranks = {direction: rank_queries(scores, owners, direction) for direction in DIRECTIONS}
+    back = scores if scores_of_videos is None else scores_of_videos
+    ranks = {
+        direction: rank_queries(scores if direction == "text_to_video" else back, owners, direction)
+        for direction in DIRECTIONS
+    }
     return RetrievalResult(
         dataset=dataset,
         protocol=protocol,

@@ -39,7 +39,7 @@ def score_split(
     scorer: Scorer = "leak-free",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Scores [N_t, N_v] of all pairs of a split.
+    """Scores [N_t, N_v] of all pairs of a split, before any re-ranking.
 
     Only "tmass-released", the audit of a leak, is told which caption belongs to which video.
 
@@ -53,10 +53,7 @@ def score_split(
             model.head, encoded.texts, encoded.frames, torch.from_numpy(encoded.owners)
         ).numpy()
         return released
-    scores = score_all(model.head, encoded.texts, encoded.frames, device=device, progress=progress)
-    if scorer == "dual-softmax":
-        scores = dual_softmax(scores)
-    return scores.numpy()
+    return score_all(model.head, encoded.texts, encoded.frames, device=device, progress=progress).numpy()
 
 
 def validation_numbers(model: CalmModel, encoded: EncodedSplit, device: torch.device) -> dict[str, float]:
@@ -94,9 +91,14 @@ def evaluate_encoded(
 ) -> Evaluation:
     """Score a split and measure it both ways, with bootstrap intervals; the arguments label the result."""
     scores = score_split(model, encoded, device, scorer=scorer, progress=progress)
+    back = scores
+    if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
+        plain = torch.from_numpy(scores)
+        scores, back = dual_softmax(plain).numpy(), dual_softmax(plain.T).T.numpy()
     result = retrieval_result(
         scores,
         encoded.owners,
+        scores_of_videos=back,
         dataset=dataset,
         protocol=protocol,
         split=split,

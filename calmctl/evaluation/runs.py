@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from calmctl.data.registry import load_dataset
+from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.data.samples import Dataset
 from calmctl.data.store import FeatureStore
 from calmctl.errors import DatasetError
 from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_stored, stream_frames
 from calmctl.evaluation.retrieval import Evaluation, Scorer, evaluate_encoded
-from calmctl.model.calm import CalmModel
+from calmctl.model.aligned import AlignedModel
 from calmctl.recipe import Recipe
 from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
@@ -62,13 +62,9 @@ def evaluate_run(
     trained_protocol = trained_protocol_of(recipe)
     evaluations = []
     for test in tests:
-        encoded, protocol = _encode(model, recipe, test, split, device, progress)
-        if require_complete and encoded.left_out:
-            first = encoded.left_out[0]
-            raise DatasetError(
-                f"{test.dataset}: {len(encoded.left_out)} clips of the {split} split are left out "
-                f"(first: {first.id}: {first.reason}); --require-complete makes this an error"
-            )
+        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress)
+        if require_complete:
+            check_complete(encoded, test.dataset, split)
         evaluations.append(
             evaluate_encoded(
                 model,
@@ -86,6 +82,16 @@ def evaluate_run(
     return evaluations
 
 
+def check_complete(encoded: EncodedSplit, dataset: str, split: str) -> None:
+    """Raise `DatasetError` where clips of a split were left out."""
+    if encoded.left_out:
+        first = encoded.left_out[0]
+        raise DatasetError(
+            f"{dataset}: {len(encoded.left_out)} clips of the {split} split are left out "
+            f"(first: {first.id}: {first.reason}); --require-complete makes this an error"
+        )
+
+
 def own_test_set(recipe: Recipe) -> TestSet:
     """The test set of the dataset a run was trained on."""
     data = recipe.data
@@ -101,17 +107,21 @@ def own_test_set(recipe: Recipe) -> TestSet:
 
 def trained_protocol_of(recipe: Recipe) -> str:
     """The protocol a run was trained under, "" where its dataset has only one."""
-    from calmctl.data.registry import DATASETS
-
-    return recipe.data.protocol or DATASETS[recipe.data.dataset].default_protocol
+    return protocol_for(recipe.task, recipe.data.dataset, recipe.data.protocol)
 
 
-def _encode(
-    model: CalmModel, recipe: Recipe, test: TestSet, split: str, device: torch.device, progress: Progress | None
+def encode_test_set(
+    model: AlignedModel, recipe: Recipe, test: TestSet, split: str, device: torch.device, progress: Progress | None
 ) -> tuple[EncodedSplit, str]:
+    """Features of the `split` of a test set with a run's model, and the protocol they are of.
+
+    Raises:
+        CalmError: The test set is missing or has no usable clip, or a feature store is of another backbone.
+    """
     if test.features is not None:
         store = FeatureStore.open(test.features)
-        return encode_stored(model, store, split, device), store.protocol
+        protocol = protocol_for(recipe.task, test.dataset, store.protocol)
+        return encode_stored(model, store, split, device), protocol
     dataset = _dataset(test, recipe)
     if split not in dataset.splits:
         raise DatasetError(f"{test.dataset} has no {split} split; it has {', '.join(dataset.splits)}")
@@ -129,7 +139,7 @@ def _dataset(test: TestSet, recipe: Recipe) -> Dataset:
             return load_dataset(
                 test.dataset,
                 place,
-                protocol=test.protocol,
+                protocol=protocol_for(recipe.task, test.dataset, test.protocol),
                 annotations=test.annotations,
                 videos=test.videos,
                 val_clips=recipe.data.val_clips if test.dataset == recipe.data.dataset else None,

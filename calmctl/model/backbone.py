@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from calmctl.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 
 class Backbone(nn.Module):
@@ -30,7 +33,7 @@ class Backbone(nn.Module):
         self.dim = int(identity["dim"])
         self.image_size = int(identity["image_size"])
         self._tokenizer = tokenizer
-        self._transform = transform
+        self.transform = transform
 
     @property
     def logit_scale(self) -> Tensor:
@@ -38,9 +41,27 @@ class Backbone(nn.Module):
         scale: Tensor = self.clip.logit_scale
         return scale
 
+    @property
+    def bpe(self) -> SimpleTokenizer:
+        """CLIP's byte-pair tokenizer. Raises `CheckpointError` where this backbone has another kind of tokens."""
+        from open_clip.tokenizer import SimpleTokenizer
+
+        if not isinstance(self._tokenizer, SimpleTokenizer):
+            raise CheckpointError(
+                f"backbone.model: {self.identity['model']} does not use CLIP's byte pairs "
+                f"({type(self._tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
+            )
+        return self._tokenizer
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """The text tower's token embeddings, [V, width]."""
+        weight: Tensor = getattr(self.clip, "text", self.clip).token_embedding.weight
+        return weight
+
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """The backbone's own evaluation transform on uint8 RGB [F, H, W, 3]; returns float32 [F, 3, S, S]."""
-        return torch.stack([self._transform(Image.fromarray(frame)) for frame in frames])
+        return torch.stack([self.transform(Image.fromarray(frame)) for frame in frames])
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Token ids [N, L], padded to the longest sentence where the text tower allows it.

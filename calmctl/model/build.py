@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from calmctl.anchors.bank import AnchorBank
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.model.aligned import AlignedParts, FeatureAdapter
 from calmctl.model.backbone import Backbone
-from calmctl.model.calm import CalmModel, FeatureAdapter
+from calmctl.model.calm import CalmModel
+from calmctl.model.caption import CaptionModel
+from calmctl.model.caption_vocabulary import CaptionVocabulary
+from calmctl.model.captioner import Captioner
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.model.heads.tmass import TMassHead
 from calmctl.model.heads.xpool import XPoolHead
@@ -15,7 +21,7 @@ from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe
 
 
 def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | None = None) -> CalmModel:
-    """The model a recipe describes, freshly initialised from torch's default generator.
+    """The retrieval model a recipe describes, freshly initialised from torch's default generator.
 
     Args:
         recipe: All keys.
@@ -25,21 +31,33 @@ def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | Non
     Raises:
         CheckpointError: See `load_backbone`.
     """
-    backbone = backbone or load_backbone(recipe.backbone.model, recipe.backbone.weights)
-    if recipe.backbone.checkpoint_activations:
-        backbone.checkpoint_activations()
-    aligned = recipe.alignment.kind != "none"
-    return CalmModel(
-        backbone,
-        build_head(recipe, backbone.dim),
-        anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if aligned else None,
-        vae=_vae(recipe.alignment, len(vocabulary)) if recipe.alignment.kind == "vae" else None,
-        adapter=FeatureAdapter(backbone.dim) if recipe.backbone.adapter == "linear" else None,
-        anchor_keys=recipe.anchors,
-        alignment_keys=recipe.alignment,
-        frozen=recipe.frozen,
-        mask_same_clip=recipe.optim.mask_same_clip,
-    )
+    backbone = backbone or recipe_backbone(recipe)
+    head = build_head(recipe, backbone.dim)  # before the rest: the order of the random draws
+    return CalmModel(backbone, head, mask_same_clip=recipe.optim.mask_same_clip, **_parts(recipe, vocabulary, backbone))
+
+
+def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, backbone: Backbone) -> CaptionModel:
+    """The captioning model a recipe describes, freshly initialised from torch's default generator.
+
+    Args:
+        recipe: All keys.
+        vocabulary: As for `build_model`.
+        tokens: The CLIP ids of the tokens that the decoder writes, [V].
+        backbone: The two towers.
+
+    Raises:
+        CheckpointError: The backbone's tokens are not CLIP's.
+    """
+    keys = recipe.caption
+    captioner = Captioner(keys, backbone.dim, recipe.data.frames, CaptionVocabulary(backbone, tokens))
+    if keys.init_tokens == "backbone":
+        captioner.start_from(backbone.token_embedding)
+    return CaptionModel(backbone, captioner, keys, **_parts(recipe, vocabulary, backbone))
+
+
+def recipe_backbone(recipe: Recipe) -> Backbone:
+    """The backbone of a recipe with its weights. Raises `CheckpointError`, see `load_backbone`."""
+    return load_backbone(recipe.backbone.model, recipe.backbone.weights)
 
 
 def build_head(recipe: Recipe, dim: int) -> MeanPoolHead | XPoolHead | TMassHead:
@@ -62,6 +80,21 @@ def build_head(recipe: Recipe, dim: int) -> MeanPoolHead | XPoolHead | TMassHead
                 trials=keys.trials,
                 noise_seed=recipe.seed,
             )
+
+
+def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> AlignedParts:
+    """The towers and CALM's modules."""
+    if recipe.backbone.checkpoint_activations:
+        backbone.checkpoint_activations()
+    aligned = recipe.alignment.kind != "none"
+    return AlignedParts(
+        anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if aligned else None,
+        vae=_vae(recipe.alignment, len(vocabulary)) if recipe.alignment.kind == "vae" else None,
+        adapter=FeatureAdapter(backbone.dim) if recipe.backbone.adapter == "linear" else None,
+        anchor_keys=recipe.anchors,
+        alignment_keys=recipe.alignment,
+        frozen=recipe.frozen,
+    )
 
 
 def _anchors(keys: AnchorsSection, vocabulary: Vocabulary, backbone: Backbone, frozen: bool) -> AnchorBank:

@@ -1,126 +1,29 @@
-"""CALM composed: backbone, adapter, head, anchors and VAE; one forward pass gives the losses (Eq. 16)."""
+"""CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from calmctl.anchors.bank import AnchorBank
-from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
+from calmctl.model.aligned import AlignedModel, AlignedParts, Batch, Losses
 from calmctl.model.backbone import Backbone
-from calmctl.model.diagnostics import alignment_diagnostics
-from calmctl.model.preprocess import split_preprocess
-from calmctl.model.vae import CrossModalVAE
-from calmctl.objectives.alignment import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss
 from calmctl.objectives.contrastive import task_loss
-from calmctl.recipe.schema import AlignmentSection, AnchorsSection
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """B samples: sentence i describes clip i.
-
-    Attributes:
-        texts: Token ids [B, L], or sentence features [B, D] where they were extracted before.
-        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D].
-        clips: The number of each sample's clip, [B]; equal numbers are captions of one clip.
-    """
-
-    texts: Tensor
-    frames: Tensor
-    clips: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in (self.texts, self.frames, self.clips)))
-
-
-@dataclass(slots=True)
-class Losses:
-    """What one step yields.
-
-    Attributes:
-        total: The scalar to descend.
-        parts: Its summands before weighting, and their relatives, by name.
-        diagnostics: Numbers of methods.md 7.4, by name; detached.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-
-
-class FeatureAdapter(nn.Module):
-    """x + Wx + b on frame and on sentence features, W = b = 0 at first (our choice).
-
-    On frozen features it is what the alignment loss can change.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.frames = nn.Linear(dim, dim)
-        self.texts = nn.Linear(dim, dim)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-
-
-class CalmModel(nn.Module):
-    """Everything that trains.
-
-    Attributes:
-        anchors, vae: Absent without an alignment loss, and in an export for inference.
-    """
+class CalmModel(AlignedModel):
+    """Everything that trains for retrieval."""
 
     def __init__(
-        self,
-        backbone: Backbone,
-        head: nn.Module,
-        *,
-        anchors: AnchorBank | None = None,
-        vae: CrossModalVAE | None = None,
-        adapter: FeatureAdapter | None = None,
-        anchor_keys: AnchorsSection,
-        alignment_keys: AlignmentSection,
-        frozen: bool = False,
-        mask_same_clip: bool = False,
+        self, backbone: Backbone, head: nn.Module, *, mask_same_clip: bool = False, **parts: Unpack[AlignedParts]
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.normalise = split_preprocess(backbone)[1]
+        super().__init__(backbone, **parts)
         self.head: Any = head
-        self.anchors = anchors
-        self.vae = vae
-        self.adapter = adapter
-        self.keys = anchor_keys
-        self.alignment = alignment_keys
-        self.frozen = frozen
         self.mask_same_clip = mask_same_clip
-        self.log_temperature: nn.Parameter | None = None
-        if anchors is not None and anchor_keys.temperature == "learned":
-            self.log_temperature = nn.Parameter(torch.tensor(100.0).log())
-        if frozen:
-            backbone.requires_grad_(False)
+        if self.frozen:
             # The contrastive temperature belongs to the loss, not to the towers: it goes on learning.
-            backbone.logit_scale.requires_grad_(True)
-
-    def encode_texts(self, texts: Tensor) -> Tensor:
-        """Sentence features [N, D] as scoring sees them, from token ids [N, L] or extracted features [N, D]."""
-        if not texts.is_floating_point():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                texts = self.backbone.encode_text(texts)
-        texts = texts.float()
-        return texts if self.adapter is None else texts + self.adapter.texts(texts)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Frame features [N, F, D] as scoring sees them, from pixels [N, F, S, S, 3] or features [N, F, D]."""
-        if not frames.is_floating_point():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                frames = self.backbone.encode_frames(self.normalise(frames))
-        frames = frames.float()
-        return frames if self.adapter is None else frames + self.adapter.frames(frames)
+            self.backbone.logit_scale.requires_grad_(True)
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one step (methods.md 11.1)."""
@@ -131,55 +34,7 @@ class CalmModel(nn.Module):
             same = batch.clips[:, None] == batch.clips if self.mask_same_clip else None
             total, parts = task_loss(similarities, self.backbone.logit_scale.float().exp(), same_clip=same)
             losses = Losses(total, parts)
-            if self.anchors is not None and self.alignment.kind != "none":
-                self._align(texts, frames, losses)
+            if self.aligns:
+                self.add_alignment(texts, frames, losses)
         losses.parts["loss"] = losses.total
         return losses
-
-    def anchor_features(self) -> Tensor:
-        """The anchors P, [K, D], with the current weights (Eq. 5)."""
-        if self.anchors is None:
-            raise ValueError("this model was exported without its anchors")
-        adapter = self.adapter
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            prompts = self.anchors.prompts(self.backbone.encode_text).float()
-        if adapter is not None:
-            prompts = prompts + adapter.texts(prompts)
-        return prompts + self.anchors.position
-
-    def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Log S_p and log V_p, [B, K] each, of features texts [B, D] and frames [B, F, D] (Eq. 6, 7)."""
-        anchors = self.anchor_features()
-        video = mean_frame_feature(frames, self.keys.frame_mean)
-        tau = self.temperature()
-        return (
-            anchor_log_probabilities(texts, anchors, tau),
-            anchor_log_probabilities(video, anchors, self.keys.video_temperature or tau),
-        )
-
-    def temperature(self) -> float | Tensor:
-        """Tau of Eq. 6: fixed, CLIP's own without gradient, or learned (methods.md 7.3, row 1)."""
-        if self.log_temperature is not None:
-            return self.log_temperature.exp()
-        if self.keys.temperature == "clip":
-            return self.backbone.logit_scale.detach().float().exp()
-        return float(self.keys.temperature)
-
-    def _align(self, texts: Tensor, frames: Tensor, losses: Losses) -> None:
-        """Add the alignment loss, its parts and its diagnostics to `losses`."""
-        log_s, log_v = self.distributions(texts, frames)
-        target = log_s.detach() if self.alignment.detach_target else log_s
-        posterior = None
-        if self.vae is None:
-            kind = self.alignment.kind
-            assert kind in ("kl", "ce", "mse")
-            loss = losses.parts[f"align_{kind}"] = direct_alignment_loss(kind, log_v, target)
-        else:
-            posterior = self.vae.posterior(log_v)
-            drawn = [self.vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
-            rec = torch.stack([reconstruction_loss(log_s_hat, target) for log_s_hat in drawn]).mean()
-            kl = kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction)
-            losses.parts |= {"rec": rec, "kl": kl}
-            loss = rec + self.alignment.kl_weight * kl
-        losses.total = losses.total + self.alignment.weight * loss
-        losses.diagnostics |= alignment_diagnostics(log_s, log_v, losses.parts.get("rec"), posterior)

@@ -20,7 +20,7 @@ def split_preprocess(backbone: Backbone) -> tuple[FrameResize, Normalise]:
     """
     # open_clip's evaluation transform: Resize and CenterCrop, ResizeKeepRatio and CenterCropOrPad, or Resize
     # to both sides; then RGB, to-tensor and Normalize.
-    first, second, *_, last = backbone._transform.transforms
+    first, second, *_, last = backbone.transform.transforms
     size = backbone.image_size
     interpolation: Literal["bicubic", "bilinear"] = "bilinear" if first.interpolation.value == "bilinear" else "bicubic"
     if hasattr(first, "longest"):
@@ -72,9 +72,15 @@ def fingerprint(backbone: Backbone) -> dict[str, Any]:
 
 
 def parameters_digest(backbone: Backbone) -> str:
-    """SHA-256 over names, types, shapes and bytes of the two towers' parameters and persistent buffers."""
+    """SHA-256 over names, types, shapes and bytes of the two towers' parameters and persistent buffers.
+
+    The scale of the contrastive loss is left out: it goes on learning over frozen towers, and no feature
+    depends on it.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.clip.state_dict().items()):
+        if name in ("logit_scale", "logit_bias"):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

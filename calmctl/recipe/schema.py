@@ -37,7 +37,7 @@ class Data(Section):
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
     cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that decode")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that decode; 0: one a core")
     timeout_s: PositiveFloat = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
 
@@ -85,6 +85,32 @@ class HeadSection(Section):
     trials: Annotated[int, Field(ge=0)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
 
 
+class CaptionSection(Section):
+    """The caption head of task: caption, its loss, and how captions are searched for (26; methods.md 5.7)."""
+
+    width: PositiveInt = Field(768, description="of the transformer's layers")
+    encoder_layers: PositiveInt = Field(1, description="transformer layers over the frames")
+    decoder_layers: PositiveInt = Field(3, description="transformer layers over the words")
+    heads: PositiveInt = Field(8, description="attention heads of a layer")
+    ffn: PositiveInt = Field(2048, description="inner width of a layer's perceptron")
+    dropout: Share = Field(0.1, description="on embeddings and behind every branch of a layer")
+    max_tokens: Annotated[int, Field(ge=2)] = Field(30, description="longest caption in CLIP tokens, end included")
+    vocabulary: Literal["all", "train"] = Field(
+        "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
+    )
+    init_tokens: Literal["backbone", "random"] = Field("backbone", description="start of the token embeddings")
+    tied: bool = Field(False, description="one matrix for token embeddings and output")
+    loss: Literal["smoothed", "symmetric"] = Field(
+        "smoothed", description="cross-entropy with smoothing, or half of it and half reversed"
+    )
+    smoothing: Share = Field(0.1, description="label smoothing of loss: smoothed")
+    beam: PositiveInt = Field(5, description="beams of the search; 1: greedy")
+    length_penalty: NonNegative = Field(
+        1.0, description="a caption's log-probability is divided by its length to this power; 0: as it is"
+    )
+    validation_beam: PositiveInt = Field(1, description="beams for choosing the best epoch; 1: greedy, faster")
+
+
 class AlignmentSection(Section):
     """CALM's loss and what Table 7 compares it with (23)."""
 
@@ -130,13 +156,14 @@ class Recipe(Section):
     """One run, complete."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="names the run's folder")
-    task: Literal["retrieval"] = Field("retrieval", description="what is trained")
+    task: Literal["retrieval", "caption"] = Field("retrieval", description="what is trained")
     seed: int = Field(24, description="of initialisation, order, dropout and noise")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
     data: Data
     backbone: BackboneSection = BackboneSection()
     anchors: AnchorsSection = AnchorsSection()
     head: HeadSection = HeadSection()
+    caption: CaptionSection = CaptionSection()
     alignment: AlignmentSection = AlignmentSection()
     optim: OptimSection = OptimSection()
 
@@ -156,12 +183,22 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _alignment_can_act(self) -> Recipe:
-        """CALM's loss must reach something that scoring uses; on bare frozen features it reaches nothing."""
+        """CALM's loss must reach something that scores or captions are made of; bare frozen features are nothing."""
         acts = self.alignment.kind != "none" and self.alignment.weight > 0
-        if acts and self.frozen and self.backbone.adapter == "none":
+        adapts = self.backbone.adapter != "none" and self.optim.lr_head > 0
+        if acts and not adapts and (self.frozen or self.optim.lr_backbone == 0):
             raise ValueError(
                 f"alignment.kind: {self.alignment.kind} could change nothing here: the backbone is frozen "
-                "(backbone.freeze or data.features) and no adapter stands between features and scores; "
+                "(backbone.freeze, data.features or optim.lr_backbone=0) and no adapter that trains stands between "
+                f"its features and the {'captions' if self.task == 'caption' else 'scores'}; "
                 "set backbone.adapter=linear, or alignment.kind=none, or train the backbone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Recipe:
+        if self.caption.width % self.caption.heads:
+            raise ValueError(
+                f"caption.width: {self.caption.width} must be a multiple of caption.heads: {self.caption.heads}"
             )
         return self

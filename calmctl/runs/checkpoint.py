@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calmctl.errors import CheckpointError
-from calmctl.model.calm import CalmModel
+from calmctl.model.aligned import AlignedModel
 from calmctl.tensorfiles import load_tensors, save_tensors
 
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
@@ -35,7 +35,7 @@ class Position:
     history: list[dict[str, float]] | None = None
 
 
-def save_state(path: Path, model: CalmModel, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def save_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer, position: Position) -> None:
     """Write everything a run needs to go on from here, as one file that appears whole."""
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     for name, moments in _moments(model, optimizer).items():
@@ -55,7 +55,7 @@ def save_state(path: Path, model: CalmModel, optimizer: torch.optim.Optimizer, p
     )
 
 
-def load_state(path: Path, model: CalmModel, optimizer: torch.optim.Optimizer) -> Position:
+def load_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer) -> Position:
     """Restore what `save_state` wrote; raises `CheckpointError` if it is damaged or of another recipe."""
     tensors, metadata = load_tensors(path, what="checkpoint")
     load_weights(model, _under(tensors, _MODEL), source=str(path))
@@ -73,7 +73,7 @@ def load_state(path: Path, model: CalmModel, optimizer: torch.optim.Optimizer) -
     return Position(metadata["step"], metadata["epoch"], metadata["best"], metadata["history"])
 
 
-def save_weights(path: Path, model: CalmModel, *, slim: bool, about: dict[str, Any]) -> None:
+def save_weights(path: Path, model: AlignedModel, *, slim: bool, about: dict[str, Any]) -> None:
     """Write the model's weights; `slim` leaves out anchors and VAE, which inference does not need."""
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not (slim and name.startswith(TRAINING_ONLY))
@@ -81,7 +81,7 @@ def save_weights(path: Path, model: CalmModel, *, slim: bool, about: dict[str, A
     save_tensors(path, state, {**about, "backbone": model.backbone.identity, "slim": slim})
 
 
-def load_weights(model: CalmModel, state: dict[str, Tensor], *, source: str) -> None:
+def load_weights(model: AlignedModel, state: dict[str, Tensor], *, source: str) -> None:
     """Load `state` into `model`, strictly.
 
     Raises `CheckpointError` naming the first weight that is missing, unknown or of another shape.
@@ -97,7 +97,7 @@ def load_weights(model: CalmModel, state: dict[str, Tensor], *, source: str) -> 
     model.load_state_dict(state)
 
 
-def _moments(model: CalmModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+def _moments(model: AlignedModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     return {
         name: optimizer.state[parameter] for name, parameter in model.named_parameters() if parameter in optimizer.state
     }

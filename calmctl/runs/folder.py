@@ -50,6 +50,12 @@ class Run:
         values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
         return recipe_from_dict(values, where=str(self.recipe_file))
 
+    @property
+    def task(self) -> str:
+        """What was trained, "retrieval" or "caption", read without checking the rest of the recipe."""
+        values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
+        return str(values.get("task", "retrieval")) if isinstance(values, dict) else ""
+
     def recipe_to_resume(self) -> Recipe:
         """The recipe of an unfinished run. Raises `RunFailed` where the run is finished already."""
         if self.results.exists():
@@ -98,20 +104,29 @@ def create_run(root: Path, recipe: Recipe) -> Run:
     return run
 
 
-def find_run(name: str | None, root: Path) -> Run:
+def find_run(name: str | None, root: Path, *, task: str | None = None) -> Run:
     """The run meant by a path or by a folder's name under `root`; the newest trained one for None.
+
+    Args:
+        name: Path, folder's name, or None.
+        root: Folder of runs.
+        task: Where no run is named, "retrieval" or "caption" looks among the runs of that task only.
 
     Raises `RunNotFound` saying how to make one.
     """
+    recipe = "recipes/demo-caption.yaml" if task == "caption" else "recipes/demo.yaml"
     if name is not None:
         for folder in (Path(name), root / name):
             if (folder / "recipe.json").is_file():
                 return Run(folder)
-        raise RunNotFound(f"no run at {name} or {root / name}; 'calmctl train recipes/demo.yaml' makes one")
+        raise RunNotFound(f"no run at {name} or {root / name}; 'calmctl train {recipe}' makes one")
     trained = [Run(path.parent) for path in root.glob("*/recipe.json") if _is_trained(path.parent)]
+    if task is not None:
+        trained = [run for run in trained if run.task == task]
     if not trained:
+        kind = {"caption": "captioning ", "retrieval": "retrieval "}.get(task or "", "")
         raise RunNotFound(
-            f"no trained run in {root}{os.sep}; make one with 'calmctl train recipes/demo.yaml' or 'calmctl demo', "
+            f"no trained {kind}run in {root}{os.sep}; make one with 'calmctl train {recipe}' or 'calmctl demo', "
             "or name one with --run"
         )
     return max(trained, key=lambda run: run.weights("best").stat().st_mtime_ns)

@@ -6,8 +6,9 @@ import torch
 
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.errors import CheckpointError
-from calmctl.model.build import build_model
+from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import CalmModel
+from calmctl.model.caption import CaptionModel
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_weights
@@ -16,7 +17,7 @@ from calmctl.tensorfiles import load_tensors
 
 
 def load_run(run: Run, which: str, device: torch.device) -> CalmModel:
-    """The model of `run` in evaluation mode.
+    """The model of the retrieval run `run` in evaluation mode.
 
     Args:
         run: The run's folder.
@@ -24,20 +25,48 @@ def load_run(run: Run, which: str, device: torch.device) -> CalmModel:
         device: Where it is put.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or does not fit the recipe stored beside it.
+        CheckpointError: The file is missing, damaged, or does not fit the recipe stored beside it, or the run
+            is one of captioning.
     """
+    model = _load(run, which, device)
+    if not isinstance(model, CalmModel):
+        raise CheckpointError(
+            f"{run.folder} is a captioning run, which scores no sentences; name a retrieval run, "
+            f"or use it with: calmctl caption --run {run.folder}"
+        )
+    return model
+
+
+def load_captioner(run: Run, which: str, device: torch.device) -> CaptionModel:
+    """The model of the captioning run `run`; the rest as for `load_run`."""
+    model = _load(run, which, device)
+    if not isinstance(model, CaptionModel):
+        raise CheckpointError(
+            f"{run.folder} is a retrieval run, which writes no captions; name a captioning run, "
+            "or train one: calmctl train recipes/demo-caption.yaml"
+        )
+    return model
+
+
+def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionModel:
     path = run.weights(which)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; finish the run with: calmctl train --resume {run.folder}")
     recipe = run.recipe()
     state, metadata = load_tensors(path, what=f"run {run.folder}")
-    slim = bool(metadata.get("slim"))
     # The towers' weights are in the checkpoint: the file they once started from is not needed any more.
-    model = build_model(
-        without_alignment(recipe) if slim else recipe,
-        load_vocabulary(run.vocabulary),
-        load_backbone(recipe.backbone.model, None),
-    )
+    backbone = load_backbone(recipe.backbone.model, None)
+    vocabulary = load_vocabulary(run.vocabulary)
+    if bool(metadata.get("slim")):
+        recipe = without_alignment(recipe)
+    model: CalmModel | CaptionModel
+    if recipe.task == "caption":
+        tokens = state.get("captioner.token_ids")
+        if tokens is None:
+            raise CheckpointError(f"{path} holds no captioner, but the recipe beside it is one of captioning")
+        model = build_caption_model(recipe, vocabulary, tokens, backbone)
+    else:
+        model = build_model(recipe, vocabulary, backbone)
     load_weights(model, state, source=str(path))
     model.backbone.identity |= {"weights": metadata.get("backbone", {}).get("weights")}
     return model.eval().to(device)

@@ -18,12 +18,13 @@ from calmctl.data.samples import Clip, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.workers import decode_clips, run_isolated
 from calmctl.errors import VideoError
+from calmctl.model.aligned import Batch
 from calmctl.model.backbone import Backbone
-from calmctl.model.calm import Batch
 from calmctl.model.preprocess import split_preprocess
 from calmctl.recipe.schema import Data
 
 Item = TypeVar("Item")
+Decoded = np.ndarray | VideoError
 
 
 class FrameSource(Protocol):
@@ -49,7 +50,10 @@ class PairBatches:
         *,
         batch_size: int,
         seed: int,
+        encode_captions: Callable[[list[str]], Tensor] | None = None,
     ) -> None:
+        """Make batches of `split`; `encode_captions` gives a caption decoder's tokens [B, T], where there is one."""
+        self._encode_captions = encode_captions
         self._split = split
         self._frames = frames
         self._tokenize = tokenize
@@ -70,10 +74,12 @@ class PairBatches:
                 yield None
                 continue
             pairs, clips, arrays = zip(*usable, strict=True)
+            sentences = [self._split.captions[pair] for pair in pairs]
             yield Batch(
-                self._tokenize([self._split.captions[pair] for pair in pairs]),
+                self._tokenize(sentences),
                 torch.from_numpy(np.stack(arrays)),
                 torch.tensor(clips),
+                self._encode_captions(sentences) if self._encode_captions else None,
             )
 
     def _is_usable(self, owner: int, frames: np.ndarray | VideoError) -> bool:
@@ -87,9 +93,18 @@ class PairBatches:
 class FeatureBatches:
     """The same pairs from a feature store: the towers are frozen, so nothing is decoded or encoded again."""
 
-    def __init__(self, frames: Tensor, texts: Tensor, owners: Iterable[int], *, batch_size: int, seed: int) -> None:
-        """Take frames [N_v, F, D], texts [N_t, D] and for each text the number of its clip."""
-        self._frames, self._texts = frames, texts
+    def __init__(
+        self,
+        frames: Tensor,
+        texts: Tensor,
+        owners: Iterable[int],
+        *,
+        batch_size: int,
+        seed: int,
+        captions: Tensor | None = None,
+    ) -> None:
+        """Take frames [N_v, F, D], texts [N_t, D], for each text the number of its clip, and any tokens [N_t, T]."""
+        self._frames, self._texts, self._captions = frames, texts, captions
         self._owners = torch.tensor(list(owners))
         self._batch_size = batch_size
         self._seed = seed
@@ -100,7 +115,8 @@ class FeatureBatches:
         order = epoch_order(len(self._texts), self._seed, epoch)[skip * self._batch_size :]
         for pairs in _groups(order, self._batch_size):
             clips = self._owners[pairs]
-            yield Batch(self._texts[pairs].float(), self._frames[clips].float(), clips)
+            captions = None if self._captions is None else self._captions[pairs]
+            yield Batch(self._texts[pairs].float(), self._frames[clips].float(), clips, captions)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -123,7 +139,8 @@ class StreamedFrames:
         jobs = [(self.clips[clip], self._transform(epoch, first + position)) for position, clip in enumerate(clips)]
         job = partial(_decode_augmented, n_frames=self.data.frames)
         ahead = 256  # about two batches of the paper's size: decoding goes on while a step computes
-        for _, frames in run_isolated(job, jobs, workers=self.data.workers, timeout_s=self.data.timeout_s, ahead=ahead):
+        workers, timeout_s = self.data.workers or None, self.data.timeout_s
+        for _, frames in run_isolated(job, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
             yield frames
 
     def _transform(self, epoch: int, position: int) -> FrameResize | CropFlip:
@@ -134,7 +151,10 @@ class StreamedFrames:
 
 @dataclass(frozen=True, slots=True)
 class CachedFrames:
-    """Frames at input size, decoded once: [F, S, S, 3] a clip, or the reason why there are none."""
+    """Frames at input size, decoded once: [F, S, S, 3] a clip, or the reason why there are none.
+
+    Where the towers are frozen, their features [F, D] stand in the frames' place.
+    """
 
     frames: list[np.ndarray | VideoError]
 
@@ -151,27 +171,66 @@ def video_batches(
     batch_size: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    encode_captions: Callable[[list[str]], Tensor] | None = None,
+    frozen_features: Callable[[Iterable[Decoded]], Iterable[Decoded]] | None = None,
+    tokenize: Callable[[list[str]], Tensor] | None = None,
 ) -> PairBatches:
-    """Batches from the video files of `split`; `progress(done, total)` watches the filling of the cache."""
+    """Batches from the video files of `split`.
+
+    Args:
+        split: The clips and their captions.
+        backbone: Its input size and tokenizer.
+        data: The recipe's keys.
+        batch_size: Pairs a step.
+        seed: Of the order.
+        progress: Called with (done, total) while a cache is filled.
+        encode_captions: As for `PairBatches`.
+        frozen_features: Turns cached frames into the features of towers that do not change, in order.
+        tokenize: What a batch has of sentences; None for the backbone's tokens.
+    """
     resize = split_preprocess(backbone)[0]
     frames: FrameSource = StreamedFrames(split.clips, resize, data, seed)
     if data.cache == "memory":
-        cache: list[np.ndarray | VideoError] = []
-        for _, decoded in decode_clips(
-            split.clips, data.frames, workers=data.workers, timeout_s=data.timeout_s, transform=resize
-        ):
-            cache.append(decoded)
-            if progress:
-                progress(len(cache), len(split.clips))
-        frames = CachedFrames(cache)
-    return PairBatches(split, frames, backbone.tokenize, batch_size=batch_size, seed=seed)
+        decoding = decode_clips(
+            split.clips, data.frames, workers=data.workers or None, timeout_s=data.timeout_s, transform=resize
+        )
+        decoded = watched((result for _, result in decoding), len(split.clips), progress)
+        frames = CachedFrames(list(frozen_features(decoded) if frozen_features else decoded))
+    return PairBatches(
+        split,
+        frames,
+        tokenize or backbone.tokenize,
+        batch_size=batch_size,
+        seed=seed,
+        encode_captions=encode_captions,
+    )
 
 
-def store_batches(store: FeatureStore, split: str, *, batch_size: int, seed: int) -> FeatureBatches:
+def watched(items: Iterable[Item], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Item]:
+    """The items, with `progress(done, total)` called after each."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        if progress:
+            progress(done, total)
+
+
+def store_batches(
+    store: FeatureStore,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+    encode_captions: Callable[[list[str]], Tensor] | None = None,
+) -> FeatureBatches:
     """Batches of one split of a feature store; the whole split is held in memory as float32."""
     stored = store.split(split)
     return FeatureBatches(
-        store.frames(stored.ids), store.texts(stored.captions), stored.owners, batch_size=batch_size, seed=seed
+        store.frames(stored.ids),
+        store.texts(stored.captions),
+        stored.owners,
+        batch_size=batch_size,
+        seed=seed,
+        captions=encode_captions(list(stored.captions)) if encode_captions else None,
     )
 
 

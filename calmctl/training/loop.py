@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from calmctl.errors import RunFailed
-from calmctl.model.calm import Batch, CalmModel, Losses
+from calmctl.model.aligned import AlignedModel, Batch, Losses
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import Position, load_state, save_state, save_weights
 from calmctl.runs.folder import Run
@@ -54,14 +54,16 @@ class Training:
     """All that the loop needs.
 
     Attributes:
+        trained_on: The datasets that the weights will have seen, told in every weights file.
         validate: Numbers of the validation split with the current weights; "score" decides what is best.
     """
 
     recipe: Recipe
-    model: CalmModel
+    model: AlignedModel
     source: BatchSource
     validate: Callable[[], dict[str, float]]
     run: Run
+    trained_on: tuple[str, ...]
     device: torch.device
     tracker: Tracker
     watcher: Watcher | None = None
@@ -150,7 +152,7 @@ def _finish_epoch(training: Training, position: Position) -> None:
     validation = training.validate()
     record = {"epoch": float(position.epoch), **validation}
     position.history = [*(position.history or []), record]
-    about = {"step": position.step, "epoch": position.epoch}
+    about = {"step": position.step, "epoch": position.epoch, "trained_on": training.trained_on}
     if position.best is None or validation["score"] > position.best["score"]:
         position.best = record
         save_weights(run.weights("best"), model, slim=False, about=about)

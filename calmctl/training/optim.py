@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from calmctl.model.calm import CalmModel
+from calmctl.model.aligned import AlignedModel
 from calmctl.recipe.schema import OptimSection
 
 GROUPS = ("backbone", "head", "alignment")
@@ -15,13 +15,13 @@ LN_100 = math.log(100.0)
 
 
 def group_of(name: str) -> str:
-    """The learning-rate group of a parameter of `CalmModel`, by its name."""
+    """The learning-rate group of a parameter of a model, by its name."""
     if name.startswith("backbone."):
         return "backbone"
     return "alignment" if name.startswith(("anchors.", "vae.", "log_temperature")) else "head"
 
 
-def build_optimizer(model: CalmModel, keys: OptimSection) -> torch.optim.AdamW:
+def build_optimizer(model: AlignedModel, keys: OptimSection) -> torch.optim.AdamW:
     """AdamW with one group a (learning-rate group, decayed or not); each group carries its `name` and `peak_lr`."""
     rates = {"backbone": keys.lr_backbone, "head": keys.lr_head, "alignment": keys.lr_alignment}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
@@ -63,7 +63,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def gradient_norms(model: CalmModel) -> dict[str, float]:
+def gradient_norms(model: AlignedModel) -> dict[str, float]:
     """L2 norm of the gradients a learning-rate group."""
     squares = dict.fromkeys(GROUPS, 0.0)
     for name, parameter in model.named_parameters():
@@ -73,6 +73,6 @@ def gradient_norms(model: CalmModel) -> dict[str, float]:
 
 
 @torch.no_grad()
-def clamp_logit_scale(model: CalmModel) -> None:
+def clamp_logit_scale(model: AlignedModel) -> None:
     """CLIP's logit scale never exceeds ln 100 (methods.md 1.4)."""
     model.backbone.logit_scale.clamp_(max=LN_100)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from calmctl.model.caption import CaptionModel
 from calmctl.recipe import Recipe
 from calmctl.training.batches import PairBatches
 from calmctl.training.optim import GROUPS, group_of
-from calmctl.training.prepare import prepare
+from calmctl.training.prepare import Prepared, prepare
 
 
 def plan_training(recipe: Recipe) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         },
         "backbone": f"{recipe.backbone.model}, weights {recipe.backbone.weights}"
         + (", frozen" if recipe.frozen else ""),
-        "head": recipe.head.kind,
+        "head": recipe.head.kind if recipe.task == "retrieval" else _captioner(recipe, prepared),
         "alignment": f"{recipe.alignment.kind} over {prepared.vocabulary.reference}, K = {len(prepared.vocabulary)}",
         "trained": ", ".join(f"{name} {count:,} at {rates[name]:g}" for name, count in trainable.items() if count),
         "steps": f"{source.steps_per_epoch} an epoch, {source.steps_per_epoch * keys.epochs} in all, "
@@ -51,3 +52,9 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
     if isinstance(source, PairBatches):
         left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
     return {"summary": summary, "left_out": left_out, "recipe": recipe.model_dump(mode="json")}
+
+
+def _captioner(recipe: Recipe, prepared: Prepared) -> str:
+    assert isinstance(prepared.model, CaptionModel)
+    keys, tokens = recipe.caption, len(prepared.model.captioner.vocabulary)
+    return f"captioner, {keys.encoder_layers} + {keys.decoder_layers} layers of {keys.width}, {tokens:,} tokens"

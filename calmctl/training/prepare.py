@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calmctl.anchors.combine import subset
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.data.registry import load_dataset
+from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.data.samples import Dataset, LeftOut
 from calmctl.data.store import FeatureStore
 from calmctl.device import choose_device
-from calmctl.errors import DatasetError
-from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_stored, stream_frames
-from calmctl.model.build import build_model
+from calmctl.errors import DatasetError, StoreError
+from calmctl.evaluation.encoding import (
+    EncodedSplit,
+    bare_captions,
+    encode_split,
+    encode_stored,
+    frozen_features,
+    stream_frames,
+)
+from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
+from calmctl.model.caption import CaptionModel
+from calmctl.model.caption_vocabulary import training_vocabulary, whole_vocabulary
 from calmctl.model.preprocess import fingerprint
 from calmctl.recipe import Recipe
-from calmctl.training.batches import FeatureBatches, PairBatches, store_batches, video_batches
+from calmctl.runs.lineage import dataset_name, require_unseen, weights_lineage
+from calmctl.training.batches import Decoded, FeatureBatches, PairBatches, store_batches, video_batches
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many items are done, and of how many."""
@@ -39,7 +50,7 @@ class Prepared:
 
     recipe: Recipe
     vocabulary: Vocabulary
-    model: CalmModel
+    model: CalmModel | CaptionModel
     device: torch.device
     dataset: Dataset | None
     store: FeatureStore | None
@@ -58,7 +69,13 @@ class Prepared:
         """The source of training batches; frames are decoded now where the recipe keeps them in memory."""
         keys = self.recipe.optim
         if self.store is not None:
-            return store_batches(self.store, "train", batch_size=keys.batch_size, seed=self.recipe.seed)
+            return store_batches(
+                self.store,
+                "train",
+                batch_size=keys.batch_size,
+                seed=self.recipe.seed,
+                encode_captions=self._caption_tokens(),
+            )
         assert self.dataset is not None
         return video_batches(
             self.dataset.splits["train"],
@@ -67,7 +84,39 @@ class Prepared:
             batch_size=keys.batch_size,
             seed=self.recipe.seed,
             progress=_watch(progress, "decoding train clips"),
+            encode_captions=self._caption_tokens(),
+            frozen_features=self.frozen_features if self.recipe.frozen else None,
+            tokenize=self._frozen_texts(self.dataset.splits["train"].captions),
         )
+
+    def frozen_features(self, frames: Iterable[Decoded]) -> Iterable[Decoded]:
+        """What frozen towers make of frames [F, S, S, 3], before any adapter; they need to be asked only once."""
+        self.model.eval()
+        return frozen_features(self.model, frames, self.device)
+
+    def _frozen_texts(self, captions: tuple[str, ...]) -> Callable[[list[str]], Tensor] | None:
+        """Features of frozen towers, made once and kept as frames are; None where sentences must stay tokens."""
+        read = self.model.scores_sentences or self.model.aligns
+        if not (read and self.recipe.frozen and self.recipe.data.cache == "memory"):
+            return None
+        self.model.eval()
+        sentences = tuple(dict.fromkeys(captions))
+        number = {sentence: row for row, sentence in enumerate(sentences)}
+        features = bare_captions(self.model, sentences, self.device)
+        return lambda some: features[[number[sentence] for sentence in some]]
+
+    def _caption_tokens(self) -> Callable[[list[str]], Tensor] | None:
+        if not isinstance(self.model, CaptionModel):
+            return None
+        captioner = self.model.captioner
+        return lambda sentences: captioner.vocabulary.encode(sentences, captioner.max_tokens)
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The datasets that the weights of this training will have seen, those of `backbone.weights` first."""
+        dataset = self.store.header.dataset if self.store else self.recipe.data.dataset
+        own = dataset_name(dataset, self.protocol)
+        return tuple(dict.fromkeys((*weights_lineage(self.recipe.backbone.weights), own)))
 
     @property
     def protocol(self) -> str:
@@ -132,13 +181,50 @@ def prepare(recipe: Recipe) -> Prepared:
     vocabulary = recipe_vocabulary(recipe)
     store = FeatureStore.open(Path(recipe.data.features)) if recipe.data.features else None
     dataset = None if store is not None else recipe_dataset(recipe)
+    if recipe.task == "caption":
+        _require_caption_data(recipe, dataset, store)
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe, vocabulary)
+    model = _build(recipe, vocabulary, dataset, store)
     if store is not None:
         store.require_backbone(fingerprint(model.backbone))
+        if store.header.n_frames != recipe.data.frames:
+            raise StoreError(
+                f"{store.path} holds {store.header.n_frames} frames a clip and the recipe wants "
+                f"{recipe.data.frames}; set data.frames={store.header.n_frames}, or extract again"
+            )
     prepared = Prepared(recipe, vocabulary, model.to(device), device, dataset, store)
     _require_splits(prepared)
     return prepared
+
+
+def _build(
+    recipe: Recipe, vocabulary: Vocabulary, dataset: Dataset | None, store: FeatureStore | None
+) -> CalmModel | CaptionModel:
+    if recipe.task == "retrieval":
+        return build_model(recipe, vocabulary)
+    backbone = recipe_backbone(recipe)
+    tokens = whole_vocabulary(backbone)
+    if recipe.caption.vocabulary == "train":
+        tokens = training_vocabulary(backbone, _train_captions(dataset, store))
+    return build_caption_model(recipe, vocabulary, tokens, backbone)
+
+
+def _train_captions(dataset: Dataset | None, store: FeatureStore | None) -> tuple[str, ...]:
+    """The training captions; none where there is no such split, which is refused soon."""
+    if store is not None:
+        return store.split("train").captions if "train" in store.splits else ()
+    assert dataset is not None
+    return dataset.splits["train"].captions if "train" in dataset.splits else ()
+
+
+def _require_caption_data(recipe: Recipe, dataset: Dataset | None, store: FeatureStore | None) -> None:
+    """Refuse protocols without all references, and weights that saw the clips that captions are tested on."""
+    name, protocol = recipe.data.dataset, dataset.protocol if dataset is not None else ""
+    if store is not None:
+        name, protocol = store.header.dataset, protocol_for("caption", store.header.dataset, store.protocol)
+    require_unseen(
+        weights_lineage(recipe.backbone.weights), name, protocol, what=f"backbone.weights: {recipe.backbone.weights}"
+    )
 
 
 def recipe_vocabulary(recipe: Recipe) -> Vocabulary:
@@ -155,7 +241,7 @@ def recipe_dataset(recipe: Recipe) -> Dataset:
     return load_dataset(
         data.dataset,
         Path(data.root),
-        protocol=data.protocol,
+        protocol=protocol_for(recipe.task, data.dataset, data.protocol),
         annotations=Path(data.annotations) if data.annotations else None,
         videos=Path(data.videos) if data.videos else None,
         val_clips=data.val_clips,

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calmctl.data import instants
+from calmctl.data.decode import probe, read_frames
+from calmctl.data.inspection import inspect
+from calmctl.data.instants import FRAMES_PER_WINDOW, instants_of, sample_video
+from calmctl.data.pictures import jpeg, shrink
+from calmctl.data.samples import Clip
+from calmctl.data.sampling import frame_times
+from calmctl.errors import VideoError
+
+
+@pytest.fixture
+def video(tiny_world: Path) -> Path:
+    return sorted((tiny_world / "clips").glob("*.mp4"))[0]
+
+
+def test_the_same_frames_as_decoding_the_clip(video: Path) -> None:
+    clip, many = Clip("v", video), 2 * FRAMES_PER_WINDOW + 3
+    found = sample_video(clip, 4, instants=many, transform=np.ascontiguousarray, picture=shrink)
+    assert (found.start_s, found.end_s) == (0, pytest.approx(probe(video).duration_s))
+    np.testing.assert_array_equal(found.frames, read_frames(clip, 4))
+    np.testing.assert_array_equal(found.instants, read_frames(clip, many))
+    np.testing.assert_array_equal(found.times_s, frame_times(found.end_s, 4))
+    np.testing.assert_array_equal(found.instants_s, frame_times(found.end_s, many))
+    np.testing.assert_array_equal(found.pictures, shrink(read_frames(clip, 4)))
+
+
+def test_a_window_of_a_video(video: Path) -> None:
+    clip = Clip("v", video, 0.5, 1.25)
+    found = sample_video(clip, 3, instants=3, transform=np.ascontiguousarray)
+    assert (found.start_s, found.end_s) == (0.5, 1.25) and len(found.pictures) == 0
+    np.testing.assert_array_equal(found.frames, read_frames(clip, 3))
+    np.testing.assert_array_equal(found.instants, found.frames)
+
+
+def test_instants_are_bounded_however_long_the_video() -> None:
+    assert [instants_of(length_s) for length_s in (0.1, 10, 60, 3600)] == [12, 20, 120, 240]
+
+
+@pytest.mark.parametrize("decord", [True, False])
+def test_never_more_than_a_window_of_frames(video: Path, monkeypatch: pytest.MonkeyPatch, decord: bool) -> None:
+    if not decord:  # as for a file that it cannot be trusted with
+        monkeypatch.setattr(instants, "suits_decord", lambda source: False)
+    source = inspect(video)
+    times_s = frame_times(source.duration_s, 5 * FRAMES_PER_WINDOW + 1)
+    windows = list(instants._windows(source, times_s))
+    assert max(map(len, windows)) == FRAMES_PER_WINDOW
+    np.testing.assert_array_equal(np.concatenate(windows), read_frames(Clip("v", video), len(times_s)))
+
+
+def test_pyav_takes_over_where_decord_gives_up(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    decord = instants.read_with_decord
+
+    def gives_up(source, times_s):
+        asked.append(len(times_s))
+        return None if len(asked) == 2 else decord(source, times_s)
+
+    monkeypatch.setattr(instants, "read_with_decord", gives_up)
+    source = inspect(video)
+    times_s = frame_times(source.duration_s, 4 * FRAMES_PER_WINDOW)
+    found = np.concatenate(list(instants._windows(source, times_s)))
+    assert asked == [FRAMES_PER_WINDOW] * 2
+    np.testing.assert_array_equal(found, read_frames(Clip("v", video), len(times_s)))
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "notes.mp4"
+    path.write_text("not a video")
+    with pytest.raises(VideoError, match=r"notes\.mp4: "):
+        sample_video(Clip("notes", path), 4, transform=np.ascontiguousarray)
+
+
+def test_pictures_are_whole_and_small() -> None:
+    wide = np.zeros((2, 720, 1280, 3), np.uint8)
+    assert shrink(wide).shape == (2, 144, 256, 3)
+    tall = np.zeros((1, 4000, 2, 3), np.uint8)
+    assert shrink(tall).shape == (1, 256, 1, 3)
+    drawn = np.random.default_rng(0).integers(0, 255, (1, 48, 64, 3), dtype=np.uint8)
+    assert shrink(drawn).shape == (1, 192, 256, 3)
+    np.testing.assert_array_equal(shrink(drawn)[:, ::4, ::4], drawn)
+    assert jpeg(drawn[0]).startswith(b"\xff\xd8")
