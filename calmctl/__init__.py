@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from calmctl.data.registry import load_dataset
     from calmctl.data.store import FeatureStore
     from calmctl.errors import CalmError
+    from calmctl.evaluation.captions.scorer import score_captions
     from calmctl.evaluation.dense import score_dense
     from calmctl.evaluation.metrics import retrieval_metrics, text_to_video, video_to_text
     from calmctl.evaluation.scoring import score_all
@@ -60,6 +61,7 @@ __all__ = [
     "resolve_vocabulary",
     "retrieval_metrics",
     "score_all",
+    "score_captions",
     "score_dense",
     "task_loss",
     "text_to_video",
@@ -75,6 +77,7 @@ _HOMES = {
     "data.registry": ("load_dataset",),
     "data.store": ("FeatureStore",),
     "errors": ("CalmError",),
+    "evaluation.captions.scorer": ("score_captions",),
     "evaluation.dense": ("score_dense",),
     "evaluation.metrics": ("retrieval_metrics", "text_to_video", "video_to_text"),
     "evaluation.scoring": ("score_all",),

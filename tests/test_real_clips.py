@@ -13,7 +13,13 @@ SMALL = ["backbone.model=demo-clip", "backbone.weights=null", "data.frames=4", "
 @pytest.mark.real
 def test_train_and_evaluate_on_real_clips(real_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    keys = [f"data.root={real_data}", "data.cache=memory", "data.augment=none", "optim.epochs=1", "optim.batch_size=128"]
+    keys = [
+        f"data.root={real_data}",
+        "data.cache=memory",
+        "data.augment=none",
+        "optim.epochs=1",
+        "optim.batch_size=128",
+    ]
     trained = CliRunner().invoke(app, ["train", "msvd", *SMALL, *keys, "--json"])
     assert trained.exit_code == 0, trained.output
     record = json.loads(trained.stdout)
@@ -37,11 +43,8 @@ def test_extract_real_clips_then_train_on_the_features(real_data, tmp_path, monk
 
     backbone = load_backbone("demo-clip", None)
     save_tensors(tmp_path / "clip.safetensors", backbone.clip.state_dict(), {})
-    extracted = CliRunner().invoke(
-        app,
-        ["extract", "msvd", "--root", str(real_data), "--backbone", "demo-clip", "--weights", "clip.safetensors"]
-        + ["--frames", "4", "--out", "store", "--json"],
-    )
+    what = ["msvd", "--root", str(real_data), "--frames", "4", "--out", "store", "--json"]
+    extracted = CliRunner().invoke(app, ["extract", *what, "--backbone", "demo-clip", "--weights", "clip.safetensors"])
     assert extracted.exit_code == 0, extracted.output
     keys = ["backbone.weights=clip.safetensors", "data.features=store", "backbone.adapter=linear", "optim.epochs=1"]
     trained = CliRunner().invoke(app, ["train", "msvd", *SMALL[:1], *SMALL[2:], *keys, "--json"])

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from calmctl.captioning.generate import Caption, Search, caption_features
-from calmctl.data.instants import frames_at, video_duration_s
+from calmctl.data.long import frames_at, video_duration_s
 from calmctl.data.sampling import frame_times
-from calmctl.data.workers import TIMEOUT_S
 from calmctl.model.caption import CaptionModel
 from calmctl.model.preprocess import split_preprocess
 
@@ -85,9 +84,7 @@ def _features(
 ) -> torch.Tensor:
     """Frame features [N, F, D] of windows of a video."""
     times_s = np.concatenate([frame_times(duration_s, n_frames, *window) for window in windows])
-    # A file without an index is decoded from its beginning: an hour of it may take longer than a clip may.
-    resize = split_preprocess(model.backbone)[0]
-    frames = frames_at(video, times_s, resize, timeout_s=max(TIMEOUT_S, duration_s))
+    frames = frames_at(video, times_s, split_preprocess(model.backbone)[0])
     device = next(model.parameters()).device
     clips = torch.from_numpy(frames.reshape(len(windows), n_frames, *frames.shape[1:]))
     return torch.cat([model.encode_frames(part.to(device)).cpu() for part in torch.split(clips, 8)])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calmctl.cli.caption_view import EXAMPLES_SHOWN, examples_table
 from calmctl.cli.console import print_json, progress_bar, stdout
 from calmctl.cli.train import BarWatcher
 
@@ -83,10 +84,18 @@ def _print(done: Demo) -> None:
             f"{difference.interval.low:+.1f} to {difference.interval.high:+.1f}: {verdict}."
         )
     out.print("One seed: whether CALM helps takes several (calmctl demo --seed N).\n")
+    scores = done.captions.result.scores
+    out.print(examples_table(done.captions, EXAMPLES_SHOWN))
+    out.print(
+        f"\nCIDEr {100 * scores.cider:.1f}, BLEU-4 {100 * scores.bleu4:.1f} over {scores.n} test clips "
+        f"(calmctl eval {done.captioner.folder} has all).\n"
+    )
     for system in done.systems:
-        out.print(f"{system.name:15} {system.run.folder}", soft_wrap=True)
-    out.print(f"{'all numbers':15} {done.report}\n", soft_wrap=True)
+        out.print(f"{system.name:17} {system.run.folder}", soft_wrap=True)
+    out.print(f"{'captioner':17} {done.captioner.folder}", soft_wrap=True)
+    out.print(f"{'all numbers':17} {done.report}", soft_wrap=True)
+    out.print(f"{'a page to look at':17} {done.page}\n", soft_wrap=True)
     out.print("Next:")
     out.print("  calmctl eval --cross demo-shifted")
-    out.print("  calmctl anchors show shapes")
+    out.print(f'  calmctl explain {done.clip.path} "{done.sentence}"', soft_wrap=True)
     out.print("  calmctl train recipes/demo.yaml --dry-run")

@@ -49,7 +49,7 @@ def explain(
     ] = None,
     split: Annotated[str, typer.Option(help="For --failures: test or val.")] = "test",
     instants: Annotated[
-        int | None, typer.Option(min=1, max=3600, help="Instants on the timeline; 2 a second, 12 to 240, by default.")
+        int | None, typer.Option(min=1, max=1000, help="Instants on the timeline; 2 a second, 12 to 240, by default.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -118,6 +118,7 @@ def _newest(name: str | None, runs: Path, *, must: bool) -> Run | None:
     except RunNotFound:
         if name is not None or must:
             raise
+        note(f"there is no trained run in {printable(str(runs))}: asking the bare backbone")
         return None
     if name is None:
         note(f"explaining with the newest run, {printable(str(found.folder))}")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.cli.console import printable, stdout
-from calmctl.explaining.words import percent, seconds, summary, worth_saying
+from calmctl.explaining.distributions import worth_saying
+from calmctl.explaining.words import percent, seconds, summary
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -97,7 +97,7 @@ def _sample(
     every_s = np.unique(np.concatenate([times_s, instants_s]))
     scored = np.isin(every_s, times_s)
     seen, pictures, done = [], [], 0
-    for window in _windows(source, every_s):
+    for window in frame_windows(source, every_s):
         seen.append(transform(window))
         chosen = window[scored[done : done + len(window)]]
         if picture is not None and len(chosen):
@@ -117,7 +117,7 @@ def _sample(
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
-def _windows(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
+def frame_windows(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
     """Whole frames [n, H, W, 3] of consecutive instants."""
     windows = [times_s[i : i + FRAMES_PER_WINDOW] for i in range(0, len(times_s), FRAMES_PER_WINDOW)]
     for done, window in enumerate(windows):

@@ -168,7 +168,7 @@ def _conclusion(signals: tuple[Signal, ...], queries: int) -> str:
     area, margin = ours.risk_coverage.area, plain.risk_coverage.area
     if ours.verdict != "predicts errors":
         way = "runs against errors here" if "wrong way" in ours.verdict else "does not predict errors here"
-        beside = "predicts them" if plain.verdict == "predicts errors" else "does not predict them"
+        beside = "predicts them" if plain.verdict == "predicts errors" else "is no better guide"
         return f"The posterior's uncertainty {way} (AUROC {ours.separation:.2f}); the plain score margin {beside}."
     better = "better" if area < margin else "no better"
     return (

@@ -12,6 +12,7 @@ from calmctl.model.vae import CrossModalVAE
 
 ACTIVE_NATS = 0.01
 """A latent unit says something about a clip where its KL to the prior exceeds this (our choice)."""
+LEAST_SHARE = 0.001
 _SAMPLES = 64
 
 
@@ -63,6 +64,12 @@ def without(log_p: Tensor, removed: list[int]) -> Tensor:
     """Log probabilities [..., K - n] over the other anchors when the n `removed` are not in the vocabulary."""
     kept = [k for k in range(log_p.shape[-1]) if k not in set(removed)]
     return log_p[..., kept].log_softmax(dim=-1)
+
+
+def worth_saying(probabilities: Tensor, count: int) -> list[int]:
+    """The anchors with the largest shares, at most `count` and none below `LEAST_SHARE`."""
+    order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
+    return [int(k) for k in order if float(probabilities[k]) >= LEAST_SHARE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import entropy, kl_divergence
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.errors import VocabularyError
+from calmctl.errors import BadInput, VocabularyError
 from calmctl.explaining.collection import Collection, Standing, standing
 from calmctl.explaining.distributions import Comparison, Reconstruction, compare, reconstruct, without
 from calmctl.explaining.explainer import Explainer
@@ -118,6 +118,9 @@ def explain(
         sentence: The sentence.
         removed: Anchors to look at the pair without, from `find_anchors`.
         collection: Clips to rank the video among for this sentence; the same file in it is not counted twice.
+
+    Raises:
+        BadInput: The collection's clips have another number of frames than the video was seen with.
     """
     text = explainer.encode_texts([sentence])[0]
     log_s, log_v = explainer.log_s(text), explainer.log_v(seen.frames)
@@ -178,6 +181,12 @@ def _without(
 
 def _candidates(collection: Collection, seen: SeenVideo) -> Tensor:
     """Frames [N_v, F, D] of the video, first, and of the collection's other clips."""
+    theirs, own = collection.encoded.frames.shape[1], len(seen.frames)
+    if theirs != own:
+        raise BadInput(
+            f"the stored clips of {collection.dataset} have {theirs} frames each and the video was looked at with "
+            f"{own}; leave out --collection, or use a run whose data.frames is that of its feature store"
+        )
     ours = seen.clip.path.resolve()
     others = [
         place

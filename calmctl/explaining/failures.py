@@ -11,6 +11,7 @@ import torch
 
 from calmctl.evaluation.metrics import rank_queries
 from calmctl.explaining.collection import Collection, collection_scores
+from calmctl.explaining.distributions import worth_saying
 from calmctl.explaining.explainer import Explainer
 from calmctl.explaining.score import anchor_directions, score_pair, split_score
 
@@ -111,7 +112,7 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
 
     def describe(clip: int, score: float) -> Candidate:
         video = explainer.log_v(encoded.frames[clip]).exp()
-        return Candidate(encoded.ids[clip], score, _strongest(labels, video, _TOP), captions[clip][:_CAPTIONS])
+        return Candidate(encoded.ids[clip], score, _said(labels, video), captions[clip][:_CAPTIONS])
 
     def explain_one(query: int) -> Failure:
         text, right, other = encoded.texts[query], int(owners[query]), int(confusing[query])
@@ -122,7 +123,7 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
         return Failure(
             query=encoded.captions[query],
             rank=float(ranks[query]),
-            anchors=_strongest(labels, explainer.log_s(text).exp(), _TOP),
+            anchors=_said(labels, explainer.log_s(text).exp()),
             right=describe(right, float(scores[query, right])),
             confusing=describe(other, float(scores[query, other])),
             pulled=_strongest(labels, theirs.anchors - ours.anchors, _PULLS),
@@ -147,6 +148,10 @@ def _captions(collection: Collection) -> list[tuple[str, ...]]:
     for caption, owner in zip(collection.encoded.captions, collection.encoded.owners, strict=True):
         found[int(owner)].append(caption)
     return [tuple(each) for each in found]
+
+
+def _said(labels: tuple[str, ...], probabilities: torch.Tensor) -> tuple[Weighed, ...]:
+    return tuple(Weighed(labels[k], float(probabilities[k])) for k in worth_saying(probabilities, _TOP))
 
 
 def _strongest(labels: tuple[str, ...], values: torch.Tensor, count: int) -> tuple[Weighed, ...]:

@@ -21,11 +21,12 @@ from calmctl.device import choose_device
 from calmctl.errors import VideoError
 from calmctl.explaining.calibration import SIGNALS, Calibration
 from calmctl.explaining.collection import Collection
+from calmctl.explaining.distributions import worth_saying
 from calmctl.explaining.explainer import explain_with_run
 from calmctl.explaining.explanation import Explanation, explain
 from calmctl.explaining.failures import Failures
 from calmctl.explaining.video import see_video
-from calmctl.explaining.words import ordinal, percent, seconds, summary, worth_saying
+from calmctl.explaining.words import ordinal, percent, seconds, summary
 from calmctl.files import write_text
 from calmctl.runs.folder import Run
 

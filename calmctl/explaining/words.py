@@ -61,12 +61,6 @@ def _vae_says(explanation: Explanation) -> list[str]:
     return said
 
 
-def worth_saying(values: torch.Tensor, count: int) -> list[int]:
-    """The anchors with the largest shares, at most `count` and none below 0.1 %."""
-    order = values.argsort(descending=True, stable=True)[:count].tolist()
-    return [int(k) for k in order if float(values[k]) >= 0.001]
-
-
 def percent(value: float | torch.Tensor) -> str:
     """A share as "12.3 %", with "<0.1 %" for what would round to nothing."""
     share = 100 * float(value)

@@ -47,7 +47,7 @@ def test_never_more_than_a_window_of_frames(video: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(instants, "suits_decord", lambda source: False)
     source = inspect(video)
     times_s = frame_times(source.duration_s, 5 * FRAMES_PER_WINDOW + 1)
-    windows = list(instants._windows(source, times_s))
+    windows = list(instants.frame_windows(source, times_s))
     assert max(map(len, windows)) == FRAMES_PER_WINDOW
     np.testing.assert_array_equal(np.concatenate(windows), read_frames(Clip("v", video), len(times_s)))
 
@@ -63,7 +63,7 @@ def test_pyav_takes_over_where_decord_gives_up(video: Path, monkeypatch: pytest.
     monkeypatch.setattr(instants, "read_with_decord", gives_up)
     source = inspect(video)
     times_s = frame_times(source.duration_s, 4 * FRAMES_PER_WINDOW)
-    found = np.concatenate(list(instants._windows(source, times_s)))
+    found = np.concatenate(list(instants.frame_windows(source, times_s)))
     assert asked == [FRAMES_PER_WINDOW] * 2
     np.testing.assert_array_equal(found, read_frames(Clip("v", video), len(times_s)))
 

@@ -172,9 +172,8 @@ def test_coverage_finds_unused_and_twin_anchors(explainer, collection):
 
 
 def test_the_suggestion_is_a_vocabulary(explainer, collection):
-    found = coverage(explainer, collection)
-    if len(found.suggested) < 2:
-        pytest.skip("this tiny run suggests a single anchor")
-    vocabulary = suggested_vocabulary(found, explainer.vocabulary)
-    assert [label.id for label in vocabulary.labels] == list(found.suggested)
-    assert vocabulary.prompt == explainer.vocabulary.prompt
+    own = explainer.vocabulary
+    found = replace(coverage(explainer, collection), suggested=(own.labels[0].id, own.labels[3].id))
+    vocabulary = suggested_vocabulary(found, own)
+    assert vocabulary.texts == (own.texts[0], own.texts[3]) and vocabulary.prompt == own.prompt
+    assert vocabulary.name == f"{own.name}-demo" and "2 of 5 labels" in vocabulary.note

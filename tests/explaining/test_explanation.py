@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_a_strange_clip_stands_beside_the_collection(explainer, seen, collection
     assert found.standing.clips == 7
     # Its twin in the collection has the same score, and equals share their places.
     assert (found.standing.by_score % 1, found.standing.by_anchors % 1) == (0.5, 0.5)
+
+
+def test_a_collection_of_other_frames_is_refused(explainer, seen, collection):
+    more = replace(collection, encoded=replace(collection.encoded, frames=collection.encoded.frames.repeat(1, 2, 1)))
+    with pytest.raises(BadInput, match="4 frames each and the video was looked at with 2"):
+        explain(explainer, seen, "a red circle", collection=more)
 
 
 def test_the_timeline_finds_what_happens_when(explainer, seen):

@@ -26,7 +26,10 @@ def cached(kind: str, captions: Sequence[str], tokenize: Callable[[], list[str]]
     a result. `kind` names the tokenizer and its version. Captions and tokens must be single lines.
     """
     asked = "\n".join([kind, *captions])
-    path = cache_folder() / f"{sha256_bytes(asked.encode('utf-8'))}.txt"
+    try:
+        path = cache_folder() / f"{sha256_bytes(asked.encode('utf-8'))}.txt"
+    except RuntimeError:  # a user without a home, as containers have
+        return tokenize()
     kept = _read(path, len(captions))
     if kept is not None:
         return kept

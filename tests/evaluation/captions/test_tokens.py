@@ -176,6 +176,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(cache_of_this_test: Path
     assert token_cache.cached("kind", ["A"], lambda: ["b"]) == ["b"]
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert token_cache.cached("kind", ["A"], lambda: ["a"]) == ["a"]
+
+
 def test_the_cache_does_not_grow_without_end(cache_of_this_test: Path) -> None:
     for number in range(20):
         token_cache.cached("kind", [str(number)], lambda: ["x"])

@@ -1,0 +1,49 @@
+"""The demo's captioner: trained in a minute on the drawn world, shown beside the true sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calmctl.errors import RunFailed
+from calmctl.evaluation.captioning import CaptionEvaluation
+from calmctl.recipe import load_recipe, resolve_recipe
+from calmctl.runs.folder import Run
+from calmctl.training.loop import Watcher
+from calmctl.training.prepare import Progress
+from calmctl.training.train import train
+
+
+def caption_demo(
+    root: Path,
+    runs: Path,
+    backbone: Run,
+    *,
+    seed: int,
+    overrides: list[str],
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+) -> tuple[Run, CaptionEvaluation]:
+    """Train recipes/demo-caption.yaml on the drawn world and test it.
+
+    Args:
+        root: The drawn world.
+        runs: Folder of runs.
+        backbone: The demo's trained CLIP, which stays as it is.
+        seed: Of the training.
+        overrides: More recipe keys, such as those a person gave to `calmctl demo`.
+        watcher: Told about steps and epochs.
+        progress: Told about reading.
+
+    Returns:
+        The run, and captions and scores of the test clips with the best epoch on validation.
+
+    Raises:
+        CalmError: As `train`.
+    """
+    start = [f"data.root={root}", f"backbone.weights={backbone.weights('slim')}", f"seed={seed}"]
+    recipe = load_recipe(resolve_recipe("demo-caption"), [*start, *overrides])
+    trained = train(recipe, runs, watcher=watcher, progress=progress)
+    best = next((result for result in trained.results if isinstance(result, CaptionEvaluation)), None)
+    if best is None:
+        raise RunFailed(f"{root}: the test split has no captions, so there is nothing to show")
+    return trained.run, best
