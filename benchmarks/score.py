@@ -39,7 +39,7 @@ Scorer = Callable[..., Tensor]
 
 @torch.no_grad()
 def score_released(head: TMassHead, texts: Tensor, frames: Tensor) -> Tensor:
-    """The released inference, step by step as methods.md 1.7 tells it, one caption a video, leak included.
+    """The released inference, step by step as its code proceeds, one caption a video, leak included.
 
     Where that leaves a choice it is the fast one: only the choosing and the regrouping are Python loops.
     """

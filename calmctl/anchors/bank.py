@@ -38,7 +38,7 @@ class AnchorBank(nn.Module):
             tokens: [K, L].
             dim: D.
             encode: "gradient" re-encodes the prompts in every call with gradient, "no-gradient" without,
-                "refresh" every `refresh_every` training calls, "frozen" once (methods.md 7.3, row 4).
+                "refresh" every `refresh_every` training calls, "frozen" once (docs/science.md, reading 4).
             refresh_every: Calls in training mode between two encodings.
             position_std: e_k ~ N(0, position_std^2); 0 starts at zero (row 5).
         """

@@ -79,7 +79,7 @@ def merge(
 
 
 def subset(vocabulary: Vocabulary, count: int, seed: int = 0) -> Vocabulary:
-    """A seeded sample of `count` labels in their old order (methods.md 7.3, row 20).
+    """A seeded sample of `count` labels in their old order (docs/science.md, reading 20).
 
     Labels are drawn by the SHA-256 of seed and id, so the sample is the same on every machine and in every
     version of Python and numpy, and for one seed a smaller subset lies inside every larger one.

@@ -15,7 +15,7 @@ def anchor_log_probabilities(features: Tensor, anchors: Tensor, temperature: flo
     Args:
         features: [..., D], raw; sentence features, or the mean frame features of clips.
         anchors: P, [K, D].
-        temperature: tau, multiplied with the cosines (methods.md 7.3, row 1).
+        temperature: tau, multiplied with the cosines (docs/science.md, reading 1).
 
     Returns:
         [..., K]; its exponential sums to one. The logarithm is kept because every loss needs it.

@@ -37,7 +37,7 @@ from calmctl.errors import VocabularyError
 from calmctl.files import write_text
 from calmctl.yaml_strict import dump_yaml, load_yaml
 
-PROMPT = "The content of {label}"  # paper, section 3 (methods.md 7.1)
+PROMPT = "The content of {label}"  # paper, section 3 (docs/science.md)
 MAX_LABEL_CHARS = 300  # about CLIP's 77 tokens; the longest label of 20 public lists has 121
 NAME_PATTERN = r"[a-z0-9][a-z0-9._+-]*"
 _WHAT = "vocabulary"

@@ -1,4 +1,4 @@
-"""Training augmentation: one random crop and flip a clip, without torch (methods.md 1.6)."""
+"""Training augmentation: one random crop and flip a clip, without torch (T-MASS's released settings)."""
 
 from __future__ import annotations
 

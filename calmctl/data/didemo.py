@@ -1,4 +1,4 @@
-"""DiDeMo as paragraph retrieval: all descriptions of a clip, joined, describe it (methods.md section 6.4).
+"""DiDeMo as paragraph retrieval: all descriptions of a clip, joined, describe it (docs/data.md).
 
 The same clip appears under two file extensions in the official JSON, and some names end in a bare dot. No name
 holds another dot, so what precedes the first one is the clip.

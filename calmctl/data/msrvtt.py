@@ -1,4 +1,4 @@
-"""MSR-VTT: 10,000 clips, 20 sentences each (methods.md section 6.1)."""
+"""MSR-VTT: 10,000 clips, 20 sentences each (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEST_1KA = "MSRVTT_JSFUSION_test.csv"
 _TRAIN_9K = "MSRVTT_train.9k.csv"
 _TRAIN_7K = "MSRVTT_train.7k.csv"
 _OFFICIAL_NAMES = {"train": "train", "validate": "val", "test": "test"}
-# The official split by position in `videos`, for merged files that do not tell it (methods.md section 5.8).
+# The official split by position in `videos`, for merged files that do not tell it (docs/captioning.md).
 _OFFICIAL_ORDER = ["train"] * 6513 + ["val"] * 497 + ["test"] * 2990
 
 

@@ -1,4 +1,4 @@
-"""MSVD: 1,970 clips, 18 to 81 sentences each, every one of them a query (methods.md section 6.2)."""
+"""MSVD: 1,970 clips, 18 to 81 sentences each, every one of them a query (docs/data.md)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def frame_times(duration_s: float, n_frames: int, start_s: float = 0.0, end_s: f
     """Centres of `n_frames` equal intervals of a clip, or of a window of it.
 
     Released code samples by frame number; we sample by time, which is the same at a constant frame rate and
-    right at a variable one (methods.md section 1.6; the choice of time is ours).
+    right at a variable one (T-MASS's released settings; the choice of time is ours).
 
     Args:
         duration_s: Length of the clip in seconds.

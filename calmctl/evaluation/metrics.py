@@ -1,6 +1,6 @@
 """Retrieval metrics from scores alone: R@1/5/10, median and mean rank, both ways, with ties counted fairly.
 
-Ties count as the average over all orders of the equals (methods.md 1.8, our decision), so a constant score
+Ties count as the average over all orders of the equals (docs/protocols.md, our decision), so a constant score
 matrix gives chance and no sorting order can flatter a model. Scores [N_t, N_v] and `owners` [N_t] (the clip
 each caption describes) are all that goes in; N_t and N_v are unrelated.
 """
@@ -108,7 +108,7 @@ def rank_queries(scores: ArrayLike, owners: ArrayLike, direction: Direction = "t
         owners: The clip that each caption describes, [N_t].
         direction: "text_to_video": every caption is a query, every clip a candidate.
             "video_to_text": every clip with captions is a query, the candidates are the clips that have
-            captions, each by its best caption (the released convention, methods.md 1.8).
+            captions, each by its best caption (the released convention, docs/protocols.md).
             "video_to_text_plain": the same queries; the candidates are all captions, and the rank is that
             of the clip's best own caption.
 

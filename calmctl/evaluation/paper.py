@@ -2,7 +2,7 @@
 
 Retrieval numbers are text-to-video. They are single runs without seeds, and the evaluator they were made
 with is not known: the baseline row is T-MASS, whose released evaluator pools every candidate with its own
-caption (methods.md 0), so rows of T-MASS and CALM may be inflated.
+caption (docs/protocols.md), so rows of T-MASS and CALM may be inflated.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ ALIGNMENT: tuple[PaperAlignment, ...] = (
     PaperAlignment("vae", "CALM", 50.8, 77.5, 41.2, 66.3),
 )
 
-# The paper's MSR-VTT is 9k training and the 1k-A test set (methods.md 6.5, 11.4), which 7k shares; "full"
+# The paper's MSR-VTT is 9k training and the 1k-A test set (docs/data.md), which 7k shares; "full"
 # tests on 2,990 other clips. An empty protocol stands for the paper's.
 _TRAINED = {"msrvtt": {"", "9k"}}
 _TESTED = {"msrvtt": {"", "9k", "7k"}}

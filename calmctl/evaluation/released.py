@@ -1,4 +1,4 @@
-"""AUDIT ONLY: the released T-MASS evaluation, which leaks the ground truth into the scores (methods.md 0.1).
+"""AUDIT ONLY: the released T-MASS evaluation, which leaks the ground truth into the scores (docs/protocols.md).
 
 It pools every candidate video with the caption that belongs to it, so that a video never looks its best for
 anybody else's caption. Numbers from here are comparable with published T-MASS numbers and with nothing else;

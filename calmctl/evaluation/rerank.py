@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def dual_softmax(scores: Tensor, temperature: float = 100.0) -> Tensor:
-    """Scores times their softmax over all texts (DSL, methods.md 1.8), for text-to-video retrieval.
+    """Scores times their softmax over all texts (DSL, docs/protocols.md), for text-to-video retrieval.
 
     Transductive: the score of one query depends on all the other queries. For video-to-text retrieval, where
     the videos are the queries, pass the transpose.

@@ -1,4 +1,4 @@
-"""All (text, video) scores of a split: exact, streamed, and blind to who belongs to whom (methods.md 11.2)."""
+"""All (text, video) scores of a split: exact, streamed, and blind to who belongs to whom (docs/protocols.md)."""
 
 from __future__ import annotations
 

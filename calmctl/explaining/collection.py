@@ -81,7 +81,7 @@ def collection_scores(explainer: Explainer, texts: Tensor, frames: Tensor) -> np
 
 
 def rank_of(scores: Tensor, index: int) -> float:
-    """The rank from 1 of one candidate among `scores` [N], highest best; equals count half (methods.md 1.8)."""
+    """The rank from 1 of one candidate among `scores` [N], highest best; equals count half (docs/protocols.md)."""
     own = scores[index]
     return 1.0 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1)
 

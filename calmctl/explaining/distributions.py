@@ -74,7 +74,7 @@ def worth_saying(probabilities: Tensor, count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """What the VAE makes of a pair: S_hat from the posterior's mean (methods.md 7.3, row 15).
+    """What the VAE makes of a pair: S_hat from the posterior's mean (docs/science.md, reading 15).
 
     Attributes:
         text: S_hat, [K].

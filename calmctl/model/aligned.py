@@ -48,7 +48,7 @@ class Losses:
     Attributes:
         total: The scalar to descend.
         parts: Its summands before weighting, and their relatives, by name.
-        diagnostics: Numbers of methods.md 7.4, by name; detached.
+        diagnostics: Numbers of `alignment_diagnostics`, by name; detached.
     """
 
     total: Tensor
@@ -154,7 +154,7 @@ class AlignedModel(nn.Module):
         )
 
     def temperature(self) -> float | Tensor:
-        """Tau of Eq. 6: fixed, CLIP's own without gradient, or learned (methods.md 7.3, row 1)."""
+        """Tau of Eq. 6: fixed, CLIP's own without gradient, or learned (docs/science.md, reading 1)."""
         if self.log_temperature is not None:
             return self.log_temperature.exp()
         if self.keys.temperature == "clip":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Backbone(nn.Module):
     """CLIP's two towers with their tokenizer and preprocessing.
 
-    Features are projected into the joint space and not L2-normalised (methods.md 1.1).
+    Features are projected into the joint space and not L2-normalised (docs/science.md, The heads).
 
     Attributes:
         identity: What this backbone is: model name, activation, where its weights came from, image size, dim.

@@ -26,7 +26,7 @@ class CalmModel(AlignedModel):
             self.backbone.logit_scale.requires_grad_(True)
 
     def forward(self, batch: Batch) -> Losses:
-        """The losses of one step (methods.md 11.1)."""
+        """The losses of one step (docs/science.md)."""
         texts, frames = self.encode_texts(batch.texts), self.encode_frames(batch.frames)
         paired = torch.arange(len(texts), device=texts.device)
         with torch.autocast(texts.device.type, enabled=False):

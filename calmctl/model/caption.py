@@ -19,7 +19,7 @@ class CaptionModel(AlignedModel):
     """Everything that trains for captioning.
 
     V_p and the decoder's memory are made of the same features, `encode_frames`, so that CALM's loss can change
-    captions: through the towers, or on frozen features through the adapter (methods.md 5.7).
+    captions: through the towers, or on frozen features through the adapter (docs/captioning.md).
     """
 
     scores_sentences = False
@@ -32,7 +32,7 @@ class CaptionModel(AlignedModel):
         self.caption_keys = keys
 
     def forward(self, batch: Batch) -> Losses:
-        """The losses of one step: L_cap + L_rec + alpha L_KL (methods.md 11.3)."""
+        """The losses of one step: L_cap + L_rec + alpha L_KL (docs/captioning.md)."""
         if batch.captions is None:
             raise ValueError("a captioning batch needs the captions' tokens")
         frames = self.encode_frames(batch.frames)

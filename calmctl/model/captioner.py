@@ -1,4 +1,4 @@
-"""The caption head: frame features -> linear -> transformer encoder -> transformer decoder (methods.md 5.7)."""
+"""The caption head: frame features -> linear -> transformer encoder -> transformer decoder (docs/captioning.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that tell whether the alignment is alive (methods.md 7.4)."""
+"""Numbers that tell whether the alignment is alive (docs/science.md)."""
 
 from __future__ import annotations
 

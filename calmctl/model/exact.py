@@ -3,7 +3,7 @@
 A pooled vector is a convex combination of n = heads x F vectors u that depend on the video alone; LN2, the
 linear layer and LN3 then only scale it and add two more fixed vectors. So every V(v|t) lies in the span of
 n + 2 vectors of the video (its basis), its length is a quadratic form in the n + 2 coefficients, and a pair
-costs 2 n + 2 dot products of length D, all of them plain matrix products over many pairs (scoring.md).
+costs 2 n + 2 dot products of length D, all of them plain matrix products over many pairs (docs/scoring.md).
 
 Intermediate tensors are [N_v, n, N_t], texts last, as the products leave them: reductions over n then run
 along contiguous memory.

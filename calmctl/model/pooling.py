@@ -1,4 +1,4 @@
-"""Text-conditioned frame pooling: the cross-attention block of X-Pool and T-MASS (methods.md 1.2)."""
+"""Text-conditioned frame pooling: the cross-attention block of X-Pool and T-MASS (docs/science.md, The heads)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stochastic text of T-MASS: a text becomes a cloud whose radius depends on one video (methods.md 1.3)."""
+"""Stochastic text of T-MASS: a text becomes a cloud whose radius depends on one video (docs/science.md, The heads)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Radius(nn.Module):
 
 
 def support_texts(texts: Tensor, radii: Tensor, pooled: Tensor) -> Tensor:
-    """t_sup = t + R * (vbar - t) / |vbar - t|: the point of the cloud nearest the video (methods.md 1.4).
+    """t_sup = t + R * (vbar - t) / |vbar - t|: the point of the cloud nearest the video (docs/science.md, The heads).
 
     Args:
         texts: t, [N, D], raw.

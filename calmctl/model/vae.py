@@ -17,7 +17,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], bool, tuple[int, ...]]] = {
     "D": ((320,), False, (320,)),
     "D2": ((512,), False, ()),
 }
-"""Readings of the paper's "shallow encoder-decoder" that fit its parameter budget (methods.md 7.2)."""
+"""Readings of the paper's "shallow encoder-decoder" that fit its parameter budget (docs/science.md)."""
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 

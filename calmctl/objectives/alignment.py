@@ -1,7 +1,7 @@
 """Alignment of V_p and S_p: CALM's evidence bound and the plain losses of Table 7.
 
 All take distributions as logarithms [B, K], sum over anchors, and average over the batch
-(methods.md 7.3, row 14).
+(docs/science.md, reading 14).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor, reduction: Literal["sum"
 
 
 def direct_alignment_loss(kind: Literal["kl", "ce", "mse"], log_v: Tensor, log_s: Tensor) -> Tensor:
-    """Table 7's discriminative rows, batch mean (methods.md 7.3, row 23).
+    """Table 7's discriminative rows, batch mean (docs/science.md, reading 23).
 
     kl: KL(S_p || V_p). ce: - sum_k S_p(k) log V_p(k). mse: sum_k (S_p(k) - V_p(k))^2; the paper gives no
     reduction, the sum over anchors is our choice as for the others.

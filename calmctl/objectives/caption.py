@@ -1,4 +1,4 @@
-"""Losses of a caption's tokens (methods.md 5.3, 5.7)."""
+"""Losses of a caption's tokens (docs/captioning.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LABEL_FLOOR = 1e-4
-"""What the zeros of a one-hot label become inside the logarithm of the reverse cross-entropy (methods.md 5.3)."""
+"""What the zeros of a one-hot label become inside the logarithm of the reverse cross-entropy (docs/captioning.md)."""
 
 
 def caption_loss(

@@ -1,4 +1,4 @@
-"""The symmetric cross-entropy of text-video retrieval (methods.md 1.4)."""
+"""The symmetric cross-entropy of text-video retrieval (docs/science.md, The heads)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def contrastive_loss(
         L = 1/2 [ mean_i -log softmax_j(s * sim(i, :))_p(i)  +  mean_i -log softmax_k(s * sim(:, p(i)))_i ]
 
     Both means run over the texts, so that a video with several texts counts once for each of them; with one
-    text a video, p the identity, this is the formula of methods.md 1.4.
+    text a video, p the identity, this is the formula of the reference.
 
     Args:
         similarity: Cosines [B_t, B_v].

@@ -1,4 +1,4 @@
-"""Every key of a recipe with its default; numbers in parentheses are rows of methods.md 7.3."""
+"""Every key of a recipe with its default; numbers in parentheses are rows of docs/science.md, Readings of the paper."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class HeadSection(Section):
 
 
 class CaptionSection(Section):
-    """The caption head of task: caption, its loss, and how captions are searched for (26; methods.md 5.7)."""
+    """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
     width: PositiveInt = Field(768, description="of the transformer's layers")
     encoder_layers: PositiveInt = Field(1, description="transformer layers over the frames")
@@ -118,7 +118,7 @@ class AlignmentSection(Section):
     weight: NonNegative = Field(1.0, description="factor of the whole alignment loss")
     kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
     latent: PositiveInt = Field(256, description="d, the latent dimension")
-    layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, methods.md 7.2")
+    layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, docs/science.md")
     activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the VAE's layers (11)")
     dropout: Share = Field(0.1, description="behind those activations, encoder and decoder")
     input: Literal["probability", "log", "scaled"] = Field(

@@ -11,7 +11,7 @@ from calmctl.files import read_json
 from calmctl.tensorfiles import read_metadata
 
 _HOLDS_TEST_CLIPS_OF = {"msrvtt 9k": "msrvtt full"}
-"""Training lists that hold clips of another protocol's test split: 1,990 of 2,990 here (methods.md 6.1)."""
+"""Training lists that hold clips of another protocol's test split: 1,990 of 2,990 here (docs/data.md)."""
 
 
 def weights_lineage(weights: str | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Optimiser groups and the learning rate's schedule (methods.md 1.5, 7.3 rows 16 and 17)."""
+"""Optimiser groups and the learning rate's schedule (docs/science.md, readings 16 and 17)."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def gradient_norms(model: AlignedModel) -> dict[str, float]:
 
 @torch.no_grad()
 def clamp_logit_scale(model: AlignedModel) -> None:
-    """CLIP's logit scale never exceeds ln 100 (methods.md 1.4)."""
+    """CLIP's logit scale never exceeds ln 100 (docs/science.md, The heads)."""
     model.backbone.logit_scale.clamp_(max=LN_100)

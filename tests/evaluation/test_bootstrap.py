@@ -52,7 +52,7 @@ def test_width_is_that_of_the_binomial() -> None:
     hits = np.arange(1000) < 500
     got = bootstrap_intervals(successes(hits), replicates=4000)
     assert got is not None
-    # methods.md 7.5: the standard error of R@1 = 50 % on 1,000 queries is 1.58 points.
+    # docs/science.md: the standard error of R@1 = 50 % on 1,000 queries is 1.58 points.
     assert got.r1.high - got.r1.low == pytest.approx(2 * 1.96 * 1.58, rel=0.06)
 
 

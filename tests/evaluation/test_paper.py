@@ -1,4 +1,4 @@
-"""The paper's numbers, checked by the paper's own arithmetic (section 4.4) and against methods.md 7.5."""
+"""The paper's numbers, checked by the paper's own arithmetic (section 4.4)."""
 
 import pytest
 

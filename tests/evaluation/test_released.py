@@ -18,7 +18,7 @@ def problem(n, dim=16, frames=4, trials=5, seed=0):
 
 @pytest.mark.parametrize("trials", [0, 1, 5])
 def test_formula(trials):
-    """methods.md 0.1 and 9.2, written as the released code proceeds: choose the trial, then pool with the owner."""
+    """docs/protocols.md, written as the released code proceeds: choose the trial, then pool with the owner."""
     head, texts, frames = problem(9, trials=trials)
     owners = torch.tensor([4, 0, 8, 1, 7, 3, 2, 6, 5])
     found = score_tmass_released(head, texts, frames, owners)

@@ -45,7 +45,7 @@ def recall_at_1(scores):
 
 @pytest.mark.parametrize(("text_chunk", "video_chunk"), [(1, 1), (3, 4), (7, 2), (1000, 1000)])
 def test_streamed_scores_equal_the_dense_ones(head, text_chunk, video_chunk):
-    """methods.md 9.3, with N_t != N_v (9.1)."""
+    """Streamed in blocks of any size, with N_t != N_v."""
     texts, frames = features(7, 11)
     scores = score_all(head, texts, frames, text_chunk=text_chunk, video_chunk=video_chunk)
     assert scores.shape == (7, 11) and scores.dtype == torch.float32 and scores.device.type == "cpu"
@@ -67,7 +67,7 @@ def test_float64_weights_and_features_give_float64(head):
 
 
 def test_nothing_can_tell_the_scorer_who_belongs_to_whom():
-    """methods.md 9.1: texts, videos and weights are all that scoring is given."""
+    """Texts, videos and weights are all that scoring is given."""
     assert list(inspect.signature(FusionHead.score).parameters) == ["self", "texts", "table"]
     assert list(inspect.signature(FusionHead.video_table).parameters) == ["self", "frames"]
     assert list(inspect.signature(score_all).parameters) == [

@@ -43,7 +43,7 @@ def test_the_explained_score_is_the_head_s_own(head):
 
 
 def test_attention_weights_against_the_formula():
-    """w_f = softmax((Wk b_f + bk) . (Wq a + bq) / sqrt(D)), methods.md 1.2, head by head."""
+    """w_f = softmax((Wk b_f + bk) . (Wq a + bq) / sqrt(D)), docs/science.md, The heads, head by head."""
     for head in HEADS[1:3]:
         pooling = head.pooling
         text, frames = features(1), features(2, FRAMES)

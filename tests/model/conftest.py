@@ -1,4 +1,4 @@
-"""A transcription of methods.md 1.2 to 1.4 in numpy and float64, one pair at a time, and trained-like weights."""
+"""A transcription of the heads' formulas in numpy and float64, one pair at a time, and trained-like weights."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def radius(module: nn.Module, text: Array, frames: Array) -> Array:
 
 @pytest.fixture(scope="session")
 def formulas() -> SimpleNamespace:
-    """`pool`, `radius` and `cos` as methods.md writes them."""
+    """`pool`, `radius` and `cos` as docs/science.md writes them."""
     return SimpleNamespace(pool=pool, radius=radius, cos=cos)
 
 

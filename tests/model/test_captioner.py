@@ -124,7 +124,7 @@ def recipe_model(tiny_recipe, *overrides) -> CaptionModel:
 
 @pytest.mark.parametrize("overrides", [[], ["backbone.freeze=true", "backbone.adapter=linear"]])
 def test_the_alignment_moves_what_captions_are_made_of(tiny_recipe, overrides):
-    """CALM's loss alone must reach parameters on the path from frames to the decoder's memory (methods.md 5.7)."""
+    """CALM's loss alone must reach parameters on the path from frames to the decoder's memory (docs/captioning.md)."""
     from calmctl.model.aligned import Losses
 
     model = recipe_model(tiny_recipe, *overrides).train()

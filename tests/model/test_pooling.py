@@ -25,7 +25,7 @@ def test_forward_is_the_formula(formulas, trained, n_texts, n_videos, n_frames, 
 
 
 def test_identity_initialised_block():
-    """methods.md 9.4: with Wl = I and no dropout, LN3(2 LN2(softmax pooling of LN1))."""
+    """At the start: with Wl = I and no dropout, LN3(2 LN2(softmax pooling of LN1))."""
     torch.manual_seed(2)
     texts, frames = torch.randn(4, 16).double(), torch.randn(3, 6, 16).double()
     a, b = F.layer_norm(texts, (16,)), F.layer_norm(frames, (16,))

@@ -10,7 +10,7 @@ def test_parameter_count():
 
 
 def test_radius_at_the_start(formulas):
-    """methods.md 9.5: exp(cos_k) on coordinates k < F, exactly 1 elsewhere."""
+    """At the start: exp(cos_k) on coordinates k < F, exactly 1 elsewhere."""
     torch.manual_seed(0)
     texts, frames = torch.randn(3, 20).double(), torch.randn(3, 5, 20).double()
     radii = Radius(5, 20).double()(texts, frames)

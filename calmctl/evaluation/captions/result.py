@@ -8,7 +8,7 @@ from typing import Any
 from calmctl.evaluation.captions.scores import CaptionScores
 from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
 
-# The paper captions MSR-VTT's full split: 6,513 / 497 / 2,990 clips (methods.md 5.8); "" stands for the paper's.
+# The paper captions MSR-VTT's full split: 6,513 / 497 / 2,990 clips (docs/captioning.md); "" stands for the paper's.
 _PROTOCOLS = {"msrvtt": {"", "full"}}
 
 

@@ -45,7 +45,7 @@ def score_captions(
     require_complete: bool = False,
     progress: Progress | None = None,
 ) -> CaptionScores:
-    """Score one caption an id against its references, as coco-caption does (methods.md 5.8).
+    """Score one caption an id against its references, as coco-caption does (docs/captioning.md).
 
     Args:
         hypotheses: The caption of each id.

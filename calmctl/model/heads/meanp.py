@@ -1,4 +1,4 @@
-"""Mean pooling without parameters: CLIP4Clip's meanP (methods.md 3.1)."""
+"""Mean pooling without parameters: CLIP4Clip's meanP (docs/science.md, The heads)."""
 
 from __future__ import annotations
 

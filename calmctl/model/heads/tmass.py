@@ -1,4 +1,4 @@
-"""T-MASS: stochastic text over text-conditioned pooling (methods.md 1.3, 1.4, 1.7), scored without the leak."""
+"""T-MASS: stochastic text over text-conditioned pooling (docs/science.md, The heads), scored without the leak."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TMassHead(nn.Module):
 
             num_m = t.p + E_m.(R*p),   den_m^2 = |t|^2 + 2 E_m.(t*R) + (E_m*E_m).(R*R),   cos = num / (den |p|)
 
-        are matrix products over all trials and pairs (methods.md 1.7 ii).
+        are matrix products over all trials and pairs (docs/science.md, The heads).
 
         Args:
             bank: E, the `noise_bank` on the device of the texts.
@@ -145,7 +145,7 @@ class TMassHead(nn.Module):
 
     @torch.no_grad()
     def score_independent(self, texts: Tensor, frames: Tensor, *, seed: int) -> Tensor:
-        """Scores [N_t, N_v] with fresh noise for every pair and trial (methods.md 1.7 i), much slower.
+        """Scores [N_t, N_v] with fresh noise for every pair and trial (docs/science.md, The heads), much slower.
 
         The law of each single score is that of `score`; pairs do not share their luck. Only for comparison.
         """

@@ -1,4 +1,4 @@
-"""X-Pool: a deterministic text against its text-conditioned pooling of the frames (methods.md 1.2, 2)."""
+"""X-Pool: a deterministic text against its text-conditioned pooling of the frames (docs/science.md, The heads)."""
 
 from __future__ import annotations
 

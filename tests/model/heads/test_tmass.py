@@ -19,7 +19,7 @@ def test_parameter_count():
 @pytest.mark.parametrize("noise", ["uniform", "normal"])
 @pytest.mark.parametrize("paired", [[2, 0, 1], [2, 0, 0, 1, 2], [1]])
 def test_training_similarities_are_the_formula(formulas, trained, noise, paired):
-    """methods.md 1.4, text by text: one sample each, moved by the radius of its own video, and the support."""
+    """The loss text by text: one sample each, moved by the radius of its own video, and the support."""
     head = trained(TMassHead(16, 5, noise=noise, noise_std=0.4, support_weight=0.8).double()).eval()
     texts, frames = features(len(paired), 3, 5)
     torch.manual_seed(11)
