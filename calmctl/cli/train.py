@@ -87,8 +87,8 @@ class BarWatcher:
         """Print the validation numbers of an epoch."""
         if "cider" in validation:
             self._bar.console.print(
-                f"epoch {epoch}: validation CIDEr {validation['cider']:.1f} (tokenizer ptb-python)  "
-                f"log p a token {validation['log_prob_per_token']:.2f}  {validation['tokens']:.1f} tokens a caption"
+                f"epoch {epoch}: validation CIDEr {validation['cider']:.1f} (ptb-python tokens)  "
+                f"log p a token {validation['log_prob_per_token']:.2f}"
             )
             return
         self._bar.console.print(
