@@ -93,8 +93,7 @@ class BarWatcher:
             return
         self._bar.console.print(
             f"epoch {epoch}: validation R@1 {validation['t2v_r1']:.1f}  R@5 {validation['t2v_r5']:.1f}  "
-            f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}  "
-            f"(video to text R@1 {validation['v2t_r1']:.1f})"
+            f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}"
         )
 
     def _show(self, what: str, done: int, total: int, text: str) -> None:
