@@ -48,7 +48,7 @@ def places(name: str, root: Path | None, annotations: Path | None, videos: Path 
         if folder is not None and not folder.is_dir():
             raise DatasetError(
                 f"{name}: {what} {folder} is not a folder; put the annotation files and clips of {name} there, or "
-                f"name where they are (a recipe's data.root, data.annotations and data.videos are the same; docs/data.md)"
+                "name where they are (in a recipe: data.root, data.annotations, data.videos; see docs/data.md)"
             )
     if root is None and (annotations is None or videos is None):
         raise DatasetError(f"{name}: say where its files are with --root, or with --annotations and --videos")
