@@ -96,11 +96,12 @@ def measure(clips: list[Clip], backbone: Backbone, folder: Path, options: argpar
     wall_s["both on these cores"] = wall_s["decode alone"] + wall_s["encoder alone"]
     cpu_s["both on these cores"] = cpu_s["decode alone"] + cpu_s["encoder alone"]
     slower_s = max(wall_s["decode alone"], wall_s["encoder alone"])
-    print(f"{'':<20}{'clips/s':>10}{'of the slower floor':>22}{'CPU s/clip':>12}")
+    print(f"{'':<20}{'clips/s':>10}{'of the slower floor':>22}{'of both':>10}{'CPU s/clip':>12}")
     for name, seconds in wall_s.items():
-        print(f"{name:<20}{len(clips) / seconds:>10.2f}{slower_s / seconds:>22.1%}{cpu_s[name] / len(clips):>12.3f}")
+        shares = f"{slower_s / seconds:>22.1%}{wall_s['both on these cores'] / seconds:>10.1%}"
+        print(f"{name:<20}{len(clips) / seconds:>10.2f}{shares}{cpu_s[name] / len(clips):>12.3f}")
     print(
-        f"batches of {BATCH_FRAMES} frames; median of {options.rounds} rounds: "
+        f"load average {os.getloadavg()[0]:.1f}; batches of {BATCH_FRAMES} frames; median of {options.rounds} rounds: "
         + "; ".join(", ".join(f"{len(clips) / wall:.1f}" for wall, _ in each.values()) for each in rounds)
     )
 

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calmctl.cli.console import note, print_json, progress_bar, stdout
+from calmctl.cli.console import note, print_json
+from calmctl.cli.extract_view import Bar, print_extracted, print_merged
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from calmctl.data.samples import Dataset, LeftOut
-    from calmctl.data.store_merge import MergeReport
-    from calmctl.extraction.report import ExtractReport
-    from calmctl.extraction.report import Progress as Step
+    from calmctl.data.samples import Dataset
 
 EXAMPLES = """Examples:
 
@@ -29,7 +25,9 @@ calmctl extract my-videos --backbone ViT-B-16 --weights b16.safetensors
 
 calmctl extract lsmdc --root /data --shard 3/16 --out parts/3
 
-calmctl extract --merge parts/* --out features/lsmdc"""
+calmctl extract --merge parts/* --out features/lsmdc
+
+calmctl extract lsmdc --root /data --ray 8 --workers 16"""
 
 _DATA, _MODEL, _RUN = "Where clips and captions are", "What encodes them", "How it runs"
 
@@ -74,6 +72,9 @@ def extract(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Do part I of N, for a job array.", rich_help_panel=_RUN)
     ] = None,
+    ray: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Use N actors of Ray (calmctl[cluster]).", rich_help_panel=_RUN)
+    ] = 0,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge such parts (stores) into --out.", rich_help_panel=_RUN)
     ] = False,
@@ -104,8 +105,9 @@ def extract(
     from calmctl.model.weights import load_backbone
 
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
-    chosen = choose_device(device)
-    bar = _Bar()
+    # With Ray this process does not encode, and may have no GPU itself.
+    chosen = device if ray and device != "auto" else choose_device(device)
+    bar = Bar()
     try:
         report = run_extract(
             dataset,
@@ -119,6 +121,7 @@ def extract(
             shard=part,
             retry=retry,
             strict=strict,
+            ray_actors=ray,
             on_progress=bar,
         )
     finally:
@@ -126,7 +129,7 @@ def extract(
     if as_json:
         print_json(report.as_json())
     else:
-        _print(report, dataset)
+        print_extracted(report, dataset)
     if not report.clips_extracted + report.clips_kept and report.undecodable:
         note("[bold red]error:[/] no clip could be decoded")
         raise typer.Exit(1)
@@ -172,69 +175,6 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class _Bar:
-    """One progress bar after the other: clips, then captions."""
-
-    def __init__(self) -> None:
-        self._unit: str | None = None
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __call__(self, step: Step) -> None:
-        """Show how far the work is."""
-        if step.unit != self._unit and step.total:
-            self.stop()
-            self._unit = step.unit
-            self._bar = progress_bar(step.unit)
-            self._bar.start()
-            self._task = self._bar.add_task(step.unit, total=step.total, note="")
-        if self._bar is not None and self._task is not None and step.total:
-            left_out = f"{step.left_out} left out" if step.left_out else ""
-            self._bar.update(self._task, completed=step.done, note=left_out)
-
-    def stop(self) -> None:
-        """Clear the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-def _print(report: ExtractReport, dataset: Dataset) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from calmctl.cli.train import print_left_out
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    name = " ".join(word for word in (report.dataset, report.protocol) if word)
-    part = f", part {report.shard[0]} of {report.shard[1]}" if report.shard != (1, 1) else ""
-    table.add_row("store", escape(str(report.store)))
-    table.add_row("dataset", f"{name}{part}: " + ", ".join(dataset.splits))
-    table.add_row("clips", _counts(report.clips_extracted, report.clips_kept))
-    table.add_row("captions", _counts(report.texts_extracted, report.texts_kept))
-    table.add_row("left out", f"{len(report.undecodable)} not decodable, {len(report.missing)} missing")
-    if report.clips_per_s is not None:
-        table.add_row("speed", f"{report.clips_per_s:.1f} clips/s")
-    for reason in report.redone:
-        table.add_row("redone", escape(reason))
-    if report.shard == (1, 1):
-        table.add_row("next", escape(f"calmctl train RECIPE data.features={report.store}"))
-    else:
-        table.add_row("next", "when all parts are there: calmctl extract --merge PARTS --out STORE")
-    stdout().print(table)
-    print_left_out({"not decodable": _listed(report.undecodable), "missing": _listed(report.missing)})
-
-
-def _counts(extracted: int, kept: int) -> str:
-    return f"{extracted} extracted, {kept} there already"
-
-
-def _listed(left_out: tuple[LeftOut, ...]) -> dict[str, str]:
-    return {clip.id: clip.reason for clip in left_out}
-
-
 def _merge(parts: list[Path], out: Path | None, as_json: bool) -> None:
     if out is None:
         raise BadInput("--merge needs --out STORE, the folder for the merged store")
@@ -245,19 +185,6 @@ def _merge(parts: list[Path], out: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(report.as_json())
     else:
-        _print_merge(report)
+        print_merged(report)
     if report.incomplete:
         raise typer.Exit(1)
-
-
-def _print_merge(report: MergeReport) -> None:
-    stdout().print(
-        f"{report.store}: {report.clips} clips, {report.sentences} captions ({report.shards_taken} shards taken over)",
-        markup=False,
-        soft_wrap=True,
-    )
-    if report.incomplete:
-        note(f"[yellow]not complete: {len(report.incomplete)} shards are in none of the parts[/]")
-        for line in report.incomplete[:10]:
-            note(f"  {line}")
-        note("extract those parts, then merge again with the same command")

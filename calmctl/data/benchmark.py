@@ -8,18 +8,25 @@ from pathlib import Path
 
 from calmctl.data.layout import Places, VideoFiles, listing, places
 from calmctl.data.samples import Dataset
-from calmctl.data.splits import Annotated, Splits, build_split, carve_val
+from calmctl.data.splits import Annotated, Splits, build_split, carve_val, split_digest
 from calmctl.data.textfiles import shown
 from calmctl.errors import DatasetError
 from calmctl.files import sha256_file
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Published size of a split; None where no count is known."""
+class Published:
+    """What is known of a published split.
+
+    Attributes:
+        clips: How many; None where no count is known.
+        captions: How many; None where no count is known.
+        sha256: `split_digest` of it, where the real annotation files were at hand.
+    """
 
     clips: int | None
     captions: int | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +36,13 @@ class Protocol:
     Attributes:
         files: For each split the sets of annotation files that define it; the first complete set is read.
         read: Reads a split's files, given as {name: path}.
-        published: Published sizes of splits.
+        published: Published sizes and digests of splits.
         val_clips: How many clips to carve from train for validation, where no file defines such a split.
     """
 
     files: Mapping[str, Sequence[Sequence[str]]]
     read: Callable[[str, Mapping[str, Path]], Annotated]
-    published: Mapping[str, Counts]
+    published: Mapping[str, Published]
     val_clips: int = 0
 
 
@@ -46,7 +53,8 @@ class Benchmark:
     Attributes:
         name: As on the command line.
         description: One line.
-        publisher: Who gives out the annotation files and the clips, in words.
+        owners: Who gives out each annotation file, in words; "clips" for the clips.
+        clip_names: How a clip's file is found, in words.
         protocols: By name; "" where there is only one.
         default_protocol: The one taken where none is named.
         id_of: Clip id of a video file's name, where that is not the name without its last suffix.
@@ -54,7 +62,8 @@ class Benchmark:
 
     name: str
     description: str
-    publisher: str
+    owners: Mapping[str, str]
+    clip_names: str
     protocols: Mapping[str, Protocol]
     default_protocol: str = ""
     id_of: Callable[[str], str] | None = None
@@ -84,27 +93,29 @@ def load_benchmark(
     absent: dict[str, str] = {}
     used: dict[Path, None] = {}
     for name, choices in protocol.files.items():
-        files = _first_complete(choices, where)
+        files = first_complete(choices, where)
         if files is None:
+            ways = missing_ways(choices, where)
+            owners = dict.fromkeys(benchmark.owners[file] for way in ways for file in way)
             absent[name] = (
-                f"{title}: no {name} split, because {_missing(choices, where)} cannot be found in "
-                f"{listing(where.annotations)}; get it from {benchmark.publisher}, or say where it is with "
+                f"{title}: no {name} split, because {', or '.join(map(listing, ways))} cannot be found in "
+                f"{listing(where.annotations)}; get it from {', or '.join(owners)}, or say where it is with "
                 "--annotations"
             )
         else:
             used |= dict.fromkeys(files.values())
             found[name] = protocol.read(name, files)
-            _check_names(found[name], f"{title}: the {name} split")
+            check_names(found[name], f"{title}: the {name} split")
     if not found:
         raise DatasetError(next(iter(absent.values())))
 
-    listed = _list_videos(benchmark, where, found.values())
+    listed = list_videos(benchmark, where, found.values())
     splits = {name: build_split(title, name, split, listed.find) for name, split in found.items()}
     if not any(split.clips for split in splits.values()):
         n_clips = len({clip_id for split in found.values() for clip_id in split.clip_ids})
         raise DatasetError(
             f"{title}: not one of its {n_clips:,} clips is in {listing(where.videos)}; get them from "
-            f"{benchmark.publisher}, or say where they are with --videos"
+            f"{benchmark.owners['clips']}, or say where they are with --videos"
         )
     notes = [f"annotations: {listing([f'{file.name} (SHA-256 {sha256_file(file)[:12]})' for file in used])}"]
     for name, split in found.items():
@@ -119,7 +130,8 @@ def load_benchmark(
     return Dataset(benchmark.name, protocol_name, Splits(splits, absent), tuple(notes))
 
 
-def _first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str, Path] | None:
+def first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str, Path] | None:
+    """The first set of annotation files that is there, {name: path}."""
     for choice in choices:
         files = {name: path for name in choice if (path := where.find(name)) is not None}
         if len(files) == len(choice):
@@ -127,21 +139,20 @@ def _first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str
     return None
 
 
-def _missing(choices: Sequence[Sequence[str]], where: Places) -> str:
+def missing_ways(choices: Sequence[Sequence[str]], where: Places) -> list[list[str]]:
     """The files to get, one way or another; ways that only ask for more than another one are left out."""
     ways = [[name for name in choice if where.find(name) is None] for choice in choices]
-    shortest = [way for way in ways if not any(set(other) < set(way) for other in ways)]
-    return ", or ".join(listing(way) for way in shortest)
+    return [way for way in ways if not any(set(other) < set(way) for other in ways)]
 
 
-def _check_names(split: Annotated, place: str) -> None:
+def check_names(split: Annotated, place: str) -> None:
     """Refuse ids that could name something outside the folder of clips."""
     for clip_id in split.clip_ids:
         if clip_id in ("", ".", "..") or set(clip_id) & set("/\\\0"):
             raise DatasetError(f"{place} names {shown(clip_id)}, which is not the name of a clip")
 
 
-def _list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]) -> VideoFiles:
+def list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]) -> VideoFiles:
     """The first folder's files that hold any clip of the dataset."""
     clip_ids = {clip_id for split in splits for clip_id in split.clip_ids}
     listed = VideoFiles(where.videos[0], benchmark.id_of)
@@ -152,8 +163,8 @@ def _list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated
     return listed
 
 
-def _oddities(split: Annotated, published: Counts | None) -> list[str]:
-    """A note for each count that differs from the published one, and for what could not be used."""
+def _oddities(split: Annotated, published: Published | None) -> list[str]:
+    """A note for what differs from the published split, and for what could not be used."""
     notes = []
     blank = sum(not sentence.strip() for _, sentence in split.captions)
     repeated = len(split.clip_ids) - len(set(split.clip_ids))
@@ -161,14 +172,20 @@ def _oddities(split: Annotated, published: Counts | None) -> list[str]:
         notes.append(f"{blank:,} empty captions left out")
     if repeated:
         notes.append(f"{repeated:,} clips are listed more than once; each is taken once")
-    if published is None:
-        return notes
+    return notes if published is None else [*notes, *differences(split, published)]
+
+
+def differences(split: Annotated, published: Published) -> list[str]:
+    """In what a split that was read is not the published one; nothing where it is, as far as that is known."""
     counted = (
         ("clips", len(set(split.clip_ids)), published.clips),
         ("captions", len(split.captions), published.captions),
     )
-    return notes + [
+    differing = [
         f"{count:,} {what} in the annotation files, {known:,} published"
         for what, count, known in counted
         if known is not None and count != known
     ]
+    if not differing and published.sha256 not in (None, split_digest(split)):
+        differing.append("as many clips and captions as published, but not the same ones (their digest differs)")
+    return differing

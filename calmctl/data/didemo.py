@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from calmctl.data.benchmark import Benchmark, Counts, Protocol
+from calmctl.data.benchmark import Benchmark, Protocol, Published
 from calmctl.data.splits import Annotated
 from calmctl.data.textfiles import read_ids, read_object, read_table, text_fields
 
@@ -63,9 +63,13 @@ def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) 
     )
 
 
-def _files(*tables: str) -> dict[str, list[tuple[str, ...]]]:
+def _names(*names: str) -> list[str]:
+    return [name.format(split) for split in ("train", "val", "test") for name in names]
+
+
+def _files(*choices: str) -> dict[str, list[tuple[str, ...]]]:
     return {
-        split: [tuple(name.format(split) for name in choice.split()) for choice in tables]
+        split: [tuple(name.format(split) for name in choice.split()) for choice in choices]
         for split in ("train", "val", "test")
     }
 
@@ -73,21 +77,37 @@ def _files(*tables: str) -> dict[str, list[tuple[str, ...]]]:
 DIDEMO = Benchmark(
     name="didemo",
     description="DiDeMo: 10,000 Flickr clips of 30 s, one paragraph each",
-    publisher=(
-        "the LocalizingMoments project of Hendricks et al. (the JSON files and where to get the clips), the "
-        "collaborative-experts project (the list files) and the T-MASS project (the label tables)"
+    owners={
+        **dict.fromkeys(_names("{0}_data.json"), "the LocalizingMoments project of Hendricks et al. (its data folder)"),
+        **dict.fromkeys(
+            _names("ce_{0}_list.txt", "{0}_list.txt"), "the collaborative-experts project (its DiDeMo lists)"
+        ),
+        **dict.fromkeys(_names("didemo_{0}_label.csv"), "the T-MASS project (its data folder)"),
+        "clips": "the LocalizingMoments project of Hendricks et al. (which says where to get them)",
+    },
+    clip_names=(
+        "as in the JSON files, whose names have many suffixes and some none; what precedes the first dot counts, so "
+        "that re-encoded copies are found"
     ),
     default_protocol="official",
     protocols={
         "official": Protocol(
             files=_files("{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt", "{0}_data.json"),
             read=_read_official,
-            published={"train": Counts(8392, 8392), "val": Counts(1065, 1065), "test": Counts(1004, 1004)},
+            published={
+                "train": Published(8392, 8392),
+                "val": Published(1065, 1065, "c223d9d2a7f422ef70197984d8cb1a2e0fcc723c7f6f1f2e7cffda2b0dd4020f"),
+                "test": Published(1004, 1004, "cef08e77ed239503693621a0c944abbd11937e2cf19438aa8006a78cfccd9fb3"),
+            },
         ),
         "tmass": Protocol(
             files=_files("didemo_{0}_label.csv", "{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt"),
             read=_read_tmass,
-            published={"train": Counts(8362, 8362), "val": Counts(1062, 1062), "test": Counts(1004, 1004)},
+            published={
+                "train": Published(8362, 8362),
+                "val": Published(1062, 1062),
+                "test": Published(1004, 1004, "f09c4d8d70a1a38c1ba6ce25fb020e9922f58973b9c628b7e5d98d9f06a77c13"),
+            },
         ),
     },
     id_of=clip_id_of,

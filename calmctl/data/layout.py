@@ -60,11 +60,16 @@ def places(name: str, root: Path | None, annotations: Path | None, videos: Path 
 
 def _existing(given: Path | None, root: Path | None, name: str, kind: str) -> tuple[Path, ...]:
     if given is not None:
-        candidates = [given / name, given]
+        folders = [given / name, given]
     else:
         assert root is not None
-        candidates = [root / kind / name, root / name / kind, root / name, root / kind, root]
-    return tuple(folder for folder in candidates if folder.is_dir())
+        folders = [root / below for below in candidates(kind, name)]
+    return tuple(folder for folder in folders if folder.is_dir())
+
+
+def candidates(kind: str, name: str) -> list[str]:
+    """Folders below a root that may hold the "annotations" or "videos" of the dataset `name`, the best first."""
+    return [f"{kind}/{name}", f"{name}/{kind}", name, kind, "."]
 
 
 class VideoFiles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from calmctl.data.benchmark import Benchmark, Counts, Protocol
+from calmctl.data.benchmark import Benchmark, Protocol, Published
 from calmctl.data.layout import listing
 from calmctl.data.splits import Annotated
 from calmctl.data.textfiles import read_lines
@@ -47,9 +47,14 @@ def _read(name: str, files: Mapping[str, Path]) -> Annotated:
 LSMDC = Benchmark(
     name="lsmdc",
     description="LSMDC 2016: 118,081 movie clips of 4 s, one sentence each",
-    publisher=(
-        "the Large Scale Movie Description Challenge (Max Planck Institute for Informatics; given out on request "
-        "and not to be passed on)"
+    owners=dict.fromkeys(
+        (_TRAIN, _VAL, _TEST, _TEST.replace("tect", "test"), "clips"),
+        "the Large Scale Movie Description Challenge (Max Planck Institute for Informatics; given out on request and "
+        "not to be passed on)",
+    ),
+    clip_names=(
+        "CLIP.avi, where CLIP is the first column of the tables, dots and all; any other suffix will do; in folders by "
+        "movie, as given out, or otherwise"
     ),
     protocols={
         "": Protocol(
@@ -60,9 +65,9 @@ LSMDC = Benchmark(
             },
             read=_read,
             published={
-                "train": Counts(None, 101_079),
-                "val": Counts(None, 7408),
-                "test": Counts(None, 1000),
+                "train": Published(None, 101_079),
+                "val": Published(None, 7408),
+                "test": Published(None, 1000),
             },
         )
     },

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from calmctl.data.benchmark import Benchmark, Counts, Protocol
+from calmctl.data.benchmark import Benchmark, Protocol, Published
 from calmctl.data.splits import Annotated
 from calmctl.data.textfiles import field, read_object, read_table, text_fields
 from calmctl.errors import DatasetError
@@ -20,6 +20,7 @@ _TRAIN_7K = "MSRVTT_train.7k.csv"
 _OFFICIAL_NAMES = {"train": "train", "validate": "val", "test": "test"}
 # The official split by position in `videos`, for merged files that do not tell it (docs/captioning.md).
 _OFFICIAL_ORDER = ["train"] * 6513 + ["val"] * 497 + ["test"] * 2990
+_ONE_K_A = Published(1000, 1000, "60173d2b8dad19554edd6d5e95ab308e5f599954511ea8aab5f398d97f6427c5")
 
 
 def _read_retrieval(name: str, files: Mapping[str, Path]) -> Annotated:
@@ -75,10 +76,14 @@ def _captions(path: Path, content: dict[str, Any], clip_ids: Container[str]) -> 
 MSRVTT = Benchmark(
     name="msrvtt",
     description="MSR-VTT: 10,000 web clips of 10 to 30 s, 20 sentences each",
-    publisher=(
-        "Microsoft Research (the JSON files of the 2016 challenge; the clips as a zip file of the Frozen in Time "
-        "project) and the CLIP4Clip project (msrvtt_data.zip: the merged JSON and the CSV lists)"
-    ),
+    owners={
+        **dict.fromkeys((_TRAIN_VAL, _TEST), "Microsoft Research (its MSR-VTT challenge of 2016)"),
+        **dict.fromkeys(
+            (_MERGED, _TRAIN_9K, _TRAIN_7K, _TEST_1KA), "the CLIP4Clip project (msrvtt_data.zip among its releases)"
+        ),
+        "clips": "Microsoft Research (one by one), or the Frozen in Time project (all in one zip file)",
+    },
+    clip_names="video0.mp4 to video9999.mp4; any other suffix will do",
     default_protocol="9k",
     protocols={
         "9k": Protocol(
@@ -87,7 +92,10 @@ MSRVTT = Benchmark(
                 "test": [(_TEST_1KA,)],
             },
             read=_read_retrieval,
-            published={"train": Counts(9000, 180_000), "test": Counts(1000, 1000)},
+            published={
+                "train": Published(9000, 180_000, "e0557e7b3e3d3c48082c1068a68055a93d068fc0a42902f26a11bb98184bd325"),
+                "test": _ONE_K_A,
+            },
             val_clips=500,
         ),
         "7k": Protocol(
@@ -96,7 +104,10 @@ MSRVTT = Benchmark(
                 "test": [(_TEST_1KA,)],
             },
             read=_read_retrieval,
-            published={"train": Counts(7010, 140_200), "test": Counts(1000, 1000)},
+            published={
+                "train": Published(7010, 140_200, "d85feeb239928073350a6982772b2f9594f6ff5a005bb13ec6e05dd6b13c23a4"),
+                "test": _ONE_K_A,
+            },
             val_clips=500,
         ),
         "full": Protocol(
@@ -107,9 +118,9 @@ MSRVTT = Benchmark(
             },
             read=_read_full,
             published={
-                "train": Counts(6513, 130_260),
-                "val": Counts(497, 9940),
-                "test": Counts(2990, 59_800),
+                "train": Published(6513, 130_260, "9394c89ba1662ae497d22bc7c80451c3b67745f948fbf118dfc5ac91ed19ce8e"),
+                "val": Published(497, 9940, "b499a524c5c12f7450676742fde2314da84b9d5271624ca8cb71d28baba4df91"),
+                "test": Published(2990, 59_800, "1baaa41d5d0d7042b89db0c917c25a38eeb125565cefc0a7bb540332d40dc015"),
             },
         ),
     },

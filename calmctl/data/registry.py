@@ -78,6 +78,24 @@ def protocol_for(task: str, name: str, protocol: str | None) -> str:
     return protocol if protocol is not None else own or info.default_protocol
 
 
+def resolve(name: str, protocol: str | None) -> str:
+    """The protocol of dataset `name` that is meant, None being its default.
+
+    Raises:
+        DatasetError: There is no such dataset, or it has no such protocol.
+    """
+    info = DATASETS.get(name)
+    if info is None:
+        near = get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {listing(list(DATASETS))}"
+        raise DatasetError(f"no dataset {name!r}; {hint}")
+    protocol = info.default_protocol if protocol is None else protocol
+    if protocol not in info.protocols:
+        known = f"it has {listing(info.protocols)}" if any(info.protocols) else "it has only one"
+        raise DatasetError(f"{name} has no protocol {protocol!r}; {known}")
+    return protocol
+
+
 def load_dataset(
     name: str,
     root: Path | None,
@@ -108,15 +126,7 @@ def load_dataset(
     Raises:
         DatasetError: An unknown name or protocol, a missing or malformed file, or not one clip.
     """
-    info = DATASETS.get(name)
-    if info is None:
-        near = get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {listing(list(DATASETS))}"
-        raise DatasetError(f"no dataset {name!r}; {hint}")
-    protocol = info.default_protocol if protocol is None else protocol
-    if protocol not in info.protocols:
-        known = f"it has {listing(info.protocols)}" if any(info.protocols) else "it has only one"
-        raise DatasetError(f"{name} has no protocol {protocol!r}; {known}")
+    protocol = resolve(name, protocol)
     if name in BENCHMARKS:
         return load_benchmark(
             BENCHMARKS[name],

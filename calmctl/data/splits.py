@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,15 @@ class Annotated:
     start_s: float = 0.0
     end_s: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def split_digest(annotated: Annotated) -> str:
+    """SHA-256 of a split's clip ids and of its (clip id, caption) pairs, both in sorted order.
+
+    The same for every file that tells the same split: two releases of MSR-VTT list its sentences in another order.
+    """
+    content = [sorted(set(annotated.clip_ids)), sorted(annotated.captions)]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 class Splits(dict[str, Split]):

@@ -169,18 +169,22 @@ class FeatureStore:
         for place, key in enumerate(keys):
             group, row = rows[key]
             wanted.setdefault(group, []).append((place, row))
-        result = torch.empty(self.shape(kind, len(keys)))
+        result = torch.empty(0)
         for group, pairs in wanted.items():
             places, positions = zip(*pairs, strict=True)
-            result[list(places)] = self._load(kind, group)[list(positions)].float()
-        return result
+            features = self._load(kind, group)[list(positions)].float()
+            if not result.numel():  # only now: a shard has shown that features are as wide as the header says
+                result = features.new_empty(self.shape(kind, len(keys)))
+            result[list(places)] = features
+        return result.reshape(self.shape(kind, len(keys)))
 
     def _load(self, kind: Kind, group: int) -> Tensor:
         content, fault = self.shard(kind, group)
         if fault is None:
             try:
                 features: Tensor = load(content)[kind]
-                if features.shape == self.shape(kind, len(self.present(kind, group))):
+                expected = self.shape(kind, len(self.present(kind, group))), getattr(torch, self.header.dtype)
+                if (features.shape, features.dtype) == expected:
                     return features
             except (SafetensorError, KeyError):
                 pass

@@ -14,10 +14,11 @@ made on several machines merge into the one that a single machine would have mad
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calmctl.errors import StoreError
 from calmctl.files import read_json, sha256_bytes, write_text
@@ -70,6 +71,13 @@ class Header(_Part):
     sampling: str = SAMPLING
     dtype: Literal["float32", "float16"] = "float32"
 
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Header:
+        width = self.backbone.get("dim")
+        if type(width) is not int or width < 1:
+            raise ValueError(f"backbone.dim is {width!r}, which is no width of features")
+        return self
+
 
 class Index(_Part):
     """`index.json`."""
@@ -88,6 +96,15 @@ class CatalogueSplit(_Part):
     owners: list[Row]
     left_out: list[LeftOutClip]
 
+    @model_validator(mode="after")
+    def _numbers_exist(self) -> CatalogueSplit:
+        _require_once(self.clips, "clip")
+        if len(self.captions) != len(self.owners):
+            raise ValueError(f"{len(self.captions)} captions have {len(self.owners)} owners")
+        if max(self.owners, default=0) >= max(1, len(self.clips)):
+            raise ValueError(f"an owner is number {max(self.owners)} of {len(self.clips)} clips")
+        return self
+
 
 class Catalogue(_Part):
     """`catalogue.json`: the groups that become shards, in order, and the splits."""
@@ -96,6 +113,21 @@ class Catalogue(_Part):
     clips: list[list[str]] = []
     sentences: list[list[str]] = []
     splits: dict[str, CatalogueSplit] = {}
+
+    @model_validator(mode="after")
+    def _keys_are_unique(self) -> Catalogue:
+        _require_once([key for group in self.clips for key in group], "clip")
+        _require_once([sentence for group in self.sentences for sentence in group], "sentence")
+        known = sum(len(group) for group in self.sentences)
+        for name, split in self.splits.items():
+            if split.captions and max(split.captions) >= known:
+                raise ValueError(f"a caption of {name} is number {max(split.captions)} of {known} sentences")
+        return self
+
+
+def _require_once(keys: list[str], what: str) -> None:
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"the {what} {next(key for key, n in Counter(keys).items() if n > 1)!r} is there twice")
 
 
 Document = TypeVar("Document", Index, Catalogue)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from calmctl.errors import DatasetError
-from calmctl.files import read_json
 
+MOST_BYTES = 1024**3
+"""A larger annotation file is not read (our choice; the largest of the published ones has 16 MB)."""
 _KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A whole file of at most `most` bytes."""
+    try:
+        if path.stat().st_size > most:
+            raise DatasetError(f"{path} is larger than {most // 1024**2:,} MiB, too large for an annotation file")
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_text(path: Path) -> str:
     """A whole UTF-8 file, without its byte order mark."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
+    content = read_bytes(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -68,10 +77,13 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
 
 def read_json_file(path: Path) -> Any:
     """JSON of any shape."""
+    content = read_bytes(path)
     try:
-        return read_json(path, what="annotations", error=DatasetError)
-    except ValueError as error:  # a number of more digits than Python reads
-        raise DatasetError(f"{path}: not JSON that can be read: {error}") from None
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"annotations: {path} is not JSON (line {error.lineno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number too long to read, nesting too deep
+        raise DatasetError(f"annotations: {path} is not JSON ({type(error).__name__})") from None
 
 
 def read_object(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:

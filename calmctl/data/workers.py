@@ -103,10 +103,11 @@ def run_isolated(
 
 
 def available_cores() -> int:
-    """Cores this process may use, which a scheduler may have limited."""
+    """Cores this process may use, which a scheduler may have limited, or which torchrun's processes share."""
+    cores = os.cpu_count() or 1
     with suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class _Pool:

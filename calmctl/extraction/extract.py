@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from calmctl.data.samples import Clip, Dataset, LeftOut
 from calmctl.data.store_format import Header
-from calmctl.data.store_writer import Source, StoreWriter, source_of
-from calmctl.data.workers import TIMEOUT_S, available_cores, decode_clips
+from calmctl.data.store_writer import StoreWriter
+from calmctl.data.workers import TIMEOUT_S
 from calmctl.errors import VideoError
+from calmctl.extraction.cluster import Task, cluster_shards
 from calmctl.extraction.encoder import BATCH_FRAMES, Encoder
 from calmctl.extraction.report import ExtractReport, OnProgress, Progress
+from calmctl.extraction.shards import Decode, FrameShard, decoder, frame_shards
 from calmctl.extraction.work import Work, plan_work
 from calmctl.files import write_text
+from calmctl.interruption import interruptible
 from calmctl.model.backbone import Backbone
 from calmctl.model.preprocess import fingerprint
 from calmctl.provenance import environment
 
 LOG = "extractions.jsonl"
 """In a store: one line a run, with what it did, versions and device. No part of what makes stores equal."""
-
-
-class _Decode(Protocol):
-    def __call__(self, clips: Iterable[Clip]) -> Generator[tuple[Clip, np.ndarray | VideoError], None, None]: ...
 
 
 def extract(
@@ -48,6 +47,7 @@ def extract(
     shard: tuple[int, int] = (1, 1),
     retry: bool = False,
     strict: bool = False,
+    ray_actors: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
     """Extract the features of all clips and captions of `dataset` into the store at `path`.
@@ -64,11 +64,12 @@ def extract(
         dtype: Number format of the stored features.
         device: Where the backbone runs.
         batch_frames: Frames the backbone sees at once, of several clips.
-        workers: Decoding processes; None for one a core.
+        workers: Decoding processes, of each actor with Ray; None for one a core.
         timeout_s: Time limit for decoding one clip, in seconds.
         shard: (i, n): do the i-th of n parts of the work, counted from 1.
         retry: Decode clips again that could not be decoded before.
         strict: A clip that is missing or cannot be decoded is an error.
+        ray_actors: Make the shards on so many actors of Ray (`calmctl.extraction.cluster`); 0 for this process.
         on_progress: Called often, with how far the work is.
 
     Returns:
@@ -84,26 +85,35 @@ def extract(
     missing = tuple(clip for split in dataset.splits.values() for clip in split.left_out)
     if strict:
         _refuse(missing)
-    encoder = Encoder(backbone, device=device, n_frames=n_frames, batch_frames=batch_frames)
     header = Header(dataset=dataset.name, backbone=fingerprint(backbone), n_frames=n_frames, dtype=dtype)
     clips = {clip.id: clip for split in dataset.splits.values() for clip in split.clips}
-    decode = partial(
-        decode_clips,
-        n_frames=n_frames,
-        workers=workers,
-        timeout_s=timeout_s,
-        transform=encoder.resize,
-        # While one batch is being encoded the next two are being decoded.
-        ahead=2 * max(encoder.n_clips, workers or available_cores()),
-    )
-    with StoreWriter.create(path, header) as store:
+    with (
+        StoreWriter.create(path, header) as store,
+        interruptible("what is extracted is kept; go on with the same command"),
+    ):
         store.plan(dataset)
         frames = plan_work(store, "frames", clips, shard=shard, retry=retry)
         texts = plan_work(store, "texts", clips, shard=shard, retry=retry)
         started = time.perf_counter()
-        _extract_clips(store, encoder, decode, frames, clips, strict, tell)
-        duration_s = time.perf_counter() - started
-        _extract_texts(store, encoder, texts, tell)
+        if ray_actors:
+            make = partial(
+                cluster_shards,
+                backbone=backbone,
+                actors=ray_actors,
+                n_frames=n_frames,
+                batch_frames=batch_frames,
+                device=torch.device(device).type,
+                workers=workers,
+                timeout_s=timeout_s,
+            )
+            _extract_on_cluster(store, make, frames, texts, clips, strict, tell)
+            duration_s = time.perf_counter() - started
+        else:
+            encoder = Encoder(backbone, device=device, n_frames=n_frames, batch_frames=batch_frames)
+            decode = decoder(encoder, n_frames, workers=workers, timeout_s=timeout_s)
+            _extract_clips(store, encoder, decode, frames, clips, strict, tell)
+            duration_s = time.perf_counter() - started
+            _extract_texts(store, encoder, texts, tell)
         report = ExtractReport(
             store=path,
             dataset=dataset.name,
@@ -127,46 +137,36 @@ def extract(
 def _extract_clips(
     store: StoreWriter,
     encoder: Encoder,
-    decode: _Decode,
+    decode: Decode,
     work: Work,
     clips: Mapping[str, Clip],
     strict: bool,
     tell: OnProgress,
 ) -> None:
     """Decode and encode the groups that have to be made; each is on disk before the next one begins."""
-    wanted = [key for group in work.todo for key in store.groups("frames")[group]]
-    sources: dict[str, Source | None] = {}
+    groups = [store.groups("frames")[group] for group in work.todo]
+    counted = _Counted(sum(map(len, groups)), strict, tell)
+    with closing(frame_shards(groups, clips, encoder, decode, lambda left_out: counted(1, left_out))) as shards:
+        for group, shard in zip(work.todo, shards, strict=True):
+            store.add_frames(group, shard.features, shard.sources, shard.left_out)
 
-    def to_decode() -> Iterator[Clip]:
-        for key in wanted:
-            if key in clips:
-                sources[key] = source_of(clips[key])  # before the file is read, so no change can slip through
-                yield clips[key]
 
-    done = left_out_count = 0
-    tell(Progress("clips", done, len(wanted)))
-    with closing(decode(to_decode())) as decoded:
-        for group in work.todo:
-            features: list[torch.Tensor] = []
-            batch: list[np.ndarray] = []
-            left_out: list[LeftOut] = []
-            keys = store.groups("frames")[group]
-            for key in keys:
-                frames = next(decoded)[1] if key in clips else VideoError("its file is gone")
-                if isinstance(frames, VideoError):
-                    left_out.append(LeftOut(key, str(frames)))
-                    if strict:
-                        _refuse(left_out)
-                    left_out_count += 1
-                else:
-                    batch.append(frames)
-                if len(batch) == encoder.n_clips:
-                    features.append(encoder.frames(batch))
-                    batch = []
-                done += 1
-                tell(Progress("clips", done, len(wanted), left_out_count))
-            features.append(encoder.frames(batch))
-            store.add_frames(group, torch.cat(features), {key: sources.pop(key, None) for key in keys}, left_out)
+class _Counted:
+    """Counts the clips that are finished, and tells; with `strict` one that is left out is an error."""
+
+    def __init__(self, total: int, strict: bool, tell: OnProgress) -> None:
+        self._step = Progress("clips", 0, total)
+        self._strict, self._tell = strict, tell
+        tell(self._step)
+
+    def __call__(self, done: int, *left_out: LeftOut | None) -> None:
+        """`done` clips more are finished, these of them left out."""
+        faults = [clip for clip in left_out if clip is not None]
+        if self._strict:
+            _refuse(faults)
+        step = self._step
+        self._step = replace(step, done=step.done + done, left_out=step.left_out + len(faults))
+        self._tell(self._step)
 
 
 def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, tell: OnProgress) -> None:
@@ -181,6 +181,34 @@ def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, tell: OnPro
         sentences = store.groups("texts")[group]
         store.add_texts(group, encoder.texts(sentences, on_batch))
         before += len(sentences)
+
+
+def _extract_on_cluster(
+    store: StoreWriter,
+    make: Callable[[Sequence[Task]], Iterable[tuple[Task, FrameShard | torch.Tensor]]],
+    frames: Work,
+    texts: Work,
+    clips: Mapping[str, Clip],
+    strict: bool,
+    tell: OnProgress,
+) -> None:
+    """Have all groups made by others, in whatever order they come; each is on disk as soon as it is here."""
+    tasks = [_task(store, group, clips) for group in frames.todo]
+    tasks += [Task(group, store.groups("texts")[group], None) for group in texts.todo]
+    counted = _Counted(sum(len(task.keys) for task in tasks if task.clips is not None), strict, tell)
+    for task, made in make(tasks):
+        if isinstance(made, FrameShard):
+            store.add_frames(task.group, made.features, made.sources, made.left_out)
+            counted(len(task.keys), *made.left_out)
+        else:
+            store.add_texts(task.group, made)
+    n_sentences = sum(len(task.keys) for task in tasks if task.clips is None)
+    tell(Progress("captions", n_sentences, n_sentences))
+
+
+def _task(store: StoreWriter, group: int, clips: Mapping[str, Clip]) -> Task:
+    keys = store.groups("frames")[group]
+    return Task(group, keys, {key: clips[key] for key in keys if key in clips})
 
 
 def _log(path: Path, entry: dict[str, Any]) -> None:

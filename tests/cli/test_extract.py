@@ -1,9 +1,12 @@
 """`calmctl extract` as a person meets it: arguments in, a table or a sentence out."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from calmctl.cli.extract import EXAMPLES, extract
 from calmctl.data import store_writer
 from calmctl.data.demo_draw import encode
 from calmctl.data.store import FeatureStore
+from calmctl.data.store_writer import StoreWriter
 from calmctl.errors import BadInput, CalmError, StoreError, VideoError
 from calmctl.model.weights import load_backbone
 from calmctl.tensorfiles import save_tensors
@@ -123,6 +127,26 @@ def test_mistakes_are_sentences(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match=message):
         calmctl(*arguments)
+
+
+def test_a_scheduler_s_signal_ends_it_with_one_sentence(
+    videos: Path, model: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from calmctl.cli.main import main
+
+    put = StoreWriter._put
+
+    def put_and_be_stopped(store: StoreWriter, *shard: Any) -> None:
+        put(store, *shard)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StoreWriter, "_put", put_and_be_stopped)
+    monkeypatch.setattr(sys, "argv", ["calmctl", "extract", videos.name, *(str(option) for option in model)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown, said = capsys.readouterr()
+    assert ended.value.code == 1 and shown == "" and len(list(Path("features").rglob("*.safetensors"))) == 1
+    assert said.startswith("error: interrupted; what is extracted is kept; go on with") and said.count("\n") == 1
 
 
 def test_help_ends_in_commands_to_copy() -> None:

@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,53 @@ def test_annotations_and_videos_given_apart(root: Path) -> None:
         "msvd", None, annotations=root / "annotations/msvd", videos=root / "videos/msvd/YouTubeClips"
     )
     assert [len(split.clips) for split in dataset.splits.values()] == [1, 1, 1]
+
+
+DESCRIPTIONS = """# Video Description Corpus
+# about the file
+
+-4w_5_15 A squirrel eats it's peanut.
+x_1_2 One
+-4w_5_15\tA tab, too.
+no_list_1 Nobody asks.
+y_1_2 Two
+-4w_5_15
+"""
+
+
+def test_tokens_and_descriptions_in_place_of_the_json(root: Path) -> None:
+    """Each gives the captions in its own words, and the report says whose words they are."""
+    folder = root / "annotations/msvd"
+    (folder / "AllVideoDescriptions.txt").write_text(DESCRIPTIONS)
+    (folder / "raw-captions.pkl").write_bytes(
+        pickle.dumps({clip: [caption.split() for caption in captions] for clip, captions in CAPTIONS.items()})
+    )
+    json_first = load_dataset("msvd", root)
+    assert not any("the captions are" in note for note in json_first.notes)
+    (folder / "captions_msvd.json").unlink()
+    tokens = load_dataset("msvd", root)
+    assert tokens.splits["train"].captions == ("a", "b") and tokens.splits["test"].captions == ("d", "e")
+    assert any(note.startswith("train: the captions are the words of raw-captions.pkl") for note in tokens.notes)
+    (folder / "raw-captions.pkl").unlink()
+    lines = load_dataset("msvd", root)
+    assert lines.splits["train"].captions == ("A squirrel eats it's peanut.", "A tab, too.")
+    assert lines.splits["test"].captions == ("Two",)
+    assert any("published retrieval numbers rest on captions_msvd.json" in note for note in lines.notes)
+    assert "train: 1 empty captions left out" in lines.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps([]), "expected an object, found a list"),
+        (pickle.dumps({"-4w_5_15": "text"}), r"-4w_5_15: expected a list, found text"),
+        (pickle.dumps({"-4w_5_15": ["text"]}), r"'-4w_5_15'\[0\]: expected a list, found text"),
+        (pickle.dumps({"-4w_5_15": [[[]]]}), r"'-4w_5_15'\[0\]: expected text, found a list"),
+        (b"cos\nsystem\n(S'true'\ntR.", r"raw-captions\.pkl: it holds GLOBAL, which is not plain data \(byte 0\)"),
+    ],
+)
+def test_malformed_tokens(root: Path, content: bytes, message: str) -> None:
+    (root / "annotations/msvd/captions_msvd.json").unlink()
+    (root / "annotations/msvd/raw-captions.pkl").write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        load_dataset("msvd", root)

@@ -1,47 +1,32 @@
 """Whatever bytes an annotation file holds: a dataset or one of our errors, and no path outside."""
 
+import importlib.util
 import json
 import os
+import pickle
+import re
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.registry import BENCHMARKS, load_dataset
-from calmctl.errors import CalmError
+from calmctl.errors import CalmError, DatasetError, RecipeError, VocabularyError
+from calmctl.recipe.load import load_recipe
 
-CLIPS = ("a", "b", "video0")
-_VIDEOS = [{"video_id": clip, "split": split} for clip, split in zip(CLIPS, ("train", "validate", "test"), strict=True)]
-_SENTENCES = [{"video_id": clip, "caption": f"{clip} does, it"} for clip in CLIPS]
-_MOMENTS = [{"video": f"{clip}.mp4", "description": "first, it"} for clip in CLIPS]
-_LSMDC = "".join(f"{clip}\t0\t1\t0\t1\tSOMEONE does, it\n" for clip in CLIPS).encode()
-
-# Well-formed files, by the end of their names.
-WELL_FORMED = {
-    "videodatainfo.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
-    "MSRVTT_data.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
-    "JSFUSION_test.csv": b"key,vid_key,video_id,sentence\n0,0,a,one\n1,1,b,two\n",
-    "k.csv": b"video_id\na\nb\nvideo0\n",
-    "captions_msvd.json": json.dumps({clip: ["one", "two"] for clip in CLIPS}).encode(),
-    "_data.json": json.dumps(_MOMENTS).encode(),
-    "_label.csv": b'video_path,text\n/x/a.mp4,"one\ntwo"\n/x/b.mp4,two\n',
-    "_list.txt": b"a\nb",
-    "captions.csv": b"video,caption,split\na,one,train\nb,two,train\nvideo0,three,test\n",
-    "captions.json": json.dumps(_SENTENCES).encode(),
-    "captions.jsonl": "\n".join(map(json.dumps, _SENTENCES)).encode(),
-    "train.txt": b"a\nb\n",
-    "test.txt": b"video0\n",
-    "LSMDC16_annos_training.csv": _LSMDC,
-    "LSMDC16_annos_val.csv": _LSMDC,
-    "publictect.csv": _LSMDC,
-    "publictest.csv": _LSMDC,
-}
-PIECES = [
-    b"null", b"true", b"-1", b"1e999", b"[]", b"{}", b'"a"', b'"\\ud800"', b'"../a"', b"../a", b"/a", b"..", b"\n",
-    b"\r", b"\t", b",", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", "\u2028é".encode(), b"a", b"video0",
-    b"[" * 2000, b"9" * 5000,
-]  # fmt: skip
+FUZZ = Path(__file__).parents[2] / "benchmarks/fuzz.py"
+_spec = importlib.util.spec_from_file_location("benchmark_fuzz", FUZZ)
+assert _spec is not None and _spec.loader is not None
+fuzz = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = fuzz  # dataclasses look their module up there
+_spec.loader.exec_module(fuzz)
+CLIPS, PIECES, well_formed = fuzz.CLIPS, fuzz.PIECES, fuzz.well_formed
 CASES = [
     *((name, protocol) for name, benchmark in BENCHMARKS.items() for protocol in benchmark.protocols),
     ("folder", ""),
@@ -63,7 +48,7 @@ def contents(draw: st.DrawFn, file: str) -> bytes | None:
         return None
     if kind == "any":
         return draw(st.binary(max_size=100))
-    content = next(base for ending, base in WELL_FORMED.items() if file.endswith(ending))
+    content: bytes = well_formed(file)
     for _ in range(draw(st.integers(1, 3)) if kind == "spliced" else 0):
         start = draw(st.integers(0, len(content)))
         end = start + draw(st.integers(0, 12))
@@ -102,3 +87,76 @@ def test_any_bytes_give_a_dataset_or_our_error(
         assert len({clip.id for clip in split.clips}) == len(split.clips)
         assert all(Path(os.path.normpath(clip.path)).is_relative_to(videos) for clip in split.clips)
         json.dumps([split.captions, [left.id for left in split.left_out]], ensure_ascii=False).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "read", "error"),
+    [("vocabulary.yaml", load_vocabulary, VocabularyError), ("recipe.yaml", load_recipe, RecipeError)],
+)
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_bytes_give_a_vocabulary_or_a_recipe_or_our_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, file: str, read: Any, error: type[CalmError]
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / file
+    path.write_bytes(data.draw(contents(file).filter(lambda content: content is not None)))
+    try:
+        assert read(path)
+    except error as fault:
+        assert str(fault).strip() and len(str(fault)) < 10_000
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """What the benchmark does about a reader that hangs."""
+    former = signal.signal(signal.SIGALRM, fuzz.out_of_time)
+    yield
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="no alarm on this system")
+@pytest.mark.parametrize("name", fuzz.readers())
+def test_the_benchmark_reaches_results_and_errors_and_nothing_else(name: str, alarm: None) -> None:
+    outcomes, _, faults = fuzz.fuzz(fuzz.readers()[name], 60, seed=1)
+    assert not faults and outcomes["anything else"] == 0
+    assert outcomes["results"] > 3 and outcomes["our errors"] > 3 and outcomes.total() == 60
+
+
+@pytest.mark.parametrize("bad", ["../a", "/etc/passwd", "a/../../a", "..", ".", "a\\..\\a", "x\0y", ""])
+@pytest.mark.parametrize(("name", "protocol"), CASES)
+def test_no_annotation_leads_out_of_the_folder_of_clips(tmp_path: Path, name: str, protocol: str, bad: str) -> None:
+    """The name of a clip in each file in turn is one that leads elsewhere: refused, or no clip."""
+    videos = tmp_path / "clips"
+    videos.mkdir()
+    (tmp_path / "a.mp4").touch()  # what "../a" would lead to
+    for clip in CLIPS:
+        (videos / f"{clip}.mp4").touch()
+    every = file_names(name, protocol)
+    for file in every:
+        if not any(clip.encode() in well_formed(file) for clip in CLIPS):
+            continue
+        root = tmp_path / f"with {file}"
+        root.mkdir()
+        for other in every:
+            content = well_formed(other)
+            if other == file:
+                content = _renamed(content, bad.encode(), other)
+                assert content != well_formed(other)
+            if name != "folder" or other == file or (other.endswith(".txt") and not file.endswith(".txt")):
+                (root / other).write_bytes(content)
+        try:
+            dataset = load_dataset(name, None, protocol=protocol, annotations=root, videos=videos)
+        except DatasetError:
+            continue
+        for split in dataset.splits.values():
+            assert bad not in {clip.id for clip in split.clips}
+            assert all(Path(os.path.normpath(clip.path)).is_relative_to(videos) for clip in split.clips)
+
+
+def _renamed(content: bytes, bad: bytes, file: str) -> bytes:
+    """Clip `a` under another name, wherever it is named (its id, or a file's name or path)."""
+    if file.endswith(".pkl"):
+        tokens = pickle.loads(content)  # our own, written above
+        return pickle.dumps({bad.decode() if clip == "a" else clip: said for clip, said in tokens.items()}, 2)
+    escaped = json.dumps(bad.decode())[1:-1].encode() if "json" in file else bad
+    return re.sub(rb'(?<![\w.])(?:a|video0)(?=(\.mp4)?(["\n\t, ]|$))', lambda _: escaped, content)

@@ -18,6 +18,8 @@ CENTRES = list(range(2, 60, 5))
 
 OPEN_GROUPS = {"x264-params": "open-gop=1:bframes=3:scenecut=0"}
 INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=12:bframes=0:scenecut=0"}
+HIDDEN_FRAMES = {"auto-alt-ref": "1", "lag-in-frames": "16"}
+TILES = {**HIDDEN_FRAMES, "tile-columns": "2", "row-mt": "1"}
 HEVC = {"x265-params": "log-level=none:keyint=12"}
 
 DECORD_DOES: dict[str, dict[str, Any]] = {
@@ -32,6 +34,8 @@ DECORD_DOES: dict[str, dict[str, Any]] = {
     "vp8.webm": {"codec": "libvpx", "b_frames": None},
     "vp9.webm": {"codec": "libvpx-vp9", "b_frames": None},
     "vp9.mp4": {"codec": "libvpx-vp9", "b_frames": None},
+    "vp9-hidden-frames.webm": {"codec": "libvpx-vp9", "b_frames": None, "options": HIDDEN_FRAMES},
+    "vp9-tiles.webm": {"codec": "libvpx-vp9", "b_frames": None, "size": (1024, 96), "options": TILES},
 }
 # Of these decord returns other frames than those asked for, silently, or nothing at all.
 DECORD_DOES_NOT: dict[str, dict[str, Any]] = {
@@ -116,6 +120,23 @@ def test_a_still_picture_as_a_video(tmp_path: Path, movies: Any) -> None:
     assert suits_decord(source)
     assert read_with_decord(source, times_s) is None
     assert movies.numbers(read_frames(Clip("x", source.path), 12)) == [7] * 12
+
+
+def test_decord_decodes_in_one_thread(tmp_path: Path, movies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several, decord 0.6 has failed on VP9 files that it reads with one."""
+    import decord
+
+    asked: list[int] = []
+    reader = decord.VideoReader
+
+    def spy(path: str, *, num_threads: int) -> Any:
+        asked.append(num_threads)
+        return reader(path, num_threads=num_threads)
+
+    monkeypatch.setattr(decord, "VideoReader", spy)
+    path = movies.write(tmp_path / "tiles.webm", **DECORD_DOES["vp9-tiles.webm"])
+    assert movies.numbers(read_frames(Clip("x", path), 12)) == CENTRES
+    assert asked == [1]
 
 
 def test_decord_is_not_believed_with_another_time_line(tmp_path: Path, movies: Any) -> None:

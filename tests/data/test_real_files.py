@@ -1,21 +1,23 @@
 """The annotation files and clips that users have (CALMCTL_REAL_DATA)."""
 
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from calmctl.data.benchmark import Benchmark
+from calmctl.data.benchmark import Benchmark, differences
 from calmctl.data.decode import read_frames
 from calmctl.data.didemo import DIDEMO, clip_id_of
 from calmctl.data.inspection import inspect
 from calmctl.data.msrvtt import MSRVTT
 from calmctl.data.msvd import MSVD
 from calmctl.data.readers import read_with_decord, read_with_pyav, suits_decord
-from calmctl.data.registry import load_dataset
+from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.data.samples import Clip
 from calmctl.data.sampling import frame_times
-from calmctl.data.splits import Annotated
+from calmctl.data.splits import Annotated, split_digest
 from calmctl.data.textfiles import read_ids, read_object
 from calmctl.errors import DatasetError
 
@@ -53,6 +55,44 @@ def test_published_counts(
     assert len(read.captions) == captions
     published = benchmark.protocols[protocol].published[split]
     assert (published.clips, published.captions) == (clips, captions)
+    assert published.sha256 == split_digest(read) and not differences(read, published)
+
+
+def test_digests_are_known_for_all_that_is_at_hand_and_for_nothing_else(real_data: Path) -> None:
+    """DiDeMo's training JSON and T-MASS's own tables, and LSMDC's files, were not: only counts are stated."""
+    unknown = {
+        (benchmark.name, protocol, split)
+        for benchmark in BENCHMARKS.values()
+        for protocol, facts in benchmark.protocols.items()
+        for split, published in facts.published.items()
+        if published.sha256 is None
+    }
+    assert unknown == {
+        ("didemo", "official", "train"),
+        ("didemo", "tmass", "train"),
+        ("didemo", "tmass", "val"),
+        *(("lsmdc", "", split) for split in ("train", "val", "test")),
+    }
+
+
+def test_other_files_of_the_same_splits_have_the_same_digests(real_data: Path, tmp_path: Path) -> None:
+    """The merged JSON of MSR-VTT in another order; MSVD's captions as token lists."""
+    folder = real_data / "annotations/msrvtt"
+    pair = [json.loads((folder / f"{name}_videodatainfo.json").read_text()) for name in ("train_val", "test")]
+    merged = {key: pair[1][key][::-1] + pair[0][key][::-1] for key in ("videos", "sentences")}
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps(merged))
+    for split in ("train", "val", "test"):
+        read = annotated(MSRVTT, "full", split, tmp_path)
+        assert not differences(read, MSRVTT.protocols["full"].published[split])
+    folder = real_data / "annotations/msvd"
+    captions = json.loads((folder / "captions_msvd.json").read_text())
+    tokens = {clip: [caption.split(" ") for caption in said] for clip, said in captions.items()}
+    (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps(tokens, 2))
+    (tmp_path / "test_list.txt").write_bytes((folder / "test_list.txt").read_bytes())
+    read = annotated(MSVD, "", "test", tmp_path)
+    assert not differences(read, MSVD.protocols[""].published["test"]) and "tokeniser" in read.notes[0]
+    swapped = Annotated(read.clip_ids, [(read.captions[-1][0], read.captions[0][1]), *read.captions[1:]])
+    assert "not the same ones" in differences(swapped, MSVD.protocols[""].published["test"])[0]
 
 
 def test_msrvtt_facts(real_data: Path) -> None:

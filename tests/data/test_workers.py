@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from calmctl.data.workers import run_isolated
+from calmctl.data.workers import available_cores, run_isolated
 from calmctl.errors import RunFailed, VideoError
 
 HERE = Path(__file__).parent
@@ -134,3 +134,12 @@ def test_a_plain_script_may_use_it_and_no_worker_outlives_a_killed_parent(tmp_pa
     ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, timeout=60)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_processes_of_one_training_share_the_cores(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cores = available_cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert available_cores() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores * 2))
+    assert available_cores() == 1

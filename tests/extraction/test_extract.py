@@ -1,6 +1,7 @@
 """Extraction end to end on real files: right numbers, named faults, and the same bytes whatever happens."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import calmctl.extraction.extract as module
+import calmctl.extraction.shards as module
 from calmctl import files
 from calmctl.data import store_writer, workers
 from calmctl.data.decode import read_frames
@@ -371,6 +372,48 @@ def test_a_full_disk_is_a_sentence_and_what_is_there_stays(
     assert not list((tmp_path / "store").glob("*.tmp"))
     run(drawn, backbone, tmp_path / "store")
     assert content(tmp_path / "store") == content(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_signal_keeps_what_is_extracted_and_says_so(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None, number: int, at: int
+) -> None:
+    def interrupt(step: Progress) -> None:
+        if step.unit == "clips" and step.done == at:
+            os.kill(os.getpid(), number)
+
+    store = tmp_path / "store"
+    with pytest.raises(RunFailed, match=r"^interrupted; what is extracted is kept; go on with the same command"):
+        run(drawn, backbone, store, on_progress=interrupt)
+    assert not list(store.glob(".*.tmp"))
+    report = run(drawn, backbone, store)
+    assert report.clips_kept == (3 if at == 5 else 0)
+    assert content(store) == content(whole)
+
+
+def test_a_file_that_may_not_grow_is_the_same_as_a_full_disk(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    """The kernel itself cuts the write of the first shard short."""
+    store = tmp_path / "store"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 11, hard))
+    try:
+        with pytest.raises(RunFailed, match=r"cannot write .*frames-00000\.safetensors: File too large"):
+            run(drawn, backbone, store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(store.glob(".*.tmp"))
+    run(drawn, backbone, store)
+    assert content(store) == content(whole)
+
+
+def test_a_place_that_cannot_be_written(drawn: Path, backbone: Backbone, tmp_path: Path, quick: None) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "store", Path("/proc/nobody/store")):
+        with pytest.raises((RunFailed, StoreError), match=str(place)):
+            run(drawn, backbone, place)
 
 
 @pytest.mark.real

@@ -1,0 +1,260 @@
+"""Feeds every reader of files that people bring with bytes that nobody meant, and counts what comes out.
+
+    python benchmarks/fuzz.py                        # 3,000 inputs a reader
+    python benchmarks/fuzz.py --inputs 20000 --seed 7
+    python benchmarks/fuzz.py --only msvd vocabulary
+
+An input is a set of well-formed files with pieces put in, cut out, doubled or exchanged, or with any bytes at all. A
+reader must give a result or one of our errors (`calmctl.errors`), within ten seconds and 256 MB, and no clip outside
+the folder of clips. Everything else is printed with the seed that makes it again, and the program ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calmctl.anchors.label_lists import read_labels
+from calmctl.anchors.vocabulary import load_vocabulary
+from calmctl.data.pickled import read_pickle
+from calmctl.data.registry import BENCHMARKS, load_dataset
+from calmctl.data.samples import Dataset
+from calmctl.errors import CalmError
+from calmctl.recipe.load import load_recipe
+
+LIMIT_S = 10
+LIMIT_BYTES = 256 * 1024**2
+CLIPS = ("a", "b", "video0")
+
+_VIDEOS = [{"video_id": clip, "split": split} for clip, split in zip(CLIPS, ("train", "validate", "test"), strict=True)]
+_SENTENCES = [{"video_id": clip, "caption": f"{clip} does, it"} for clip in CLIPS]
+_MOMENTS = [{"video": f"{clip}.mp4", "description": "first, it"} for clip in CLIPS]
+_TOKENS = {clip: [["one", "word"], ["two"]] for clip in CLIPS}
+_LSMDC = "".join(f"{clip}\t0\t1\t0\t1\tSOMEONE does, it\n" for clip in CLIPS).encode()
+_VOCABULARY = b"""schema_version: 1
+name: shapes
+version: 1
+source: drawn
+licence: CC0
+prompt: "The content of {label}"
+labels:
+  s0: a red circle
+  s1: a blue square
+"""
+_RECIPE = b"""name: mine
+seed: 3
+data:
+  dataset: msvd
+  root: data/msvd
+  frames: 12
+head:
+  kind: t-mass
+  dropout: 0.4
+optim: {epochs: 5, lr_head: 1e-5}
+"""
+
+WELL_FORMED = {
+    "videodatainfo.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
+    "MSRVTT_data.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
+    "JSFUSION_test.csv": b"key,vid_key,video_id,sentence\n0,0,a,one\n1,1,b,two\n",
+    "k.csv": b"video_id\na\nb\nvideo0\n",
+    "raw-captions.pkl": pickle.dumps(_TOKENS, 2),
+    "AllVideoDescriptions.txt": b"# about\n\n" + b"".join(f"{clip} Does it.\n".encode() for clip in CLIPS),
+    "captions_msvd.json": json.dumps({clip: ["one", "two"] for clip in CLIPS}).encode(),
+    "_data.json": json.dumps(_MOMENTS).encode(),
+    "_label.csv": b'video_path,text\n/x/a.mp4,"one\ntwo"\n/x/b.mp4,two\n',
+    "_list.txt": b"a\nb",
+    "captions.csv": b"video,caption,split\na,one,train\nb,two,train\nvideo0,three,test\n",
+    "captions.json": json.dumps(_SENTENCES).encode(),
+    "captions.jsonl": "\n".join(map(json.dumps, _SENTENCES)).encode(),
+    "train.txt": b"a\nb\n",
+    "test.txt": b"video0\n",
+    "LSMDC16_annos_training.csv": _LSMDC,
+    "LSMDC16_annos_val.csv": _LSMDC,
+    "publictect.csv": _LSMDC,
+    "publictest.csv": _LSMDC,
+    "vocabulary.yaml": _VOCABULARY,
+    "labels.txt": b"c0 Holding some clothes\nc1 Closing a door\n",
+    "labels.csv": b"id,name\nc0,Holding some clothes\nc1,Closing a door\n",
+    "labels.json": b'{"c0": "Holding some clothes", "c1": "Closing a door"}',
+    "recipe.yaml": _RECIPE,
+}
+"""Well-formed files, by the end of their names."""
+
+PIECES = [
+    b"null", b"true", b"-1", b"1e999", b"[]", b"{}", b'"a"', b'"\\ud800"', b'"../a"', b"../a", b"/a", b"..", b"\n",
+    b"\r", b"\t", b",", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", "\u2028\u00e9".encode(), b"a", b"video0", b"[" * 2000,
+    b"9" * 5000, b"&x ", b"*x", b"!!python/object/apply:os.system ['true']", b": ", b"- ", b"  ", b"? ", b"|\n", b"%",
+    b"---\n", b"cos\nsystem\n", b"R", b"\x93", b"q\x00", b"h\x00", b"\x94", b"(", b"t", b"X\xff\xff\xff\x7f", b"\x8d",
+    b".", b"0x", b"1_0", b"12:30", b"#", b"{" * 500, b"<<: ", b"=",
+]  # fmt: skip
+"""What is put into them."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader: the files it wants, and how it is called on the folder that holds them and the folder of clips."""
+
+    files: tuple[str, ...]
+    read: Callable[[Path, Path], Any]
+
+
+def readers() -> dict[str, Reader]:
+    result = {}
+    for name, benchmark in BENCHMARKS.items():
+        for protocol, content in benchmark.protocols.items():
+            files = sorted({file for split in content.files.values() for choice in split for file in choice})
+            result[f"{name} {protocol}".strip()] = Reader(tuple(files), _dataset(name, protocol))
+    for captions in ("captions.csv", "captions.json", "captions.jsonl"):
+        result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
+    result["pickled captions"] = Reader(("raw-captions.pkl",), lambda root, _: read_pickle(root / "raw-captions.pkl"))
+    result["vocabulary"] = Reader(
+        ("vocabulary.yaml",), lambda root, _: load_vocabulary(root / "vocabulary.yaml", check_digest=False)
+    )
+    for labels in ("labels.txt", "labels.csv", "labels.json"):
+        result[f"labels, {labels}"] = Reader((labels,), _labels(labels))
+    result["recipe"] = Reader(("recipe.yaml",), lambda root, _: load_recipe(root / "recipe.yaml"))
+    return result
+
+
+def _labels(file: str) -> Callable[[Path, Path], Any]:
+    return lambda root, _: read_labels(root / file)
+
+
+def _dataset(name: str, protocol: str) -> Callable[[Path, Path], Dataset]:
+    return lambda root, videos: load_dataset(name, None, protocol=protocol, annotations=root, videos=videos)
+
+
+def well_formed(file: str) -> bytes:
+    return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))
+
+
+def mutated(file: str, rng: random.Random) -> bytes | None:
+    """Some bytes for `file`; None for no such file."""
+    kind = rng.random()
+    if kind < 0.1:
+        return None
+    if kind < 0.25:
+        return rng.randbytes(rng.randrange(200))
+    content = well_formed(file)
+    for _ in range(rng.choice((0, 1, 1, 2, 3, 8))):
+        start = rng.randint(0, len(content))
+        end = min(len(content), start + rng.choice((0, 0, 1, 4, 12, 60)))
+        piece = rng.choice((rng.choice(PIECES), rng.randbytes(rng.randrange(4)), content[start:end] * 2))
+        content = content[:start] + piece + content[end:]
+    return content
+
+
+def outside(result: Any, videos: Path) -> bool:
+    """Whether a dataset has a clip that is not below the folder of clips."""
+    if not isinstance(result, Dataset):
+        return False
+    paths = [clip.path for split in result.splits.values() for clip in split.clips]
+    return not all(Path(os.path.normpath(path)).is_relative_to(videos) for path in paths)
+
+
+def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[Counter[str], float, list[str]]:
+    """What came out of `inputs` inputs, the longest time that one took, and what should not have come out."""
+    outcomes: Counter[str] = Counter()
+    slowest_s = 0.0
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root, videos = Path(folder) / "annotations", Path(folder) / "clips"
+        root.mkdir()
+        videos.mkdir()
+        for clip in CLIPS:
+            (videos / f"{clip}.mp4").touch()
+        for number in range(inputs):
+            rng = random.Random(f"{seed} {number}")
+            # Mostly one file at a time: a reader that stops at the first fault would see little of the others.
+            touched = set(rng.sample(reader.files, min(len(reader.files), rng.choice((1, 1, 1, 2, 9)))))
+            for file in reader.files:
+                content = mutated(file, rng) if file in touched else well_formed(file)
+                (root / file).unlink(missing_ok=True)
+                if content is not None:
+                    (root / file).write_bytes(content)
+            started = time.perf_counter()
+            signal.alarm(LIMIT_S)
+            try:
+                result = reader.read(root, videos)
+            except CalmError as error:
+                outcomes["our errors"] += 1
+                if not str(error).strip() or len(str(error)) > 4000:
+                    faults.append(f"input {number}: a message of {len(str(error))} characters")
+            except BaseException as error:
+                outcomes["anything else"] += 1
+                faults.append(f"input {number}: {type(error).__name__}: {str(error)[:200]}")
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+            else:
+                outcomes["results"] += 1
+                if outside(result, videos):
+                    faults.append(f"input {number}: a clip outside its folder")
+            finally:
+                signal.alarm(0)
+            slowest_s = max(slowest_s, time.perf_counter() - started)
+    return outcomes, slowest_s, faults
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def out_of_time(*_: object) -> None:
+    raise TimeoutError(f"longer than {LIMIT_S} s")
+
+
+def limit_memory() -> None:
+    """Let no reader have more than `LIMIT_BYTES` beyond what the process has now (Linux)."""
+    try:
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + LIMIT_BYTES, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=3000, help="for each reader")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], help="readers whose name begins so")
+    options = parser.parse_args()
+    chosen: Mapping[str, Reader] = {
+        name: reader for name, reader in readers().items() if not options.only or name.startswith(tuple(options.only))
+    }
+    signal.signal(signal.SIGALRM, out_of_time)
+    limit_memory()
+    total, failed = 0, False
+    print(f"{'reader':<24}{'inputs':>8}{'results':>9}{'our errors':>12}{'else':>6}{'slowest ms':>12}{'peak + MB':>11}")
+    for name, reader in chosen.items():
+        before = peak_bytes()
+        outcomes, slowest_s, faults = fuzz(reader, options.inputs, options.seed)
+        total += options.inputs
+        grown = (peak_bytes() - before) / 1024**2
+        print(
+            f"{name:<24}{options.inputs:>8,}{outcomes['results']:>9,}{outcomes['our errors']:>12,}"
+            f"{outcomes['anything else']:>6}{slowest_s * 1000:>12.1f}{grown:>11.1f}",
+            flush=True,
+        )
+        for fault in faults[:5]:
+            failed = True
+            print(f"    seed {options.seed}, {fault}")
+    print(f"{total:,} inputs tried")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`calmctl data`: what a dataset needs, and whether it is all there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calmctl.cli.console import note, print_json, printable, progress_bar, stdout
+from calmctl.errors import BadInput
+
+if TYPE_CHECKING:
+    from calmctl.data.check_report import CheckReport
+
+CHECK_EXAMPLES = """Examples:
+
+calmctl data check msrvtt --root /data
+
+calmctl data check msrvtt --root /data --protocol full --decode
+
+calmctl data check msvd --annotations lists --videos YouTubeClips --json
+
+calmctl data check my-videos --decode"""
+
+WHERE_EXAMPLES = """Examples:
+
+calmctl data where
+
+calmctl data where didemo"""
+
+_COLOUR = {"ok": "green", "unused": "dim", "missing": "yellow", "wrong": "red"}
+
+app = typer.Typer(no_args_is_help=True, help="Check what a dataset needs and where it is looked for.")
+
+
+@app.command(epilog=CHECK_EXAMPLES)
+def check(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET|FOLDER", help="A dataset, or a folder of videos.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that holds the dataset; data by default.", show_default=False)
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="The dataset's protocol, e.g. 9k.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of clips, when not under root.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every clip that is there.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that decode; one a core.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds one clip may take.")] = 120.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Say what of a dataset is there, what is missing and who has it.
+
+    Compares what is read with the published splits: counts, and the digest of clips and captions.
+
+    Exit code 0: complete and as published. 1: something is missing or differs. 2: bad usage.
+    """
+    from calmctl.data.check import check_dataset
+
+    name, root = _named(dataset, root, annotations is not None and videos is not None)
+    with progress_bar("clips") as bar:
+        task = bar.add_task("decoding", total=None, visible=False, note="")
+        report = check_dataset(
+            name,
+            root,
+            protocol=protocol,
+            annotations=annotations,
+            videos=videos,
+            decode=decode,
+            workers=workers,
+            timeout_s=timeout_s,
+            on_clip=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+        )
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _print(report)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Path | None]:
+    """The dataset that is meant, and its root."""
+    from calmctl.data.registry import DATASETS
+
+    if dataset in DATASETS:
+        return dataset, root if root or given_apart else Path("data")
+    if not Path(dataset).is_dir():
+        raise BadInput(f"{dataset} is neither a dataset ({', '.join(DATASETS)}) nor a folder")
+    if root is not None:
+        raise BadInput(f"--root belongs to a dataset; {dataset} is a folder itself")
+    return "folder", Path(dataset)
+
+
+def _print(report: CheckReport) -> None:
+    from rich.table import Table
+
+    from calmctl.cli.train import print_left_out
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", max_width=38)
+    table.add_column(overflow="fold")
+    part = ""
+    for finding in report.findings:
+        if finding.part != part:
+            part = finding.part
+            table.add_row("", f"[bold]{part if part in ('decoding', 'video files') else part + 's'}[/]", "")
+        colour = _COLOUR[finding.state]
+        table.add_row(f"[{colour}]{finding.state}[/]", printable(finding.name), printable(finding.text))
+    stdout().print(f"[bold]{' '.join(word for word in (report.dataset, report.protocol) if word)}[/]")
+    stdout().print(table)
+    states = {finding.state for finding in report.findings}
+    faults = [
+        words for state, words in (("missing", "not complete"), ("wrong", "not as it should be")) if state in states
+    ]
+    verdict = " and ".join(faults) or "complete"
+    stdout().print(f"{verdict}; where files belong: calmctl data where {report.dataset}")
+    print_left_out({f"{split}, no file": dict(clips) for split, clips in report.missing.items()})
+    print_left_out({f"{split}, not decodable": dict(clips) for split, clips in (report.undecodable or {}).items()})
+    if report.undecodable is None:
+        note("[dim]clips were looked for, not opened; --decode opens them[/]")
+
+
+@app.command(epilog=WHERE_EXAMPLES)
+def where(
+    dataset: Annotated[str | None, typer.Argument(help="One dataset; all of them by default.")] = None,
+) -> None:
+    """Explain which files a dataset needs, what they are called, who gives them out and where they belong."""
+    from calmctl.data.whereabouts import explain_dataset, overview
+
+    stdout().print(overview() if dataset is None else explain_dataset(dataset), markup=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""`calmctl data` as a person meets it: a table of 80 columns, and an exit code that tells."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from calmctl.cli.data import app
+from calmctl.data import msvd
+from calmctl.data.benchmark import Published
+from calmctl.errors import BadInput, CalmError
+
+
+def calmctl(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, CalmError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MSVD of one clip a split, complete as far as files go."""
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / f"data/{split}_list.txt").write_text(split)
+        (tmp_path / f"data/{split}.avi").write_text("no video")
+        monkeypatch.setitem(msvd.MSVD.protocols[""].published, split, Published(1, 1))  # type: ignore[index]
+    (tmp_path / "data/captions_msvd.json").write_text(json.dumps({split: ["it"] for split in ("train", "val", "test")}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data"
+
+
+def test_complete_is_0(root: Path) -> None:
+    result = calmctl("check", "msvd")
+    assert result.exit_code == 0, result.output
+    assert "complete; where files belong: calmctl data where msvd" in result.stdout
+    assert "--decode opens them" in result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_missing_is_1_and_named(root: Path) -> None:
+    (root / "train.avi").unlink()
+    (root / "val_list.txt").unlink()
+    result = calmctl("check", "msvd", "--root", root)
+    assert result.exit_code == 1
+    assert "missing  val_list.txt" in result.stdout and "X-Pool" in result.stdout
+    assert "not complete; where files belong" in result.stdout
+    assert "train, no file: 1 clips left out" in result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_undecodable_is_1_and_listed(root: Path) -> None:
+    result = calmctl("check", "msvd", "--annotations", root, "--videos", root, "--decode", "--workers", 1)
+    assert result.exit_code == 1 and "not as it should be" in result.stdout
+    assert "3 x" not in result.stderr and "1 x not a video" in result.stderr
+    report = json.loads(calmctl("check", "msvd", "--decode", "--json", "--workers", 1).stdout)
+    assert report["complete"] is False and list(report["undecodable"]) == ["train", "val", "test"]
+
+
+def test_a_folder_is_named_by_its_path(root: Path) -> None:
+    result = calmctl("check", root)
+    assert result.exit_code == 0 and "3 clips, 0 captions" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "msvdd"], "neither a dataset .* nor a folder"),
+        (["check", "data", "--root", "."], "is a folder itself"),
+        (["check", "msrvtt", "--protocol", "8k"], "no protocol '8k'"),
+        (["check", "msvd", "--root", "gone"], "is not a folder"),
+        (["where", "msvdd"], "did you mean msvd"),
+    ],
+)
+def test_mistakes_are_sentences(root: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        calmctl(*arguments)
+
+
+def test_where_explains_the_layout(root: Path) -> None:
+    assert "didemo" in calmctl("where").stdout
+    text = calmctl("where", "msrvtt").stdout
+    assert "annotations/msrvtt" in text and "MSRVTT_JSFUSION_test.csv" in text and "CLIP4Clip" in text
+
+
+@pytest.mark.parametrize("command", ["check", "where"])
+def test_help_ends_in_commands_to_copy(command: str) -> None:
+    assert f"calmctl data {command}" in calmctl(command, "--help").stdout
