@@ -35,11 +35,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunFailed(f"cannot write {path}: {reason}; free space or choose another folder") from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> RunFailed:
+    return RunFailed(f"cannot write {path}: {error.strerror or error}; free space or choose another folder")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -55,6 +58,29 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. Raises `RunFailed` when it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` to the end of a file. Raises `RunFailed` when it cannot; its last line may be cut short then."""
+    try:
+        with path.open("ab") as handle:
+            handle.write(text.encode("utf-8"))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing."""
+    for unfinished in folder.glob(".*.tmp"):
+        unfinished.unlink(missing_ok=True)
 
 
 def read_json(path: Path, *, what: str, error: type[BadInput] = BadInput) -> Any:

@@ -19,7 +19,7 @@ from calmctl.errors import BadInput
 
 MAX_BYTES = 4 * 1024 * 1024  # 20,000 labels fit in 1 MiB; our choice
 MAX_DEPTH = 32  # our choice; a recipe is 4 deep
-_TOO_LARGE = f"is larger than {MAX_BYTES // 1024**2} MiB, too large for a file that people read"
+_TOO_LARGE = "is larger than {:,} KiB, too large for a file that people read"
 
 _TRUE = {"true", "True", "TRUE"}
 _CORE_SCHEMA = {  # YAML 1.2.2, section 10.3.2; tried in this order, whatever fits none is a string
@@ -140,7 +140,7 @@ def parse_yaml(text: str, *, where: str, error: type[BadInput] = BadInput) -> An
             `MAX_DEPTH` levels, more than `MAX_BYTES`, more than one document.
     """
     if len(text) > MAX_BYTES:
-        raise error(f"{where} {_TOO_LARGE}")
+        raise error(f"{where} {_TOO_LARGE.format(MAX_BYTES // 1024)}")
     try:
         loader = _Loader(text)
         try:
@@ -165,16 +165,16 @@ def _plain(problem: str, context: str) -> str:
     return f"{problem} {context}".strip()
 
 
-def load_yaml(path: Path, *, what: str, error: type[BadInput] = BadInput) -> Any:
-    """Read one YAML document from `path` (UTF-8); see `parse_yaml`.
+def load_yaml(path: Path, *, what: str, error: type[BadInput] = BadInput, most_bytes: int = MAX_BYTES) -> Any:
+    """Read one YAML document of at most `most_bytes` from `path` (UTF-8); see `parse_yaml`.
 
     Raises:
         error: Also when the file is missing, unreadable, or not UTF-8.
     """
     where = f"{what}: {path}"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise error(f"{where} {_TOO_LARGE}")
+        if path.stat().st_size > most_bytes:
+            raise error(f"{where} {_TOO_LARGE.format(most_bytes // 1024)}")
         content = path.read_bytes()
     except FileNotFoundError:
         raise error(f"{where} does not exist") from None

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,3 +138,12 @@ def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as monkeypatch:
         _without_java(monkeypatch)
         return train(recipe_from_dict(values, overrides=overrides), tmp_path_factory.mktemp("runs"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many hostile inputs were refused or made harmless, by kind (tests/security)."""
+    passed = terminalreporter.getreports("passed")
+    kinds = Counter(str(kind) for report in passed for name, kind in report.user_properties if name == "hostile")
+    if kinds:
+        told = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+        terminalreporter.write_line(f"hostile inputs refused or made harmless: {kinds.total()} ({told})")

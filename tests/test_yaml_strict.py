@@ -99,7 +99,7 @@ def test_nesting_is_bounded() -> None:
 
 
 def test_size_is_bounded(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="larger than 4 MiB"):
+    with pytest.raises(RecipeError, match="larger than 4,096 KiB"):
         parse("#" * (MAX_BYTES + 1))
     path = tmp_path / "big.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))

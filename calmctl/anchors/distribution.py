@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ def anchor_log_probabilities(features: Tensor, anchors: Tensor, temperature: flo
     Returns:
         [..., K]; its exponential sums to one. The logarithm is kept because every loss needs it.
     """
-    features, anchors = _at_least_float32(features), _at_least_float32(anchors)
+    features, anchors = at_least_float32(features), at_least_float32(anchors)
     cosines = F.normalize(features, dim=-1) @ F.normalize(anchors, dim=-1).T
     return (temperature * cosines).log_softmax(dim=-1)
 
@@ -30,8 +31,27 @@ def mean_frame_feature(frames: Tensor, mode: Literal["raw", "normalized"] = "raw
 
     "raw" averages the features as they are; "normalized" gives every frame length one before (row 6).
     """
-    frames = _at_least_float32(frames)
+    frames = at_least_float32(frames)
     return (F.normalize(frames, dim=-1) if mode == "normalized" else frames).mean(dim=-2)
+
+
+def video_log_probabilities(
+    frames: Tensor,
+    anchors: Tensor,
+    temperature: float | Tensor,
+    *,
+    video: Literal["mean", "frames"] = "mean",
+    frame_mean: Literal["raw", "normalized"] = "raw",
+) -> Tensor:
+    """log V_p, [..., K], of frame features [..., F, D] and anchors P [K, D].
+
+    "mean" is the distribution of the mean frame feature (Eq. 7), "frames" the mean of the frames' own
+    distributions (docs/science.md, reading 28); `frame_mean` is of no account there.
+    """
+    if video == "mean":
+        return anchor_log_probabilities(mean_frame_feature(frames, frame_mean), anchors, temperature)
+    own = anchor_log_probabilities(frames, anchors, temperature)
+    return own.logsumexp(dim=-2) - math.log(frames.shape[-2])
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -44,5 +64,6 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays what it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

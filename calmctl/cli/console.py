@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,20 +19,37 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 WIDTH = 80
 """Tables fit this many columns, also where output is not a terminal."""
 
 
+class Terminal(Console):
+    """A console on which other people's text cannot act, wherever it comes from.
+
+    Captions, labels and file names may hold control sequences, marks that turn the direction of writing, or halves
+    of characters. Whatever is not printable is shown as Python would write it.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The segments of `renderable`; rich's own control codes are no text and pass."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment("".join(c if c == "\n" else visible(c) for c in segment.text), segment.style)
+
+
 def stdout() -> Console:
     """The console results go to."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else WIDTH, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
     """The console progress, notes and errors go to."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH, highlight=False)
+    return Terminal(stderr=True, width=None if sys.stderr.isatty() else WIDTH, highlight=False, emoji=False)
 
 
 def note(text: str) -> None:
@@ -41,13 +58,20 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON for programs, on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print `value` as JSON for programs, on stdout; what a terminal would obey is escaped."""
+    written = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # They can only be inside strings, where JSON has them written either way.
+    print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in written))
 
 
 def printable(text: str) -> str:
     """`text` with markup escaped and control characters shown instead of obeyed."""
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+    return escape(visible(text))
+
+
+def visible(text: str) -> str:
+    """`text` with whatever is not printable shown as Python would write it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class RateColumn(ProgressColumn):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, stdout
+from calmctl.cli.console import note, print_json, printable, stdout
 from calmctl.errors import RecipeError
 
 app = typer.Typer(
@@ -72,4 +72,4 @@ def cp(
     if target.exists():
         raise RecipeError(f"{target} exists already; choose another name")
     write_bytes(target, resolve_recipe(recipe).read_bytes())
-    note(f"wrote {target}; train it with: calmctl train {target}")
+    note(printable(f"wrote {target}; train it with: calmctl train {target}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,9 @@ calmctl train recipes/msrvtt.yaml data.root=/data/msrvtt head.kind=xpool optim.e
 
 calmctl train recipes/msrvtt.yaml --dry-run
 
-calmctl train --resume runs/msrvtt-001"""
+calmctl train --resume runs/msrvtt-001
+
+torchrun --nproc-per-node 4 -m calmctl train recipes/msrvtt.yaml"""
 
 
 def train(
@@ -54,13 +57,27 @@ def train(
     if dry_run:
         _print_plan(resolved, as_json)
         return
-    from calmctl.training.train import train as run_train  # after the recipe's own mistakes: torch takes seconds
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # or every process repeats torch's advice to programmers
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # After the recipe's own mistakes: torch takes seconds.
+    from calmctl.training.distributed import joined
+    from calmctl.training.train import train as run_train
 
-    with progress_bar("steps") as bar:
-        watcher = BarWatcher(bar)
-        trained = run_train(
-            resolved, runs, resume=former, tensorboard=tensorboard, watcher=watcher, progress=watcher.reading
-        )
+    with joined(resolved.device) as world:
+        if world.rank > 0:  # the first process speaks for all
+            run_train(resolved, runs, resume=former, world=world)
+            return
+        with progress_bar("steps") as bar:
+            watcher = BarWatcher(bar)
+            trained = run_train(
+                resolved,
+                runs,
+                resume=former,
+                tensorboard=tensorboard,
+                watcher=watcher,
+                progress=watcher.reading,
+                world=world,
+            )
     _print_trained(trained, as_json)
 
 
@@ -95,6 +112,10 @@ class BarWatcher:
             f"epoch {epoch}: validation R@1 {validation['t2v_r1']:.1f}  R@5 {validation['t2v_r5']:.1f}  "
             f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}"
         )
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the bar."""
+        self._bar.console.print(f"[yellow]warning:[/] {printable(text)}", soft_wrap=True)
 
     def _show(self, what: str, done: int, total: int, text: str) -> None:
         if what not in self._tasks:
@@ -145,6 +166,7 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
         f"run      {folder}\nweights  {trained.run.weights('best')}\n"
         f"slim     {trained.run.weights('slim')} (all that inference needs)\n"
         f"next     calmctl eval {folder}",
+        markup=False,
         soft_wrap=True,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.data.samples import LeftOut, Split
@@ -28,7 +29,8 @@ class EncodedSplit:
     """What is scored; the number of texts and of videos are unrelated.
 
     Attributes:
-        texts: Sentence features [N_t, D], behind any adapter; [0, D] where the model captions and scores none.
+        texts: Sentences as the model's `encode_texts` gives them, behind any adapter: features [N_t, D], or with
+            words [N_t, 1 + L, D] (`AlignedModel.sentences` takes the former); [0, D] where the model captions.
         frames: Frame features [N_v, F, D], behind any adapter.
         owners: For each text the number of its clip, [N_t].
         ids: Ids of the N_v clips.
@@ -136,22 +138,30 @@ def _with_texts(
 
 @torch.inference_mode()
 def encode_captions(model: AlignedModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
-    """Sentence features [N, D] of `captions`, behind any adapter, on the CPU."""
-    parts = [torch.empty(0, model.backbone.dim)]
-    for first in range(0, len(captions), TEXTS_PER_BATCH):
-        tokens = model.backbone.tokenize(captions[first : first + TEXTS_PER_BATCH])
-        parts.append(model.encode_texts(tokens.to(device)).cpu())
-    return torch.cat(parts)
+    """What `model.encode_texts` makes of `captions`, on the CPU: [N, D], or with words [N, 1 + L, D]."""
+    return _in_batches(model.encode_texts, model, captions, device)
 
 
 @torch.inference_mode()
 def bare_captions(model: AlignedModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
     """The same before any adapter, as a frozen backbone needs to make them only once."""
-    parts = [torch.empty(0, model.backbone.dim)]
+    return _in_batches(model.bare_texts, model, captions, device)
+
+
+def _in_batches(
+    encode: Callable[[Tensor], Tensor], model: AlignedModel, captions: tuple[str, ...], device: torch.device
+) -> Tensor:
+    parts = []
     for first in range(0, len(captions), TEXTS_PER_BATCH):
         tokens = model.backbone.tokenize(captions[first : first + TEXTS_PER_BATCH])
-        parts.append(model.backbone.encode_text(tokens.to(device)).float().cpu())
-    return torch.cat(parts)
+        parts.append(encode(tokens.to(device)).float().cpu())
+    if not parts:
+        return torch.empty(0, model.backbone.dim)
+    if not model.reads_words:
+        return torch.cat(parts)
+    # Batches end with their own longest sentence: up to the longest of all, rows of zeros say "no word".
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
 
 
 @torch.inference_mode()

@@ -118,6 +118,6 @@ def _paper_row(model: CalmModel) -> str:
         case "vae":
             return "CALM"
         case "none":
-            return {"meanp": "CLIP4Clip", "t-mass": "T-MASS"}.get(model.head.name, "")
+            return {"meanp": "CLIP4Clip", "emcl": "EMCL", "t-mass": "T-MASS"}.get(model.head.name, "")
         case _:
             return ""

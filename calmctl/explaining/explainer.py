@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
+from calmctl.anchors.distribution import anchor_log_probabilities, video_log_probabilities
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary, load_vocabulary
 from calmctl.errors import CheckpointError
@@ -59,17 +59,19 @@ class Explainer:
     notes: tuple[str, ...]
 
     def log_s(self, texts: Tensor) -> Tensor:
-        """log S_p, [N, K], of sentence features [N, D] (Eq. 6)."""
-        return anchor_log_probabilities(texts, self.anchors, self.temperature)
+        """log S_p, [N, K], of texts as `encode_texts` gives them (Eq. 6)."""
+        return anchor_log_probabilities(self.model.sentences(texts), self.anchors, self.temperature)
 
     def log_v(self, frames: Tensor) -> Tensor:
-        """log V_p, [..., K], of frame features [..., F, D]: from their mean (Eq. 7)."""
-        video = mean_frame_feature(frames, self.model.keys.frame_mean)
-        return anchor_log_probabilities(video, self.anchors, self.video_temperature)
+        """log V_p, [..., K], of frame features [..., F, D] (Eq. 7)."""
+        keys = self.model.keys
+        return video_log_probabilities(
+            frames, self.anchors, self.video_temperature, video=keys.video, frame_mean=keys.frame_mean
+        )
 
     @torch.inference_mode()
     def encode_texts(self, sentences: Sequence[str]) -> Tensor:
-        """Sentence features [N, D], behind any adapter, on the CPU."""
+        """Texts as the head reads them (`FusionHead.reads`), behind any adapter, on the CPU."""
         return self.model.encode_texts(self.model.backbone.tokenize(sentences).to(self.device)).cpu()
 
     @torch.inference_mode()
@@ -185,7 +187,7 @@ def explain_zero_shot(
 @torch.inference_mode()
 def _prompt_features(model: CalmModel, vocabulary: Vocabulary, device: torch.device) -> Tensor:
     """CLIP_s(prompts), [K, D], behind any adapter."""
-    return model.encode_texts(model.backbone.tokenize(vocabulary.prompts).to(device)).cpu()
+    return model.sentences(model.encode_texts(model.backbone.tokenize(vocabulary.prompts).to(device))).cpu()
 
 
 def _temperature(model: CalmModel) -> float:

@@ -134,7 +134,7 @@ def explain(
         reconstruction=None if explainer.vae is None else reconstruct(explainer.vae, log_v, log_s),
         pair=pair,
         split=split_score(pair, anchor_directions(explainer.anchors)),
-        timeline=timeline(explainer, seen, text),
+        timeline=timeline(explainer, seen, explainer.model.sentences(text)),
         without=_without(explainer, text, seen, list(removed), candidates) if removed else None,
         standing=None if candidates is None else standing(explainer, text, candidates),
         collection=None if collection is None else f"{collection.dataset} {collection.split}",

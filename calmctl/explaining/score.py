@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.model.exact import mix, pooled_vectors, prepare_texts
-from calmctl.model.heads.meanp import MeanPoolHead, mean_video
+from calmctl.model.heads.base import VideoTable
+from calmctl.model.heads.emcl import EMCLHead, frame_weights
+from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.model.heads.tmass import TMassHead
+from calmctl.model.heads.wti import TokenInteractionHead, is_word
 from calmctl.model.heads.xpool import XPoolHead
 
 _LEAST_SINGULAR = 1e-3
@@ -19,19 +22,25 @@ _LEAST_SINGULAR = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """One score taken apart: `score` = `text` . `video`, both unit vectors.
+    """One score taken apart: `score` = sum over m of shares_m text_m . video_m, of unit vectors.
+
+    There is one product, M = 1, but for the interaction of words and frames, where each word meets its nearest
+    frame, and each frame its nearest word.
 
     Attributes:
-        score: The head's own score, a cosine.
-        text: What the head compared on the text side, [D]: the sentence, or T-MASS's winning sample of its cloud.
-        video: What it compared on the video side, [D]: the pooled frames.
-        weights: The share of each frame in the pooling, [F], summing to 1; the attention of a text-conditioned
+        score: The head's own score.
+        shares: The weight of each product, [M], summing to 1.
+        text: What the head compared on the text side, [M, D]: the sentence, T-MASS's winning sample of its cloud,
+            EMCL's moved sentence, or words.
+        video: What it compared on the video side, [M, D]: the pooled frames, or frames.
+        weights: The share of each frame in the score, [F], summing to 1; the attention of a text-conditioned
             head (the mean over its attention heads), 1 / F under mean pooling.
         conditioned: Whether those weights depend on the sentence.
-        cosines: The cosine of each frame with the sentence, [F].
+        cosines: The cosine of each frame with the sentence, as the backbone gives them, [F].
     """
 
     score: float
+    shares: Tensor
     text: Tensor
     video: Tensor
     weights: Tensor
@@ -41,36 +50,68 @@ class ScoredPair:
 
 @torch.inference_mode()
 def score_pair(head: Any, text: Tensor, frames: Tensor) -> ScoredPair:
-    """Score one text [D] against one video's frames [F, D] and keep what the score is made of, on the CPU."""
+    """Score one text, [D] or [1 + L, D] as the head reads it, against one video's frames [F, D]; kept on the CPU."""
+    if not isinstance(head, MeanPoolHead | EMCLHead | TokenInteractionHead | XPoolHead | TMassHead):
+        raise TypeError(f"no explanation is known for the head {head.name}")
     device = next(iter(head.parameters()), text).device
     text, frames = text.to(device).float(), frames.to(device).float()
+    shares = torch.ones(1, device=device)
+    table = head.video_table(frames[None])
     if isinstance(head, MeanPoolHead):
-        asked, pooled = text, mean_video(frames[None])[0]
+        asked, pooled = text, table["video"][0]
         weights = torch.full((len(frames),), 1 / len(frames))
-    elif isinstance(head, XPoolHead | TMassHead):
-        table = head.video_table(frames[None])
-        queries = prepare_texts(head.pooling, text[None])
-        mixture = mix(head.pooling, queries, table)
-        pooled = pooled_vectors(mixture, table)[0, :, 0]
-        # The coefficients are the attention weights, stretched by LN2 and LN3 alike.
-        stretched = mixture.coefficients[0, :-2, 0].view(head.pooling.heads, -1)
-        weights = (stretched / stretched.sum(-1, keepdim=True)).mean(0)
-        asked = text
-        if isinstance(head, TMassHead):
-            bank = head.noise_bank().to(device)
-            best = int(head.trial_cosines(bank, queries, table)[0, :, 0].argmax())
-            asked = text + bank[best] * head.radius(text[None], frames[None])[0]
+    elif isinstance(head, EMCLHead):
+        weights = frame_weights(text[None], table["frames"])[0, :, 0]
+        asked, pooled = head.moved(text), weights @ table["moved"][0]
+    elif isinstance(head, TokenInteractionHead):
+        shares, asked, pooled, weights = _interactions(head, text, table)
     else:
-        raise TypeError(f"no explanation is known for the head {head.name}")
-    asked, pooled = F.normalize(asked.double(), dim=-1), F.normalize(pooled.double(), dim=-1)
-    cosines = F.normalize(frames, dim=-1) @ F.normalize(text, dim=-1)
+        asked, pooled, weights = _text_conditioned(head, text, frames, table)
+    asked, pooled = (F.normalize(each.double().view(len(shares), -1), dim=-1) for each in (asked, pooled))
+    shares = shares.double()
+    sentence = text[0] if head.reads == "words" else text
+    cosines = F.normalize(frames, dim=-1) @ F.normalize(sentence, dim=-1)
     return ScoredPair(
-        score=float(asked @ pooled),
+        score=float(shares @ (asked * pooled).sum(-1)),
+        shares=shares.cpu(),
         text=asked.cpu(),
         video=pooled.cpu(),
         weights=weights.cpu(),
         conditioned=not isinstance(head, MeanPoolHead),
         cosines=cosines.cpu(),
+    )
+
+
+def _text_conditioned(
+    head: XPoolHead | TMassHead, text: Tensor, frames: Tensor, table: VideoTable
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is compared, [D] each, and the frames' attention [F]."""
+    queries = prepare_texts(head.pooling, text[None])
+    mixture = mix(head.pooling, queries, table)
+    # The coefficients are the attention weights, stretched by LN2 and LN3 alike.
+    stretched = mixture.coefficients[0, :-2, 0].view(head.pooling.heads, -1)
+    weights = (stretched / stretched.sum(-1, keepdim=True)).mean(0)
+    asked = text
+    if isinstance(head, TMassHead):
+        bank = head.noise_bank().to(text.device)
+        best = int(head.trial_cosines(bank, queries, table)[0, :, 0].argmax())
+        asked = text + bank[best] * head.radius(text[None], frames[None])[0]
+    return asked, pooled_vectors(mixture, table)[0, :, 0], weights
+
+
+def _interactions(head: TokenInteractionHead, text: Tensor, table: VideoTable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shares [M], words and frames [M, D] of all products, M = words + frames, and the frames' shares [F]."""
+    n_words = int(is_word(text[1:]).sum())
+    words, word_weights = (each[0] for each in head.weighted_words(text[None, : 1 + n_words]))
+    frames, by_frame = table["frames"][0], table["weights"][0]
+    cosines = words @ frames.T
+    nearest_frame, nearest_word = cosines.argmax(1), cosines.argmax(0)
+    weights = 0.5 * by_frame.index_add(0, nearest_frame, word_weights)
+    return (
+        0.5 * torch.cat([word_weights, by_frame]),
+        torch.cat([words, words[nearest_word]]),
+        torch.cat([frames[nearest_frame], frames]),
+        weights,
     )
 
 
@@ -110,9 +151,10 @@ class Split:
 
     Attributes:
         shared: From the direction that all anchors share.
-        anchors: From each anchor's own direction, [K]: the product of the next two. It is positive where both
-            sides have more of the anchor than usual, and where both have less.
-        text: The text side along each anchor's own direction, [K].
+        anchors: From each anchor's own direction, [K]: the product of the next two where there is one product
+            (`ScoredPair`). It is positive where both sides have more of the anchor than usual, and where both
+            have less.
+        text: The text side along each anchor's own direction, [K]; of several products, their mean by share.
         video: The video side, [K].
         rest: From what no anchor covers.
     """
@@ -126,10 +168,11 @@ class Split:
 
 def split_score(pair: ScoredPair, directions: Directions) -> Split:
     """The anchors' contributions to a score; exact: the parts add up to it."""
-    shared = float((directions.shared @ pair.text) * (directions.shared @ pair.video))
-    text, video = directions.own @ pair.text, directions.own @ pair.video
-    anchors = text * video
-    return Split(shared, anchors, text, video, pair.score - shared - float(anchors.sum()))
+    shared = float(pair.shares @ ((pair.text @ directions.shared) * (pair.video @ directions.shared)))
+    text, video = pair.text @ directions.own.T, pair.video @ directions.own.T  # [M, K]
+    anchors = pair.shares @ (text * video)
+    rest = pair.score - shared - float(anchors.sum())
+    return Split(shared, anchors, pair.shares @ text, pair.shares @ video, rest)
 
 
 def project_out(features: Tensor, anchors: Tensor) -> Tensor:

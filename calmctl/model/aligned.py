@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from calmctl.anchors.bank import AnchorBank
-from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
+from calmctl.anchors.distribution import anchor_log_probabilities, at_least_float32, video_log_probabilities
+from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone
+from calmctl.model.chunks import encode_in_chunks, require_separate_rows
 from calmctl.model.diagnostics import alignment_diagnostics
+from calmctl.model.peers import ALONE, Peers
 from calmctl.model.preprocess import split_preprocess
-from calmctl.model.vae import CrossModalVAE
+from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.objectives.alignment import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
 
@@ -23,7 +27,7 @@ class Batch:
     """B samples: sentence i describes clip i.
 
     Attributes:
-        texts: Token ids [B, L], or sentence features [B, D] where they were extracted before.
+        texts: Token ids [B, L], or features of the sentences where they were made before (`encode_texts`).
         frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D].
         clips: The number of each sample's clip, [B]; equal numbers are captions of one clip.
         captions: For captioning: the sentences as the decoder's tokens, [B, T] (`CaptionVocabulary.encode`).
@@ -75,10 +79,12 @@ class AlignedParts(TypedDict):
 
     anchors: NotRequired[AnchorBank | None]
     vae: NotRequired[CrossModalVAE | None]
+    reverse_vae: NotRequired[CrossModalVAE | None]
     adapter: NotRequired[FeatureAdapter | None]
     anchor_keys: AnchorsSection
     alignment_keys: AlignmentSection
     frozen: NotRequired[bool]
+    chunk: NotRequired[int | None]
 
 
 class AlignedModel(nn.Module):
@@ -86,10 +92,15 @@ class AlignedModel(nn.Module):
 
     Attributes:
         scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
-        anchors, vae: Absent without an alignment loss, and in an export for inference.
+        alignment_factor: The share of the alignment's weight in force, which a warm-up lets rise to 1.
+        peers: The other processes of the training.
+        chunk: Rows whose activations are held at a time in training; None: those of the whole batch.
+        anchors, vae, reverse_vae: Absent without an alignment loss, and in an export for inference.
     """
 
     scores_sentences = True
+    alignment_factor = 1.0
+    peers: Peers = ALONE
 
     def __init__(self, backbone: Backbone, **parts: Unpack[AlignedParts]) -> None:
         super().__init__()
@@ -97,15 +108,38 @@ class AlignedModel(nn.Module):
         self.normalise = split_preprocess(backbone)[1]
         self.anchors = parts.get("anchors")
         self.vae = parts.get("vae")
+        self.reverse_vae = parts.get("reverse_vae")
         self.adapter = parts.get("adapter")
         self.keys = parts["anchor_keys"]
         self.alignment = parts["alignment_keys"]
         self.frozen = parts.get("frozen", False)
+        self.chunk = parts.get("chunk")
         self.log_temperature: nn.Parameter | None = None
         if self.anchors is not None and self.keys.temperature == "learned":
             self.log_temperature = nn.Parameter(torch.tensor(100.0).log())
         if self.frozen:
             backbone.requires_grad_(False)
+        if self.chunk is not None:
+            require_separate_rows(backbone, "optim.chunk")
+
+    def join(self, peers: Peers) -> None:
+        """Train with other processes, each of which has a part of every batch."""
+        self.peers = peers
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
+        texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
+        return texts, encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether texts are words beside the sentence's feature (`FusionHead.reads`)."""
+        return False
+
+    @property
+    def teaches_sentences(self) -> bool:
+        """Whether the alignment loss has a gradient into the sentence's features: as a target, or as an input."""
+        return self.aligns and (not self.alignment.detach_target or self.alignment.direction == "both")
 
     @property
     def aligns(self) -> bool:
@@ -113,16 +147,36 @@ class AlignedModel(nn.Module):
         return self.anchors is not None and self.alignment.kind != "none"
 
     def encode_texts(self, texts: Tensor) -> Tensor:
-        """Sentence features [N, D] as scoring sees them, from token ids [N, L] or extracted features [N, D]."""
-        if not texts.is_floating_point():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                texts = self.backbone.encode_text(texts)
-        texts = texts.float()
-        return texts if self.adapter is None else texts + self.adapter.texts(texts)
+        """Sentences as scoring sees them, from token ids [N, L] or from what `bare_texts` gave.
+
+        Returns:
+            Sentence features [N, D]; where the head reads words, [N, 1 + L, D]: `sentences` takes the former.
+
+        Raises:
+            BadInput: Extracted sentence features where words are needed.
+        """
+        texts = at_least_float32(self.bare_texts(texts))
+        if self.adapter is None:
+            return texts
+        moved: Tensor = texts + self.adapter.texts(texts)
+        return moved * (texts != 0).any(-1, keepdim=True) if self.reads_words else moved
+
+    def bare_texts(self, texts: Tensor) -> Tensor:
+        """The same before any adapter."""
+        if texts.is_floating_point():
+            if self.reads_words and texts.dim() != 3:
+                raise BadInput("the wti head reads words, and a feature store holds sentences only; use the videos")
+            return texts
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.backbone.encode_words(texts) if self.reads_words else self.backbone.encode_text(texts)
+
+    def sentences(self, texts: Tensor) -> Tensor:
+        """The sentence features [..., D] in what `encode_texts` gave."""
+        return texts[..., 0, :] if self.reads_words else texts
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frame features [N, F, D] as scoring sees them, from pixels [N, F, S, S, 3] or features [N, F, D]."""
-        frames = self.bare_frames(frames).float()
+        frames = at_least_float32(self.bare_frames(frames))
         return frames if self.adapter is None else frames + self.adapter.frames(frames)
 
     def bare_frames(self, frames: Tensor) -> Tensor:
@@ -138,19 +192,19 @@ class AlignedModel(nn.Module):
             raise ValueError("this model was exported without its anchors")
         adapter = self.adapter
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            prompts = self.anchors.prompts(self.backbone.encode_text).float()
+            encode = partial(encode_in_chunks, self.backbone.encode_text, chunk=self.chunk)
+            prompts = at_least_float32(self.anchors.prompts(encode))
         if adapter is not None:
             prompts = prompts + adapter.texts(prompts)
         return prompts + self.anchors.position
 
     def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Log S_p and log V_p, [B, K] each, of features texts [B, D] and frames [B, F, D] (Eq. 6, 7)."""
-        anchors = self.anchor_features()
-        video = mean_frame_feature(frames, self.keys.frame_mean)
-        tau = self.temperature()
+        """Log S_p and log V_p, [B, K] each, of `encode_texts` and of frames [B, F, D] (Eq. 6, 7)."""
+        anchors, tau, keys = self.anchor_features(), self.temperature(), self.keys
+        video_tau = keys.video_temperature or tau
         return (
-            anchor_log_probabilities(texts, anchors, tau),
-            anchor_log_probabilities(video, anchors, self.keys.video_temperature or tau),
+            anchor_log_probabilities(self.sentences(texts), anchors, tau),
+            video_log_probabilities(frames, anchors, video_tau, video=keys.video, frame_mean=keys.frame_mean),
         )
 
     def temperature(self) -> float | Tensor:
@@ -162,20 +216,34 @@ class AlignedModel(nn.Module):
         return float(self.keys.temperature)
 
     def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses) -> None:
-        """Add the alignment loss of features [B, D] and [B, F, D], its parts and its diagnostics to `losses`."""
+        """Add the alignment loss of texts and frames [B, F, D], its parts and its diagnostics to `losses`."""
         log_s, log_v = self.distributions(texts, frames)
-        target = log_s.detach() if self.alignment.detach_target else log_s
-        posterior = None
-        if self.vae is None:
+        loss, posterior = self._align(log_v, log_s, self.vae, losses.parts)
+        if self.alignment.direction == "both":
+            # p(V_p | S_p) is another law than p(S_p | V_p): one network cannot be both, so it has a VAE of its own.
+            reverse: dict[str, Tensor] = {}
+            loss = loss + self._align(log_s, log_v, self.reverse_vae, reverse)[0]
+            losses.parts |= {f"{name}_reverse": part for name, part in reverse.items()}
+        losses.total = losses.total + self.alignment_factor * self.alignment.weight * loss
+        with torch.no_grad():
+            log_s, log_v = self.peers.gather(log_s), self.peers.gather(log_v)
+            if posterior is not None:
+                posterior = Posterior(self.peers.gather(posterior.mean), self.peers.gather(posterior.logvar))
+            losses.diagnostics |= alignment_diagnostics(log_s, log_v, losses.parts.get("rec"), posterior)
+
+    def _align(
+        self, given: Tensor, wanted: Tensor, vae: CrossModalVAE | None, parts: dict[str, Tensor]
+    ) -> tuple[Tensor, Posterior | None]:
+        """The loss of one direction, from log `given` to log `wanted`, [B, K] each; puts its summands into `parts`."""
+        target = wanted.detach() if self.alignment.detach_target else wanted
+        if vae is None:
             kind = self.alignment.kind
             assert kind in ("kl", "ce", "mse")
-            loss = losses.parts[f"align_{kind}"] = direct_alignment_loss(kind, log_v, target)
-        else:
-            posterior = self.vae.posterior(log_v)
-            drawn = [self.vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
-            rec = torch.stack([reconstruction_loss(log_s_hat, target) for log_s_hat in drawn]).mean()
-            kl = kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction)
-            losses.parts |= {"rec": rec, "kl": kl}
-            loss = rec + self.alignment.kl_weight * kl
-        losses.total = losses.total + self.alignment.weight * loss
-        losses.diagnostics |= alignment_diagnostics(log_s, log_v, losses.parts.get("rec"), posterior)
+            parts[f"align_{kind}"] = loss = self.peers.mean(direct_alignment_loss(kind, given, target))
+            return loss, None
+        posterior = vae.posterior(given)
+        drawn = [vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
+        rec = self.peers.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
+        kl = self.peers.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
+        parts |= {"rec": rec, "kl": kl}
+        return rec + self.alignment.kl_weight * kl, posterior

@@ -87,12 +87,36 @@ class Backbone(nn.Module):
             features: Tensor = self.clip.encode_text(tokens)
             return features
         clip = self.clip
-        length = tokens.shape[1]
-        hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-        hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
-        pooled: Tensor = clip.ln_final(hidden)[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
+        hidden = self._hidden(tokens)
+        pooled: Tensor = clip.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)])
         projected: Tensor = pooled @ clip.text_projection
         return projected
+
+    def encode_words(self, tokens: Tensor) -> Tensor:
+        """The sentence feature, then every token's projected output: [N, 1 + L, D] of token ids [N, L].
+
+        Start and end token count as words; rows behind the end token are zeros.
+
+        Raises:
+            CheckpointError: The text tower is not CLIP's own.
+        """
+        if not self._pads_short:
+            raise CheckpointError(
+                f"head.kind: wti reads words, and the text tower of {self.identity['model']} gives sentences only; "
+                "use a CLIP model, or another head"
+            )
+        words = self.clip.ln_final(self._hidden(tokens)) @ self.clip.text_projection
+        ends = tokens.argmax(dim=1)
+        behind = torch.arange(tokens.shape[1], device=tokens.device) > ends[:, None]
+        sentences = words[torch.arange(len(tokens), device=tokens.device), ends]
+        return torch.cat([sentences[:, None], words.masked_fill(behind[..., None], 0)], dim=1)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """The text transformer's outputs [N, L, width]."""
+        clip, length = self.clip, tokens.shape[1]
+        hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+        outputs: Tensor = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+        return outputs
 
     def checkpoint_activations(self) -> None:
         """Trade time for memory: recompute the towers' activations in the backward pass."""

@@ -12,12 +12,19 @@ from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
 from calmctl.model.caption_vocabulary import CaptionVocabulary
 from calmctl.model.captioner import Captioner
+from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.heads.seqlstm import SeqLSTMHead
+from calmctl.model.heads.seqtransf import SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
+from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.model.temporal import FrameTransformer
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe
+
+Head = MeanPoolHead | XPoolHead | TMassHead | EMCLHead | TokenInteractionHead
 
 
 def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | None = None) -> CalmModel:
@@ -32,7 +39,7 @@ def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | Non
         CheckpointError: See `load_backbone`.
     """
     backbone = backbone or recipe_backbone(recipe)
-    head = build_head(recipe, backbone.dim)  # before the rest: the order of the random draws
+    head = build_head(recipe, backbone)  # before the rest: the order of the random draws
     return CalmModel(backbone, head, mask_same_clip=recipe.optim.mask_same_clip, **_parts(recipe, vocabulary, backbone))
 
 
@@ -60,12 +67,25 @@ def recipe_backbone(recipe: Recipe) -> Backbone:
     return load_backbone(recipe.backbone.model, recipe.backbone.weights)
 
 
-def build_head(recipe: Recipe, dim: int) -> MeanPoolHead | XPoolHead | TMassHead:
-    """The fusion head of `recipe.head` for features of width `dim`."""
-    keys = recipe.head
+def build_head(recipe: Recipe, backbone: Backbone) -> Head:
+    """The fusion head of `recipe.head` for the features of `backbone`.
+
+    Raises:
+        CheckpointError: `head.init: backbone` where the text tower has no layers that fit.
+    """
+    keys, dim = recipe.head, backbone.dim
     match keys.kind:
         case "meanp":
             return MeanPoolHead()
+        case "seqlstm":
+            return SeqLSTMHead(dim)
+        case "seqtransf":
+            return SeqTransfHead(_frame_layers(recipe, backbone))
+        case "emcl":
+            layers = _frame_layers(recipe, backbone)
+            return EMCLHead(layers, keys.bases, keys.em_steps, keys.em_weight, start=keys.em_init)
+        case "wti":
+            return TokenInteractionHead(_frame_layers(recipe, backbone))
         case "xpool":
             return XPoolHead(dim, heads=keys.heads, dropout=keys.dropout)
         case "t-mass":
@@ -82,6 +102,14 @@ def build_head(recipe: Recipe, dim: int) -> MeanPoolHead | XPoolHead | TMassHead
             )
 
 
+def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:
+    quick = backbone.identity["activation"] == "quick_gelu"
+    layers = FrameTransformer(backbone.dim, recipe.data.frames, recipe.head.layers, quick_gelu=quick)
+    if recipe.head.init == "backbone":
+        layers.start_from(backbone)
+    return layers
+
+
 def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> AlignedParts:
     """The towers and CALM's modules."""
     if recipe.backbone.checkpoint_activations:
@@ -90,11 +118,17 @@ def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> Aligne
     return AlignedParts(
         anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if aligned else None,
         vae=_vae(recipe.alignment, len(vocabulary)) if recipe.alignment.kind == "vae" else None,
+        reverse_vae=_vae(recipe.alignment, len(vocabulary)) if _reverses(recipe.alignment) else None,
         adapter=FeatureAdapter(backbone.dim) if recipe.backbone.adapter == "linear" else None,
         anchor_keys=recipe.anchors,
         alignment_keys=recipe.alignment,
         frozen=recipe.frozen,
+        chunk=recipe.optim.chunk,
     )
+
+
+def _reverses(keys: AlignmentSection) -> bool:
+    return keys.kind == "vae" and keys.direction == "both"
 
 
 def _anchors(keys: AnchorsSection, vocabulary: Vocabulary, backbone: Backbone, frozen: bool) -> AnchorBank:

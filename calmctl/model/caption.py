@@ -11,6 +11,7 @@ from calmctl.model.aligned import AlignedModel, AlignedParts, Batch, Losses
 from calmctl.model.backbone import Backbone
 from calmctl.model.caption_vocabulary import PAD
 from calmctl.model.captioner import Captioner
+from calmctl.model.chunks import encode_in_chunks
 from calmctl.objectives.caption import caption_loss
 from calmctl.recipe.schema import CaptionSection
 
@@ -35,16 +36,19 @@ class CaptionModel(AlignedModel):
         """The losses of one step: L_cap + L_rec + alpha L_KL (docs/captioning.md)."""
         if batch.captions is None:
             raise ValueError("a captioning batch needs the captions' tokens")
-        frames = self.encode_frames(batch.frames)
+        frames = encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
         logits = self.captioner(batch.captions[:, :-1].clamp(min=0), self.captioner.encode(frames))
         keys = self.caption_keys
         with torch.autocast(frames.device.type, enabled=False):
-            loss = caption_loss(logits, batch.captions[:, 1:], keys.loss, smoothing=keys.smoothing, pad=PAD)
-            losses = Losses(loss, {"task": loss}, {"token_accuracy": token_accuracy(logits, batch.captions[:, 1:])})
+            targets = batch.captions[:, 1:]
+            count = (self.peers.own(targets) != PAD).sum()
+            loss = caption_loss(logits, targets, keys.loss, smoothing=keys.smoothing, pad=PAD)
+            loss, accuracy = (self.peers.mean(mean, count) for mean in (loss, token_accuracy(logits, targets)))
+            losses = Losses(loss, {"task": loss}, {"token_accuracy": accuracy})
         if self.aligns:
-            # A detached target sends no gradient into the sentences, and nothing else here reads them.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.alignment.detach_target):
-                texts = self.encode_texts(batch.texts)
+            # Nothing but the alignment loss reads the sentences here.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.teaches_sentences):
+                texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
             with torch.autocast(frames.device.type, enabled=False):
                 self.add_alignment(texts, frames, losses)
         losses.parts["loss"] = losses.total

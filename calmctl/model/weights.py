@@ -117,8 +117,8 @@ def _read_weights(name: str, weights: str, tag: dict[str, Any]) -> tuple[dict[st
         raise CheckpointError(
             f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {name} (tags: {tags})"
         )
-    state, metadata = load_tensors(path, what="backbone.weights")
-    if "backbone" in metadata:  # a checkpoint of ours: only the towers are of interest here
+    state, metadata = load_tensors(path, what="backbone.weights", ours=False)
+    if isinstance(metadata.get("backbone"), dict):  # a checkpoint of ours: only the towers are of interest here
         state = {
             key.removeprefix(TOWERS_PREFIX): value for key, value in state.items() if key.startswith(TOWERS_PREFIX)
         }

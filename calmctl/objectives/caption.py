@@ -8,6 +8,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from calmctl.anchors.distribution import at_least_float32
+
 LABEL_FLOOR = 1e-4
 """What the zeros of a one-hot label become inside the logarithm of the reverse cross-entropy (docs/captioning.md)."""
 
@@ -23,7 +25,7 @@ def caption_loss(
     The second half of "symmetric" is the reverse cross-entropy; it equals -log(1e-4) (1 - p_y), which is how it
     is computed. `smoothing` has no part in it.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     if kind == "smoothed":
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad, label_smoothing=smoothing)
     forward = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad, reduction="none")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from calmctl.errors import RecipeError
 from calmctl.recipe.schema import Recipe
 from calmctl.yaml_strict import load_yaml, parse_yaml
 
+MOST_BYTES = 256 * 1024
+"""A larger file is no recipe (our choice; one with every key has 5 KiB)."""
+MOST_FAULTS = 20
+"""So many are told at once (our choice)."""
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at `path` and apply overrides such as `optim.epochs=2`.
@@ -21,7 +27,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: All faults at once, each with its file and key and the nearest valid key.
     """
-    values = load_yaml(path, what="recipe", error=RecipeError)
+    values = load_yaml(path, what="recipe", error=RecipeError, most_bytes=MOST_BYTES)
     if not isinstance(values, dict):
         raise RecipeError(f"recipe: {path} must hold keys and values, such as 'name: my-run'")
     return recipe_from_dict(values, where=str(path), overrides=overrides)
@@ -41,7 +47,10 @@ def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides
     except (TypeError, ValueError) as fault:
         if not isinstance(fault, ValidationError):
             raise RecipeError(f"{where}: a value is not a string, number, list or mapping ({fault})") from None
-        raise RecipeError("\n".join(_sentences(fault, where))) from None
+        sentences = _sentences(fault, where)
+        told = list(islice(sentences, MOST_FAULTS))
+        more = [f"{where}: and more; mend these first"] if next(sentences, None) else []
+        raise RecipeError("\n".join([*told, *more])) from None
 
 
 def _with(values: dict[str, Any], keys: list[str], value: Any, override: str) -> dict[str, Any]:
@@ -55,7 +64,7 @@ def _with(values: dict[str, Any], keys: list[str], value: Any, override: str) ->
     return {**values, head: _with(inner, rest, value, override)}
 
 
-def _sentences(fault: ValidationError, where: str) -> Iterable[str]:
+def _sentences(fault: ValidationError, where: str) -> Iterator[str]:
     known = set(recipe_keys())
     alternatives: dict[str, list[str]] = {}
     for error in fault.errors(include_url=False):
@@ -63,7 +72,7 @@ def _sentences(fault: ValidationError, where: str) -> Iterable[str]:
         key = ".".join(location)
         match error["type"]:
             case "extra_forbidden":
-                yield f"{where}: unknown key {key}; {_nearest(location)}"
+                yield f"{where}: unknown key {_short(key)}; {_nearest(location)}"
             case "missing":
                 yield f"{where}: {key} is missing; every recipe needs it"
             case "value_error":
@@ -73,9 +82,13 @@ def _sentences(fault: ValidationError, where: str) -> Iterable[str]:
                 while key not in known and "." in key:
                     key = key.rpartition(".")[0]
                 says = error["msg"].lower().removeprefix("input ")
-                alternatives.setdefault(f"{key} = {error['input']!r}", []).append(says)
+                alternatives.setdefault(f"{key} = {_short(repr(error['input']))}", []).append(says)
     for what, reasons in alternatives.items():
         yield f"{where}: {what} {' or '.join(reasons)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _nearest(location: list[str]) -> str:

@@ -70,19 +70,34 @@ class AnchorsSection(Section):
         100.0, description="multiplies the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
+    video: Literal["mean", "frames"] = Field(
+        "mean", description="V_p of the mean frame feature (6), or frames: each frame's V_p, averaged (28)"
+    )
     frame_mean: Literal["raw", "normalized"] = Field("raw", description="features averaged as they are (6)")
 
 
 class HeadSection(Section):
     """The fusion head: what a pair scores (8, 9)."""
 
-    kind: Literal["meanp", "xpool", "t-mass"] = Field("t-mass", description="CLIP4Clip meanP, X-Pool, T-MASS")
-    heads: PositiveInt = Field(1, description="attention heads of the text-conditioned pooling")
-    dropout: Share = Field(0.3, description="dropout of the pooling's last linear branch")
+    kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti"] = Field(
+        "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; word-frame interaction"
+    )
+    heads: PositiveInt = Field(1, description="xpool, t-mass: attention heads of the text-conditioned pooling")
+    dropout: Share = Field(0.3, description="xpool, t-mass: dropout of the pooling's last linear branch")
     noise: Literal["uniform", "normal"] = Field("uniform", description="t-mass: U[0,1) or N(0, noise_std^2)")
     noise_std: PositiveFloat = Field(0.003, description="t-mass: for noise: normal")
     support_weight: NonNegative = Field(0.0, description="t-mass: weight of the support text's loss")
     trials: Annotated[int, Field(ge=0)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
+    layers: PositiveInt = Field(4, description="seqtransf, emcl, wti: transformer layers over the frames")
+    init: Literal["backbone", "random"] = Field(
+        "backbone", description="those layers start as CLIP's first text layers, or at random"
+    )
+    bases: PositiveInt = Field(32, description="emcl: bases of the expectation-maximisation")
+    em_steps: PositiveInt = Field(9, description="emcl: its iterations")
+    em_weight: NonNegative = Field(3.0, description="emcl: factor beta of the reconstruction that is added")
+    em_init: Literal["released", "gaussian"] = Field(
+        "released", description="emcl: bases start alike but for signs, or spread (docs/science.md)"
+    )
 
 
 class CaptionSection(Section):
@@ -116,6 +131,10 @@ class AlignmentSection(Section):
 
     kind: Literal["vae", "kl", "ce", "mse", "none"] = Field("vae", description="vae is CALM")
     weight: NonNegative = Field(1.0, description="factor of the whole alignment loss")
+    warmup: Share = Field(0.0, description="share of all steps over which that factor rises from 0 (30)")
+    direction: Literal["video-to-text", "both"] = Field(
+        "video-to-text", description="both: V_p is also reconstructed from S_p, by a VAE of its own (29)"
+    )
     kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
     latent: PositiveInt = Field(256, description="d, the latent dimension")
     layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, docs/science.md")
@@ -135,6 +154,9 @@ class OptimSection(Section):
 
     epochs: PositiveInt = Field(5, description="passes over all (clip, caption) pairs")
     batch_size: PositiveInt = Field(128, description="pairs a step; all others in it are negatives")
+    chunk: PositiveInt | None = Field(
+        None, description="pairs encoded at a time: large batches in little memory, exact; null: the batch"
+    )
     lr_backbone: NonNegative = Field(1e-6, description="CLIP's own parameters")
     lr_head: NonNegative = Field(1e-5, description="head and adapter")
     lr_alignment: NonNegative = Field(1e-5, description="VAE and e_k; the paper's one number, 1e-4 trains more")
@@ -192,6 +214,15 @@ class Recipe(Section):
                 "(backbone.freeze, data.features or optim.lr_backbone=0) and no adapter that trains stands between "
                 f"its features and the {'captions' if self.task == 'caption' else 'scores'}; "
                 "set backbone.adapter=linear, or alignment.kind=none, or train the backbone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _words_are_at_hand(self) -> Recipe:
+        if self.head.kind == "wti" and self.task == "retrieval" and self.data.features is not None:
+            raise ValueError(
+                "head.kind: wti reads words, and a feature store (data.features) holds sentences only; "
+                "train from the videos with data.features=null backbone.freeze=true, or use another head"
             )
         return self
 

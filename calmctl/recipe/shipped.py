@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from calmctl.errors import RecipeError
@@ -21,7 +22,7 @@ def resolve_recipe(name_or_path: str) -> Path:
     commands work in any folder. Raises `RecipeError` naming the nearest shipped recipe.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, also an answer for names that no system takes
         return path
     known = {recipe.stem: recipe for recipe in list_recipes()}
     plain = path.parent in (Path("."), Path("recipes"))

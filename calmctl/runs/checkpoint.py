@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from calmctl.errors import CheckpointError
@@ -14,7 +16,7 @@ from calmctl.model.aligned import AlignedModel
 from calmctl.tensorfiles import load_tensors, save_tensors
 
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
-TRAINING_ONLY = ("anchors.", "vae.", "log_temperature")
+TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature")
 """Weights that inference does not need: an export for inference leaves them out."""
 
 
@@ -27,22 +29,42 @@ class Position:
         epoch: Epochs done.
         best: Validation numbers of the best epoch so far, with its number under "epoch"; None before the first.
         history: Validation numbers of every epoch so far.
+        left_out: Clips met so far that cannot be used, by split, with reasons.
+        processes: How many processes train together.
     """
 
     step: int = 0
     epoch: int = 0
     best: dict[str, float] | None = None
     history: list[dict[str, float]] | None = None
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    processes: int = 1
 
 
-def save_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Write everything a run needs to go on from here, as one file that appears whole."""
+def random_state() -> dict[str, Tensor]:
+    """The state of this process's random numbers, on the CPU and on its GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def save_state(
+    path: Path,
+    model: AlignedModel,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    random: Sequence[dict[str, Tensor]],
+) -> None:
+    """Write everything a run needs to go on from here, as one file that appears whole.
+
+    `random` has the `random_state` of every process.
+    """
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     for name, moments in _moments(model, optimizer).items():
         tensors |= {f"{_OPTIMIZER}{name}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors |= {f"{_RANDOM}cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    for rank, state in enumerate(random):
+        tensors |= {f"{_RANDOM}{rank}/{device}": tensor for device, tensor in state.items()}
     save_tensors(
         path,
         tensors,
@@ -51,26 +73,38 @@ def save_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer
             "epoch": position.epoch,
             "best": position.best,
             "history": position.history or [],
+            "left_out": position.left_out,
+            "processes": position.processes,
         },
     )
 
 
-def load_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer) -> Position:
-    """Restore what `save_state` wrote; raises `CheckpointError` if it is damaged or of another recipe."""
+def load_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer, *, rank: int = 0) -> Position:
+    """Restore what `save_state` wrote; raises `CheckpointError` if it is damaged or of another recipe.
+
+    Random numbers become those of process `rank`, where there was such a process.
+    """
     tensors, metadata = load_tensors(path, what="checkpoint")
+    position = _position(metadata, source=str(path))
     load_weights(model, _under(tensors, _MODEL), source=str(path))
     state = optimizer.state
     for name, parameter in model.named_parameters():
         moments = _under(tensors, f"{_OPTIMIZER}{name}/")
+        if any(value.dim() and value.shape != parameter.shape for value in moments.values()):
+            raise CheckpointError(f"{path} does not fit the recipe: the optimiser's state of {name} has another shape")
         if moments:
             state[parameter] = {
                 key: value.to(parameter.device) if value.dim() else value for key, value in moments.items()
             }
-    torch.set_rng_state(tensors[f"{_RANDOM}cpu"])
-    cuda = [tensors[key] for key in sorted(tensors) if key.startswith(f"{_RANDOM}cuda")]
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
-    return Position(metadata["step"], metadata["epoch"], metadata["best"], metadata["history"])
+    try:
+        if rank < position.processes:
+            random = _under(tensors, f"{_RANDOM}{rank}/")
+            torch.set_rng_state(random["cpu"])
+            if "cuda" in random and torch.cuda.is_available():
+                torch.cuda.set_rng_state(random["cuda"])
+    except (KeyError, RuntimeError, TypeError):
+        raise CheckpointError(f"{path} holds no random state that fits here; it is no checkpoint of a run") from None
+    return position
 
 
 def save_weights(path: Path, model: AlignedModel, *, slim: bool, about: dict[str, Any]) -> None:
@@ -84,17 +118,43 @@ def save_weights(path: Path, model: AlignedModel, *, slim: bool, about: dict[str
 def load_weights(model: AlignedModel, state: dict[str, Tensor], *, source: str) -> None:
     """Load `state` into `model`, strictly.
 
-    Raises `CheckpointError` naming the first weight that is missing, unknown or of another shape.
+    Raises `CheckpointError` naming the first weight that is missing, unknown, of another shape or number
+    format, or that holds a value that is no finite number.
     """
     own = model.state_dict()
-    shapes = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
-    wrong = sorted((own.keys() ^ state.keys()) | shapes)
+    known = own.keys() & state.keys()
+    other = {name for name in known if (own[name].shape, own[name].dtype) != (state[name].shape, state[name].dtype)}
+    wrong = sorted((own.keys() ^ state.keys()) | other)
     if wrong:
         raise CheckpointError(
             f"{source} does not fit the recipe: {len(wrong)} weights are missing, unknown or of another shape "
             f"(first: {wrong[0]}); use the recipe stored beside it"
         )
+    endless = [name for name, _ in model.named_parameters() if not torch.isfinite(state[name]).all()]
+    if endless:
+        raise CheckpointError(
+            f"{source} holds values that are not finite numbers in {len(endless)} weights (first: {endless[0]}); "
+            "take another checkpoint"
+        )
     model.load_state_dict(state)
+
+
+def _position(metadata: dict[str, Any], *, source: str) -> Position:
+    """Where a checkpoint says it stands."""
+    try:
+        position = TypeAdapter(Position).validate_python(metadata)
+    except ValidationError:
+        position = Position(step=-1)
+    history = position.history or []
+    begun = position.best is None if position.epoch == 0 else "score" in (position.best or {})
+    if (
+        not 0 <= position.epoch <= position.step
+        or position.processes < 1
+        or len(history) != position.epoch
+        or not begun
+    ):
+        raise CheckpointError(f"{source} does not say where its run stands; it is no checkpoint of a run")
+    return position
 
 
 def _moments(model: AlignedModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

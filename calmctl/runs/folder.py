@@ -4,7 +4,8 @@ runs/<name>-<number>/
     recipe.json         the resolved recipe
     vocabulary.yaml     the anchors it used, after any subset
     run.json            provenance: versions, revision, data counts, validation ids, clips left out
-    log.jsonl           one line a logged step or epoch
+    log.jsonl           one line a logged step or epoch, with the time in seconds since 1970
+    tensorboard/        the same numbers as events, with train --tensorboard
     state.safetensors   everything needed to go on (train --resume)
     last.safetensors    weights after the last epoch
     best.safetensors    weights of the epoch that was best on validation
@@ -17,13 +18,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from calmctl.errors import RunFailed, RunNotFound
-from calmctl.files import read_json, write_json
+from calmctl.errors import CheckpointError, RunFailed, RunNotFound
+from calmctl.files import append_text, read_json, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
 
 WEIGHTS = ("best", "last", "slim")
@@ -40,6 +42,7 @@ class Run:
         self.log = folder / "log.jsonl"
         self.state = folder / "state.safetensors"
         self.results = folder / "results.json"
+        self.tensorboard = folder / "tensorboard"
 
     def weights(self, which: str) -> Path:
         """The weights file `which` of "best", "last", "slim"."""
@@ -59,32 +62,52 @@ class Run:
     def recipe_to_resume(self) -> Recipe:
         """The recipe of an unfinished run. Raises `RunFailed` where the run is finished already."""
         if self.results.exists():
-            epochs = len(read_json(self.results, what=f"run {self.folder}")["validation"])
-            raise RunFailed(
-                f"{self.folder} is finished ({epochs} epochs); evaluate it with: calmctl eval {self.folder}"
-            )
+            raise RunFailed(f"{self.folder} is finished; evaluate it with: calmctl eval {self.folder}")
         return self.recipe()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; raises `RunFailed` where another one has it."""
-        with (self.folder / ".lock").open("w") as handle:
+        """Hold the run for this process, and clear away what a killed one was writing.
+
+        Raises `RunFailed` where another process has the run, or where it cannot be written.
+        """
+        try:
+            handle = (self.folder / ".lock").open("w")
+        except OSError as fault:
+            raise RunFailed(f"cannot write {self.folder}: {fault.strerror}; a run goes on in its own folder") from fault
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunFailed(f"{self.folder} is in use by another process; wait for it or start a new run") from None
+            remove_unfinished(self.folder)
             yield
 
-    def append_log(self, record: dict[str, Any]) -> None:
-        """Add one line to the log."""
-        with self.log.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record, allow_nan=True) + "\n")
+    def append_log(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Add one line to the log and return it with its time. Raises `RunFailed` when it cannot."""
+        line = {**record, "time": round(time.time(), 3)}
+        append_text(self.log, json.dumps(line, allow_nan=True) + "\n")
+        return line
 
-    def trim_log(self, step: int) -> None:
-        """Drop lines beyond `step`, which a resumed run will write again."""
-        if self.log.exists():
-            kept = [line for line in self.log.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.log.write_text("".join(f"{line}\n" for line in kept))
+    def read_log(self, step: int, epoch: int) -> list[dict[str, Any]]:
+        """The lines up to `step`, of which those with validation numbers up to `epoch`.
+
+        What follows a checkpoint's step is written again by the run that goes on from it; so is the validation
+        of an epoch that the checkpoint does not count yet. A kill can cut the last line short: it is not read.
+
+        Raises `CheckpointError` where another line is damaged.
+        """
+        lines = self.log.read_bytes().splitlines(keepends=True) if self.log.exists() else []
+        try:
+            records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            return [each for each in records if each["step"] <= step and each.get("epoch", 0) <= epoch]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{self.log} is damaged: not every line is a logged step; remove it") from None
+
+    def trim_log(self, step: int, epoch: int) -> None:
+        """Keep the lines of `read_log`."""
+        kept = self.read_log(step, epoch)
+        write_text(self.log, "".join(json.dumps(record, allow_nan=True) + "\n" for record in kept))
 
 
 def create_run(root: Path, recipe: Recipe) -> Run:

@@ -21,7 +21,10 @@ def weights_lineage(weights: str | None) -> tuple[str, ...]:
         return ()
     metadata = read_metadata(path, what="backbone.weights")
     if "trained_on" in metadata:
-        return tuple(metadata["trained_on"])
+        seen = metadata["trained_on"]
+        if not isinstance(seen, list) or not all(isinstance(name, str) for name in seen):
+            raise CheckpointError(f"backbone.weights: {path} does not say in plain words what it was trained on")
+        return tuple(seen)
     recipe = path.parent / "recipe.json"
     if "backbone" in metadata and recipe.is_file():  # a run of ours from before weights told
         data = read_json(recipe, what="backbone.weights")["data"]

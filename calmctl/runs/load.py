@@ -68,7 +68,8 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     else:
         model = build_model(recipe, vocabulary, backbone)
     load_weights(model, state, source=str(path))
-    model.backbone.identity |= {"weights": metadata.get("backbone", {}).get("weights")}
+    origin = metadata.get("backbone")
+    model.backbone.identity |= {"weights": origin.get("weights") if isinstance(origin, dict) else None}
     return model.eval().to(device)
 
 

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import Protocol, TypeVar
+from itertools import chain, islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.data.augment import CropFlip
-from calmctl.data.pixels import FrameResize
-from calmctl.data.samples import Clip, LeftOut, Split
+from calmctl.data.samples import LeftOut, Split
 from calmctl.data.store import FeatureStore
-from calmctl.data.workers import decode_clips, run_isolated
+from calmctl.data.workers import decode_clips
 from calmctl.errors import VideoError
 from calmctl.model.aligned import Batch
 from calmctl.model.backbone import Backbone
 from calmctl.model.preprocess import split_preprocess
 from calmctl.recipe.schema import Data
+from calmctl.training.frames import CachedFrames, Decoded, FrameSource, StreamedFrames
 
 Item = TypeVar("Item")
-Decoded = np.ndarray | VideoError
 
 
-class FrameSource(Protocol):
-    """Frames of clips by their number in the split."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of every batch that one of several processes takes: equal parts but for one pair, in order.
 
-    def stream(self, clips: list[int], epoch: int, first: int) -> Iterator[np.ndarray | VideoError]:
-        """Frames uint8 [F, S, S, 3] of `clips` in order; `first` is the first one's place in the epoch."""
-        ...
+    Attributes:
+        rank: The number of the process.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def places(self, count: int, batch_size: int, skip: int) -> list[range]:
+        """The places in an epoch of `count` pairs that are this process's, for each batch after the first `skip`."""
+        parts = []
+        for first in range(skip * batch_size, count, batch_size):
+            pairs = min(batch_size, count - first)
+            parts.append(range(first + pairs * self.rank // self.size, first + pairs * (self.rank + 1) // self.size))
+        return parts
+
+
+WHOLE = Share()
 
 
 class PairBatches:
     """Every (clip, caption) pair of a split once an epoch, in an order drawn from the seed and the epoch.
 
     Attributes:
+        ids: The ids of the split's clips.
         left_out: Clips met so far that do not decode; their pairs are skipped, batches shrink accordingly.
     """
 
@@ -51,6 +65,7 @@ class PairBatches:
         batch_size: int,
         seed: int,
         encode_captions: Callable[[list[str]], Tensor] | None = None,
+        share: Share = WHOLE,
     ) -> None:
         """Make batches of `split`; `encode_captions` gives a caption decoder's tokens [B, T], where there is one."""
         self._encode_captions = encode_captions
@@ -59,28 +74,36 @@ class PairBatches:
         self._tokenize = tokenize
         self._batch_size = batch_size
         self._seed = seed
+        self._share = share
+        self.ids: Sequence[str] = tuple(clip.id for clip in split.clips)
         self.left_out: dict[str, LeftOut] = {}
         self.steps_per_epoch = -(-len(split.captions) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where no clip of a batch decodes."""
-        first = skip * self._batch_size
-        order = epoch_order(len(self._split.captions), self._seed, epoch)[first:]
-        owners = [self._split.owners[pair] for pair in order]
-        stream = zip(order, owners, self._frames.stream(owners, epoch, first), strict=True)
-        for group in _groups(stream, self._batch_size):
+        order = epoch_order(len(self._split.captions), self._seed, epoch)
+        parts = self._share.places(len(order), self._batch_size, skip)
+        places = list(chain.from_iterable(parts))
+        pairs = [order[place] for place in places]
+        owners = [self._split.owners[pair] for pair in pairs]
+        stream = zip(pairs, owners, self._frames.stream(owners, places, epoch), strict=True)
+        for part in parts:
+            group = list(islice(stream, len(part)))
             usable = [(pair, owner, frames) for pair, owner, frames in group if self._is_usable(owner, frames)]
             if not usable:
                 yield None
                 continue
-            pairs, clips, arrays = zip(*usable, strict=True)
-            sentences = [self._split.captions[pair] for pair in pairs]
-            yield Batch(
-                self._tokenize(sentences),
-                torch.from_numpy(np.stack(arrays)),
-                torch.tensor(clips),
-                self._encode_captions(sentences) if self._encode_captions else None,
-            )
+            chosen, clips, arrays = zip(*usable, strict=True)
+            yield self._batch(chosen, clips, np.stack(arrays))
+
+    def blank(self) -> Batch:
+        """A row with gray frames and some sentence of the split."""
+        return self._batch([0], [self._split.owners[0]], self._frames.blank()[None])
+
+    def _batch(self, pairs: Sequence[int], clips: Sequence[int], frames: np.ndarray) -> Batch:
+        sentences = [self._split.captions[pair] for pair in pairs]
+        captions = self._encode_captions(sentences) if self._encode_captions else None
+        return Batch(self._tokenize(sentences), torch.from_numpy(frames), torch.tensor(clips), captions)
 
     def _is_usable(self, owner: int, frames: np.ndarray | VideoError) -> bool:
         if isinstance(frames, VideoError):
@@ -102,65 +125,38 @@ class FeatureBatches:
         batch_size: int,
         seed: int,
         captions: Tensor | None = None,
+        ids: Sequence[str] = (),
+        share: Share = WHOLE,
     ) -> None:
         """Take frames [N_v, F, D], texts [N_t, D], for each text the number of its clip, and any tokens [N_t, T]."""
         self._frames, self._texts, self._captions = frames, texts, captions
         self._owners = torch.tensor(list(owners))
         self._batch_size = batch_size
         self._seed = seed
+        self._share = share
+        self.ids: Sequence[str] = ids
         self.steps_per_epoch = -(-len(texts) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
-        """The batches of `epoch` after the first `skip`."""
-        order = epoch_order(len(self._texts), self._seed, epoch)[skip * self._batch_size :]
-        for pairs in _groups(order, self._batch_size):
-            clips = self._owners[pairs]
-            captions = None if self._captions is None else self._captions[pairs]
-            yield Batch(self._texts[pairs].float(), self._frames[clips].float(), clips, captions)
+        """The batches of `epoch` after the first `skip`; None where there are fewer pairs than processes."""
+        order = epoch_order(len(self._texts), self._seed, epoch)
+        for part in self._share.places(len(order), self._batch_size, skip):
+            yield self._batch([order[place] for place in part]) if part else None
+
+    def blank(self) -> Batch:
+        """The first pair."""
+        return self._batch([0])
+
+    def _batch(self, pairs: list[int]) -> Batch:
+        clips = self._owners[pairs]
+        captions = None if self._captions is None else self._captions[pairs]
+        return Batch(self._texts[pairs].float(), self._frames[clips].float(), clips, captions)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` pairs in `epoch`: a function of seed and epoch alone, so a run can take it up anywhere."""
     order: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
     return order
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedFrames:
-    """Decodes each clip when its pair is due, in worker processes, augmented there."""
-
-    clips: tuple[Clip, ...]
-    resize: FrameResize
-    data: Data
-    seed: int
-
-    def stream(self, clips: list[int], epoch: int, first: int) -> Iterator[np.ndarray | VideoError]:
-        """Frames of `clips` in order."""
-        jobs = [(self.clips[clip], self._transform(epoch, first + position)) for position, clip in enumerate(clips)]
-        job = partial(_decode_augmented, n_frames=self.data.frames)
-        ahead = 256  # about two batches of the paper's size: decoding goes on while a step computes
-        workers, timeout_s = self.data.workers or None, self.data.timeout_s
-        for _, frames in run_isolated(job, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
-            yield frames
-
-    def _transform(self, epoch: int, position: int) -> FrameResize | CropFlip:
-        if self.data.augment == "none":
-            return self.resize
-        return CropFlip(self.resize.size, self.data.flip, (self.seed, epoch, position))
-
-
-@dataclass(frozen=True, slots=True)
-class CachedFrames:
-    """Frames at input size, decoded once: [F, S, S, 3] a clip, or the reason why there are none.
-
-    Where the towers are frozen, their features [F, D] stand in the frames' place.
-    """
-
-    frames: list[np.ndarray | VideoError]
-
-    def stream(self, clips: list[int], epoch: int, first: int) -> Iterator[np.ndarray | VideoError]:
-        """Frames of `clips` in order; the same in every epoch."""
-        return (self.frames[clip] for clip in clips)
 
 
 def video_batches(
@@ -174,6 +170,7 @@ def video_batches(
     encode_captions: Callable[[list[str]], Tensor] | None = None,
     frozen_features: Callable[[Iterable[Decoded]], Iterable[Decoded]] | None = None,
     tokenize: Callable[[list[str]], Tensor] | None = None,
+    share: Share = WHOLE,
 ) -> PairBatches:
     """Batches from the video files of `split`.
 
@@ -187,6 +184,7 @@ def video_batches(
         encode_captions: As for `PairBatches`.
         frozen_features: Turns cached frames into the features of towers that do not change, in order.
         tokenize: What a batch has of sentences; None for the backbone's tokens.
+        share: What this process takes of every batch.
     """
     resize = split_preprocess(backbone)[0]
     frames: FrameSource = StreamedFrames(split.clips, resize, data, seed)
@@ -203,6 +201,7 @@ def video_batches(
         batch_size=batch_size,
         seed=seed,
         encode_captions=encode_captions,
+        share=share,
     )
 
 
@@ -221,6 +220,7 @@ def store_batches(
     batch_size: int,
     seed: int,
     encode_captions: Callable[[list[str]], Tensor] | None = None,
+    share: Share = WHOLE,
 ) -> FeatureBatches:
     """Batches of one split of a feature store; the whole split is held in memory as float32."""
     stored = store.split(split)
@@ -231,17 +231,6 @@ def store_batches(
         batch_size=batch_size,
         seed=seed,
         captions=encode_captions(list(stored.captions)) if encode_captions else None,
+        ids=stored.ids,
+        share=share,
     )
-
-
-def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    remaining = iter(items)
-    while group := list(islice(remaining, size)):
-        yield group
-
-
-def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, n_frames: int) -> np.ndarray:
-    from calmctl.data.decode import read_frames
-
-    clip, transform = item
-    return transform(read_frames(clip, n_frames))

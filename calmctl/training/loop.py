@@ -2,71 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from calmctl.errors import RunFailed
-from calmctl.model.aligned import AlignedModel, Batch, Losses
-from calmctl.recipe import Recipe
-from calmctl.runs.checkpoint import Position, load_state, save_state, save_weights
+from calmctl.errors import CheckpointError, RunFailed
+from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
 from calmctl.runs.folder import Run
-from calmctl.training.optim import (
-    build_optimizer,
-    clamp_logit_scale,
-    gradient_norms,
-    schedule_factor,
-    set_learning_rate,
-)
-from calmctl.training.trackers import Tracker
-
-
-class BatchSource(Protocol):
-    """Where batches come from: the same ones in the same order for the same recipe, whoever asks."""
-
-    steps_per_epoch: int
-
-    def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
-        """The batches of `epoch` after the first `skip`; None stands for a batch without one usable clip."""
-        ...
-
-
-class Watcher(Protocol):
-    """Shows progress; the command line has one with a bar."""
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        """Called after each step."""
-        ...
-
-    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-        """Called after each epoch's validation."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """All that the loop needs.
-
-    Attributes:
-        trained_on: The datasets that the weights will have seen, told in every weights file.
-        validate: Numbers of the validation split with the current weights; "score" decides what is best.
-    """
-
-    recipe: Recipe
-    model: AlignedModel
-    source: BatchSource
-    validate: Callable[[], dict[str, float]]
-    run: Run
-    trained_on: tuple[str, ...]
-    device: torch.device
-    tracker: Tracker
-    watcher: Watcher | None = None
+from calmctl.training.collapse import CollapseWatch
+from calmctl.training.job import Training
+from calmctl.training.optim import build_optimizer
+from calmctl.training.step import Stepper
+from calmctl.training.world import part_random, told_once
 
 
 def run_training(training: Training, *, resume: bool) -> Position:
@@ -81,73 +32,78 @@ def run_training(training: Training, *, resume: bool) -> Position:
     """
     keys, model, run = training.recipe.optim, training.model, training.run
     optimizer = build_optimizer(model, keys)
-    position = Position(history=[])
-    if resume:
-        if run.state.exists():
-            position = load_state(run.state, model, optimizer)
-        run.trim_log(position.step)
-    per_epoch = training.source.steps_per_epoch
-    with _interruptions() as interrupted:
-        while position.epoch < keys.epochs:
-            model.train()
-            skip = position.step - position.epoch * per_epoch
+    per_epoch, world = training.source.steps_per_epoch, training.world
+    watch = CollapseWatch(training.recipe, anchors=len(model.anchors.tokens) if model.anchors else 0)
+    position = _take_up(training, optimizer, watch) if resume else Position(history=[])
+    position.processes = world.size
+    step = Stepper(training, optimizer, world.wrap(model), per_epoch * keys.epochs, watch)
+    while position.epoch < keys.epochs:
+        model.train()
+        skip = position.step - position.epoch * per_epoch
+        if not 0 <= skip <= per_epoch:
+            error = CheckpointError(
+                f"{run.state} stands at step {position.step} after {position.epoch} epochs, which does not fit epochs "
+                f"of {per_epoch} steps: the data has changed since; train it anew"
+            )
+            raise told_once(world, error)
+        with _interruptions() as interrupted:
             for batch in training.source.epoch(position.epoch, skip):
-                if batch is not None:
-                    _step(training, optimizer, batch, position.step, per_epoch * keys.epochs)
+                if world.begin(0 if batch is None else len(batch.clips)):
+                    step(training.source.blank() if batch is None else batch, position.step)
                 position.step += 1
-                if interrupted or position.step % keys.save_every == 0:
-                    save_state(run.state, model, optimizer, position)
-                if interrupted:
-                    raise RunFailed(f"interrupted after step {position.step}; {_how_to_resume(run)}")
-            _finish_epoch(training, position)
-            save_state(run.state, model, optimizer, position)
+                stops = world.any(bool(interrupted))
+                if stops or position.step % keys.save_every == 0:
+                    _save(training, optimizer, position)
+                if stops:
+                    raise _interrupted(training, position)
+            if position.step % keys.save_every:  # the validation may take long: what ends it must not cost a step
+                _save(training, optimizer, position)
+        if world.any(bool(interrupted)):
+            raise _interrupted(training, position)
+        _finish_epoch(training, position)
+        _save(training, optimizer, position)
     return position
 
 
-def _step(training: Training, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total_steps: int) -> None:
-    recipe, model = training.recipe, training.model
-    set_learning_rate(optimizer, schedule_factor(step, total_steps, recipe.optim.warmup))
-    with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=recipe.optim.precision == "bf16"):
-        losses: Losses = model(batch.to(training.device))
-    value = losses.total.item()
-    if not math.isfinite(value):
-        parts = ", ".join(f"{name} {part.item():g}" for name, part in losses.parts.items())
-        raise RunFailed(
-            f"the loss of step {step + 1} is not finite ({parts}; clips {sorted(set(batch.clips.tolist()))[:8]}); "
-            f"lower optim.lr_* or look at these clips. The last good checkpoint is kept: {training.run.state}"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
-    logs = step % recipe.optim.log_every == 0
-    norms = gradient_norms(model) if logs else {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.clip_norm)
-    optimizer.step()
-    clamp_logit_scale(model)
-    if logs:
-        _log_step(training, losses, step + 1, norms, optimizer)
-    if training.watcher:
-        training.watcher.step(step + 1, total_steps, value)
+def _save(training: Training, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    world = training.world
+    for left_out in world.everyone(training.left_out()):
+        for split, reasons in left_out.items():
+            position.left_out.setdefault(split, {}).update(reasons)
+    random = world.everyone(random_state())
+    if world.rank == 0:
+        save_state(training.run.state, training.model, optimizer, position, random)
 
 
-def _log_step(
-    training: Training,
-    losses: Losses,
-    step: int,
-    norms: dict[str, float],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    numbers = {name: value.item() for name, value in (losses.parts | losses.diagnostics).items()}
-    numbers |= norms
-    numbers |= {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
-    numbers["logit_scale"] = training.model.backbone.logit_scale.exp().item()
-    training.run.append_log({"step": step, **numbers})
-    training.tracker.log(step, numbers)
+def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: CollapseWatch) -> Position:
+    """Everything as the last checkpoint has it, and no line in the log that comes after it."""
+    run, world, position = training.run, training.world, Position(history=[])
+    if world.everyone(run.state.exists())[0]:  # what the first process, which writes it, sees
+        position = load_state(run.state, training.model, optimizer, rank=world.rank)
+        if position.processes != world.size:
+            part_random(world, training.recipe.seed, position.step)
+            training.warn(
+                f"{run.folder} was trained by {position.processes} processes and goes on with {world.size}: batches "
+                "stay the same, dropout and noise do not, so it will not end bit for bit where it would have"
+            )
+    if world.rank == 0:
+        run.trim_log(position.step, position.epoch)
+        records = run.read_log(position.step, position.epoch)
+        training.tracker.restart(record for record in records if "warning" not in record)
+        watch.catch_up(records)
+    return position
+
+
+def _interrupted(training: Training, position: Position) -> RunFailed | SystemExit:
+    error = RunFailed(f"interrupted after step {position.step}; {how_to_resume(training.run)}")
+    return told_once(training.world, error)
 
 
 def _finish_epoch(training: Training, position: Position) -> None:
     position.epoch += 1
     model, run = training.model, training.run
+    if training.world.rank > 0:  # the first process validates for all; they wait for it at the checkpoint
+        return
     model.eval()
     validation = training.validate()
     record = {"epoch": float(position.epoch), **validation}
@@ -159,13 +115,14 @@ def _finish_epoch(training: Training, position: Position) -> None:
         save_weights(run.weights("slim"), model, slim=True, about=about)
     if position.epoch == training.recipe.optim.epochs:
         save_weights(run.weights("last"), model, slim=False, about=about)
-    run.append_log({"step": position.step, "validation": validation, "epoch": position.epoch})
-    training.tracker.log(position.step, {f"val/{name}": value for name, value in validation.items()})
+    record = run.append_log({"step": position.step, "validation": validation, "epoch": position.epoch})
+    training.tracker.log(record)
     if training.watcher:
         training.watcher.epoch(position.epoch, validation)
 
 
-def _how_to_resume(run: Run) -> str:
+def how_to_resume(run: Run) -> str:
+    """What a person is told whose run was interrupted."""
     return f"everything is saved; go on with: calmctl train --resume {run.folder}"
 
 

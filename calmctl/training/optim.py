@@ -9,6 +9,7 @@ from torch import nn
 
 from calmctl.model.aligned import AlignedModel
 from calmctl.recipe.schema import OptimSection
+from calmctl.runs.checkpoint import TRAINING_ONLY
 
 GROUPS = ("backbone", "head", "alignment")
 LN_100 = math.log(100.0)
@@ -18,7 +19,7 @@ def group_of(name: str) -> str:
     """The learning-rate group of a parameter of a model, by its name."""
     if name.startswith("backbone."):
         return "backbone"
-    return "alignment" if name.startswith(("anchors.", "vae.", "log_temperature")) else "head"
+    return "alignment" if name.startswith(TRAINING_ONLY) else "head"
 
 
 def build_optimizer(model: AlignedModel, keys: OptimSection) -> torch.optim.AdamW:
@@ -55,6 +56,11 @@ def schedule_factor(step: int, total: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def alignment_share(step: int, total: int, warmup: float) -> float:
+    """Share of `alignment.weight` at `step` of `total`: a linear rise from 0 over `warmup` of all steps, then 1."""
+    return min(1.0, step / max(1, round(warmup * total))) if warmup else 1.0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -8,7 +8,8 @@ from calmctl.model.caption import CaptionModel
 from calmctl.recipe import Recipe
 from calmctl.training.batches import PairBatches
 from calmctl.training.optim import GROUPS, group_of
-from calmctl.training.prepare import Prepared, prepare
+from calmctl.training.prepare import prepare
+from calmctl.training.prepared import Prepared
 
 
 def plan_training(recipe: Recipe) -> dict[str, Any]:

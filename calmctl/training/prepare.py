@@ -2,172 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from calmctl.anchors.combine import subset
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.data.samples import Dataset, LeftOut
+from calmctl.data.samples import Dataset
 from calmctl.data.store import FeatureStore
 from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
-from calmctl.evaluation.encoding import (
-    EncodedSplit,
-    bare_captions,
-    encode_split,
-    encode_stored,
-    frozen_features,
-    stream_frames,
-)
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
 from calmctl.model.caption_vocabulary import training_vocabulary, whole_vocabulary
 from calmctl.model.preprocess import fingerprint
 from calmctl.recipe import Recipe
-from calmctl.runs.lineage import dataset_name, require_unseen, weights_lineage
-from calmctl.training.batches import Decoded, FeatureBatches, PairBatches, store_batches, video_batches
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many items are done, and of how many."""
-
-
-@dataclass(slots=True)
-class Prepared:
-    """What a recipe resolves to.
-
-    Attributes:
-        dataset: The clips and captions; None when training on a feature store alone.
-        store: The feature store of `data.features`, or None.
-    """
-
-    recipe: Recipe
-    vocabulary: Vocabulary
-    model: CalmModel | CaptionModel
-    device: torch.device
-    dataset: Dataset | None
-    store: FeatureStore | None
-
-    def encoded(self, split: str, progress: Progress | None = None) -> EncodedSplit:
-        """Features of a split with the model's current weights."""
-        if self.store is not None:
-            return encode_stored(self.model, self.store, split, self.device)
-        assert self.dataset is not None
-        chosen = self.dataset.splits[split]
-        watch = _watch(progress, f"reading {split} clips")
-        frames = stream_frames(chosen, self.model, self.recipe.data, watch)
-        return encode_split(self.model, chosen, frames, self.device)
-
-    def batches(self, progress: Progress | None = None) -> PairBatches | FeatureBatches:
-        """The source of training batches; frames are decoded now where the recipe keeps them in memory."""
-        keys = self.recipe.optim
-        if self.store is not None:
-            return store_batches(
-                self.store,
-                "train",
-                batch_size=keys.batch_size,
-                seed=self.recipe.seed,
-                encode_captions=self._caption_tokens(),
-            )
-        assert self.dataset is not None
-        return video_batches(
-            self.dataset.splits["train"],
-            self.model.backbone,
-            self.recipe.data,
-            batch_size=keys.batch_size,
-            seed=self.recipe.seed,
-            progress=_watch(progress, "decoding train clips"),
-            encode_captions=self._caption_tokens(),
-            frozen_features=self.frozen_features if self.recipe.frozen else None,
-            tokenize=self._frozen_texts(self.dataset.splits["train"].captions),
-        )
-
-    def frozen_features(self, frames: Iterable[Decoded]) -> Iterable[Decoded]:
-        """What frozen towers make of frames [F, S, S, 3], before any adapter; they need to be asked only once."""
-        self.model.eval()
-        return frozen_features(self.model, frames, self.device)
-
-    def _frozen_texts(self, captions: tuple[str, ...]) -> Callable[[list[str]], Tensor] | None:
-        """Features of frozen towers, made once and kept as frames are; None where sentences must stay tokens."""
-        read = self.model.scores_sentences or self.model.aligns
-        if not (read and self.recipe.frozen and self.recipe.data.cache == "memory"):
-            return None
-        self.model.eval()
-        sentences = tuple(dict.fromkeys(captions))
-        number = {sentence: row for row, sentence in enumerate(sentences)}
-        features = bare_captions(self.model, sentences, self.device)
-        return lambda some: features[[number[sentence] for sentence in some]]
-
-    def _caption_tokens(self) -> Callable[[list[str]], Tensor] | None:
-        if not isinstance(self.model, CaptionModel):
-            return None
-        captioner = self.model.captioner
-        return lambda sentences: captioner.vocabulary.encode(sentences, captioner.max_tokens)
-
-    @property
-    def trained_on(self) -> tuple[str, ...]:
-        """The datasets that the weights of this training will have seen, those of `backbone.weights` first."""
-        dataset = self.store.header.dataset if self.store else self.recipe.data.dataset
-        own = dataset_name(dataset, self.protocol)
-        return tuple(dict.fromkeys((*weights_lineage(self.recipe.backbone.weights), own)))
-
-    @property
-    def protocol(self) -> str:
-        """The protocol of the data, "" where there is only one."""
-        return self.dataset.protocol if self.dataset is not None else self.store.protocol if self.store else ""
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Clips, captions and clips left out so far, by split."""
-        if self.store is not None:
-            stored = {name: self.store.split(name) for name in self.store.splits}
-            return {
-                name: {"clips": len(s.ids), "captions": len(s.captions), "left_out": len(s.left_out)}
-                for name, s in stored.items()
-            }
-        assert self.dataset is not None
-        return {
-            name: {"clips": len(s.clips), "captions": len(s.captions), "left_out": len(s.left_out)}
-            for name, s in self.dataset.splits.items()
-        }
-
-    def left_out(self) -> dict[str, list[LeftOut]]:
-        """Clips known to be missing before training, by split."""
-        if self.store is not None:
-            return {name: list(self.store.split(name).left_out) for name in self.store.splits}
-        assert self.dataset is not None
-        return {name: list(split.left_out) for name, split in self.dataset.splits.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """What a run records of its data and anchors."""
-        return {
-            "data": self.counts(),
-            "notes": list(self.dataset.notes) if self.dataset else [],
-            "left_out": {
-                name: [{"id": entry.id, "reason": entry.reason} for entry in entries]
-                for name, entries in self.left_out().items()
-            },
-            "validation_ids": self._validation_ids(),
-            "vocabulary": {
-                "name": self.vocabulary.reference,
-                "anchors": len(self.vocabulary),
-                "digest": self.vocabulary.digest,
-            },
-            "device": str(self.device),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-        }
-
-    def _validation_ids(self) -> list[str]:
-        if self.store is not None:
-            return list(self.store.split("val").ids)
-        assert self.dataset is not None
-        return [clip.id for clip in self.dataset.splits["val"].clips]
+from calmctl.runs.lineage import require_unseen, weights_lineage
+from calmctl.training.prepared import Prepared
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -265,9 +119,3 @@ def _require_splits(prepared: Prepared) -> None:
             f"{recipe.data.dataset}: {total} clips are missing (first: {entries[0].id} of {name}: "
             f"{entries[0].reason}); data.require_complete=true makes this an error"
         )
-
-
-def _watch(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(what, done, total)

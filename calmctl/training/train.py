@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
-from calmctl.anchors.vocabulary import save_vocabulary
+from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.captioning.generate import Search
+from calmctl.errors import RunFailed
 from calmctl.evaluation.captioning import CaptionEvaluation, caption_validation, evaluate_captions
 from calmctl.evaluation.encoding import EncodedSplit, encode_split, stream_frames
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import evaluate_encoded, validation_numbers
 from calmctl.files import write_json
+from calmctl.interruption import interruptible
 from calmctl.model.caption import CaptionModel
 from calmctl.provenance import environment
 from calmctl.recipe import Recipe
 from calmctl.runs.folder import Run, create_run
 from calmctl.runs.load import load_captioner, load_run
-from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches
-from calmctl.training.loop import Training, Watcher, run_training
-from calmctl.training.prepare import Prepared, Progress, prepare
+from calmctl.training.batches import FeatureBatches, PairBatches, Share
+from calmctl.training.frames import CachedFrames
+from calmctl.training.job import Training, Watcher
+from calmctl.training.loop import how_to_resume, run_training
+from calmctl.training.prepare import prepare
+from calmctl.training.prepared import Prepared, Progress
 from calmctl.training.trackers import NoTracker, TensorBoardTracker
+from calmctl.training.world import SINGLE, World, part_random, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +57,28 @@ def train(
     tensorboard: bool = False,
     watcher: Watcher | None = None,
     progress: Progress | None = None,
+    world: World = SINGLE,
 ) -> Trained:
     """Train `recipe` into a new folder under `runs`, or go on with `resume`, and test what came out.
+
+    Of several processes (`calmctl.training.distributed`) the first one writes the folder and tests; the others
+    return when the last step is done, without results. All of them must see the same files.
 
     Raises:
         BadInput: Before the first step, for whatever the recipe names that is not there or does not fit.
         RunFailed: During training; the message says how to resume.
     """
-    prepared = prepare(recipe)
-    run = resume or create_run(runs, recipe)
-    with run.locked():
-        if resume is None:
-            save_vocabulary(prepared.vocabulary, run.vocabulary)
-            write_json(run.about, {**environment(), **prepared.describe(), "seed": recipe.seed})
-        source = prepared.batches(progress)
+    prepared = together(world, lambda: prepare(recipe))
+    run = resume or _new_run(runs, recipe, world)
+    part_random(world, recipe.seed)
+    with _held(run) if world.rank == 0 else nullcontext():
+        # What was tracked before goes on being tracked: resuming takes no options.
+        tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
+        tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
+        if world.rank == 0:
+            _describe(run, prepared)
+        source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
-        tracker = TensorBoardTracker(run.folder / "tensorboard") if tensorboard else NoTracker()
         position = run_training(
             Training(
                 recipe,
@@ -75,11 +89,18 @@ def train(
                 prepared.trained_on,
                 prepared.device,
                 tracker,
+                lambda: _left_out(source, validation.encoded),
                 watcher,
+                world,
             ),
             resume=resume is not None,
         )
-        left_out = _left_out(prepared, source, validation.encoded)
+        world.leave()
+        if world.rank > 0:
+            return Trained(run, (), [], position.left_out)
+        left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
+        for split, reasons in position.left_out.items():
+            left_out.setdefault(split, {}).update(reasons)
         best_is_last = position.best is not None and position.best["epoch"] == position.epoch
         results = _test(prepared, run, left_out, progress, best_is_last=best_is_last)
         record = {
@@ -90,6 +111,31 @@ def train(
         }
         write_json(run.results, record)
     return Trained(run, results, position.history or [], left_out)
+
+
+def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
+    """A new folder, made by the first process."""
+    made = together(world, lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
+    folder = world.everyone(made)[0]
+    assert folder is not None
+    return Run(folder)
+
+
+@contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """The run for this process alone; what interrupts the block says how to go on."""
+    with run.locked(), interruptible(how_to_resume(run)):
+        yield
+
+
+def _describe(run: Run, prepared: Prepared) -> None:
+    """Write what a run is made of, where that is not there yet: a kill may have come before it."""
+    if not run.vocabulary.exists():
+        save_vocabulary(prepared.vocabulary, run.vocabulary)
+    elif load_vocabulary(run.vocabulary) != prepared.vocabulary:
+        raise RunFailed(f"{run.folder} was begun with other anchors than its recipe names now; train it anew")
+    if not run.about.exists():
+        write_json(run.about, {**environment(), **prepared.describe(), "seed": prepared.recipe.seed})
 
 
 class _Validation:
@@ -167,13 +213,11 @@ class _Labels(TypedDict):
     system: str
 
 
-def _left_out(
-    prepared: Prepared, source: PairBatches | FeatureBatches, validation: EncodedSplit | None
-) -> dict[str, dict[str, str]]:
-    """Every clip that was not used, by split: missing files, and files that turned out not to decode."""
-    found = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
+def _left_out(source: PairBatches | FeatureBatches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
+    """Every clip met so far that was not used, by split: files that turned out not to decode."""
+    found: dict[str, dict[str, str]] = {}
     if isinstance(source, PairBatches):
-        found.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
+        found["train"] = {e.id: e.reason for e in source.left_out.values()}
     if validation is not None:
-        found.setdefault("val", {}).update({e.id: e.reason for e in validation.left_out})
+        found["val"] = {e.id: e.reason for e in validation.left_out}
     return found

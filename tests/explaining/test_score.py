@@ -4,9 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from calmctl.explaining.score import anchor_directions, project_out, score_pair, split_score
+from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.heads.seqlstm import SeqLSTMHead
+from calmctl.model.heads.seqtransf import SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
+from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.model.temporal import FrameTransformer
 
 DIM, FRAMES, ANCHORS = 16, 5, 7
 
@@ -23,23 +28,48 @@ def shaken(head):
     return head.eval()
 
 
+def moving(head):
+    """An EMCL head that has seen two batches."""
+    for seed in (5, 6):
+        head.train().similarities(features(seed, 4), features(seed + 2, 4, FRAMES), torch.arange(4))
+    return head.eval()
+
+
+def layers():
+    return FrameTransformer(DIM, FRAMES, 1, heads=2)
+
+
 HEADS = [
     MeanPoolHead(),
     shaken(XPoolHead(DIM)),
     shaken(XPoolHead(DIM, heads=2)),
     shaken(TMassHead(DIM, FRAMES, trials=8)),
     shaken(TMassHead(DIM, FRAMES, trials=0)),
+    shaken(SeqLSTMHead(DIM)),
+    shaken(SeqTransfHead(layers())),
+    moving(shaken(EMCLHead(layers(), bases=4, start="gaussian"))),
+    shaken(TokenInteractionHead(layers())),
 ]
+NAMES = ["meanp", "xpool", "xpool-2-heads", "t-mass", "t-mass-no-noise", "seqlstm", "seqtransf", "emcl", "wti"]
 
 
-@pytest.mark.parametrize("head", HEADS, ids=["meanp", "xpool", "xpool-2-heads", "t-mass", "t-mass-no-noise"])
+def text_for(head):
+    """One text as the head reads it: of four words, and two rows of padding."""
+    if head.reads == "sentences":
+        return features(1)
+    return torch.cat([features(1, 5), torch.zeros(2, DIM)])
+
+
+@pytest.mark.parametrize("head", HEADS, ids=NAMES)
 def test_the_explained_score_is_the_head_s_own(head):
-    text, frames = features(1), features(2, FRAMES)
+    text, frames = text_for(head), features(2, FRAMES)
     pair = score_pair(head, text, frames)
     own = float(head.score(text[None], head.video_table(frames[None])))
     assert pair.score == pytest.approx(own, abs=2e-6)
-    assert float(pair.text @ pair.video) == pytest.approx(pair.score, abs=1e-12)
+    assert float(pair.shares @ (pair.text * pair.video).sum(-1)) == pytest.approx(pair.score, abs=1e-12)
     assert float(pair.weights.sum()) == pytest.approx(1, abs=1e-6)
+    assert float(pair.shares.sum()) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(pair.cosines, F.cosine_similarity(frames, features(1) if text.dim() == 1 else text[0]))
 
 
 def test_attention_weights_against_the_formula():
@@ -63,10 +93,15 @@ def test_an_unknown_head_is_refused():
 def test_the_parts_add_up_to_the_score():
     directions = anchor_directions(features(4, ANCHORS))
     for head in HEADS:
-        pair = score_pair(head, features(1), features(2, FRAMES))
+        pair = score_pair(head, text_for(head), features(2, FRAMES))
         split = split_score(pair, directions)
         assert split.shared + float(split.anchors.sum()) + split.rest == pytest.approx(pair.score, abs=1e-12)
-        torch.testing.assert_close(split.anchors, split.text * split.video)
+        if len(pair.shares) == 1:
+            torch.testing.assert_close(split.anchors, split.text * split.video)
+    # With as many directions as dimensions, nothing is left over: the anchors' parts are not only what is missing.
+    for head in HEADS:
+        pair = score_pair(head, text_for(head), features(2, FRAMES))
+        assert split_score(pair, anchor_directions(features(4, 3 * DIM))).rest == pytest.approx(0, abs=1e-9)
 
 
 def test_directions_are_the_nearest_orthonormal_ones():
@@ -92,12 +127,6 @@ def test_directions_survive_anchors_that_are_the_same():
     found = anchor_directions(anchors)
     torch.testing.assert_close(found.own[0], found.own[1])
     assert torch.isfinite(found.own).all()
-
-
-def test_more_anchors_than_dimensions_leave_no_rest():
-    pair = score_pair(MeanPoolHead(), features(1), features(2, FRAMES))
-    split = split_score(pair, anchor_directions(features(4, 3 * DIM)))
-    assert split.rest == pytest.approx(0, abs=1e-9)
 
 
 def test_project_out_leaves_nothing_along_the_anchors():

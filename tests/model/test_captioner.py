@@ -139,6 +139,22 @@ def test_the_alignment_moves_what_captions_are_made_of(tiny_recipe, overrides):
     assert not any(name.startswith("captioner.") for name in reached)
 
 
+@pytest.mark.parametrize(
+    ("override", "taught"),
+    [("alignment.weight=1", False), ("alignment.direction=both", True), ("alignment.detach_target=false", True)],
+)
+def test_sentences_are_taught_where_the_alignment_asks_for_it(tiny_recipe, override, taught):
+    """With prompts kept apart (encode: no-gradient) the text tower learns from sentences, or not at all."""
+    from calmctl.model.aligned import Batch
+
+    model = recipe_model(tiny_recipe, override, "anchors.encode=no-gradient").train()
+    captions = model.captioner.vocabulary.encode(SENTENCES, 30)
+    pixels = torch.randint(0, 255, (2, 2, 48, 48, 3), dtype=torch.uint8)
+    model(Batch(model.backbone.tokenize(list(SENTENCES)), pixels, torch.arange(2), captions)).total.backward()
+    gradient = model.backbone.clip.text_projection.grad
+    assert (gradient is not None and bool(gradient.abs().max() > 0)) == taught
+
+
 def test_losses_add_up(tiny_recipe):
     from calmctl.model.aligned import Batch
 

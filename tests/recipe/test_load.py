@@ -90,3 +90,18 @@ def test_names_and_paths_find_recipes(tmp_path: Path, monkeypatch: pytest.Monkey
     mine.write_text("- a list\n")
     with pytest.raises(RecipeError, match="keys and values"):
         load_recipe(resolve_recipe("mine.yaml"))
+
+
+def test_messages_and_files_are_bounded(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("".join(f"key{number}: 1\n" for number in range(5000)))
+    with pytest.raises(RecipeError, match="and more; mend these first") as caught:
+        load_recipe(path)
+    assert len(str(caught.value).splitlines()) == 21
+    path.write_text("name: [" + "1, " * 5000 + "]\n" + "k" * 900 + ": 1\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert max(map(len, str(caught.value).splitlines())) < 1000
+    path.write_text("#" * 300_000)
+    with pytest.raises(RecipeError, match="larger than 256 KiB"):
+        load_recipe(path)

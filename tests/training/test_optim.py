@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,7 +6,8 @@ import torch
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.model.build import build_model
-from calmctl.training.optim import build_optimizer, clamp_logit_scale, group_of, schedule_factor
+from calmctl.training.optim import alignment_share, build_optimizer, clamp_logit_scale, group_of, schedule_factor
+from calmctl.training.train import train
 
 
 def test_schedule_rises_then_follows_half_a_cosine():
@@ -16,6 +18,33 @@ def test_schedule_rises_then_follows_half_a_cosine():
     assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
     assert 0 < factors[-1] < 0.001
     assert schedule_factor(0, 1, 0.0) == 1.0
+
+
+def test_the_alignment_weight_rises_from_nothing():
+    assert [alignment_share(step, 20, 0.2) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert alignment_share(0, 20, 0.0) == alignment_share(19, 20, 0.0) == 1
+    assert alignment_share(0, 1, 0.1) == 0 and alignment_share(1, 3, 0.01) == 1
+
+
+def test_a_run_warms_its_alignment_up(tiny_recipe, tmp_path):
+    """Two epochs of three steps: the loss of the log has none, half, then all of the alignment's."""
+    recipe = tiny_recipe("alignment.warmup=0.34", "optim.epochs=2")
+    lines = [json.loads(line) for line in train(recipe, tmp_path).run.log.read_text().splitlines()]
+    shares = [(each["loss"] - each["task"]) / (each["rec"] + 0.1 * each["kl"]) for each in lines if "rec" in each]
+    assert shares == pytest.approx([0, 0.5, 1, 1, 1, 1], abs=1e-5)
+
+
+def test_every_module_of_the_alignment_has_its_rate(tiny_recipe):
+    recipe = tiny_recipe("alignment.direction=both", "head.kind=wti", "head.layers=1")
+    names = [name for name, _ in build_model(recipe, resolve_vocabulary("shapes@1")).named_parameters()]
+    groups = {name.split(".")[0]: group_of(name) for name in names}
+    assert groups == {
+        "backbone": "backbone",
+        "head": "head",
+        "anchors": "alignment",
+        "vae": "alignment",
+        "reverse_vae": "alignment",
+    }
 
 
 def test_groups_rates_and_decay(tiny_recipe):

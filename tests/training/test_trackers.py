@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, RunFailed
 from calmctl.training.trackers import TensorBoardTracker
 
 
@@ -23,3 +23,63 @@ def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(BadInput, match=r"pip install 'calmctl\[tensorboard\]'"):
         TensorBoardTracker(tmp_path)
+
+
+def test_a_run_that_goes_on_has_every_step_once_in_the_event_files(tiny_recipe, tmp_path):
+    """Also the steps that were done, and tracked, after the last checkpoint and before the kill."""
+    pytest.importorskip("tensorboard")
+    from calmctl.runs.folder import find_run
+    from calmctl.training.train import train
+
+    class Killed(BaseException):
+        pass
+
+    class Watcher:
+        def step(self, done, total, loss):
+            if done == 5:  # one step behind the checkpoint
+                raise Killed
+
+        def epoch(self, epoch, validation):
+            pass
+
+    recipe = tiny_recipe("optim.save_every=4")
+    with pytest.raises(Killed):
+        train(recipe, tmp_path, tensorboard=True, watcher=Watcher())
+    run = find_run("tiny-001", tmp_path)
+    before = scalars(run.tensorboard)
+    assert [step for tag, step, _, _ in before if tag == "loss"] == [1, 2, 3, 4, 5]
+    train(run.recipe_to_resume(), tmp_path, resume=run)  # resuming takes no --tensorboard
+    after = scalars(run.tensorboard)
+    for tag in {tag for tag, *_ in after}:
+        steps = [step for other, step, _, _ in after if other == tag]
+        assert steps == ([3, 6] if tag.startswith("val/") else [1, 2, 3, 4, 5, 6]), tag
+    kept = [each for each in before if each[1] <= 4]
+    assert kept and set(kept) <= set(after), "with their values and times"
+
+
+def scalars(folder):
+    """(tag, step, value, wall time) of everything that lies in the event files, nothing purged by a reader."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return [
+        (value.tag, event.step, value.tensor.float_val[0], event.wall_time)
+        for path in sorted(folder.glob("events.out.tfevents.*"))
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFailed, match=r"cannot write .*file"):
+        TensorBoardTracker(tmp_path / "file")
+    tracker = TensorBoardTracker(tmp_path / "tensorboard")
+    tracker.log({"step": 1, "time": 5.0, "loss": 1.0})
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracker._writer, "flush", full)
+    with pytest.raises(RunFailed, match="tensorboard: No space left on device"):
+        tracker.log({"step": 2, "time": 6.0, "loss": 1.0})

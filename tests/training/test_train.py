@@ -19,6 +19,10 @@ from calmctl.training.train import train
 CPU = torch.device("cpu")
 
 
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
 class Stop:
     """A watcher that behaves like a kill at one step."""
 
@@ -27,7 +31,7 @@ class Stop:
 
     def step(self, done: int, total: int, loss: float) -> None:
         if done == self.at:
-            raise KeyboardInterrupt
+            raise Killed
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:
         pass
@@ -114,7 +118,7 @@ def test_training_is_reproducible_and_resumes_bit_for_bit(tiny_recipe, tmp_path)
     whole = train(recipe, tmp_path / "a")
     for stop in (1, 3, 5):
         folder = tmp_path / f"stopped-{stop}"
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             train(recipe, folder, watcher=Stop(stop))
         run = find_run("tiny-001", folder)
         resumed = train(run.recipe_to_resume(), folder, resume=run)
@@ -189,9 +193,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_clips(tiny_recipe, tmp
         return (total * float("nan") if len(calls) == 3 else total), parts
 
     monkeypatch.setattr(calm, "task_loss", broken)
-    with pytest.raises(RunFailed, match=r"step 3 is not finite .*clips \["):
+    with pytest.raises(RunFailed) as failure:
         train(tiny_recipe("optim.save_every=1"), tmp_path)
-    assert load_tensors(tmp_path / "tiny-001" / "state.safetensors", what="test")[1]["step"] == 2
+    run = Run(tmp_path / "tiny-001")
+    assert load_tensors(run.state, what="test")[1]["step"] == 2
+    last = json.loads(run.log.read_text().splitlines()[-1])
+    assert (last["step"], last["not_finite"]) == (3, "loss") and math.isnan(last["loss"])
+    ids = {clip.id for clip in recipe_dataset(tiny_recipe()).splits["train"].clips}
+    assert 8 < len(last["clips"]) <= len(ids) and set(last["clips"]) <= ids
+    text = str(failure.value)
+    named = f"clips {', '.join(last['clips'][:8])} and {len(last['clips']) - 8} more, all of them in log.jsonl"
+    assert "the loss of step 3 is not finite" in text and named in text
+    assert f"the last good checkpoint is {run.state}" in text
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_recipe, tmp_path, monkeypatch):
+    from calmctl.model import calm
+
+    genuine = calm.task_loss
+
+    def broken(*arguments, **keys):
+        total, parts = genuine(*arguments, **keys)
+        total.register_hook(lambda gradient: gradient * float("inf"))
+        return total, parts
+
+    monkeypatch.setattr(calm, "task_loss", broken)
+    with pytest.raises(RunFailed, match=r"the gradient of step 1 is not finite .*there is no checkpoint yet"):
+        train(tiny_recipe(), tmp_path)
 
 
 def test_broken_clips_are_listed_and_the_rest_trains(tiny_recipe, tiny_world, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -32,15 +32,34 @@ class FusionHead(Protocol):
 
     Inputs are the backbone's raw projected features (not L2-normalised). Scoring sees a text, a video and
     the weights, and nothing else: no argument says which text belongs to which video.
+
+    Attributes:
+        name: Its `head.kind`.
     """
 
     name: str
+
+    @property
+    def reads(self) -> str:
+        """What texts are: "sentences" for their features [N_t, D], or "words" for [N_t, 1 + L, D].
+
+        The latter are the sentence's feature, its words, and rows of zeros where the sentence is shorter.
+        """
+        ...
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether, in training, row i of a matrix depends on text i, its noise and the videos alone.
+
+        A process that has a part of the texts and all videos then computes its rows of the whole matrix.
+        """
+        ...
 
     def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
         """Training: the cosine matrices whose symmetric cross-entropies are the task loss.
 
         Args:
-            texts: [B_t, D].
+            texts: [B_t, D], or [B_t, 1 + L, D] for a head that reads words.
             frames: [B_v, F, D].
             paired: [B_t], the index in `frames` of each text's own video (T-MASS takes its radius from it).
         """
@@ -52,4 +71,37 @@ class FusionHead(Protocol):
 
     def score(self, texts: Tensor, table: VideoTable) -> Tensor:
         """Exact scores [N_t, N_v] in float32, or in float64 where the inputs are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What texts need of every frame and say of themselves, computed once for all videos.
+
+    Attributes:
+        directions: [N_t, P, D]; of a frame only its dot products with these matter.
+        own: [N_t, ...], what else a score depends on.
+    """
+
+    directions: Tensor
+    own: Tensor
+
+
+@runtime_checkable
+class ProbedHead(Protocol):
+    """A head that can also score from dot products with the frames as they are, and a small table.
+
+    Where its `video_table` is larger than the frames, this is what makes searching millions of clips possible.
+    """
+
+    def probe_table(self, frames: Tensor) -> VideoTable:
+        """What scores need of the videos [N_v, F, D] beside dot products with their frames."""
+        ...
+
+    def text_probes(self, texts: Tensor) -> Probes:
+        """The directions of texts [N_t, D]."""
+        ...
+
+    def score_probed(self, probes: Probes, dots: Tensor, table: VideoTable) -> Tensor:
+        """The scores of `score`, [N_t, N_v], from the dot products [N_t, P, N_v, F]."""
         ...

@@ -19,6 +19,7 @@ from calmctl.model.exact import (
     score_in_blocks,
 )
 from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.model.peers import ALONE, Peers
 from calmctl.model.pooling import TextConditionedPooling, pooled_cosines
 from calmctl.model.precision import full_precision
 from calmctl.model.stochastic import NoiseKind, NoiseLaw, Radius, support_texts
@@ -46,6 +47,9 @@ class TMassHead(nn.Module):
     """
 
     name = "t-mass"
+    reads = "sentences"
+    rows_are_independent = True  # but for the mean of the support texts, which `peers` take over the whole batch
+    peers: Peers = ALONE
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class TMassHead(nn.Module):
             moved = texts + self.noise.sample_like(texts) * radii
             found = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
             if self.support_weight > 0:
-                support = support_texts(texts, radii, pooled.mean(1)[paired])
+                support = support_texts(texts, radii, self.peers.mean_over(pooled, dim=1)[paired])
                 found.append(WeightedSimilarity("support", self.support_weight, pooled_cosines(support, pooled)))
             return found
 
@@ -131,14 +135,17 @@ class TMassHead(nn.Module):
             table: The `video_table` of N_v videos.
             goal: One vector for each video instead of its text-conditioned pooling.
         """
+        radii = self._radii(texts, table)
         if goal is None:
             mixture = mix(self.pooling, texts, table)
-            dots, norms, goal = mixture.dots, mixture.norms, pooled_vectors(mixture, table)
+            dots, norms = mixture.dots, mixture.norms
+            scaled = pooled_vectors(mixture, table).mul_(radii)
         else:
-            dots, norms, goal = goal @ texts.columns, goal.norm(dim=-1, keepdim=True), goal[..., None]
-        radii = self._radii(texts, table)
-        numerators = (bank @ (goal * radii)).add_(dots[:, None])
-        squares = (bank @ (texts.columns * radii)).mul_(2).add_(texts.lengths.square())
+            dots, norms = goal @ texts.columns, goal.norm(dim=-1, keepdim=True)
+            scaled = goal[..., None] * radii
+        # D numbers a pair are what scoring spends its time on: one buffer serves both products.
+        numerators = (bank @ scaled).add_(dots[:, None])
+        squares = (bank @ torch.mul(texts.columns, radii, out=scaled)).mul_(2).add_(texts.lengths.square())
         squares += bank.square() @ radii.square_()
         lengths = squares.clamp_min_(0).sqrt_().mul_(norms[:, None])
         return numerators.div_(lengths.clamp_min_(torch.finfo(lengths.dtype).tiny))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from calmctl.model.exact import mixture_cosines, pooling_table, score_in_blocks
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.model.heads.base import Probes, VideoTable, WeightedSimilarity
 from calmctl.model.pooling import TextConditionedPooling, pooled_cosines
 from calmctl.model.precision import full_precision
+from calmctl.model.probes import probe_table, probed_cosines, text_probes
 
 _PAIRS_PER_BLOCK = 1 << 15
 
@@ -25,6 +26,8 @@ class XPoolHead(nn.Module):
     """
 
     name = "xpool"
+    reads = "sentences"
+    rows_are_independent = True
 
     def __init__(self, dim: int, heads: int = 1, dropout: float = 0.3) -> None:
         super().__init__()
@@ -48,6 +51,24 @@ class XPoolHead(nn.Module):
         with full_precision(texts.device):
             block = partial(mixture_cosines, self.pooling)
             return score_in_blocks(block, self.pooling, self._cast(texts), table, _PAIRS_PER_BLOCK)
+
+    @torch.no_grad()
+    def probe_table(self, frames: Tensor) -> VideoTable:
+        """The `probes.probe_table` of frames [N_v, F, D]."""
+        with full_precision(frames.device):
+            return probe_table(self.pooling, self._cast(frames))
+
+    @torch.no_grad()
+    def text_probes(self, texts: Tensor) -> Probes:
+        """The `probes.text_probes` of texts [N_t, D]."""
+        with full_precision(texts.device):
+            return text_probes(self.pooling, self._cast(texts))
+
+    @torch.no_grad()
+    def score_probed(self, probes: Probes, dots: Tensor, table: VideoTable) -> Tensor:
+        """The cosines of `score`, [N_t, N_v], from dot products with the frames."""
+        with full_precision(dots.device):
+            return probed_cosines(self.pooling, probes, dots, table)
 
     def _cast(self, features: Tensor) -> Tensor:
         return features.to(self.pooling.query.weight.dtype)

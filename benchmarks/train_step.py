@@ -1,0 +1,168 @@
+"""What CALM adds to a training step: time, memory and parameters with and without it, for each head.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --frames 12 --device cuda --precision bf16
+    python benchmarks/train_step.py --heads xpool --encode frozen --prompts 77
+    python benchmarks/train_step.py --heads xpool --compile
+
+A step is forward, backward, clipping and the optimiser, on one batch of drawn frames and sentences of about ten
+words; nothing is decoded. Steps with and without CALM alternate, after a few of each to warm up, and medians are
+printed, because a machine is rarely quiet. On a CPU the time is that of the process's own threads (one), which
+other processes disturb less than the clock on the wall; on a GPU it is the clock's, between synchronisations.
+Memory is what a step needs beyond what lies in memory before it: of a GPU as its allocator counts it, on a CPU
+as the profiler counts live tensors, in a step of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from calmctl.anchors.bank import AnchorBank
+from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.model.aligned import Batch
+from calmctl.model.build import build_model
+from calmctl.model.calm import CalmModel
+from calmctl.recipe import recipe_from_dict
+from calmctl.training.optim import build_optimizer, set_learning_rate
+
+HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti")
+SENTENCE = "a man in a red shirt is playing a guitar on stage"
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo-clip")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--vocabulary", default="charades@1")
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
+    parser.add_argument("--steps", type=int, default=15, help="measured, of each kind")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps of each kind before")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--encode", default="gradient", help="anchors.encode")
+    parser.add_argument("--prompts", type=int, help="pad the prompts to this many tokens, to see what it costs")
+    parser.add_argument("--compile", action="store_true", help="the model through torch.compile")
+    options = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts, a line each time
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "1 thread"
+    print(
+        f"{options.model}, batch {options.batch}, {options.frames} frames, {options.vocabulary}, "
+        f"anchors.encode {options.encode}, {options.precision}, {options.device} ({where}), torch {torch.__version__}"
+        f"{', compiled' if options.compile else ''}\n"
+    )
+    columns = ("head", "step ms", "with CALM", "share", "memory MB", "with CALM", "parameters", "CALM's")
+    print("".join(f"{name:>13}" for name in columns), flush=True)
+    for kind in options.heads:
+        measure(options, kind)
+
+
+def measure(options: argparse.Namespace, kind: str) -> None:
+    """Print the row of one head."""
+    plain, calm = (Stepper(options, kind, alignment) for alignment in ("none", "vae"))
+    for stepper in (plain, calm) * options.warm_up:
+        stepper.step()
+    times = [(plain.seconds(), calm.seconds()) for _ in range(options.steps)]
+    without, within = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    share = statistics.median((b - a) / b for a, b in times)
+    memory, memory_with = plain.peak_mb(), calm.peak_mb()
+    added = calm.n_parameters - plain.n_parameters
+    print(
+        f"{kind:>13}{without:>13.1f}{within:>13.1f}{share:>13.1%}{memory:>13.0f}{memory_with:>13.0f}"
+        f"{plain.n_parameters:>13,}{added:>13,}",
+        flush=True,
+    )
+
+
+class Stepper:
+    """One model with its optimiser and its batch."""
+
+    def __init__(self, options: argparse.Namespace, kind: str, alignment: str) -> None:
+        self.device, self.bf16 = torch.device(options.device), options.precision == "bf16"
+        torch.manual_seed(0)
+        self.model = build(options, kind, alignment).to(self.device).train()
+        if options.prompts and self.model.anchors is not None:
+            pad_prompts(self.model.anchors, options.prompts)
+        self.n_parameters = sum(p.numel() for p in self.model.parameters())
+        recipe = recipe_from_dict({"name": "x", "data": {"dataset": "demo"}})
+        self.optimizer = build_optimizer(self.model, recipe.optim)
+        set_learning_rate(self.optimizer, 1e-3)
+        self.forward: Any = torch.compile(self.model) if options.compile else self.model
+        size = self.model.backbone.image_size
+        self.batch = Batch(
+            self.model.backbone.tokenize([SENTENCE] * options.batch),
+            torch.randint(0, 256, (options.batch, options.frames, size, size, 3), dtype=torch.uint8),
+            torch.arange(options.batch),
+        ).to(self.device)
+
+    def step(self) -> None:
+        """One step of training."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            total: Tensor = self.forward(self.batch).total
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def seconds(self) -> float:
+        """The time of one step."""
+        if self.device.type != "cuda":
+            start = time.process_time()
+            self.step()
+            return time.process_time() - start
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        self.step()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def peak_mb(self) -> float:
+        """Memory of one step beyond what is held before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            return float(torch.cuda.max_memory_allocated() - before) / 2**20
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            self.step()
+        held = peak = 0
+        for event in recorded.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        return peak / 2**20
+
+
+def build(options: argparse.Namespace, kind: str, alignment: str) -> CalmModel:
+    """The model of a head, with CALM or without, over random towers: they cost what trained ones cost."""
+    values: dict[str, Any] = {
+        "name": "x",
+        "data": {"dataset": "demo", "frames": options.frames},
+        "backbone": {"model": options.model, "weights": None},
+        "anchors": {"vocabulary": options.vocabulary, "encode": options.encode},
+        "head": {"kind": kind, "layers": 4, "init": "random", "support_weight": 0.8},
+        "alignment": {"kind": alignment},
+    }
+    return build_model(recipe_from_dict(values), resolve_vocabulary(options.vocabulary))
+
+
+def pad_prompts(anchors: AnchorBank, length: int) -> None:
+    """Prompts as long as they would be without `Backbone.tokenize`'s shortening."""
+    missing = length - anchors.tokens.shape[1]
+    anchors.tokens = torch.nn.functional.pad(anchors.tokens, (0, missing))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Token-wise interaction: every word with every frame, weighted (WTI; docs/science.md, The heads)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calmctl.errors import BadInput
+from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.model.heads.blocks import pair_blocks
+from calmctl.model.precision import full_precision
+from calmctl.model.temporal import FrameTransformer
+
+_PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}  # words x frames numbers a pair
+
+
+class TokenInteractionHead(nn.Module):
+    """Scores 1/2 [ sum_w a_w max_f cos(w, f) + sum_f b_f max_w cos(w, f) ] over the words w and the frames f.
+
+    The weights a and b are softmaxes, over a sentence's words and over a video's frames, of a small perceptron
+    each (D, ReLU, 1). It reads texts as [N, 1 + L, D]: the sentence feature, then its words, then rows of zeros
+    up to the longest sentence; those take no part, so a score does not depend on the padding.
+
+    Args:
+        frames: The layers over the frames.
+    """
+
+    name = "wti"
+    reads = "words"
+    rows_are_independent = True
+
+    def __init__(self, frames: FrameTransformer) -> None:
+        super().__init__()
+        dim = frames.positions.shape[1]
+        self.temporal = frames
+        self.word_weight = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+        self.frame_weight = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+
+    def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
+        """Scores [B_t, B_v] of texts [B_t, 1 + L, D] and frames [B_v, F, D]; `paired` plays no part."""
+        with full_precision(texts.device):
+            matrix = interaction(*self.weighted_words(texts), *self.weighted_frames(frames))
+            return [WeightedSimilarity("task", 1.0, matrix)]
+
+    @torch.no_grad()
+    def video_table(self, frames: Tensor) -> VideoTable:
+        """{"frames": unit vectors [N_v, F, D], "weights": b, [N_v, F]}."""
+        with full_precision(frames.device):
+            unit, weights = self.weighted_frames(frames)
+            return {"frames": unit, "weights": weights}
+
+    @torch.no_grad()
+    def score(self, texts: Tensor, table: VideoTable) -> Tensor:
+        """Scores [N_t, N_v]."""
+        with full_precision(texts.device):
+            words, word_weights = self.weighted_words(texts)
+            scores = words.new_empty(len(words), len(table["frames"]))
+            pairs = _PAIRS_PER_BLOCK.get(texts.device.type, 1 << 14)
+            for rows, columns in pair_blocks(len(words), len(table["frames"]), pairs):
+                block = table["frames"][columns], table["weights"][columns]
+                scores[rows, columns] = interaction(words[rows], word_weights[rows], *block)
+            return scores
+
+    def weighted_words(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit words [N_t, L, D] and their weights a [N_t, L], 0 where there is no word.
+
+        Raises:
+            BadInput: Sentence features [N_t, D] instead of words.
+        """
+        if texts.dim() != 3:
+            raise BadInput(
+                "the wti head compares words, and these are sentence features; encode the sentences with this model"
+            )
+        words = texts[:, 1:].to(self.temporal.positions.dtype)
+        weights = self.word_weight(words).squeeze(-1).masked_fill(~is_word(words), -torch.inf)
+        return F.normalize(words, dim=-1), weights.softmax(-1)
+
+    def weighted_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit frames [N_v, F, D] behind the layers, and their weights b [N_v, F]."""
+        frames = self.temporal(frames.to(self.temporal.positions.dtype))
+        return F.normalize(frames, dim=-1), self.frame_weight(frames).squeeze(-1).softmax(-1)
+
+
+def is_word(words: Tensor) -> Tensor:
+    """Which rows of words [..., D] are words and not padding."""
+    return (words != 0).any(-1)
+
+
+def interaction(words: Tensor, word_weights: Tensor, frames: Tensor, frame_weights: Tensor) -> Tensor:
+    """The scores [N_t, N_v] of unit words [N_t, L, D] and unit frames [N_v, F, D] with their weights."""
+    (n_texts, n_words, dim), (n_videos, n_frames, _) = words.shape, frames.shape
+    cosines = (words.reshape(-1, dim) @ frames.reshape(-1, dim).T).view(n_texts, n_words, n_videos, n_frames)
+    by_word = torch.einsum("tw,twv->tv", word_weights, cosines.amax(-1))
+    real = cosines.masked_fill(~is_word(words)[:, :, None, None], -torch.inf)
+    by_frame = torch.einsum("vf,tvf->tv", frame_weights, real.amax(1))
+    return 0.5 * (by_word + by_frame)

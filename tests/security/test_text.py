@@ -1,0 +1,148 @@
+"""Captions and file names are other people's text: on a page and on a terminal they are shown and never obeyed."""
+
+import dataclasses
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from rich.table import Table
+
+from calmctl.cli import console
+from calmctl.cli.main import main
+from calmctl.cli.train import print_left_out
+from calmctl.data.registry import load_dataset
+from calmctl.explaining.explainer import explain_with_run
+from calmctl.explaining.explanation import explain
+from calmctl.explaining.pages import pair_page
+from calmctl.explaining.video import see_video
+
+TEXTS = {
+    "clear the screen": "a\x1b[2J\x1b[Hb",
+    "colours": "a \x1b[31;1mred\x1b[0m b",
+    "move up and overwrite": "a\x1b[1A\x1b[2Kb",
+    "title of the window": "a\x1b]0;owned\x07b",
+    "link of the terminal": "a\x1b]8;;http://evil.example\x1b\\b",
+    "clipboard": "a\x1b]52;c;ZWNobyBvd25lZA==\x07b",
+    "answer back": "a\x1b[6n\x1b[cb",
+    "device control": "a\x1bP+q544e\x1b\\b",
+    "eight-bit control": "a\x9b2J\x9d0;x\x9cb",
+    "bell and backspace": "a\x07\x08\x08\x08b",
+    "carriage return": "all is well\rowned      ",
+    "lines": "a\nerror: b\r\nc\x0b\x0cd",
+    "NUL and DEL": "a\x00\x7fb",
+    "right to left": "clip\u202e4pm.exe",
+    "isolates": "a\u2066\u2067b\u2069",
+    "marks of direction": "a\u200e\u200f\u061cb",
+    "no width": "a\u200b\u200c\u2060\ufeffb",
+    "line separators": "a\u2028b\u2029c\x85d",
+    "half a character": "a\udc80\ud800b",
+    "private and unassigned": "a\ue000\uffff\U0010ffffb",
+    "tag characters": "a\U000e0041\U000e007fb",
+    "end of script": "</script><script>owned=1</script>",
+    "end of style": "</style><style>*{display:none}</style>",
+    "end of title": "</title><script>owned=1</script>",
+    "picture": "<img src=x onerror=owned=1>",
+    "drawing": "<svg/onload=owned=1>",
+    "attribute": '" onclick="owned=1" x="',
+    "attribute in single quotes": "' onmouseover='owned=1' x='",
+    "comment": "--><script>owned=1</script><!--",
+    "CDATA": "]]><script>owned=1</script><![CDATA[",
+    "entity": "&lt;script&gt;owned=1&lt;/script&gt; &#60;b&#62;",
+    "frame": "<iframe srcdoc='<script>owned=1</script>'>",
+    "base": "<base href=http://evil.example/><meta http-equiv=refresh content=0>",
+    "address": "javascript:owned=1",
+    "style": "x;background:url(http://evil.example/x)",
+    "template": "{{ 7*7 }}{% raw %}{{ config }}{# x #}",
+    "format": "{0} {x.__class__} %s %n $HOME `id` $(id)",
+    "mark-up of rich": "[bold red]x[/] [link=http://evil.example]y[/link] [/nothing]",
+    "mark-up left open": "[/][[bold]\\[red]",
+    "emoji of rich": ":skull: :warning:",
+    "very long": "<b>" * 2000,
+    "marks on marks": "e" + "\u0301" * 300,
+}
+each = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+
+
+class Elements(HTMLParser):
+    """The elements of a page with the names of their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, tuple(name for name, _ in attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="session")
+def explanation(run, tiny_world):
+    explainer = explain_with_run(run, torch.device("cpu"))
+    clip = load_dataset("demo", tiny_world).splits["test"].clips[0]
+    return explain(explainer, see_video(explainer, clip, instants=3, pictures=True), "a red circle")
+
+
+def page_of(explanation, text):
+    clip = dataclasses.replace(explanation.seen.clip, id=text, path=Path(text.replace("\0", "")))
+    return pair_page(
+        dataclasses.replace(explanation, sentence=text, seen=dataclasses.replace(explanation.seen, clip=clip))
+    )
+
+
+@each
+def test_on_a_page(explanation, refused, text):
+    plain, page = page_of(explanation, "a red circle"), page_of(explanation, text)
+    page.encode("utf-8")
+    assert Elements(page).found == Elements(plain).found, "the text became an element or an attribute"
+    assert all(c == "\n" or c.isprintable() for c in page)
+    assert console.visible(text) in "".join(Elements(page).texts), "it is shown as it is"
+    refused("text on a page")
+
+
+def received(capsys):
+    """What the terminal got on both streams: only what is printable, and lines."""
+    shown = "".join(capsys.readouterr())
+    shown.encode("utf-8")
+    assert [c for c in shown if c != "\n" and not c.isprintable()] == []
+    return shown
+
+
+@each
+def test_on_the_terminal(capsys, refused, text):
+    console.note(console.printable(text))
+    console.stdout().print(text, markup=False)
+    print_left_out({"train": {text: text}})
+    table = Table(title=console.printable(text))
+    table.add_column(console.printable(text))
+    table.add_row(console.printable(text))
+    console.stdout().print(table)
+    with console.progress_bar("clips") as bar:
+        bar.add_task(console.printable(text), total=1, note=console.printable(text))
+    shown = received(capsys)
+    assert console.visible(text)[:20] in shown
+    refused("text on the terminal")
+
+
+@each
+def test_in_json_for_programs(capsys, refused, text):
+    console.print_json({text: [text]})
+    shown = received(capsys)
+    assert json.loads(shown) == {text: [text]}, "a program gets the text itself"
+    refused("text in JSON")
+
+
+@each
+def test_in_an_error(capsys, refused, monkeypatch, text):
+    monkeypatch.setattr(sys, "argv", ["calmctl", "train", text + ".yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = received(capsys)
+    assert ended.value.code == 2 and "Traceback" not in shown
+    refused("text in an error")

@@ -1,0 +1,33 @@
+"""The steps that several tests compare."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def parity() -> ModuleType:
+    """`parity.py`, which also runs as a program."""
+    spec = importlib.util.spec_from_file_location("parity", Path(__file__).with_name("parity.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["parity"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def alike(parity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The same, with draws that do not depend on who makes them."""
+    from calmctl.model.peers import Alone
+    from calmctl.model.stochastic import NoiseLaw
+    from calmctl.model.vae import Posterior
+
+    monkeypatch.setattr(Alone, "alike", Alone.alike)
+    monkeypatch.setattr(Posterior, "sample", Posterior.sample)  # put back afterwards
+    monkeypatch.setattr(NoiseLaw, "sample_like", NoiseLaw.sample_like)
+    parity.be_deterministic()
+    return parity

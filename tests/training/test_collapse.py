@@ -1,0 +1,79 @@
+"""Warnings in words: each sign is told once, and only when it lasts."""
+
+import json
+import math
+
+import pytest
+
+from calmctl.training import collapse
+from calmctl.training.collapse import PATIENCE, CollapseWatch
+from calmctl.training.train import train
+
+HEALTHY = {"loss": 1.0, "entropy_s": 1.0, "entropy_v": 1.2, "active_units": 3.0}
+
+
+def told(watch, numbers, times=PATIENCE):
+    return [warning for _ in range(times) for warning in watch.see(HEALTHY | numbers)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"entropy_s": 0.04}, "S_p, the sentences' distribution over anchors, has all but collapsed onto one anchor"),
+        ({"entropy_v": 0.0}, "try a lower anchors.video_temperature"),
+        ({"entropy_s": math.log(5)}, "all but uniform"),
+        ({"entropy_v": 0.995 * math.log(5)}, "try a higher anchors.video_temperature"),
+        ({"active_units": 0.0}, "none of the VAE's 256 latent units depends on its input"),
+    ],
+)
+def test_a_sign_that_lasts_is_told_once(numbers, words, tiny_recipe):
+    watch = CollapseWatch(tiny_recipe(), 5)
+    assert told(watch, numbers, PATIENCE - 1) == []
+    assert told(watch, {}, 1) == []  # a good line starts the count anew
+    (warning,) = told(watch, numbers)
+    assert words in warning
+    assert told(watch, numbers, 3 * PATIENCE) == []
+
+
+def test_what_is_healthy_or_not_there_is_not_told(tiny_recipe):
+    assert told(CollapseWatch(tiny_recipe(), 5), {}) == []
+    dead = {"entropy_s": 0.0, "entropy_v": 0.0, "active_units": 0.0}
+    assert told(CollapseWatch(tiny_recipe("alignment.kind=none"), 0), dead) == []
+    assert len(told(CollapseWatch(tiny_recipe("alignment.kind=kl"), 5), dead)) == 2  # it has no latent units
+
+
+def test_a_resumed_run_knows_what_was_told(tiny_recipe):
+    dead = HEALTHY | {"active_units": 0.0}
+    log = [dead] * PATIENCE + [{"step": 20, "warning": "told"}, {"step": 20, "validation": {}, "epoch": 1}]
+    watch = CollapseWatch(tiny_recipe(), 5)
+    watch.catch_up(log)
+    assert told(watch, dead) == []
+    watch = CollapseWatch(tiny_recipe(), 5)
+    watch.catch_up(log[: PATIENCE - 1])
+    assert len(told(watch, dead, 1)) == 1
+
+
+class Ears:
+    def __init__(self):
+        self.heard = []
+
+    def step(self, done, total, loss):
+        pass
+
+    def epoch(self, epoch, validation):
+        pass
+
+    def warn(self, text):
+        self.heard.append(text)
+
+
+def test_a_training_tells_its_watcher_and_its_log(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(collapse, "PATIENCE", 2)
+    ears = Ears()
+    # At this temperature cosines cannot tell anchors apart.
+    recipe = tiny_recipe("anchors.temperature=0.001", "anchors.video_temperature=0.001", "alignment.kind=kl")
+    run = train(recipe, tmp_path, watcher=ears, tensorboard=True).run
+    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [line["warning"] for line in lines if "warning" in line] == ears.heard
+    assert [text.split(",")[0] for text in ears.heard] == ["S_p", "V_p"] and "all but uniform" in ears.heard[0]
+    assert all(line["step"] == 2 for line in lines if "warning" in line)
