@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from calmctl.data.pictures import jpeg, shrink
 from calmctl.data.samples import Clip
-from calmctl.data.workers import available_cores, decode_clips
 from calmctl.device import choose_device
-from calmctl.errors import VideoError
 from calmctl.explaining.calibration import SIGNALS, Calibration
 from calmctl.explaining.collection import Collection
 from calmctl.explaining.distributions import worth_saying
 from calmctl.explaining.explainer import explain_with_run
 from calmctl.explaining.explanation import Explanation, explain
 from calmctl.explaining.failures import Failures
+from calmctl.explaining.html import data_url, pictures_of, render
 from calmctl.explaining.video import see_video
 from calmctl.explaining.words import ordinal, percent, seconds, summary
 from calmctl.files import write_text
@@ -55,8 +49,8 @@ def write_pair_page(explanation: Explanation, path: Path) -> None:
 def write_failures_page(found: Failures, collection: Collection, path: Path) -> None:
     """Write the page of a run's worst queries, with pictures of each clip whose file is at hand."""
     names = dict.fromkeys(one.clip for each in found.worst for one in (each.right, each.confusing))
-    pictures = _pictures([collection.clips[name] for name in names if name in collection.clips])
-    write_text(path, _render("failures.html.j2", found=found, pictures=pictures))
+    pictures = pictures_of([collection.clips[name] for name in names if name in collection.clips])
+    write_text(path, render("failures.html.j2", found=found, pictures=pictures))
 
 
 def write_calibration_page(found: Calibration, path: Path) -> None:
@@ -68,13 +62,13 @@ def write_calibration_page(found: Calibration, path: Path) -> None:
         }
         for signal in found.signals
     ]
-    write_text(path, _render("calibration.html.j2", found=found, curves=curves, signals=SIGNALS))
+    write_text(path, render("calibration.html.j2", found=found, curves=curves, signals=SIGNALS))
 
 
 def pair_page(explanation: Explanation) -> str:
     """The HTML of one pair."""
     seen, c = explanation.seen, explanation.comparison
-    return _render(
+    return render(
         "pair.html.j2",
         x=explanation,
         summary=summary(explanation),
@@ -99,7 +93,7 @@ def pair_page(explanation: Explanation) -> str:
         ],
         frames=[
             {
-                "url": _data_url(picture),
+                "url": data_url(picture),
                 "time": seconds(float(time)),
                 "weight": float(weight),
                 "cosine": float(cosine),
@@ -217,20 +211,6 @@ def _polyline(x: Any, y: Any) -> str:
     return " ".join(f"{100 * a:.2f},{100 - 100 * b:.2f}" for a, b in zip(x, y, strict=True))
 
 
-def _pictures(clips: Sequence[Clip]) -> dict[str, list[str]]:
-    """Three pictures of each clip, by id; clips that cannot be decoded any more have none."""
-    decoded = decode_clips(clips, 3, workers=min(len(clips), available_cores()) or 1, transform=shrink)
-    return {
-        clip.id: [_data_url(jpeg(frame)) for frame in frames]
-        for clip, frames in decoded
-        if not isinstance(frames, VideoError)
-    }
-
-
-def _data_url(picture: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
-
-
 def _top(values: Tensor, count: int) -> list[int]:
     return [int(k) for k in values.argsort(descending=True, stable=True)[:count]]
 
@@ -239,37 +219,3 @@ def _ranks(values: Tensor) -> list[int]:
     """The rank of each anchor from 1."""
     order: Sequence[int] = _top(values, len(values))
     return [place for _, place in sorted((k, place) for place, k in enumerate(order, start=1))]
-
-
-def visible(text: object) -> str:
-    """`text` with control and direction-changing characters shown instead of obeyed, as on the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # whatever a template is called: captions and file names are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "seconds": seconds, "visible": visible}
-    return environment
-
-
-def _render(template: str, **values: Any) -> str:
-    templates = Path(__file__).parent / "templates"
-    script = (templates / "highlight.js").read_text(encoding="utf-8")
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            **values,
-            style=(templates / "style.css").read_text(encoding="utf-8"),
-            script=script,
-            # Only this script may run: a second lock, should anything ever slip past the escaping.
-            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        )
-    )

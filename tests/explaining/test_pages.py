@@ -12,10 +12,10 @@ from calmctl.data.samples import Clip
 from calmctl.explaining.calibration import calibrate
 from calmctl.explaining.explanation import explain
 from calmctl.explaining.failures import find_failures
+from calmctl.explaining.html import visible
 from calmctl.explaining.pages import (
     explain_page,
     pair_page,
-    visible,
     write_calibration_page,
     write_failures_page,
     write_pair_page,

@@ -1,0 +1,232 @@
+"""`calmctl search`: sentences in, videos out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calmctl.cli.console import note, print_json, printable, progress_bar, readings
+from calmctl.errors import BadInput, RunNotFound, StoreError, VideoError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from calmctl.searching.search import Search
+    from calmctl.searching.seeker import Seeker
+
+EXAMPLES = """Examples:
+
+calmctl search "a man talking" --in holidays
+
+calmctl search "a dog runs" "a red car" --in holidays --html sheet.html --why
+
+calmctl search "the goal" --in matches --window 10 --stride 5 --top 3
+
+calmctl search --video clip.mp4 --in holidays
+
+calmctl search --video clip.mp4 --captions captions.csv
+
+cat queries.txt | calmctl search --queries - --in features/msrvtt --approximate --json
+
+calmctl search --recall --in features/msrvtt --queries queries.txt"""
+
+_WHAT, _WHO, _HOW = "What is searched", "Who searches", "How"
+
+
+def search(
+    queries: Annotated[list[str] | None, typer.Argument(help="One or more sentences.", show_default=False)] = None,
+    queries_file: Annotated[
+        str | None, typer.Option("--queries", metavar="FILE", help="Sentences, one a line or CSV, JSON; - for stdin.")
+    ] = None,
+    video: Annotated[Path | None, typer.Option(metavar="CLIP", help="Find clips that look like this one.")] = None,
+    captions: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --video: rank these sentences for it instead.")
+    ] = None,
+    where: Annotated[
+        Path, typer.Option("--in", metavar="STORE|FOLDER", help="A feature store or a folder.", rich_help_panel=_WHAT)
+    ] = Path("."),
+    window: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Search windows of this length.", rich_help_panel=_WHAT)
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="From one window to the next; its length.", rich_help_panel=_WHAT),
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="A run; the newest by default.", rich_help_panel=_WHO)] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_WHO)] = Path("runs"),
+    backbone: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A bare open_clip model instead.", rich_help_panel=_WHO)
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Its tag, .safetensors file, or checkpoint.", rich_help_panel=_WHO)
+    ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Two stages instead of all clips.", rich_help_panel=_HOW)
+    ] = False,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Clips the first stage keeps; 1000.", rich_help_panel=_HOW)
+    ] = None,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Measure the first stage instead.", rich_help_panel=_HOW)
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_HOW)] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    why: Annotated[bool, typer.Option("--why", help="The anchors that sentence and hit share.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write a contact sheet.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Search videos with sentences, or with a clip.
+
+    A folder is extracted first, into features/search, and after that only what is new or changed.
+
+    The search is exact unless --approximate is given, and says which it was.
+    """
+    from calmctl.searching.windows import check_windows
+
+    stride_s = check_windows(window, stride)
+    if video is not None and (queries or queries_file):
+        raise BadInput("search with sentences or with --video, not both; to rank sentences for a clip, add --captions")
+    if captions is not None and video is None:
+        raise BadInput("--captions ranks sentences for a clip; name the clip with --video")
+    if captions is not None and (html is not None or approximate or window is not None or recall):
+        raise BadInput("--captions ranks sentences for one clip: there are no videos to search, page or cut")
+    if video is not None and (approximate or recall):
+        raise BadInput("--video compares mean-pooled features, all of them; --approximate and --recall need sentences")
+    if video is not None and why and captions is None:
+        raise BadInput("--why tells what a sentence and a clip share; with --video there is no sentence")
+    if candidates is not None and not (approximate or recall):
+        raise BadInput("--candidates belongs to --approximate and --recall; the exact search looks at every clip")
+    if run is not None and (backbone is not None or weights is not None):
+        raise BadInput("--run and --backbone (or --weights) exclude each other; give one of them")
+    if video is not None and not video.is_file():
+        raise VideoError(f"{video} is no file; give the path of a video")
+    if captions is None and not where.is_dir():
+        raise BadInput(f"--in {where}: there is no such folder; name a folder of videos or a feature store")
+    sentences = _sentences(queries, queries_file)
+    if not sentences and video is None and not recall:
+        raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
+    if recall or approximate:
+        from calmctl.searching.approximate import require_usearch
+
+        require_usearch()
+    seeker = _seeker(run, runs, backbone, weights, device, why)
+    if captions is not None:
+        assert video is not None
+        _rank(seeker, video, captions, top, as_json)
+        return
+    with progress_bar("items") as bar:
+        engine = _open(seeker, where, window, stride_s, videos, bar)
+        if recall:
+            measured = engine.recall(sentences or engine.sampled_captions(), **_given(candidates))
+        elif video is not None:
+            from calmctl.data.samples import Clip
+
+            found = engine.similar(Clip(video.stem, video), top)
+        else:
+            found = engine.sentences(sentences, top, approximate=approximate, **_given(candidates))
+    _say_left_out(engine)
+    if recall:
+        from dataclasses import asdict
+
+        from calmctl.cli.search_view import print_recall
+
+        print_json(asdict(measured)) if as_json else print_recall(measured)
+        return
+    if html is not None:
+        from calmctl.searching.sheet import write_sheet
+
+        write_sheet(found, html)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        from calmctl.cli.search_view import print_found
+
+        print_found(found)
+    if html is not None:
+        note(f"wrote {printable(str(html))}")
+
+
+def _sentences(queries: list[str] | None, source: str | None) -> list[str]:
+    from calmctl.searching.queries import read_sentences
+
+    given = list(queries or [])
+    if any(not sentence.strip() for sentence in given):
+        raise BadInput("a sentence is empty; write what is to be seen")
+    return given + (read_sentences(source) if source is not None else [])
+
+
+def _given(candidates: int | None) -> dict[str, int]:
+    return {} if candidates is None else {"candidates": candidates}
+
+
+def _seeker(name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool) -> Seeker:
+    """The run that was named, else the bare backbone that was, else the newest run, else the published backbone."""
+    from calmctl.runs.folder import find_run
+
+    run = None
+    if backbone is None and weights is None:
+        try:
+            run = find_run(name, runs, task="retrieval")
+        except RunNotFound:
+            if name is not None:
+                raise
+            note(f"there is no trained run in {printable(str(runs))}: searching with the bare backbone")
+        else:
+            if name is None:
+                note(f"searching with the newest run, {printable(str(run.folder))}")
+    # From here on torch is needed, which takes seconds: the mistakes above are found before.
+    from calmctl.device import choose_device
+    from calmctl.searching.seeker import seek_bare, seek_with_run
+
+    chosen = choose_device(device)
+    if run is not None:
+        return seek_with_run(run, chosen, why=why)
+    return seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+
+
+def _open(
+    seeker: Seeker, where: Path, window: float | None, stride: float | None, videos: Path | None, bar: Progress
+) -> Search:
+    from calmctl.searching.collection import open_collection
+    from calmctl.searching.search import Search
+
+    tell = readings(bar)
+    collection = open_collection(where, seeker, window_s=window, stride_s=stride, videos=videos, progress=tell)
+    try:
+        return Search(seeker, collection, tell)
+    except StoreError:
+        if collection.is_store:
+            raise
+    # Features of a folder are ours to make again; of a store they are not.
+    note("a file of the extracted features is damaged: making it again")
+    again = open_collection(where, seeker, window_s=window, stride_s=stride, verify=True, progress=tell)
+    return Search(seeker, again, tell)
+
+
+def _say_left_out(engine: Search) -> None:
+    from calmctl.cli.train import print_left_out
+
+    collection = engine.collection
+    if collection.extracted:
+        note(f"extracted {collection.extracted} clips into {printable(str(collection.store.path))}")
+    print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})
+
+
+def _rank(seeker: Seeker, video: Path, captions: str, top: int, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from calmctl.cli.search_view import print_sentences
+    from calmctl.data.samples import Clip
+    from calmctl.searching.queries import read_sentences
+    from calmctl.searching.sentences import rank_sentences
+
+    ranked = rank_sentences(seeker, Clip(video.stem, video), read_sentences(captions), top)
+    if as_json:
+        print_json({"by": seeker.name, "video": str(video), "sentences": [asdict(each) for each in ranked]})
+    else:
+        print_sentences(str(video), ranked)

@@ -1,0 +1,176 @@
+"""Two-stage search: a graph over mean-pooled features proposes clips, the head's own score decides among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calmctl.data.store import FeatureStore
+from calmctl.errors import BadInput
+from calmctl.files import write_bytes, write_json
+from calmctl.model.aligned import FeatureAdapter
+from calmctl.model.heads.meanp import mean_video
+from calmctl.searching.exact import Best, Judge, select
+from calmctl.searching.index import FOLDER, Progress, SearchIndex
+from calmctl.searching.mapped import ShardRows
+from calmctl.searching.marks import ABOUT, generation, read_about, remove_stale, require_whole
+from calmctl.searching.scorers import Scorer, adapted, table_key
+
+CANDIDATES = 1000
+"""Clips that the first stage passes on (our choice; docs/search.md measures it)."""
+
+_ROW_BITS = 20  # a key of the graph is a shard's number, then so many bits for the row in it
+
+
+class Graph:
+    """A usearch HNSW graph over the mean-pooled unit vectors of clips, float16, on disk and read by memory map.
+
+    Attributes:
+        made: Clips that this opening added; the others were there.
+        path: Its file.
+    """
+
+    def __init__(self, index: Any, keys: np.ndarray, path: Path, made: int) -> None:
+        """Use `open_graph`."""
+        self._index, self._keys = index, keys
+        self.path, self.made = path, made
+
+    def candidates(self, sentence: Tensor, count: int) -> np.ndarray:
+        """Positions, ascending, of the clips whose mean-pooled features are nearest to a sentence feature [D]."""
+        if not len(self._keys):
+            return np.empty(0, np.int64)
+        self._index.expansion_search = max(64, count)
+        query = F.normalize(sentence.float(), dim=-1).cpu().numpy()
+        found = self._index.search(query, min(count, len(self._keys))).keys
+        return np.sort(np.searchsorted(self._keys, found.astype(np.int64)))
+
+
+def open_graph(
+    store: FeatureStore,
+    shards: Sequence[ShardRows],
+    index: SearchIndex,
+    adapter: FeatureAdapter | None,
+    progress: Progress | None = None,
+) -> Graph:
+    """Open the graph over a store's clips, made or brought up to date first where that is needed.
+
+    Raises:
+        BadInput: usearch is not installed.
+        StoreError: A shard is damaged.
+        RunFailed: The graph cannot be written.
+    """
+    usearch = require_usearch()
+    key = table_key("mean-pooled graph", None, adapter)
+    folder = store.path / FOLDER / key[:16]
+    old = read_about(folder, key)
+    stats = require_whole(store, shards, old["shards"] if old else {})
+    path = folder / f"means-{generation(shards)}.usearch"
+    keys = [_keys(shard.group, shard.rows) for shard in shards]
+    graph = _restore(usearch, folder, old, view=old is not None and old.get("graph") == path.name)
+    known: dict[str, Any] = old["shards"] if old is not None and graph is not None else {}
+    changed = {name for name in {**known, **stats} if known.get(name, [None])[0] != stats.get(name, [None])[0]}
+    made = 0
+    if graph is None or changed:
+        graph = graph or usearch.Index(ndim=index.frames.dim, metric="ip", dtype="f16")
+        gone = [np.array(old["keys"][name], np.uint64) for name in known if name in changed] if old else []
+        if gone:
+            graph.remove(np.concatenate(gone))
+        total = sum(len(shard.rows) for shard in shards if shard.name in changed)
+        for shard, some, (start, stop) in zip(shards, keys, pairwise(index.frames.starts.tolist()), strict=True):
+            if shard.name in changed:
+                graph.add(some.astype(np.uint64), _means(adapter, index, start, stop))
+                made += stop - start
+                if progress is not None:
+                    progress(made, total)
+        write_bytes(path, graph.save())
+        listed = {shard.name: some.tolist() for shard, some in zip(shards, keys, strict=True)}
+        write_json(folder / ABOUT, {"key": key, "shards": stats, "graph": path.name, "keys": listed})
+        remove_stale(folder, "means-*.usearch", {path})
+        graph = usearch.Index.restore(str(path), view=True)
+    return Graph(graph, np.concatenate(keys), path, made)
+
+
+def search_two_stage(
+    index: SearchIndex,
+    scorer: Scorer,
+    judge: Judge,
+    graph: Graph,
+    texts: Tensor,
+    sentences: Tensor,
+    top: int,
+    *,
+    candidates: int = CANDIDATES,
+) -> list[Best]:
+    """The `top` best clips of every text among the candidates that the graph proposes.
+
+    Args:
+        index: The clips.
+        scorer: What the index was opened with.
+        judge: The same model's.
+        graph: Over the same clips.
+        texts: Texts as `AlignedModel.encode_texts` gives them, [N_t, ...].
+        sentences: The sentence features in them, [N_t, D].
+        top: k; fewer where there are fewer clips.
+        candidates: Clips that the first stage passes on; at least `top` are.
+    """
+    found = []
+    for text, sentence in zip(texts, sentences, strict=True):
+        positions = graph.candidates(sentence, max(top, candidates))
+        found.append(select(index, judge, text, score_rows(index, scorer, text, positions), positions, top))
+    return found
+
+
+@torch.inference_mode()
+def score_rows(index: SearchIndex, scorer: Scorer, text: Tensor, positions: np.ndarray) -> np.ndarray:
+    """Float32 scores [n] of one text and the clips at `positions` [n]."""
+    device = scorer.device
+    prepared = scorer.prepare(text[None].to(device))
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(positions), 512):
+        some = positions[start : start + 512]
+        frames = index.frames.rows(some).to(device) if scorer.reads_frames else None
+        parts.append(scorer.score(prepared, frames, index.table(some, device))[0].cpu().numpy())
+    return np.concatenate(parts)
+
+
+def require_usearch() -> Any:
+    """The usearch package's index module. Raises `BadInput` saying how to get it."""
+    try:
+        return import_module("usearch.index")
+    except ImportError:
+        raise BadInput(
+            "--approximate and --recall need the usearch package: pip install 'calmctl[index]'; "
+            "without them the search is exact and needs nothing"
+        ) from None
+
+
+@torch.inference_mode()
+def _means(adapter: FeatureAdapter | None, index: SearchIndex, start: int, stop: int) -> np.ndarray:
+    """Mean-pooled unit vectors [n, D] of consecutive clips."""
+    device = torch.device("cpu") if adapter is None else adapter.frames.weight.device
+    frames = adapted(index.frames.block(start, stop).to(device), adapter)
+    means: np.ndarray = mean_video(frames).cpu().numpy()
+    return means
+
+
+def _keys(group: int, rows: Sequence[int]) -> np.ndarray:
+    return np.array(rows, np.int64) + (group << _ROW_BITS)
+
+
+def _restore(usearch: Any, folder: Path, about: dict[str, Any] | None, *, view: bool) -> Any:
+    """The graph that `about` speaks of; None where its file is gone or is none."""
+    path = folder / Path(str((about or {}).get("graph"))).name
+    if about is None or "keys" not in about or not path.is_file():
+        return None
+    try:
+        return usearch.Index.restore(str(path), view=view)
+    except (ValueError, RuntimeError):
+        return None

@@ -1,0 +1,188 @@
+"""What is searched: a feature store, or a folder of videos that becomes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from calmctl.data.folder_clips import FolderClips
+from calmctl.data.layout import VideoFiles
+from calmctl.data.samples import Clip, Dataset, LeftOut, Split
+from calmctl.data.store import FeatureStore
+from calmctl.data.store_format import INDEX, shard_file
+from calmctl.data.store_writer import source_of
+from calmctl.errors import DatasetError, StoreError
+from calmctl.extraction.extract import extract
+from calmctl.files import sha256_bytes
+from calmctl.model.preprocess import fingerprint
+from calmctl.searching.mapped import ShardRows, searched_rows
+from calmctl.searching.seeker import BARE_FRAMES, Seeker
+from calmctl.searching.windows import windows_of
+from calmctl.tensorfiles import read_metadata
+
+Progress = Callable[[str, int, int], None]
+STORES = Path("features") / "search"
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Clips with features.
+
+    Attributes:
+        name: The folder or the store.
+        store: The features.
+        shards: The clips of it that are searched.
+        clips: Where they lie, by id, as far as that is known.
+        left_out: Files that could not be decoded, with reasons.
+        extracted: Clips whose features were made by this opening.
+        is_store: Whether it is somebody's store, and not a folder's.
+    """
+
+    name: Path
+    store: FeatureStore
+    shards: tuple[ShardRows, ...]
+    clips: Mapping[str, Clip]
+    left_out: tuple[LeftOut, ...]
+    extracted: int
+    is_store: bool
+
+
+def open_collection(
+    where: Path,
+    seeker: Seeker,
+    *,
+    window_s: float | None = None,
+    stride_s: float | None = None,
+    videos: Path | None = None,
+    stores: Path = STORES,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Collection:
+    """Open a feature store, or a folder of videos, of which new and changed files are extracted first.
+
+    Args:
+        where: The store or the folder.
+        seeker: Whose features they have to be.
+        window_s: Length in seconds of the windows that a folder's videos are cut into; None for whole videos.
+        stride_s: Seconds between the beginnings of two windows.
+        videos: Where the clips of a store lie, for pictures.
+        stores: Where the features of folders are kept.
+        verify: Check every file of a folder's features, and make again what is damaged.
+        progress: Called with what is done, items done and items in all.
+
+    Raises:
+        StoreError: The store is of another backbone or number of frames, or damaged.
+        DatasetError: There is nothing to search, or nothing of it can be decoded.
+    """
+    if (where / INDEX).is_file():
+        if window_s is not None:
+            raise StoreError(f"{where} is a feature store, whose clips are fixed; --window is for a folder of videos")
+        return _open_store(where, seeker, videos)
+    if not where.is_dir():
+        raise DatasetError(f"{where} is neither a feature store nor a folder; name one with --in")
+    if videos is not None:
+        raise DatasetError("--videos says where the clips of a feature store lie; a folder of videos has its own")
+    return _open_folder(where, seeker, window_s, stride_s, stores, verify, progress)
+
+
+def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
+    store = FeatureStore.open(path)
+    store.require_backbone(fingerprint(seeker.model.backbone))
+    if seeker.n_frames not in (None, store.header.n_frames):
+        raise StoreError(
+            f"{path} holds {store.header.n_frames} frames a clip, and {seeker.name} was trained on {seeker.n_frames}; "
+            f"extract again with --frames {seeker.n_frames}, or search with a run of {store.header.n_frames} frames"
+        )
+    shards = searched_rows(store)
+    ids = [key for shard in shards for key in shard.ids]
+    if not ids:
+        raise StoreError(f"{path} holds no clips; extract some into it with `calmctl extract`")
+    clips = {}
+    if videos is not None:
+        if not videos.is_dir():
+            raise DatasetError(f"--videos {videos} is not a folder")
+        files, folder = VideoFiles(videos), FolderClips(videos)
+        for key in ids:
+            found = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
+            if found is not None:
+                clips[key] = Clip(key, found)
+    return Collection(path, store, shards, clips, store.left_out, 0, True)
+
+
+def _open_folder(
+    folder: Path,
+    seeker: Seeker,
+    window_s: float | None,
+    stride_s: float | None,
+    stores: Path,
+    verify: bool,
+    progress: Progress | None,
+) -> Collection:
+    found = FolderClips(folder)
+    files = [(key, found.find(key)) for key in found.ids]
+    clips = [Clip(key, path) for key, path in files if isinstance(path, Path)]
+    left_out = [LeftOut(key, fault) for key, fault in files if isinstance(fault, str)]
+    if not files:
+        raise DatasetError(f"{folder}: there is no video in it; name another folder or a feature store with --in")
+    n_frames = seeker.n_frames or BARE_FRAMES
+    backbone = fingerprint(seeker.model.backbone)
+    path = stores / _store_name(
+        folder, {key: backbone[key] for key in backbone if key != "weights"}, n_frames, window_s, stride_s
+    )
+    if window_s is not None:
+        clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
+        left_out += unmeasured
+    extracted = 0
+    if clips and (verify or not _is_current(path, clips)):
+        dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())})
+        report = extract(
+            dataset,
+            seeker.model.backbone,
+            path,
+            n_frames=n_frames,
+            dtype="float16",
+            device=seeker.device,
+            on_progress=lambda step: progress(step.unit, step.done, step.total) if progress and step.total else None,
+        )
+        extracted = report.clips_extracted
+    wanted = {clip.id: clip for clip in clips}
+    store = FeatureStore.open(path) if clips else None
+    shards = searched_rows(store) if store else ()
+    if store:
+        left_out += [clip for clip in store.left_out if clip.id in wanted]
+    if store is None or not shards:
+        raise DatasetError(
+            f"{folder}: none of its {len(files)} videos could be decoded "
+            f"(first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
+        )
+    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False)
+
+
+def _store_name(
+    folder: Path, backbone: Mapping[str, object], n_frames: int, window_s: float | None, stride_s: float | None
+) -> str:
+    """The name of a folder's store: every backbone, number of frames and cutting has one of its own."""
+    whole = folder.resolve()
+    weights = backbone["parameters_sha256"]
+    text = json.dumps([str(whole), backbone["model"], weights, n_frames, window_s, stride_s], sort_keys=True)
+    return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
+
+
+def _is_current(path: Path, clips: list[Clip]) -> bool:
+    """Whether a store has exactly these clips, each extracted from the file as it is now (size, time of change)."""
+    try:
+        store = FeatureStore.open(path)
+        split = store.split("test")
+        if {*split.ids, *(clip.id for clip in split.left_out)} != {clip.id for clip in clips}:
+            return False
+        sources: dict[str, object] = {}
+        for group in range(len(store.groups("frames"))):
+            if store.entry("frames", group) is None:
+                return False
+            metadata = read_metadata(path / shard_file("frames", group), what="feature store", error=StoreError)
+            sources |= metadata.get("sources", {})
+    except StoreError:
+        return False
+    return all(sources.get(clip.id) == source_of(clip) for clip in clips)

@@ -1,0 +1,143 @@
+"""How a head scores a whole collection: from its table, kept on disk, or from probes and the frames."""
+
+from __future__ import annotations
+
+import hashlib
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from calmctl.model.aligned import FeatureAdapter
+from calmctl.model.heads.base import FusionHead, ProbedHead, Probes, VideoTable
+from calmctl.model.precision import full_precision
+
+_TABLE_VERSION = 1  # to be raised whenever a head's table comes to mean something else
+
+
+class Scorer(Protocol):
+    """A head with the adapter before it, as a search uses them.
+
+    Attributes:
+        key: What its table depends on: the weights of head and adapter, and the way of scoring.
+        reads_frames: Whether scoring needs the frames, beside the table.
+        device: Where head and adapter are.
+    """
+
+    device: torch.device
+    key: str
+    reads_frames: bool
+
+    def table(self, frames: Tensor) -> VideoTable:
+        """What is kept on disk of clips [n, F, D], float32, as the store has them."""
+        ...
+
+    def prepare(self, texts: Tensor) -> Any:
+        """The text side, once for all clips; texts as `AlignedModel.encode_texts` gives them."""
+        ...
+
+    def score(self, prepared: Any, frames: Tensor | None, table: VideoTable) -> Tensor:
+        """Scores [N_t, n]."""
+        ...
+
+
+def choose_scorer(
+    head: FusionHead, adapter: FeatureAdapter | None, device: torch.device, shape: tuple[int, int]
+) -> Scorer:
+    """The way that reads the least: the head's own table, or probes where they are to be had and it is larger.
+
+    Args:
+        head: The head.
+        adapter: What frames pass before it.
+        device: Where both are.
+        shape: (F, D) of a clip.
+    """
+    if isinstance(head, ProbedHead):
+        table = head.video_table(torch.ones(1, *shape, device=device))
+        if sum(part[0].numel() for part in table.values()) > prod(shape):
+            return ProbeScorer(head, adapter, device)
+    return TableScorer(head, adapter, device)
+
+
+class TableScorer:
+    """The head's own `video_table`, kept on disk."""
+
+    reads_frames = False
+
+    def __init__(self, head: FusionHead, adapter: FeatureAdapter | None, device: torch.device) -> None:
+        self.head, self.adapter, self.device = head, adapter, device
+        self.key = table_key("table", head, adapter)
+
+    @torch.inference_mode()
+    def table(self, frames: Tensor) -> VideoTable:
+        """The head's `video_table`."""
+        return self.head.video_table(adapted(frames, self.adapter))
+
+    def prepare(self, texts: Tensor) -> Tensor:
+        """The texts as they are."""
+        return texts
+
+    @torch.inference_mode()
+    def score(self, prepared: Tensor, frames: Tensor | None, table: VideoTable) -> Tensor:
+        """The head's `score`."""
+        return self.head.score(prepared, table)
+
+
+class ProbeScorer:
+    """A head that scores from dot products with the frames; the adapter, which is linear, moves into the probes."""
+
+    reads_frames = True
+
+    def __init__(self, head: ProbedHead, adapter: FeatureAdapter | None, device: torch.device) -> None:
+        self.head, self.adapter, self.device = head, adapter, device
+        self.key = table_key("probes", head, adapter)
+
+    @torch.inference_mode()
+    def table(self, frames: Tensor) -> VideoTable:
+        """The head's `probe_table`."""
+        return self.head.probe_table(adapted(frames, self.adapter))
+
+    @torch.inference_mode()
+    def prepare(self, texts: Tensor) -> tuple[Probes, Tensor, Tensor]:
+        """The head's probes, and what stands for them on frames before the adapter: [N_t P, D] and [N_t, P]."""
+        probes = self.head.text_probes(texts)
+        directions, constant = probes.directions, probes.directions.new_zeros(probes.directions.shape[:2])
+        if self.adapter is not None:  # d.(f + Wf + b) = (d + dW).f + d.b
+            layer = self.adapter.frames
+            constant = directions @ layer.bias
+            directions = directions + directions @ layer.weight
+        return probes, directions.flatten(0, 1).contiguous(), constant
+
+    @torch.inference_mode()
+    def score(self, prepared: tuple[Probes, Tensor, Tensor], frames: Tensor | None, table: VideoTable) -> Tensor:
+        """The head's `score_probed`."""
+        assert frames is not None
+        probes, directions, constant = prepared
+        n_videos, n_frames, dim = frames.shape
+        with full_precision(frames.device):
+            dots = directions @ frames.reshape(-1, dim).T
+        dots = dots.view(*constant.shape, n_videos, n_frames)
+        if self.adapter is not None:
+            dots = dots + constant[..., None, None]
+        return self.head.score_probed(probes, dots, table)
+
+
+def adapted(frames: Tensor, adapter: FeatureAdapter | None) -> Tensor:
+    """Frame features [..., F, D] behind the adapter, if there is one."""
+    if adapter is None:
+        return frames
+    moved: Tensor = frames + adapter.frames(frames)
+    return moved
+
+
+def table_key(way: str, head: object, adapter: FeatureAdapter | None) -> str:
+    """A digest of all that a table depends on beside the features."""
+    digest = hashlib.sha256(f"{_TABLE_VERSION} {way} {type(head).__qualname__}\n".encode())
+    for module in (head, adapter):
+        state = module.state_dict() if isinstance(module, nn.Module) else {}
+        for name, tensor in sorted(state.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(b"--\n")
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Long videos in windows: a hit is then a moment, with a start and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calmctl.data.inspection import inspect
+from calmctl.data.samples import Clip, LeftOut
+from calmctl.data.workers import run_isolated
+from calmctl.errors import BadInput, VideoError
+from calmctl.files import read_json, write_json
+
+Progress = Callable[[str, int, int], None]
+
+
+def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[tuple[float, float]]:
+    """Windows that begin every `stride_s` and cover a video.
+
+    What remains behind the last whole window becomes one of its own, of full length and ending with the video, if it
+    is at least half a stride long; else it joins the last. A video shorter than a window is one.
+    """
+    count = max(1, int((duration_s - window_s) / stride_s + 1e-9) + 1)
+    bounds = [(k * stride_s, min(k * stride_s + window_s, duration_s)) for k in range(count)]
+    remains = duration_s - bounds[-1][1]
+    if remains >= stride_s / 2:
+        return [*bounds, (duration_s - window_s, duration_s)]
+    return [*bounds[:-1], (bounds[-1][0], duration_s)]
+
+
+def check_windows(window_s: float | None, stride_s: float | None) -> float | None:
+    """The stride in seconds: the window's length where none is given. Raises `BadInput` for what makes no windows."""
+    if window_s is None:
+        if stride_s is not None:
+            raise BadInput("--stride says how far apart windows begin; give their length too, with --window")
+        return None
+    if not 0.1 <= window_s < float("inf"):
+        raise BadInput(f"--window {window_s:g}: a window must be at least 0.1 seconds long")
+    stride_s = window_s if stride_s is None else stride_s
+    if not 0.1 <= stride_s <= window_s:
+        raise BadInput(
+            f"--stride {stride_s:g} must lie between 0.1 and the window's {window_s:g} seconds: no second is skipped"
+        )
+    return stride_s
+
+
+def windows_of(
+    clips: Sequence[Clip], window_s: float, stride_s: float, cache: Path, progress: Progress | None = None
+) -> tuple[list[Clip], list[LeftOut]]:
+    """Every file as windows, and the files whose length cannot be told, with reasons.
+
+    Args:
+        clips: Whole files.
+        window_s: Length of a window in seconds.
+        stride_s: Seconds between the beginnings of two.
+        cache: Where lengths are remembered, by size and time of change, because a long file takes seconds to measure.
+        progress: Called with what is done, files done and files in all.
+    """
+    known = _remembered(cache)
+    seen = {clip.id: _stat(clip.path) for clip in clips}
+    unknown = [clip for clip in clips if known.get(clip.id, [None, None])[:2] != seen[clip.id]]
+    for done, (clip, found) in enumerate(measure(unknown), start=1):
+        known[clip.id] = [*seen[clip.id], found]
+        if progress is not None:
+            progress("measuring videos", done, len(unknown))
+    if unknown:
+        write_json(cache, {clip.id: known[clip.id] for clip in clips})
+    windows: list[Clip] = []
+    left_out = []
+    for clip in clips:
+        length = known[clip.id][2]
+        if isinstance(length, str):
+            left_out.append(LeftOut(clip.id, length))
+            continue
+        for start, end in window_bounds(length, window_s, stride_s):
+            windows.append(Clip(f"{clip.id}#t={start:g},{end:g}", clip.path, start, end))
+    return windows, left_out
+
+
+def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, float | str]]:
+    """The length of every clip's file in seconds, or why it has none; in processes of their own."""
+    for clip, found in run_isolated(_duration, clips):
+        yield clip, str(found) if isinstance(found, VideoError) else float(found[0])
+
+
+def _duration(clip: Clip) -> np.ndarray:
+    return np.array([inspect(clip.path).duration_s])
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _remembered(cache: Path) -> dict[str, list[Any]]:
+    try:
+        known = read_json(cache, what="lengths of videos")
+    except BadInput:
+        return {}
+    fits = isinstance(known, dict) and all(isinstance(each, list) and len(each) == 3 for each in known.values())
+    return known if fits else {}

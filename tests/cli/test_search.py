@@ -1,0 +1,201 @@
+"""`calmctl search` as its user meets it: sentences, a folder, a table."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.anchors.vocabulary import save_vocabulary
+from calmctl.cli.main import app
+from calmctl.data.demo_draw import encode
+from calmctl.errors import CalmError
+from calmctl.model.build import build_model
+from calmctl.model.weights import load_backbone
+from calmctl.recipe import recipe_from_dict
+from calmctl.runs.checkpoint import save_weights
+from calmctl.runs.folder import create_run
+from calmctl.tensorfiles import save_tensors
+
+
+def calmctl(*arguments: object, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, ["search", *map(str, arguments)], input=stdin)
+    if isinstance(result.exception, CalmError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips and a broken one, an X-Pool run that was never trained, and bare weights."""
+    root = tmp_path_factory.mktemp("search")
+    (root / "my [videos]").mkdir()
+    for number in range(3):
+        frames = np.random.default_rng(number).integers(0, 256, (8, 6, 8, 3), dtype=np.uint8)
+        (root / f"my [videos]/clip{number}.mp4").write_bytes(encode(frames.repeat(8, 1).repeat(8, 2)))
+    (root / "my [videos]/broken\x1b[31m.mp4").write_text("no video")
+    torch.manual_seed(0)
+    save_tensors(root / "bare.safetensors", load_backbone("demo-clip", None).clip.state_dict(), {})
+    values = {
+        "name": "tiny",
+        "data": {"dataset": "demo", "root": str(root), "frames": 2},
+        "backbone": {"model": "demo-clip", "weights": None},
+        "anchors": {"vocabulary": "shapes@1"},
+        "head": {"kind": "xpool"},
+    }
+    recipe = recipe_from_dict(values)
+    run, vocabulary = create_run(root / "runs", recipe), resolve_vocabulary("shapes@1")
+    save_vocabulary(vocabulary, run.vocabulary)
+    model = build_model(recipe, vocabulary)
+    save_weights(run.weights("best"), model, slim=False, about={})
+    return root
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return Path("my [videos]")
+
+
+def test_sentences_find_clips_and_the_table_fits_80_columns(here):
+    result = calmctl("a man talking", "a [bold]red[/] car \x1b[31m", "--in", here, "--why", "--top", 9)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "\x1b" not in result.stdout and "a [bold]red[/] car \\x1b[31m" in result.stdout
+    assert result.stdout.count("clip1.mp4") == 2 and "exact: the head's score of all 3 clips" in result.stdout
+    assert "%" in result.stdout, "shared anchors"
+    assert "newest run" in result.stderr and "broken\\x1b[31m" in result.stderr and "not a video" in result.stderr
+    assert "━" not in result.stderr, "no progress bar where there is no terminal"
+
+
+def test_json_has_everything_and_nothing_else_is_on_stdout(here):
+    record = json.loads(calmctl("a man talking", "--in", here, "--why", "--json").stdout)
+    (answer,) = record["answers"]
+    assert answer["query"] == "a man talking" and [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
+    hit = answer["hits"][0]
+    assert Path(hit["file"]).is_file() and hit["start_s"] == 0 and hit["end_s"] > 0
+    assert hit["shared"] and set(hit["shared"][0]) == {"anchor", "share"}
+    assert hit["score"] >= answer["hits"][1]["score"] and record["clips"] == 3
+    assert list(record["left_out"]) == ["broken\x1b[31m"] and "head xpool" in record["by"]
+
+
+def test_queries_come_from_files_and_from_standard_input(here, tmp_path):
+    lines = tmp_path / "queries.txt"
+    lines.write_text("a dog\n\n  a cat \n", encoding="utf-8")
+    table = tmp_path / "queries.csv"
+    table.write_text("video,caption\na,a bird\nb,a fish\n", encoding="utf-8")
+
+    def asked(*arguments: object, stdin: str | None = None) -> list[str]:
+        found = json.loads(calmctl("--in", here, "--json", *arguments, stdin=stdin).stdout)
+        return [answer["query"] for answer in found["answers"]]
+
+    assert asked("first", "--queries", lines) == ["first", "a dog", "a cat"]
+    assert asked("--queries", table) == ["a bird", "a fish"]
+    assert asked("--queries", "-", stdin="ein Hund\nein Bär\n") == ["ein Hund", "ein Bär"]
+
+
+def test_a_bare_backbone_searches_without_a_run(here):
+    record = json.loads(
+        calmctl("x", "--in", here, "--backbone", "demo-clip", "--weights", "bare.safetensors", "--json").stdout
+    )
+    assert "mean pooling" in record["by"] and record["clips"] == 3
+
+
+def test_a_contact_sheet_and_windows(here, tmp_path):
+    page = tmp_path / "sheet.html"
+    result = calmctl("a man talking", "--in", here, "--window", 0.2, "--html", page, "--top", 4)
+    assert result.exit_code == 0 and page.read_text(encoding="utf-8").count("data:image/jpeg") == 12
+    assert f"wrote {page.name}" in result.stderr.replace(f"{tmp_path}/", "").replace("\n", "")
+    assert "0.2 s to 0.4 s" in calmctl("x", "--in", here, "--window", 0.2, "--top", 99).stdout
+
+
+def test_the_other_directions(here, tmp_path):
+    clip = here / "clip0.mp4"
+    record = json.loads(calmctl("--video", clip, "--in", here, "--json").stdout)
+    assert sorted(hit["clip"] for hit in record["answers"][0]["hits"]) == ["clip1", "clip2"]
+    said = tmp_path / "said.txt"
+    said.write_text("a dog\na cat\na bird\n")
+    ranked = json.loads(calmctl("--video", clip, "--captions", said, "--why", "--json", "--top", 2).stdout)["sentences"]
+    assert len(ranked) == 2 and ranked[0]["score"] >= ranked[1]["score"] and ranked[0]["shared"] is not None
+    table = calmctl("--video", clip, "--captions", said)
+    assert "a bird" in table.stdout and max(map(len, table.stdout.splitlines())) <= 80
+    # The same pair scores the same from both sides, but for the rounding of the features kept for the folder.
+    dog = json.loads(calmctl("a dog", "--in", here, "--json").stdout)["answers"][0]["hits"]
+    other = json.loads(calmctl("--video", clip, "--captions", said, "--json").stdout)["sentences"]
+    from_folder = next(hit["score"] for hit in dog if hit["clip"] == "clip0")
+    assert next(each["score"] for each in other if each["sentence"] == "a dog") == pytest.approx(from_folder, abs=5e-3)
+
+
+def test_two_stages_and_their_recall(here):
+    pytest.importorskip("usearch")
+    exact = json.loads(calmctl("a dog", "--in", here, "--json").stdout)
+    two = json.loads(calmctl("a dog", "--in", here, "--approximate", "--json").stdout)
+    assert (
+        two["answers"] == exact["answers"]
+        and two["method"].startswith("two-stage")
+        and exact["method"].startswith("exact")
+    )
+    measured = json.loads(calmctl("a dog", "a cat", "--in", here, "--recall", "--candidates", 10, "--json").stdout)
+    assert measured == {"at": 10, "queries": 2, "candidates": 10, "kept": 1.0, "first": 1.0}
+    assert (
+        "recall@10 of the first stage over 2 queries: 100.0 %"
+        in calmctl("a dog", "a cat", "--in", here, "--recall").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a sentence"),
+        ([" "], "a sentence is empty"),
+        (["x", "--video", "CLIP"], "not both"),
+        (["--video", "nowhere.mp4"], "is no file"),
+        (["--captions", "a.txt"], "name the clip with --video"),
+        (["--video", "CLIP", "--captions", "a.txt", "--html", "x.html"], "one clip"),
+        (["--video", "CLIP", "--why"], "there is no sentence"),
+        (["--video", "CLIP", "--approximate"], "need sentences"),
+        (["x", "--candidates", "5"], "looks at every clip"),
+        (["x", "--run", "tiny-001", "--backbone", "demo-clip"], "exclude each other"),
+        (["x", "--run", "nothing"], "no run at nothing"),
+        (["x", "--stride", "5"], "give their length too"),
+        (["x", "--in", "nowhere"], "there is no such folder"),
+        (["--queries", "empty.txt"], "no sentence in it"),
+        (["--queries", "nowhere.txt"], "cannot read nowhere.txt"),
+        (["--recall", "--in", "FOLDER"], "give some with --queries"),
+    ],
+)
+def test_mistakes_are_sentences(here, arguments, message):
+    Path("empty.txt").write_text("\n \n")
+    names = {"CLIP": str(here / "clip0.mp4"), "FOLDER": str(here)}
+    with pytest.raises(CalmError, match=message):
+        calmctl(*(names.get(argument, argument) for argument in arguments))
+
+
+def test_standard_input_must_be_text(here, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    from calmctl.searching.queries import read_sentences
+
+    with pytest.raises(CalmError, match="not UTF-8"):
+        read_sentences("-")
+
+
+def test_without_usearch_the_command_says_what_to_install(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(CalmError, match=r"pip install 'calmctl\[index\]'"):
+        calmctl("a dog", "--in", here, "--approximate")
+
+
+def test_help_ends_in_commands_to_copy():
+    text = calmctl("--help").stdout
+    assert 'calmctl search "a man talking" --in holidays' in text and "--video clip.mp4 --captions" in text
+
+
+def test_importing_the_command_imports_no_torch():
+    code = "import sys, calmctl.cli.search; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -1,0 +1,53 @@
+"""The contact sheet: pictures where there are some, and other people's text as text."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from calmctl.data.demo_draw import encode
+from calmctl.data.samples import LeftOut
+from calmctl.searching.answers import Answer, Found, Hit, Shared
+from calmctl.searching.sheet import moment, write_sheet
+
+EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \x1b[31m\u202eback'
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.urls: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.urls += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+def test_hostile_names_and_queries_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "<i>clip&.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8)
+    path.write_bytes(encode(frames))
+    hits = (
+        Hit(1, 0.5, EVIL, path, 0.0, 1.0, (Shared(EVIL, 0.25),)),
+        Hit(2, 0.25, "b", None, 60.0, None, ()),
+        Hit(3, 0.125, "c", tmp_path / "gone.mp4", 0.0, None),
+    )
+    left_out = (LeftOut(EVIL, EVIL),)
+    found = Found(EVIL, Path(EVIL), 3, EVIL, (Answer(EVIL, hits), Answer("none", ())), left_out)
+    write_sheet(found, tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    parser = Tags()
+    parser.feed(page)
+    assert parser.tags.count("script") == 1 and parser.tags.count("img") == 3 and not parser.handlers
+    assert all(url.startswith(("data:", "#")) for url in parser.urls)
+    assert "\x1b" not in page and "\u202e" not in page and "<i>" not in page
+    assert "its file is not known here" in page and "its file does not decode any more" in page
+    assert "25.0 %" in page and "1 file left out" in page and page.count("nothing</li>") == 1
+
+
+def test_moments() -> None:
+    assert moment(Hit(1, 0.0, "a", None, 61.0, 75.0)) == "1:01 to 1:15"
+    assert moment(Hit(1, 0.0, "a", None, 0.0, None)) == "0.0 s to its end"
