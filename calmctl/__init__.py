@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from calmctl.evaluation.metrics import retrieval_metrics, text_to_video, video_to_text
     from calmctl.evaluation.scoring import score_all
     from calmctl.extraction.extract import extract
+    from calmctl.model.heads.emcl import EMCLHead
     from calmctl.model.heads.meanp import MeanPoolHead
+    from calmctl.model.heads.seqlstm import SeqLSTMHead
+    from calmctl.model.heads.seqtransf import SeqTransfHead
     from calmctl.model.heads.tmass import TMassHead
+    from calmctl.model.heads.wti import TokenInteractionHead
     from calmctl.model.heads.xpool import XPoolHead
     from calmctl.model.vae import CrossModalVAE
     from calmctl.model.weights import load_backbone
@@ -39,10 +43,14 @@ __all__ = [
     "AnchorBank",
     "CalmError",
     "CrossModalVAE",
+    "EMCLHead",
     "FeatureStore",
     "MeanPoolHead",
     "Recipe",
+    "SeqLSTMHead",
+    "SeqTransfHead",
     "TMassHead",
+    "TokenInteractionHead",
     "Vocabulary",
     "XPoolHead",
     "__version__",
@@ -82,8 +90,12 @@ _HOMES = {
     "evaluation.metrics": ("retrieval_metrics", "text_to_video", "video_to_text"),
     "evaluation.scoring": ("score_all",),
     "extraction.extract": ("extract",),
+    "model.heads.emcl": ("EMCLHead",),
     "model.heads.meanp": ("MeanPoolHead",),
+    "model.heads.seqlstm": ("SeqLSTMHead",),
+    "model.heads.seqtransf": ("SeqTransfHead",),
     "model.heads.tmass": ("TMassHead",),
+    "model.heads.wti": ("TokenInteractionHead",),
     "model.heads.xpool": ("XPoolHead",),
     "model.vae": ("CrossModalVAE",),
     "model.weights": ("load_backbone",),

@@ -25,7 +25,7 @@ from calmctl.files import write_json
 from calmctl.provenance import environment
 from calmctl.recipe import load_recipe, resolve_recipe
 from calmctl.runs.folder import Run
-from calmctl.training.loop import Watcher
+from calmctl.training.job import Watcher
 from calmctl.training.train import train
 
 TESTS = ("demo", "demo-shifted")

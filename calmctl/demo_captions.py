@@ -8,8 +8,8 @@ from calmctl.errors import RunFailed
 from calmctl.evaluation.captioning import CaptionEvaluation
 from calmctl.recipe import load_recipe, resolve_recipe
 from calmctl.runs.folder import Run
-from calmctl.training.loop import Watcher
-from calmctl.training.prepare import Progress
+from calmctl.training.job import Watcher
+from calmctl.training.prepared import Progress
 from calmctl.training.train import train
 
 

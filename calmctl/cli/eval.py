@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, progress_bar, readings, stdout
+from calmctl.cli.console import note, print_json, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ calmctl eval --cross lsmdc                # the newest run, out of domain
 calmctl eval runs/msrvtt-001 --cross didemo --cross lsmdc --root /data
 
 calmctl eval runs/msrvtt-001 --protocol tmass-released    # audit of a leak, not a result
+
+calmctl eval runs/demo-001 --gap --against runs/demo-without-001    # the modality gap
 
 calmctl eval --captions hyp.json --references ref.json    # any system's captions"""
 
@@ -55,6 +57,12 @@ def evaluate(
         bool, typer.Option("--calibration", help="Instead: does its uncertainty know its errors on validation?")
     ] = False,
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="With --calibration: also write a page.")] = None,
+    gap: Annotated[
+        bool, typer.Option("--gap", help="Instead: how far sentences and clips lie apart, before training and after.")
+    ] = False,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="With --gap: another run beside it; repeatable.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -74,6 +82,8 @@ def evaluate(
     if calibration:
         _calibrate(chosen, weights, cross, device, html, as_json)
         return
+    if against and not gap:
+        raise BadInput("--against belongs to --gap; evaluate one run after the other")
     if html is not None:
         raise BadInput("--html belongs to --calibration; --json prints the results of an evaluation")
     from calmctl.device import choose_device
@@ -86,7 +96,7 @@ def evaluate(
     if weights not in SYSTEMS:
         raise BadInput(f"--weights {weights} is not known; use one of {', '.join(SYSTEMS)}")
     if run is None:
-        note(f"evaluating the newest run, {chosen.folder}")
+        note(f"evaluating the newest run, {printable(str(chosen.folder))}")
     recipe = chosen.recipe()
     if cross:
         tests = [
@@ -105,6 +115,14 @@ def evaluate(
                 features or own.features,
             )
         ]
+    if gap:
+        if scorer != "leak-free":
+            raise BadInput(f"--gap compares features and no scores: leave out --protocol {protocol}")
+        from calmctl.cli.gap import show_gap
+
+        others = [find_run(name, runs) for name in against or []]
+        show_gap([chosen, *others], tests, which=weights, split=split, device=device, as_json=as_json)
+        return
     if recipe.task == "caption":
         if scorer != "leak-free":
             raise BadInput(f"--protocol {protocol} is about retrieval; {chosen.folder} is a captioning run")

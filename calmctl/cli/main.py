@@ -12,6 +12,7 @@ from calmctl.cli.anchors import app as anchors_app
 from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
 from calmctl.cli.caption import caption
 from calmctl.cli.console import printable, stderr
+from calmctl.cli.data import app as data_app
 from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from calmctl.cli.demo import demo
 from calmctl.cli.eval import EXAMPLES as EVAL_EXAMPLES
@@ -21,6 +22,10 @@ from calmctl.cli.explain import explain
 from calmctl.cli.extract import EXAMPLES as EXTRACT_EXAMPLES
 from calmctl.cli.extract import extract
 from calmctl.cli.recipes import app as recipes_app
+from calmctl.cli.reproduce import EXAMPLES as REPRODUCE_EXAMPLES
+from calmctl.cli.reproduce import reproduce
+from calmctl.cli.search import EXAMPLES as SEARCH_EXAMPLES
+from calmctl.cli.search import search
 from calmctl.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from calmctl.cli.train import train
 from calmctl.errors import CalmError
@@ -36,11 +41,14 @@ app = typer.Typer(
 app.command(epilog=DEMO_EXAMPLES)(demo)
 app.add_typer(anchors_app, name="anchors")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
 app.command(epilog=EXTRACT_EXAMPLES)(extract)
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.command(name="eval", epilog=EVAL_EXAMPLES)(evaluate)
 app.command(epilog=CAPTION_EXAMPLES)(caption)
 app.command(epilog=EXPLAIN_EXAMPLES)(explain)
+app.command(epilog=SEARCH_EXAMPLES)(search)
+app.command(epilog=REPRODUCE_EXAMPLES)(reproduce)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,204 @@
+"""The modality gap, measured: how far apart sentences and clips lie, and what the anchors make of both.
+
+Sentences and clips are compared as CALM's loss sees them: sentence features, and the mean of a clip's frame
+features, before any head. One sentence a clip is used, its first, so that both sides count equally. Sources:
+centroid distance, Liang et al., Mind the Gap (2022); alignment and uniformity, Wang and Isola, Understanding
+Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere (2020), with their
+alpha = 2 and t = 2; separability by held-out logistic regression, and the divergences, our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calmctl.errors import BadInput
+from calmctl.evaluation.bootstrap import Interval
+from calmctl.evaluation.encoding import EncodedSplit
+
+FOLDS = 5
+PENALTY = 1e-2
+LEVEL, REPLICATES = 0.95, 1000
+_FEWEST_CLIPS = 2 * FOLDS
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number with its 95 % bootstrap interval over clips."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The gap of one system on one test set.
+
+    Attributes:
+        n_clips: Clips, and sentences.
+        centroid_distance: Distance of the centroids of unit sentence and unit clip features, 0 to 2.
+        alignment: Mean squared distance of true pairs of unit features, 0 to 4: lower is closer.
+        uniformity_texts: log of the mean of exp(-2 d^2) over pairs of sentences: lower is more spread out.
+        uniformity_videos: The same over pairs of clips.
+        separability: Share of features whose modality a linear classifier tells, of clips it was not fitted on: 0.5
+            is no gap that a plane could find, 1 a complete one.
+        divergence_matched: Mean KL(S_p || V_p) in nats of true pairs.
+        divergence_unmatched: The same of all other pairs.
+        n_anchors: K.
+    """
+
+    n_clips: int
+    centroid_distance: Measure
+    alignment: Measure
+    uniformity_texts: Measure
+    uniformity_videos: Measure
+    separability: Measure
+    divergence_matched: Measure
+    divergence_unmatched: Measure
+    n_anchors: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found: dict[str, Any] = {"n_clips": self.n_clips, "n_anchors": self.n_anchors}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Measure):
+                found[field.name] = {"value": value.value, "low": value.interval.low, "high": value.interval.high}
+        return found
+
+
+def one_sentence_a_clip(encoded: EncodedSplit, texts: Tensor, videos: Tensor) -> tuple[Tensor, Tensor]:
+    """The first sentence of each clip that has one, and that clip: float64 [N, D] each, in the order of the clips.
+
+    Args:
+        encoded: Says whose sentences they are.
+        texts: Sentence features [N_t, D].
+        videos: One feature a clip [N_v, D].
+
+    Raises:
+        BadInput: Fewer clips than the classifier's folds need.
+    """
+    clips, first = np.unique(encoded.owners, return_index=True)
+    if len(clips) < _FEWEST_CLIPS:
+        raise BadInput(f"the gap of {len(clips)} clips says nothing; evaluate on at least {_FEWEST_CLIPS}")
+    return texts[torch.from_numpy(first)].double(), videos[torch.from_numpy(clips)].double()
+
+
+def measure_gap(texts: Tensor, videos: Tensor, log_s: Tensor, log_v: Tensor, *, seed: int = 0) -> Gap:
+    """Measure the gap of paired features.
+
+    Args:
+        texts: Sentence features [N, D]; row i belongs to row i of `videos`.
+        videos: Mean frame features of clips [N, D].
+        log_s: log S_p of the sentences, [N, K].
+        log_v: log V_p of the clips, [N, K].
+        seed: Of the resampling, and of the classifier's folds.
+    """
+    texts, videos = F.normalize(texts.double(), dim=-1), F.normalize(videos.double(), dim=-1)
+    n = len(texts)
+    rng = np.random.default_rng(seed)
+    drawn = torch.from_numpy(rng.multinomial(n, np.full(n, 1.0 / n), size=REPLICATES)).double()  # [R, N]
+    ones = torch.ones(1, n, dtype=torch.float64)
+
+    def measured(statistic: Callable[[Tensor], Tensor]) -> Measure:
+        """`statistic` maps counts of clips [R, N] to [R]: on every clip once, and on the resamples."""
+        low, high = np.quantile(statistic(drawn).numpy(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Measure(float(statistic(ones)), Interval(float(low), float(high)))
+
+    pairs = divergences(log_s, log_v)
+    correct = modality_told(texts, videos, seed=seed)
+    return Gap(
+        n,
+        measured(lambda w: ((w @ texts - w @ videos) / w.sum(1, keepdim=True)).norm(dim=1)),
+        measured(_mean_of((texts - videos).square().sum(1))),
+        measured(_log_mean_of_pairs(_kernel(texts))),
+        measured(_log_mean_of_pairs(_kernel(videos))),
+        measured(_mean_of(correct)),
+        measured(_mean_of(pairs.diagonal())),
+        measured(_mean_of_pairs(pairs)),
+        log_s.shape[1],
+    )
+
+
+def divergences(log_s: Tensor, log_v: Tensor) -> Tensor:
+    """KL(S_p of sentence i || V_p of clip j) in nats, [N, N], of logarithms [N, K] each."""
+    log_s, log_v = log_s.double(), log_v.double()
+    share = log_s.exp()
+    return (share * log_s).sum(1, keepdim=True) - share @ log_v.T
+
+
+def modality_told(texts: Tensor, videos: Tensor, *, seed: int = 0) -> Tensor:
+    """How many of a clip's two features, its own and its sentence's, a linear classifier gets right: share [N].
+
+    Logistic regression with a ridge penalty, fitted by L-BFGS. The clips are dealt into five folds; those of one
+    fold are judged by a classifier fitted on the other four, so no clip and no sentence is judged by one that saw it.
+    """
+    n = len(texts)
+    order = np.random.default_rng(seed).permutation(n)
+    told = torch.empty(n, dtype=torch.float64)
+    for fold in range(FOLDS):
+        held = torch.from_numpy(np.sort(order[fold::FOLDS]))
+        fitted = torch.ones(n, dtype=torch.bool)
+        fitted[held] = False
+        weights = fit_logistic(torch.cat([texts[fitted], videos[fitted]]), int(fitted.sum()))
+        of_texts, of_videos = (_with_bias(each[held]) @ weights for each in (texts, videos))
+        told[held] = ((of_texts > 0).double() + (of_videos < 0).double()) / 2
+    return told
+
+
+def fit_logistic(features: Tensor, n_first: int) -> Tensor:
+    """Weights [D + 1], the bias last, that tell the first `n_first` rows of [M, D] (positive) from the others.
+
+    Minimises the mean logistic loss plus PENALTY / 2 times the squared norm of the weights without the bias.
+    """
+    features = _with_bias(features)
+    signs = torch.ones(len(features), dtype=torch.float64)
+    signs[n_first:] = -1
+    weights = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.softplus(-signs * (features @ weights)).mean() + PENALTY / 2 * weights[:-1].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weights.detach()
+
+
+def _with_bias(features: Tensor) -> Tensor:
+    return torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
+
+
+def _kernel(unit: Tensor) -> Tensor:
+    """exp(-2 d^2) of all pairs of unit vectors [N, D]: [N, N]; d^2 = 2 - 2 cos."""
+    return (-2 * (2 - 2 * unit @ unit.T)).exp()
+
+
+def _mean_of(values: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda w: w @ values / w.sum(1)
+
+
+def _mean_of_pairs(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """Mean over pairs of different clips; one that was drawn twice makes no pair with itself."""
+    off = values - values.diagonal().diag()
+
+    def statistic(w: Tensor) -> Tensor:
+        return (w @ off * w).sum(1) / (w.sum(1) ** 2 - w.square().sum(1))
+
+    return statistic
+
+
+def _log_mean_of_pairs(values: Tensor) -> Callable[[Tensor], Tensor]:
+    mean = _mean_of_pairs(values)
+    return lambda w: mean(w).log()

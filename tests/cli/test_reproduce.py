@@ -1,0 +1,114 @@
+"""`calmctl reproduce` as its user meets it: plans without data, refusals, and the demo's stand-in end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from calmctl.cli.main import app
+from calmctl.cli.reproduce import TABLES
+from calmctl.data.demo import generate_demo
+from calmctl.data.demo_world import DemoCounts
+from calmctl.errors import CalmError
+from calmctl.reproducing import stand_in
+from calmctl.reproducing.published import PUBLISHED
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["reproduce", *arguments])
+
+
+def test_the_tables_are_those_of_the_library() -> None:
+    assert tuple(PUBLISHED) == TABLES
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_dry_run_needs_no_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = call(name, "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "missing" in shown.stdout and "runs (" in shown.stdout and "not measured" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+    plan = json.loads(call(name, "--dry-run", "--json", "--seeds", "2").stdout)
+    assert plan["tables"] == [name] and len(plan["runs"]) == 2 * len(PUBLISHED[name]().rows)
+    assert {run["state"] for run in plan["runs"]} == {"new"} and plan["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table2"], "3 of 5 things that table2 needs are missing"),
+        (["table4"], "msvd"),
+        (["table9"], "there is no table9; name one or more of table1"),
+        (["optim.epochs=1"], "name one or more of table1"),
+        (["table3", "--data", "demo"], "no stand-in on the demo world"),
+        (["table1", "--rows", "x-pool", "--dry-run"], "has no row 'x-pool'"),
+        (["table1", "--dry-run", "head.knd=xpool"], "did you mean head.kind"),
+        (["table7", "--skip-missing"], "nothing is left to run"),
+    ],
+)
+def test_mistakes_are_sentences(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert isinstance(result.exception, CalmError), result.output
+    assert message in str(result.exception)
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder in which the stand-in draws a tiny world."""
+
+    def draw(root: Path, **keys: object) -> None:
+        generate_demo(root, counts=DemoCounts(train=24, val=6, test=12, shifted=12))
+
+    monkeypatch.setattr(stand_in, "generate_demo", draw)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_demo_from_nothing(tiny_demo: Path) -> None:
+    before = call("table7", "--data", "demo", "--dry-run")
+    assert "not made yet" in before.stdout and not list(tiny_demo.iterdir())
+    arguments = ["table7", "--data", "demo", "--rows", "t-mass+calm", "--seeds", "2", "head.trials=2", "optim.epochs=1"]
+    done = call(*arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "4 runs (4 new)" in done.stderr and "measured steps" in done.stderr
+    assert max(map(len, done.stdout.splitlines()[:-3])) <= 80
+    for words in ("demo → demo-shifted", "VAE (CALM)", "AUDIT, NOT A RESULT", "±", "Demo stand-in", "wrote"):
+        assert words in done.stdout
+    record = json.loads(Path("runs/reproduce/table7-demo.json").read_text())
+    assert record["stand_in"] and record["seeds"] == [24, 25]
+    assert [block["n_clips"] for block in record["blocks"]] == [12, 12]
+    assert "| system |" in Path("runs/reproduce/table7-demo.md").read_text()
+    again = call(*arguments, "--json")
+    assert "4 runs (4 finished)" in again.stderr
+    assert json.loads(again.stdout)[0]["blocks"] == record["blocks"]
+    plan = json.loads(call(*arguments, "--dry-run", "--json").stdout)
+    assert plan["seconds"] == 0 and {run["state"] for run in plan["runs"]} == {"finished"}
+
+
+def test_another_start_is_another_table(tiny_demo: Path) -> None:
+    """Features and recipes are tied to the weights of the CLIP that made them."""
+    world = stand_in.make_stand_in(Path("data/demo"), Path("runs"), _Silent())
+    assert stand_in.find_stand_in(Path("data/demo"), Path("runs")) == world
+    assert stand_in.find_stand_in(Path("data/demo"), Path("elsewhere")) is None
+    features = world.tests["demo"].features
+    assert features is not None and features.is_dir() and "features-" in str(features)
+    own = world.recipe(stand_in.stand_in_table("table7", Path("runs")).rows[0], 0)
+    assert own.data.features == str(features) and own.frozen
+
+
+class _Silent:
+    def stage(self, text: str) -> None: ...
+
+    def reading(self, what: str, done: int, total: int) -> None: ...
+
+    def step(self, done: int, total: int, loss: float) -> None: ...
+
+    def epoch(self, epoch: int, validation: dict[str, float]) -> None: ...
+
+    def warn(self, text: str) -> None: ...

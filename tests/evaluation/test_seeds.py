@@ -1,0 +1,99 @@
+"""Several seeds of a system: spread, and differences over clips and seeds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calmctl.errors import BadInput
+from calmctl.evaluation.bootstrap import paired_differences
+from calmctl.evaluation.metrics import Ranks, rank_queries
+from calmctl.evaluation.seeds import ClipSums, clip_sums, differences_over_seeds, mean_intervals, spread
+
+
+def ranks(seed: int, n_texts: int = 30, n_videos: int = 12, help_: float = 1.0) -> Ranks:
+    rng = np.random.default_rng(seed)
+    owners = np.arange(n_texts) % n_videos
+    scores = rng.normal(size=(n_texts, n_videos))
+    scores[np.arange(n_texts), owners] += help_
+    return rank_queries(scores, owners)
+
+
+def sums(*seeds: int, help_: float = 1.0) -> list[ClipSums]:
+    return [clip_sums(ranks(seed, help_=help_), [f"clip{i}" for i in range(12)]) for seed in seeds]
+
+
+def test_clip_sums_are_the_queries_of_each_clip() -> None:
+    found = ranks(3)
+    made = clip_sums(found, [f"clip{i}" for i in range(12)])
+    for row, clip in enumerate(made.clips):
+        mine = [q for q in range(30) if f"clip{found.clips[q]}" == clip]
+        assert made.sizes[row] == len(mine)
+        brute = [sum(100.0 * (found.greater[q] < k) for q in mine) for k in (1, 5, 10)]
+        brute.append(sum(1.0 + found.greater[q] for q in mine))
+        assert made.sums[row] == pytest.approx(brute)
+    metrics = found.metrics()
+    assert made.means == pytest.approx({"r1": metrics.r1, "r5": metrics.r5, "r10": metrics.r10, "mnr": metrics.mnr})
+
+
+def test_spread_is_the_sample_standard_deviation() -> None:
+    assert spread([1.0, 2.0, 6.0]).mean == 3.0
+    assert spread([1.0, 2.0, 6.0]).std == pytest.approx(7.0**0.5)
+    assert spread([4.0]).std is None
+
+
+def test_one_seed_each_is_the_paired_bootstrap_of_two_systems() -> None:
+    """With one seed nothing but clips is drawn, by the same generator as `paired_differences`."""
+    ours = differences_over_seeds(sums(1), sums(2, help_=2.0))
+    theirs = paired_differences(ranks(1), ranks(2, help_=2.0))
+    for metric in ("r1", "r5", "r10", "mnr"):
+        assert ours[metric].difference == pytest.approx(theirs[metric].difference)
+        assert ours[metric].interval.low == pytest.approx(theirs[metric].interval.low)
+        assert ours[metric].interval.high == pytest.approx(theirs[metric].interval.high)
+        assert ours[metric].p_value == theirs[metric].p_value
+
+
+def test_several_seeds_against_a_slow_transcription() -> None:
+    first, second = sums(1, 2, 3), sums(4, 5, help_=1.5)
+    found = differences_over_seeds(first, second, replicates=200, seed=7)["r5"]
+    rng = np.random.default_rng(7)
+    counts = rng.multinomial(12, np.full(12, 1 / 12), size=200)
+    draws = [rng.multinomial(2, np.full(3, 1 / 3), size=200) / 2, rng.multinomial(1, np.full(2, 1 / 2), size=200)]
+    values = []
+    for replicate in range(200):
+        means = []
+        for system, weights in zip((first, second), draws, strict=True):
+            total = 0.0
+            for each, weight in zip(system, weights[replicate], strict=True):
+                hits = sum(counts[replicate][c] * each.sums[c, 1] for c in range(12))
+                total += weight * hits / sum(counts[replicate][c] * each.sizes[c] for c in range(12))
+            means.append(total)
+        values.append(means[1] - means[0])
+    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    plain = np.mean([s.means["r5"] for s in second]) - np.mean([s.means["r5"] for s in first])
+    assert found.difference == pytest.approx(plain)
+
+
+def test_seeds_alone_give_the_unbiased_variance_of_their_mean() -> None:
+    """Clips that are all alike leave the seeds: the interval is that of a mean of n values with s^2 / n."""
+    values = np.array([10.0, 20.0, 60.0])
+    alike = [ClipSums(("a", "b"), ("r1",), np.full((2, 1), v), np.ones(2)) for v in values]
+    interval = mean_intervals(alike, replicates=20_000)["r1"]
+    means = [(x + y) / 2 for x in values for y in values]  # every way to draw two of three with replacement
+    assert np.var(means) == pytest.approx(values.var(ddof=1) / 3)
+    assert (interval.low, interval.high) == (min(means), max(means))
+
+
+@given(st.integers(0, 1000))
+def test_a_system_does_not_differ_from_itself_beyond_chance(seed: int) -> None:
+    same = differences_over_seeds(sums(seed), sums(seed), replicates=100)
+    assert all(d.difference == 0 and d.interval.low == 0 == d.interval.high and d.within_noise for d in same.values())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    other = clip_sums(ranks(1), [f"other{i}" for i in range(12)])
+    with pytest.raises(BadInput, match="same queries"):
+        differences_over_seeds(sums(1), [other])
+    one = [ClipSums(("a",), ("r1",), np.ones((1, 1)), np.ones(1))]
+    with pytest.raises(BadInput, match="at least two"):
+        differences_over_seeds(one, one)
