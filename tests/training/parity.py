@@ -149,8 +149,8 @@ def build(overrides: Sequence[str]) -> AlignedModel:
     }
     recipe = recipe_from_dict(values, overrides=[*SMALL, *overrides])
     vocabulary = _anchors()
-    torch.manual_seed(1)
     backbone = _backbone()
+    torch.manual_seed(1)  # behind the backbone's, which is made once: every build draws the same
     backbone = deepcopy(backbone, {id(backbone._tokenizer): backbone._tokenizer})
     if recipe.task == "caption":
         model: AlignedModel = build_caption_model(
