@@ -136,8 +136,8 @@ def score_rows(index: SearchIndex, scorer: Scorer, text: Tensor, positions: np.n
     parts = [np.empty(0, np.float32)]
     for start in range(0, len(positions), 512):
         some = positions[start : start + 512]
-        frames = index.frames.rows(some).to(device) if scorer.reads_frames else None
-        parts.append(scorer.score(prepared, frames, index.table(some, device))[0].cpu().numpy())
+        read = scorer.read(prepared, index.frames.rows(some).to(device)) if scorer.reads_frames else None
+        parts.append(scorer.score(prepared, read, index.table(some, device))[0].cpu().numpy())
     return np.concatenate(parts)
 
 

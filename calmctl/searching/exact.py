@@ -19,7 +19,9 @@ from calmctl.searching.scorers import Scorer, adapted
 FRAMES_PER_BLOCK = 6144
 """Frames multiplied at once: 12 MB in float32 at D = 512 (our choice, measured)."""
 CLIPS_PER_BLOCK = 8192
-"""Clips scored at once from their table alone."""
+"""Clips scored at once: much smaller blocks would spend their time on calls."""
+MOST_READ = 1 << 25
+"""Numbers kept of frames while they are read, 128 MB: with many queries, blocks hold fewer clips."""
 MOST_SCORES = 1 << 26
 """Scores held at once, 256 MB: many queries over many clips go in parts."""
 _MARGIN = 2e-5  # float32 scores are off by less (tests/searching/test_exact.py): who may be among the best is kept
@@ -112,14 +114,23 @@ def _all_scores(
 ) -> np.ndarray:
     """Float32 scores [N_t, N] of all clips."""
     frames, device = index.frames, scorer.device
-    step = block or (max(1, FRAMES_PER_BLOCK // frames.n_frames) if scorer.reads_frames else CLIPS_PER_BLOCK)
-    buffer = frames.empty(min(step, len(frames))) if scorer.reads_frames else None
     prepared = scorer.prepare(texts.to(device))
+    step = block or CLIPS_PER_BLOCK
+    if scorer.reads_frames:
+        # Frames pass through the cache in small blocks; of each remain a few numbers, and those are scored together.
+        at_once = block or max(1, FRAMES_PER_BLOCK // frames.n_frames)
+        buffer = frames.empty(min(at_once, len(frames)))
+        kept = scorer.read(prepared, buffer[:1].zero_().to(device)).numel()
+        step = block or max(at_once, min(step, MOST_READ // kept))
     scores = np.empty((len(texts), len(frames)), np.float32)
     for start in range(0, len(frames), step):
-        stop = min(start + step, len(frames))
-        pixels = None if buffer is None else frames.block(start, stop, buffer).to(device)
-        found = scorer.score(prepared, pixels, index.table(slice(start, stop), device))
-        scores[:, start:stop] = found.cpu().numpy()
+        stop, read = min(start + step, len(frames)), None
+        if scorer.reads_frames:
+            parts = []
+            for low in range(start, stop, at_once):
+                parts.append(scorer.read(prepared, frames.block(low, min(low + at_once, stop), buffer).to(device)))
+                tell(min(low + at_once, stop))
+            read = torch.cat(parts, -2)
+        scores[:, start:stop] = scorer.score(prepared, read, index.table(slice(start, stop), device)).cpu().numpy()
         tell(stop)
     return scores

@@ -37,7 +37,11 @@ class Scorer(Protocol):
         """The text side, once for all clips; texts as `AlignedModel.encode_texts` gives them."""
         ...
 
-    def score(self, prepared: Any, frames: Tensor | None, table: VideoTable) -> Tensor:
+    def read(self, prepared: Any, frames: Tensor) -> Tensor:
+        """What scores need of the frames [n, F, D] that it `reads_frames` of: a few numbers a frame, [..., n, F]."""
+        ...
+
+    def score(self, prepared: Any, read: Tensor | None, table: VideoTable) -> Tensor:
         """Scores [N_t, n]."""
         ...
 
@@ -78,8 +82,12 @@ class TableScorer:
         """The texts as they are."""
         return texts
 
+    def read(self, prepared: Tensor, frames: Tensor) -> Tensor:
+        """Nothing: scoring needs the table alone."""
+        raise NotImplementedError
+
     @torch.inference_mode()
-    def score(self, prepared: Tensor, frames: Tensor | None, table: VideoTable) -> Tensor:
+    def score(self, prepared: Tensor, read: Tensor | None, table: VideoTable) -> Tensor:
         """The head's `score`."""
         return self.head.score(prepared, table)
 
@@ -110,17 +118,20 @@ class ProbeScorer:
         return probes, directions.flatten(0, 1).contiguous(), constant
 
     @torch.inference_mode()
-    def score(self, prepared: tuple[Probes, Tensor, Tensor], frames: Tensor | None, table: VideoTable) -> Tensor:
-        """The head's `score_probed`."""
-        assert frames is not None
-        probes, directions, constant = prepared
+    def read(self, prepared: tuple[Probes, Tensor, Tensor], frames: Tensor) -> Tensor:
+        """Dot products [N_t, P, n, F] of the probes with the frames."""
+        _, directions, constant = prepared
         n_videos, n_frames, dim = frames.shape
         with full_precision(frames.device):
             dots = directions @ frames.reshape(-1, dim).T
-        dots = dots.view(*constant.shape, n_videos, n_frames)
-        if self.adapter is not None:
-            dots = dots + constant[..., None, None]
-        return self.head.score_probed(probes, dots, table)
+        return dots.view(*constant.shape, n_videos, n_frames)
+
+    @torch.inference_mode()
+    def score(self, prepared: tuple[Probes, Tensor, Tensor], read: Tensor | None, table: VideoTable) -> Tensor:
+        """The head's `score_probed`."""
+        assert read is not None
+        probes, _, constant = prepared
+        return self.head.score_probed(probes, read if self.adapter is None else read + constant[..., None, None], table)
 
 
 def adapted(frames: Tensor, adapter: FeatureAdapter | None) -> Tensor:

@@ -128,5 +128,7 @@ def test_float32_scores_stay_within_the_margin_at_full_size(kind):
     frames = torch.randn(6, 1, 512) * 0.4 + torch.randn(6, 12, 512) * 0.2
     texts = torch.randn(3, 5, 512) * 0.4 if head.reads == "words" else torch.randn(3, 512) * 0.4
     scorer = choose_scorer(head, None, CPU, (12, 512))
-    scores = scorer.score(scorer.prepare(texts), frames, scorer.table(frames)).double().numpy()
+    prepared = scorer.prepare(texts)
+    read = scorer.read(prepared, frames) if scorer.reads_frames else None
+    scores = scorer.score(prepared, read, scorer.table(frames)).double().numpy()
     assert np.abs(scores - Judge(head, None).scores(texts, frames)).max() < exact._MARGIN / 4
