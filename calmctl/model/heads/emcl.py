@@ -17,6 +17,7 @@ from calmctl.model.temporal import FrameTransformer
 FRAME_TEMPERATURE = 3.0  # the reference's, on features of natural length
 MOMENTUM = 0.9
 _TINY = 1e-6
+_NOTHING = 1e-30  # shares below are zeros: as denormal numbers they would cost a CPU ten times the rest of a step
 _PAIRS_PER_BLOCK = 1 << 15
 
 Start = Literal["released", "gaussian"]
@@ -150,7 +151,7 @@ def expectation_maximisation(rows: Tensor, start: Tensor, steps: int) -> tuple[T
     """
     bases = start.expand(len(rows), -1)
     for _ in range(steps):
-        shares = (rows.T @ bases).softmax(-1)
+        shares = F.threshold((rows.T @ bases).softmax(-1), _NOTHING, 0.0)
         directions = shares / (_TINY + shares.sum(0))
         bases = rows @ directions
         lengths = _TINY + bases.norm(dim=0)
