@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.model.aligned import AlignedModel, Batch
+from calmctl.model.aligned import AlignedModel
+from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
 from calmctl.recipe import recipe_from_dict
 

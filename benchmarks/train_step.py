@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from calmctl.anchors.bank import AnchorBank
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.model.aligned import Batch
+from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import recipe_from_dict

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -235,8 +234,3 @@ def vocabulary_json(vocabulary: Vocabulary) -> Mapping[str, Any]:
     """A vocabulary as plain data for `--json` and for the provenance of a result."""
     return {**vocabulary.model_dump(exclude={"labels"}), "digest": vocabulary.digest,
             "labels": [label.model_dump() for label in vocabulary.labels]}  # fmt: skip
-
-
-def is_vocabulary_name(text: str) -> bool:
-    """Whether `text` can be a `name` or a `name@version`."""
-    return re.fullmatch(rf"{NAME_PATTERN}(@[0-9]+)?", text) is not None

@@ -31,7 +31,11 @@ calmctl data where didemo"""
 
 _COLOUR = {"ok": "green", "unused": "dim", "missing": "yellow", "wrong": "red"}
 
-app = typer.Typer(no_args_is_help=True, help="Check what a dataset needs and where it is looked for.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Check what a dataset needs and where it is looked for.",
+    epilog="Examples:  calmctl data where msrvtt    calmctl data check msrvtt --root /data",
+)
 
 
 @app.command(epilog=CHECK_EXAMPLES)

@@ -73,7 +73,7 @@ def extract(
         str | None, typer.Option(metavar="I/N", help="Do part I of N, for a job array.", rich_help_panel=_RUN)
     ] = None,
     ray: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Use N actors of Ray (calmctl[cluster]).", rich_help_panel=_RUN)
+        int, typer.Option(min=0, metavar="N", help=r"Use N actors of Ray (calmctl\[cluster]).", rich_help_panel=_RUN)
     ] = 0,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge such parts (stores) into --out.", rich_help_panel=_RUN)

@@ -61,6 +61,7 @@ def reproduce(
     from calmctl.cli.reproduce_view import StageWatcher, plan_json, print_plan, print_tables
     from calmctl.device import choose_device
     from calmctl.reproducing.estimate import Cost, estimate
+    from calmctl.reproducing.reproduce import as_json as table_json
     from calmctl.reproducing.reproduce import choose_rows, measure, plan_tables, require_present, write_table
     from calmctl.reproducing.work import work_off
 
@@ -100,7 +101,7 @@ def reproduce(
     command = shlex.join(["calmctl", *sys.argv[1:]])
     files = [path for table in filled for path in write_table(table, runs, command)]
     if as_json:
-        print_json([table.to_json() for table in filled])
+        print_json([table_json(table) for table in filled])
     else:
         print_tables(filled)
         stdout().print("\n".join(["", *(f"wrote {path}" for path in files)]), soft_wrap=True, markup=False)

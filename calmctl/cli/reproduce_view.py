@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def plan_json(plan: Plan, cost: Cost) -> dict[str, Any]:
     return {
         "tables": [table.name for table in plan.tables],
         "data": plan.world.name,
-        "found": [{"what": each.what, "present": each.present, "says": each.says} for each in plan.found.values()],
+        "found": [asdict(each) for each in plan.found.values()],
         "left_out": plan.left_out,
         "runs": [
             {"name": job.recipe.name, "state": job.state, "folder": str(job.run.folder) if job.run else None}
@@ -69,6 +70,8 @@ def print_plan(plan: Plan, cost: Cost, *, made: bool, to_stderr: bool = False) -
     grid.add_column(overflow="fold")
     for each in plan.found.values():
         mark = Text("there", style="green") if each.present else Text("missing", style="bold red")
+        if each.online:
+            mark = Text("online", style="yellow")
         grid.add_row(mark, printable(each.what), printable(each.says))
     out.print(grid)
     states = Counter(job.state for job in plan.jobs)

@@ -68,3 +68,24 @@ class Dataset:
     protocol: str
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSplit:
+    """A split of a feature store, without the clips that have no features.
+
+    `captions[i]` describes `ids[owners[i]]`.
+
+    Attributes:
+        name: "train", "val" or "test".
+        ids: The clips that have features.
+        captions: Their sentences.
+        owners: For each caption the index of its clip in `ids`.
+        left_out: Clips of the protocol without features, with reasons.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    owners: tuple[int, ...]
+    left_out: tuple[LeftOut, ...]

@@ -128,7 +128,10 @@ def carve_val(
     if wanted is None and len(train.clips) < 2:
         n_val = 0
     if n_val < 0 or n_val >= max(len(train.clips), 1):
-        raise DatasetError(f"{title}: cannot carve {n_val} validation clips from {len(train.clips)} train clips")
+        raise DatasetError(
+            f"{title}: cannot carve {n_val} validation clips from {len(train.clips)} train clips; "
+            "bring the clips that are missing, or set data.val_clips to fewer"
+        )
     if not n_val:
         return dict(splits), "val: none; nothing can be selected on it"
     ranked = sorted(train.clips, key=lambda clip: hashlib.sha256(f"{seed} {clip.id}".encode()).digest())

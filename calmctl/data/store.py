@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from calmctl.data import store_format as fmt
-from calmctl.data.samples import LeftOut
+from calmctl.data.samples import LeftOut, StoredSplit
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, ShardEntry, shard_file
 from calmctl.errors import StoreError
 from calmctl.files import sha256_bytes
 
 _SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSplit:
-    """A split of a store, without the clips that have no features.
-
-    `captions[i]` describes `ids[owners[i]]`.
-
-    Attributes:
-        name: "train", "val" or "test".
-        ids: The clips that have features.
-        captions: Their sentences.
-        owners: For each caption the index of its clip in `ids`.
-        left_out: Clips of the protocol without features, with reasons.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    captions: tuple[str, ...]
-    owners: tuple[int, ...]
-    left_out: tuple[LeftOut, ...]
 
 
 class FeatureStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import chain
 
 from calmctl.data.layout import candidates, listing
 from calmctl.data.registry import BENCHMARKS, DATASETS, resolve
@@ -18,10 +19,10 @@ _OWN = {
 
 def overview() -> str:
     """All datasets in a line each, and the layout they share."""
-    lines = [f"{name:<14}{info.description}" for name, info in DATASETS.items()]
+    lines = [_wrapped(info.description, " " * 14, name) for name, info in DATASETS.items()]
     return "\n".join(
         [
-            *lines,
+            *chain.from_iterable(lines),
             "",
             *_layout("NAME"),
             "",
@@ -39,7 +40,7 @@ def explain_dataset(name: str) -> str:
         DatasetError: There is no dataset of that name.
     """
     default = resolve(name, None)
-    lines = [DATASETS[name].description, ""]
+    lines = [*_wrapped(DATASETS[name].description), ""]
     if name not in BENCHMARKS:
         return "\n".join([*lines, *_wrapped(_OWN[name])])
     benchmark = BENCHMARKS[name]
@@ -47,8 +48,9 @@ def explain_dataset(name: str) -> str:
         if protocol_name:
             lines.append(f"protocol {protocol_name}{' (default)' if protocol_name == default else ''}")
         for split, choices in protocol.files.items():
-            ways = ", or\n         ".join(listing(choice) for choice in choices)
-            lines.append(f"  {split:<5}  {ways}")
+            for number, choice in enumerate(choices, start=1):
+                way = listing(choice) + (", or" if number < len(choices) else "")
+                lines += _wrapped(way, " " * 9, f"  {split}" if number == 1 else "")
         if protocol.val_clips:
             lines.append(f"  val    {protocol.val_clips} clips are carved from train")
         lines.append("")
@@ -68,11 +70,12 @@ def _layout(name: str) -> list[str]:
     """The folders of a root, first match first."""
     return [
         "where they are looked for, below ROOT (--root, or data.root), first match first",
-        f"  annotations  {', '.join(candidates('annotations', name))}",
-        f"  clips        {', '.join(candidates('videos', name))}; each with all below it",
+        *_wrapped(", ".join(candidates("annotations", name)), " " * 15, "  annotations"),
+        *_wrapped(f"{', '.join(candidates('videos', name))}; each with all below it", " " * 15, "  clips"),
         "or where --annotations and --videos (data.annotations, data.videos) say.",
     ]
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def _wrapped(text: str, indent: str = "", label: str = "") -> list[str]:
+    first = label.ljust(len(indent))
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)

@@ -59,10 +59,11 @@ def gaps_of_runs(
     """
     vocabulary = load_vocabulary(runs[0].vocabulary)
     found = []
-    starts: dict[tuple[str, str | None], str] = {}
+    starts: dict[tuple[str, str | None, int | None], str] = {}
     for run in runs:
         recipe = run.recipe()
-        start = (recipe.backbone.model, recipe.backbone.weights)
+        weights = recipe.backbone.weights
+        start = (recipe.backbone.model, weights, recipe.seed if weights is None else None)
         if start not in starts:
             starts[start] = "before training" if not starts else f"before {run.folder.name}"
             found.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device)))
@@ -85,7 +86,9 @@ def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> 
     """The backbone that a run started from; the head around it is untrained and takes no part."""
     bare = without_alignment(recipe)
     bare = bare.model_copy(update={"backbone": bare.backbone.model_copy(update={"adapter": "none"})})
-    return build_model(bare, vocabulary, recipe_backbone(recipe)).eval().to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # as `prepare` does: without weights, training began with the draw of its seed
+        return build_model(bare, vocabulary, recipe_backbone(recipe)).eval().to(device)
 
 
 def _gap(

@@ -12,6 +12,7 @@ import torch
 from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.metrics import retrieval_metrics
+from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.released import score_tmass_released
 from calmctl.evaluation.rerank import dual_softmax
 from calmctl.evaluation.result import RetrievalResult, retrieval_result
@@ -106,18 +107,18 @@ def evaluate_encoded(
         trained_protocol=trained_protocol,
         system=system,
         scorer=scorer,
-        paper_method=_paper_row(model),
+        paper_method=paper_method(model),
         left_out=len(encoded.left_out),
     )
     return Evaluation(result, scores, encoded)
 
 
-def _paper_row(model: CalmModel) -> str:
-    """The method of the paper's tables that this model stands for."""
+def paper_method(model: CalmModel) -> str:
+    """The method of the paper's tables that this model stands for, "" for none: CALM there is T-MASS with the loss."""
     match model.alignment.kind:
         case "vae":
-            return "CALM"
+            return METHODS.get(f"{model.head.name}+calm", "")
         case "none":
-            return {"meanp": "CLIP4Clip", "emcl": "EMCL", "t-mass": "T-MASS"}.get(model.head.name, "")
+            return METHODS.get(model.head.name, "")
         case _:
             return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NotRequired, TypedDict, Unpack
 
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from calmctl.anchors.bank import AnchorBank
 from calmctl.anchors.distribution import anchor_log_probabilities, at_least_float32, video_log_probabilities
 from calmctl.errors import BadInput
+from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.backbone import Backbone
+from calmctl.model.batch import Batch, Losses
 from calmctl.model.chunks import encode_in_chunks, require_separate_rows
 from calmctl.model.diagnostics import alignment_diagnostics
 from calmctl.model.peers import ALONE, Peers
@@ -20,58 +21,6 @@ from calmctl.model.preprocess import split_preprocess
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.objectives.alignment import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """B samples: sentence i describes clip i.
-
-    Attributes:
-        texts: Token ids [B, L], or features of the sentences where they were made before (`encode_texts`).
-        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D].
-        clips: The number of each sample's clip, [B]; equal numbers are captions of one clip.
-        captions: For captioning: the sentences as the decoder's tokens, [B, T] (`CaptionVocabulary.encode`).
-    """
-
-    texts: Tensor
-    frames: Tensor
-    clips: Tensor
-    captions: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        texts, frames, clips = (part.to(device, non_blocking=True) for part in (self.texts, self.frames, self.clips))
-        captions = None if self.captions is None else self.captions.to(device, non_blocking=True)
-        return Batch(texts, frames, clips, captions)
-
-
-@dataclass(slots=True)
-class Losses:
-    """What one step yields.
-
-    Attributes:
-        total: The scalar to descend.
-        parts: Its summands before weighting, and their relatives, by name.
-        diagnostics: Numbers of `alignment_diagnostics`, by name; detached.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-
-
-class FeatureAdapter(nn.Module):
-    """x + Wx + b on frame and on sentence features, W = b = 0 at first (our choice).
-
-    On frozen features it is what the alignment loss can change.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.frames = nn.Linear(dim, dim)
-        self.texts = nn.Linear(dim, dim)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
 
 
 class AlignedParts(TypedDict):

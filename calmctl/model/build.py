@@ -6,7 +6,8 @@ from torch import Tensor
 
 from calmctl.anchors.bank import AnchorBank
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.model.aligned import AlignedParts, FeatureAdapter
+from calmctl.model.adapter import FeatureAdapter
+from calmctl.model.aligned import AlignedParts
 from calmctl.model.backbone import Backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel

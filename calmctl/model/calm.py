@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from calmctl.anchors.distribution import at_least_float32
-from calmctl.model.aligned import AlignedModel, AlignedParts, Batch, Losses
+from calmctl.model.aligned import AlignedModel, AlignedParts
 from calmctl.model.backbone import Backbone
+from calmctl.model.batch import Batch, Losses
 from calmctl.model.heads.base import WeightedSimilarity
 from calmctl.model.peers import Peers
 from calmctl.objectives.contrastive import task_loss

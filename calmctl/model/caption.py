@@ -1,4 +1,4 @@
-"""CALM for captioning: the aligned features and a caption head; one forward pass gives the losses (11.3)."""
+"""CALM for captioning: the aligned features and a caption head; one forward pass gives the losses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from calmctl.model.aligned import AlignedModel, AlignedParts, Batch, Losses
+from calmctl.model.aligned import AlignedModel, AlignedParts
 from calmctl.model.backbone import Backbone
+from calmctl.model.batch import Batch, Losses
 from calmctl.model.caption_vocabulary import PAD
 from calmctl.model.captioner import Captioner
 from calmctl.model.chunks import encode_in_chunks

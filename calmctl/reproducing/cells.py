@@ -20,6 +20,8 @@ NAMES = {
     "rouge_l": "ROUGE-L",
 }
 
+_ENOUGH_SEEDS = 5  # from here on chance stars less than twice as many as it says (calmctl/evaluation/seeds.py)
+
 
 def heading(block: Block) -> str:
     """The dataset that a block is about, with an arrow where it was not trained on."""
@@ -89,6 +91,8 @@ def legend(filled: Filled) -> Iterator[str]:
         )
         if len(seeds) == 1:
             yield "One seed: the stars know nothing of the spread over seeds, which may be larger."
+        elif len(seeds) < _ENOUGH_SEEDS:
+            yield "Few seeds: where they vary more than the clips do, chance stars up to several times as many."
     if any(line.paper_gap is not None for line in lines):
         yield (
             "paper: its number in the same metric; diff.: ours minus that. * more than the noise of both, the paper's "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.errors import CalmError
 from calmctl.files import sha256_bytes
 from calmctl.recipe import Recipe
 from calmctl.runs.folder import Run
+from calmctl.training.prepare import recipe_vocabulary
 
 _NOT_THE_RESULT = {
     "name": None,
@@ -43,7 +45,7 @@ class Ledger:
                 recipe = run.recipe()
             except CalmError:  # of another version, or half a folder: it stays, and a new run is made beside it
                 continue
-            if _began_after_its_weights(run, recipe):
+            if _began_after_its_weights(run, recipe) and _has_its_anchors(run, recipe):
                 self._runs.setdefault(recipe_digest(recipe), []).append(run)
 
     def finished(self, recipe: Recipe) -> Run | None:
@@ -68,3 +70,13 @@ def _began_after_its_weights(run: Run, recipe: Recipe) -> bool:
     if not recipe.backbone.weights or not weights.is_file():
         return True
     return run.recipe_file.stat().st_mtime >= weights.stat().st_mtime
+
+
+def _has_its_anchors(run: Run, recipe: Recipe) -> bool:
+    """Whether the anchors that a run was begun with are those in the file that its recipe names, if it is a file."""
+    if not (Path(recipe.anchors.vocabulary).is_file() and run.vocabulary.is_file()):
+        return True
+    try:
+        return load_vocabulary(run.vocabulary) == recipe_vocabulary(recipe)
+    except CalmError:
+        return False

@@ -174,7 +174,9 @@ def _read(path: Path, digest: str, test: TestSet) -> Outcome | None:
     values = read_json(path, what="outcomes of a run")
     if values.pop("weights", None) != digest or values.pop("where", None) != _where(test):
         return None
-    kept = values.pop("by_clip")
+    kept = values.pop("by_clip", None)
+    if kept is None or {*values, "sums"} != set(Outcome.__dataclass_fields__):  # of another version
+        return None
     sums = ClipSums(
         tuple(kept["clips"]),
         tuple(kept["metrics"]),

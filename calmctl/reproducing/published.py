@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.paper import ALIGNMENT, ANCHORS, CAPTIONING, RETRIEVAL
+from calmctl.evaluation.paper import ALIGNMENT, ANCHORS, CAPTIONING, METHODS, RETRIEVAL
 from calmctl.reproducing.ablation_rows import CHOICES, LARGE, TRAINED_TOWERS
 from calmctl.reproducing.tables import Row, Table
 
@@ -21,7 +21,6 @@ HEADS: Mapping[str, str] = {
 }
 """Labels of the heads, in the order of Table 1."""
 
-_PAPER_METHOD = {"meanp": "CLIP4Clip", "emcl": "EMCL", "wti": "UATVR", "t-mass": "T-MASS", "t-mass+calm": "CALM"}
 _NOT_RUN = {"DiffusionRet": "calmctl has no such head; the paper's row stands beside the others without a run"}
 _SINGLE_RUNS = (
     "The paper's numbers are single runs without a seed, and its evaluator is not stated; that of its baseline leaks "
@@ -71,7 +70,7 @@ def _retrieval(number: int, recipe: str, tests: tuple[str, ...]) -> Table:
             for row in RETRIEVAL
             if (row.table, row.method) == (number, method)
         }
-        for key, method in _PAPER_METHOD.items()
+        for key, method in METHODS.items()
     }
     return Table(
         f"table{number}",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from calmctl.errors import BadInput
 from calmctl.evaluation.runs import Progress
-from calmctl.files import write_json, write_text
+from calmctl.files import read_json, write_json, write_text
 from calmctl.provenance import environment
+from calmctl.reproducing.cells import legend
 from calmctl.reproducing.ledger import Ledger
 from calmctl.reproducing.markdown import as_markdown
 from calmctl.reproducing.outcomes import Outcome, outcomes_of
@@ -19,6 +21,7 @@ from calmctl.reproducing.table import Filled, fill
 from calmctl.reproducing.tables import FIRST_SEED, Table
 from calmctl.reproducing.work import Job, jobs_of
 from calmctl.reproducing.world import Found, World, look, needs
+from calmctl.runs.folder import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ def measure(
     for table in plan.tables:
         measured: dict[str, dict[str, list[Outcome]]] = {}
         folders: dict[str, list[str]] = {}
+        revisions: set[str] = set()
         for row in table.rows:
             for seed in range(seeds):
                 recipe = plan.world.recipe(row, seed, overrides)
@@ -129,8 +133,12 @@ def measure(
                 if run is None:
                     raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
                 folders.setdefault(row.key, []).append(str(run.folder))
+                revisions.add(_revision(run))
                 for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress):
                     measured.setdefault(row.key, {}).setdefault(outcome.dataset, []).append(outcome)
+        if len(revisions) > 1:
+            mixed = f"Its runs are of {len(revisions)} revisions of calmctl: {', '.join(sorted(revisions))}."
+            table = replace(table, notes=(*table.notes, mixed))
         filled.append(
             fill(
                 table,
@@ -145,14 +153,25 @@ def measure(
     return filled
 
 
+def as_json(filled: Filled) -> dict[str, Any]:
+    """A filled table for programs, with what has to be known to read it."""
+    return {**filled.to_json(), "legend": list(legend(filled))}
+
+
 def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]:
     """Write `filled` as JSON and as Markdown into `folder`; returns both paths. Raises `RunFailed` when it cannot."""
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
     json_file, markdown_file = folder / f"{stem}.json", folder / f"{stem}.md"
     about = environment()
-    write_json(json_file, {**filled.to_json(), **about})
+    write_json(json_file, {**as_json(filled), **about})
     write_text(markdown_file, as_markdown(filled, command, about))
     return json_file, markdown_file
+
+
+def _revision(run: Run) -> str:
+    about = read_json(run.about, what=f"run {run.folder}")
+    revision, _, changes = str(about["git"] or about["packages"]["calmctl"]).partition("+")
+    return revision[:12] + (f"+{changes}" if changes else "")
 
 
 def _without_missing(
@@ -176,4 +195,4 @@ def _without_missing(
 
 
 def _listed(missing: Sequence[Found]) -> str:
-    return "\n".join(f"{each.what}: {each.says}" for each in missing)
+    return "\n".join(each.says if each.says.startswith(each.what) else f"{each.what}: {each.says}" for each in missing)

@@ -43,7 +43,7 @@ class Line:
         paper_gap: Ours minus the paper's; None where the paper has none or where this is a stand-in.
         leak_r1: R@1 under the released T-MASS protocol, an audit; None where there is none.
         baseline: Key of the row it is compared with, "".
-        gains: This row minus its baseline by metric, paired over clips and over seeds.
+        gains: This row minus its baseline by metric, paired over clips; seeds are drawn for each by itself.
         paper_gain: The paper's number minus its baseline's, where it has both.
         note: What a reader must know.
     """

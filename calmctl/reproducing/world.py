@@ -56,13 +56,15 @@ class Found:
 
     Attributes:
         what: The dataset, vocabulary or weights.
-        present: Whether it is there.
+        present: Whether it is there, or will be fetched.
         says: Counts, or what is missing and how to get it.
+        online: Whether it is not there yet and the first run downloads it.
     """
 
     what: str
     present: bool
     says: str
+    online: bool = False
 
 
 def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[str, Found]:
@@ -111,7 +113,7 @@ def _dataset(test: TestSet, recipe: Recipe) -> Found:
         )
         splits = {name: dataset.splits[name] for name in (("train", "val", "test") if own else ("test",))}
     except DatasetError as fault:
-        return Found(test.dataset, False, str(fault))
+        return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
     counts = ", ".join(f"{name} {len(split.clips):,} clips" for name, split in splits.items())
     left_out = sum(len(split.left_out) for split in splits.values())
     empty = [name for name, split in splits.items() if not split.captions]
@@ -141,4 +143,6 @@ def _weights(recipe: Recipe) -> Found:
     if not repository:
         return Found(what, False, f"neither a file nor a pretrained tag of {model}")
     cached = isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
-    return Found(what, True, "in the local cache" if cached else "not in the local cache: downloaded at first")
+    if cached:
+        return Found(what, True, "in the local cache")
+    return Found(what, True, "not in the local cache: the first run downloads them", online=True)

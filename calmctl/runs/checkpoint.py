@@ -93,9 +93,8 @@ def load_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer
         if any(value.dim() and value.shape != parameter.shape for value in moments.values()):
             raise CheckpointError(f"{path} does not fit the recipe: the optimiser's state of {name} has another shape")
         if moments:
-            state[parameter] = {
-                key: value.to(parameter.device) if value.dim() else value for key, value in moments.items()
-            }
+            # All of it: a fused optimiser reads its count of steps where the weights are.
+            state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
     try:
         if rank < position.processes:
             random = _under(tensors, f"{_RANDOM}{rank}/")

@@ -28,8 +28,6 @@ from calmctl.errors import CheckpointError, RunFailed, RunNotFound
 from calmctl.files import append_text, read_json, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
 
-WEIGHTS = ("best", "last", "slim")
-
 
 class Run:
     """One run folder; its attributes are the paths in it."""

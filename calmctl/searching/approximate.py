@@ -16,7 +16,7 @@ from torch import Tensor
 from calmctl.data.store import FeatureStore
 from calmctl.errors import BadInput
 from calmctl.files import write_bytes, write_json
-from calmctl.model.aligned import FeatureAdapter
+from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.meanp import mean_video
 from calmctl.searching.exact import Best, Judge, select
 from calmctl.searching.index import FOLDER, Progress, SearchIndex
@@ -42,6 +42,9 @@ class Graph:
         """Use `open_graph`."""
         self._index, self._keys = index, keys
         self.path, self.made = path, made
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def candidates(self, sentence: Tensor, count: int) -> np.ndarray:
         """Positions, ascending, of the clips whose mean-pooled features are nearest to a sentence feature [D]."""

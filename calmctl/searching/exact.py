@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calmctl.model.aligned import FeatureAdapter
+from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.base import FusionHead
 from calmctl.searching.index import Progress, SearchIndex
 from calmctl.searching.scorers import Scorer, adapted

@@ -38,12 +38,13 @@ def measure_recall(exact: Sequence[Best], graph: Graph, sentences: Tensor, *, ca
         exact: The exact best `at` of every query.
         graph: The first stage.
         sentences: Sentence features [N_t, D] of the same queries.
-        candidates: Clips that the first stage passes on.
+        candidates: Clips that the first stage is to pass on: as in a search, at least `at`, and at most all.
         at: k.
     """
+    candidates = min(max(at, candidates), len(graph))
     kept, first = [], []
     for best, sentence in zip(exact, sentences, strict=True):
-        kept.append(_share(best, graph.candidates(sentence, max(at, candidates))))
+        kept.append(_share(best, graph.candidates(sentence, candidates)))
         first.append(_share(best, graph.candidates(sentence, at)))
     return Recall(at, len(kept), candidates, float(np.mean(kept)), float(np.mean(first)))
 

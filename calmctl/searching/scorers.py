@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from calmctl.model.aligned import FeatureAdapter
+from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.base import FusionHead, ProbedHead, Probes, VideoTable
 from calmctl.model.precision import full_precision
 

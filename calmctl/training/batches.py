@@ -15,8 +15,8 @@ from calmctl.data.samples import LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.workers import decode_clips
 from calmctl.errors import VideoError
-from calmctl.model.aligned import Batch
 from calmctl.model.backbone import Backbone
+from calmctl.model.batch import Batch
 from calmctl.model.preprocess import split_preprocess
 from calmctl.recipe.schema import Data
 from calmctl.training.frames import CachedFrames, Decoded, FrameSource, StreamedFrames

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from calmctl.errors import BadInput, RunFailed
-from calmctl.model.aligned import AlignedModel, Batch, Losses
+from calmctl.model.aligned import AlignedModel
+from calmctl.model.batch import Batch, Losses
 from calmctl.model.chunks import require_separate_rows
 from calmctl.training.collectives import gather_rows, total
 from calmctl.training.world import SINGLE, Result, World

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import torch
 
-from calmctl.model.aligned import AlignedModel, Batch
+from calmctl.model.aligned import AlignedModel
+from calmctl.model.batch import Batch
 from calmctl.recipe import Recipe
 from calmctl.runs.folder import Run
 from calmctl.training.trackers import Tracker

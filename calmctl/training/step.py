@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from calmctl.errors import RunFailed
-from calmctl.model.aligned import Batch, Losses
+from calmctl.model.batch import Batch, Losses
 from calmctl.training.collapse import CollapseWatch
 from calmctl.training.job import Training
 from calmctl.training.optim import (

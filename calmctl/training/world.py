@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from calmctl.errors import CalmError
-from calmctl.model.aligned import AlignedModel, Batch, Losses
+from calmctl.model.aligned import AlignedModel
+from calmctl.model.batch import Batch, Losses
 from calmctl.model.peers import Alone, Peers
 
 Result = TypeVar("Result")

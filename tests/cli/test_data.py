@@ -88,3 +88,4 @@ def test_where_explains_the_layout(root: Path) -> None:
 @pytest.mark.parametrize("command", ["check", "where"])
 def test_help_ends_in_commands_to_copy(command: str) -> None:
     assert f"calmctl data {command}" in calmctl(command, "--help").stdout
+    assert f"calmctl data {command} msrvtt" in calmctl("--help").stdout

@@ -152,6 +152,7 @@ def test_a_scheduler_s_signal_ends_it_with_one_sentence(
 def test_help_ends_in_commands_to_copy() -> None:
     text = calmctl("--help").stdout
     assert "calmctl extract msrvtt --root /data" in text and "calmctl extract --merge" in text
+    assert "(calmctl[cluster])" in " ".join(text.replace("│", " ").split()), "rich would take the extra for markup"
 
 
 def test_importing_the_command_imports_no_torch() -> None:

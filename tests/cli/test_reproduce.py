@@ -36,11 +36,21 @@ def test_a_dry_run_needs_no_data(name: str, tmp_path: Path, monkeypatch: pytest.
     assert {run["state"] for run in plan["runs"]} == {"new"} and plan["seconds"] is None
 
 
+def test_weights_that_are_yet_to_be_downloaded_are_not_called_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for cached, mark in ((None, "online"), ("a path", "there")):
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, cached=cached: cached)
+        found = [line.split()[:2] for line in call("table6", "--dry-run").stdout.splitlines()]
+        assert [mark, "ViT-B-32-quickgelu"] in found
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table2"], "3 of 5 things that table2 needs are missing"),
-        (["table4"], "msvd"),
+        (["table4"], "\nmsvd: --root data is not a folder"),
         (["table9"], "there is no table9; name one or more of table1"),
         (["optim.epochs=1"], "name one or more of table1"),
         (["table3", "--data", "demo"], "no stand-in on the demo world"),

@@ -95,6 +95,11 @@ def test_separability_is_held_out() -> None:
     assert (torch.cat([noise[0], torch.ones(40, 1)], 1) @ fitted > 0).all()
 
 
+def test_sides_that_are_the_same_are_told_by_tossing_a_coin() -> None:
+    texts = features()[0]
+    assert modality_told(texts, texts).tolist() == [0.5] * N
+
+
 def test_a_rotation_of_both_changes_nothing() -> None:
     texts, videos, log_s, log_v = features(shift=0.3)
     rotation = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64))[0]

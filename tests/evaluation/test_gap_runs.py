@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.cli.main import app
 from calmctl.errors import BadInput
-from calmctl.evaluation.gap_runs import gaps_of_runs
+from calmctl.evaluation.gap_runs import _untrained, gaps_of_runs
 from calmctl.evaluation.runs import encode_test_set, own_test_set
-from calmctl.recipe import recipe_from_dict
+from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
+from calmctl.training.prepare import prepare, recipe_vocabulary
 from calmctl.training.train import train
 
 CPU = torch.device("cpu")
@@ -63,6 +64,18 @@ def test_before_and_after_with_and_without(pair: tuple[Run, Run]) -> None:
     s, v = (each / each.sum(1, keepdims=True) for each in share)
     kl = (s * np.log(s / v)).sum(1).mean()
     assert found[1].gap.divergence_matched.value == pytest.approx(kl, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", [24, 5])
+def test_a_start_without_weights_is_the_draw_that_training_began_with(
+    tiny_recipe: Callable[..., Recipe], seed: int
+) -> None:
+    recipe = tiny_recipe(f"seed={seed}")
+    began = prepare(recipe).model.backbone.state_dict()
+    torch.manual_seed(99)
+    untrained = _untrained(recipe, recipe_vocabulary(recipe), CPU).backbone.state_dict()
+    assert all(torch.equal(untrained[key], began[key]) for key in began)
+    assert torch.initial_seed() == 99, "the caller's generator is left alone"
 
 
 def test_the_command(pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:

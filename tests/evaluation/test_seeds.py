@@ -97,3 +97,18 @@ def test_what_does_not_fit_is_refused() -> None:
     one = [ClipSums(("a",), ("r1",), np.ones((1, 1)), np.ones(1))]
     with pytest.raises(BadInput, match="at least two"):
         differences_over_seeds(one, one)
+
+
+@pytest.mark.parametrize(("n_seeds", "starred"), [(3, 0.15), (5, 0.09)])
+def test_few_seeds_find_too_many_differences_where_they_are_all_the_noise(n_seeds: int, starred: float) -> None:
+    """What the module says of itself: no difference, clips alike, and seeds drawn from one law."""
+    rng = np.random.default_rng(0)
+
+    def system() -> list[ClipSums]:
+        values = rng.normal(size=n_seeds)
+        return [ClipSums(("a", "b"), ("r1",), np.full((2, 1), value), np.ones(2)) for value in values]
+
+    found = [
+        not differences_over_seeds(system(), system(), replicates=500, seed=i)["r1"].within_noise for i in range(1500)
+    ]
+    assert np.mean(found) == pytest.approx(starred, abs=0.025)  # more than twice its standard error

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.model.aligned import Batch
+from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import recipe_from_dict

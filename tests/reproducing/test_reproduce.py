@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from calmctl.anchors.vocabulary import make_vocabulary, save_vocabulary
 from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation import runs as evaluation_runs
 from calmctl.reproducing.estimate import estimate
@@ -90,7 +91,10 @@ def test_the_table_is_that_of_its_runs(table: Table, world: World, runs: Path, t
     kept = sorted(path.name for path in runs.rglob("outcomes-*.json"))
     assert len(kept) == 8
     json_file, markdown_file = write_table(filled, tmp_path, "calmctl reproduce table9")
-    assert json.loads(json_file.read_text())["packages"]["torch"] and "T-MASS" in markdown_file.read_text()
+    told = json.loads(json_file.read_text())
+    assert told["packages"]["torch"] and "T-MASS" in markdown_file.read_text()
+    assert any("leak: AUDIT, NOT A RESULT" in line for line in told["legend"])
+    assert any(line.startswith("Few seeds: ") for line in told["legend"])
 
 
 def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table, world: World, runs: Path) -> None:
@@ -105,6 +109,21 @@ def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table,
     (measured,) = measure(plan, runs, seeds=1, device=CPU)
     assert measured.blocks[0].lines[1].numbers == filled.blocks[0].lines[1].numbers
     assert json.loads(kept.read_text()) == json.loads(whole)
+    kept.write_text(json.dumps({**json.loads(whole), "a key of another version": 1}))
+    measure(plan, runs, seeds=1, device=CPU)
+    assert json.loads(kept.read_text()) == json.loads(whole)
+
+
+def test_runs_of_several_revisions_are_told(table: Table, world: World, runs: Path) -> None:
+    plan = plan_tables([table], world, runs, seeds=1)
+    (filled,) = measure(plan, runs, seeds=1, device=CPU)
+    assert not any("revisions" in note for note in filled.table.notes)
+    about = Path(filled.blocks[0].lines[1].runs[0]) / "run.json"
+    whole = about.read_text()
+    about.write_text(json.dumps({**json.loads(whole), "git": "0123456789abcdef+changes"}))
+    (mixed,) = measure(plan, runs, seeds=1, device=CPU)
+    about.write_text(whole)
+    assert "2 revisions of calmctl: 0123456789ab+changes, " in mixed.table.notes[-1]
 
 
 def test_an_interrupted_run_goes_on(table: Table, world: World, tmp_path: Path) -> None:
@@ -150,6 +169,19 @@ def test_a_run_of_weights_that_have_changed_since_does_not_count(
     work_off(plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs, tmp_path)
     assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "finished"
     os.utime(start)
+    assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "new"
+
+
+def test_a_run_of_anchors_that_have_changed_since_does_not_count(table: Table, world: World, tmp_path: Path) -> None:
+    anchors = tmp_path / "own@1.yaml"
+    about = {"name": "own", "source": "made up", "licence": "CC0"}
+    labels = [(color, color) for color in ("red", "green", "blue", "yellow", "white")]
+    save_vocabulary(make_vocabulary(labels, where="here", **about), anchors)
+    overrides = (f"anchors.vocabulary={anchors}",)
+    chosen = choose_rows(table, ["t-mass"])
+    work_off(plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs, tmp_path)
+    assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "finished"
+    save_vocabulary(make_vocabulary([*labels[1:], ("red", "dark red")], where="here", **about), anchors)
     assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "new"
 
 

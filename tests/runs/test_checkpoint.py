@@ -47,6 +47,16 @@ def test_everything_comes_back(make, saved, tmp_path):
     assert again.read_bytes() == saved.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+def test_the_optimiser_goes_on_where_the_weights_are(make, saved):
+    """Its counts of steps too: a fused optimiser on a GPU cannot read them elsewhere. "meta" stands for the GPU."""
+    model, optimizer = make()
+    model.to("meta")
+    load_state(saved, model, optimizer)
+    moments = [value for parameter in model.parameters() for value in optimizer.state[parameter].values()]
+    assert len(moments) >= 3 and {value.device.type for value in moments} == {"meta"}
+
+
 @pytest.mark.parametrize(
     "told",
     [

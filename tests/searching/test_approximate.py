@@ -54,7 +54,13 @@ def test_all_clips_as_candidates_are_the_exact_answer(search, drawn):
 def test_few_candidates_lose_hits_and_the_recall_says_how_many(search, drawn):
     two, one, recall, _ = search(drawn(40), 6)
     kept = np.mean([len({k for k, _ in a} & {k for k, _ in b}) / 4 for a, b in zip(two, one, strict=True)])
-    assert recall.kept == pytest.approx(kept) and recall.kept < 1
+    assert recall.kept == pytest.approx(kept) and recall.kept < 1 and recall.candidates == 6
+
+
+@pytest.mark.parametrize(("asked", "passed_on"), [(1, 4), (99, 9)])
+def test_the_recall_tells_the_candidates_that_there_were(search, drawn, asked, passed_on):
+    recall = search(drawn(9), asked)[2]
+    assert (recall.at, recall.candidates) == (4, passed_on)
 
 
 def test_the_graph_follows_its_store(search, drawn):

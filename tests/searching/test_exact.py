@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calmctl.model.aligned import FeatureAdapter
+from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.build import build_head
 from calmctl.recipe import recipe_from_dict
 from calmctl.searching import exact

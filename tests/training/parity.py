@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from calmctl.anchors.combine import subset
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.model.aligned import AlignedModel, Batch
+from calmctl.model.aligned import AlignedModel
 from calmctl.model.backbone import Backbone
+from calmctl.model.batch import Batch
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.caption_vocabulary import training_vocabulary
 from calmctl.model.peers import Alone

@@ -13,7 +13,7 @@ from calmctl.explaining.calibration import calibrate
 from calmctl.explaining.collection import open_collection
 from calmctl.explaining.explainer import explain_with_run
 from calmctl.explaining.failures import find_failures
-from calmctl.model.aligned import Batch
+from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.load import load_run
