@@ -79,6 +79,8 @@ def evaluate(
     from calmctl.runs.folder import find_run
 
     chosen = find_run(run, runs)  # before torch is imported, which takes seconds: most mistakes are here
+    if calibration and gap:
+        raise BadInput("--gap and --calibration are two questions; ask one after the other")
     if calibration:
         _calibrate(chosen, weights, cross, device, html, as_json)
         return

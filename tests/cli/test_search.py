@@ -142,7 +142,8 @@ def test_two_stages_and_their_recall(here):
         and exact["method"].startswith("exact")
     )
     measured = json.loads(calmctl("a dog", "a cat", "--in", here, "--recall", "--candidates", 10, "--json").stdout)
-    assert measured == {"at": 10, "queries": 2, "candidates": 10, "kept": 1.0, "first": 1.0}
+    # never more candidates than there are clips
+    assert measured == {"at": 10, "queries": 2, "candidates": 3, "kept": 1.0, "first": 1.0}
     assert (
         "recall@10 of the first stage over 2 queries: 100.0 %"
         in calmctl("a dog", "a cat", "--in", here, "--recall").stdout

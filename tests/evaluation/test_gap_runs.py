@@ -93,6 +93,7 @@ def test_the_command(pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> 
         (["eval", runs[0], "--gap"], "at least 10"),  # the tiny test split has 6 clips
         (["eval", runs[0], "--against", runs[1]], "--against belongs to --gap"),
         (["eval", runs[0], "--gap", "--protocol", "dual-softmax"], "leave out --protocol"),
+        (["eval", runs[0], "--gap", "--calibration"], "one after the other"),
     ):
         result = CliRunner().invoke(app, mistake)
         assert isinstance(result.exception, BadInput) and message in str(result.exception)
