@@ -29,6 +29,7 @@ from calmctl.model.aligned import AlignedModel
 from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
 from calmctl.recipe import recipe_from_dict
+from calmctl.tensorfiles import load_tensors, save_tensors
 
 
 def problem(options: argparse.Namespace, chunk: int) -> tuple[AlignedModel, Batch]:
@@ -74,8 +75,8 @@ def measure(options: argparse.Namespace, chunk: int, gradients: Path) -> dict[st
     extra = peak_mb(options.device) - held
     ours = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
     if not gradients.exists():
-        torch.save(ours, gradients)
-    plain = torch.load(gradients, weights_only=True)
+        save_tensors(gradients, {"gradients": ours}, {})
+    plain = load_tensors(gradients, what="gradients of the plain step")[0]["gradients"]
     return {"peak_mb": extra, "seconds": seconds, "error": float((ours - plain).abs().max() / plain.abs().max())}
 
 

@@ -22,7 +22,7 @@ from calmctl.searching.exact import Best, Judge, select
 from calmctl.searching.index import FOLDER, Progress, SearchIndex
 from calmctl.searching.mapped import ShardRows
 from calmctl.searching.marks import ABOUT, generation, read_about, remove_stale, require_whole
-from calmctl.searching.scorers import Scorer, adapted, table_key
+from calmctl.searching.scorers import FrameReader, Scorer, adapted, table_key
 
 CANDIDATES = 1000
 """Clips that the first stage passes on (our choice; docs/search.md measures it)."""
@@ -139,7 +139,7 @@ def score_rows(index: SearchIndex, scorer: Scorer, text: Tensor, positions: np.n
     parts = [np.empty(0, np.float32)]
     for start in range(0, len(positions), 512):
         some = positions[start : start + 512]
-        read = scorer.read(prepared, index.frames.rows(some).to(device)) if scorer.reads_frames else None
+        read = scorer.read(prepared, index.frames.rows(some).to(device)) if isinstance(scorer, FrameReader) else None
         parts.append(scorer.score(prepared, read, index.table(some, device))[0].cpu().numpy())
     return np.concatenate(parts)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.base import FusionHead
 from calmctl.searching.index import Progress, SearchIndex
-from calmctl.searching.scorers import Scorer, adapted
+from calmctl.searching.scorers import FrameReader, Scorer, adapted
 
 FRAMES_PER_BLOCK = 6144
 """Frames multiplied at once: 12 MB in float32 at D = 512 (our choice, measured)."""
@@ -116,7 +116,7 @@ def _all_scores(
     frames, device = index.frames, scorer.device
     prepared = scorer.prepare(texts.to(device))
     step = block or CLIPS_PER_BLOCK
-    if scorer.reads_frames:
+    if isinstance(scorer, FrameReader):
         # Frames pass through the cache in small blocks; of each remain a few numbers, and those are scored together.
         at_once = block or max(1, FRAMES_PER_BLOCK // frames.n_frames)
         buffer = frames.empty(min(at_once, len(frames)))
@@ -125,7 +125,7 @@ def _all_scores(
     scores = np.empty((len(texts), len(frames)), np.float32)
     for start in range(0, len(frames), step):
         stop, read = min(start + step, len(frames)), None
-        if scorer.reads_frames:
+        if isinstance(scorer, FrameReader):
             parts = []
             for low in range(start, stop, at_once):
                 parts.append(scorer.read(prepared, frames.block(low, min(low + at_once, stop), buffer).to(device)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,11 @@ class Scorer(Protocol):
 
     Attributes:
         key: What its table depends on: the weights of head and adapter, and the way of scoring.
-        reads_frames: Whether scoring needs the frames, beside the table.
         device: Where head and adapter are.
     """
 
     device: torch.device
     key: str
-    reads_frames: bool
 
     def table(self, frames: Tensor) -> VideoTable:
         """What is kept on disk of clips [n, F, D], float32, as the store has them."""
@@ -37,12 +35,17 @@ class Scorer(Protocol):
         """The text side, once for all clips; texts as `AlignedModel.encode_texts` gives them."""
         ...
 
-    def read(self, prepared: Any, frames: Tensor) -> Tensor:
-        """What scores need of the frames [n, F, D] that it `reads_frames` of: a few numbers a frame, [..., n, F]."""
+    def score(self, prepared: Any, read: Tensor | None, table: VideoTable) -> Tensor:
+        """Scores [N_t, n]; `read` is what a `FrameReader` read of the clips, None for all others."""
         ...
 
-    def score(self, prepared: Any, read: Tensor | None, table: VideoTable) -> Tensor:
-        """Scores [N_t, n]."""
+
+@runtime_checkable
+class FrameReader(Protocol):
+    """What a scorer is as well that needs the frames, beside the table."""
+
+    def read(self, prepared: Any, frames: Tensor) -> Tensor:
+        """What scores need of frames [n, F, D]: a few numbers a frame, [..., n, F]."""
         ...
 
 
@@ -67,8 +70,6 @@ def choose_scorer(
 class TableScorer:
     """The head's own `video_table`, kept on disk."""
 
-    reads_frames = False
-
     def __init__(self, head: FusionHead, adapter: FeatureAdapter | None, device: torch.device) -> None:
         self.head, self.adapter, self.device = head, adapter, device
         self.key = table_key("table", head, adapter)
@@ -82,10 +83,6 @@ class TableScorer:
         """The texts as they are."""
         return texts
 
-    def read(self, prepared: Tensor, frames: Tensor) -> Tensor:
-        """Nothing: scoring needs the table alone."""
-        raise NotImplementedError
-
     @torch.inference_mode()
     def score(self, prepared: Tensor, read: Tensor | None, table: VideoTable) -> Tensor:
         """The head's `score`."""
@@ -94,8 +91,6 @@ class TableScorer:
 
 class ProbeScorer:
     """A head that scores from dot products with the frames; the adapter, which is linear, moves into the probes."""
-
-    reads_frames = True
 
     def __init__(self, head: ProbedHead, adapter: FeatureAdapter | None, device: torch.device) -> None:
         self.head, self.adapter, self.device = head, adapter, device
