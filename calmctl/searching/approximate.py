@@ -22,6 +22,7 @@ from calmctl.searching.exact import Best, Judge, select
 from calmctl.searching.index import FOLDER, Progress, SearchIndex
 from calmctl.searching.mapped import ShardRows
 from calmctl.searching.marks import ABOUT, generation, read_about, remove_stale, require_whole
+from calmctl.searching.products import products
 from calmctl.searching.scorers import FrameReader, Scorer, adapted, table_key
 
 CANDIDATES = 1000
@@ -136,11 +137,12 @@ def score_rows(index: SearchIndex, scorer: Scorer, text: Tensor, positions: np.n
     """Float32 scores [n] of one text and the clips at `positions` [n]."""
     device = scorer.device
     prepared = scorer.prepare(text[None].to(device))
+    directions = scorer.directions(prepared) if isinstance(scorer, FrameReader) else None
     parts = [np.empty(0, np.float32)]
     for start in range(0, len(positions), 512):
         some = positions[start : start + 512]
-        read = scorer.read(prepared, index.frames.rows(some).to(device)) if isinstance(scorer, FrameReader) else None
-        parts.append(scorer.score(prepared, read, index.table(some, device))[0].cpu().numpy())
+        found = None if directions is None else products(index.frames.rows(some).to(device), directions)
+        parts.append(scorer.score(prepared, found, index.table(some, device))[0].cpu().numpy())
     return np.concatenate(parts)
 
 

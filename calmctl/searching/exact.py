@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.base import FusionHead
 from calmctl.searching.index import Progress, SearchIndex
+from calmctl.searching.mapped import MappedFrames
+from calmctl.searching.products import products_with
 from calmctl.searching.scorers import FrameReader, Scorer, adapted
 
-FRAMES_PER_BLOCK = 6144
-"""Frames multiplied at once: 12 MB in float32 at D = 512 (our choice, measured)."""
 CLIPS_PER_BLOCK = 8192
 """Clips scored at once: much smaller blocks would spend their time on calls."""
-MOST_READ = 1 << 25
-"""Numbers kept of frames while they are read, 128 MB: with many queries, blocks hold fewer clips."""
+MOST_PRODUCTS = 1 << 22
+"""Products with frames held at once, 16 MB: with many queries, blocks hold fewer clips."""
 MOST_SCORES = 1 << 26
 """Scores held at once, 256 MB: many queries over many clips go in parts."""
 _MARGIN = 2e-5  # float32 scores are off by less (tests/searching/test_exact.py): who may be among the best is kept
@@ -116,21 +116,30 @@ def _all_scores(
     frames, device = index.frames, scorer.device
     prepared = scorer.prepare(texts.to(device))
     step = block or CLIPS_PER_BLOCK
-    if isinstance(scorer, FrameReader):
-        # Frames pass through the cache in small blocks; of each remain a few numbers, and those are scored together.
-        at_once = block or max(1, FRAMES_PER_BLOCK // frames.n_frames)
-        buffer = frames.empty(min(at_once, len(frames)))
-        kept = scorer.read(prepared, buffer[:1].zero_().to(device)).numel()
-        step = block or max(at_once, min(step, MOST_READ // kept))
     scores = np.empty((len(texts), len(frames)), np.float32)
-    for start in range(0, len(frames), step):
-        stop, read = min(start + step, len(frames)), None
-        if isinstance(scorer, FrameReader):
-            parts = []
-            for low in range(start, stop, at_once):
-                parts.append(scorer.read(prepared, frames.block(low, min(low + at_once, stop), buffer).to(device)))
-                tell(min(low + at_once, stop))
-            read = torch.cat(parts, -2)
-        scores[:, start:stop] = scorer.score(prepared, read, index.table(slice(start, stop), device)).cpu().numpy()
-        tell(stop)
+    for start, stop, products in _products(frames, scorer, prepared, step, block, tell):
+        # What frames give is found for many blocks at once and scored block by block.
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            some = None if products is None else products[:, low - start : high - start]
+            table = index.table(slice(low, high), device)
+            scores[:, low:high] = scorer.score(prepared, some, table).cpu().numpy()
+            if products is None:
+                tell(high)
     return scores
+
+
+def _products(
+    frames: MappedFrames, scorer: Scorer, prepared: Any, step: int, block: int | None, tell: Callable[[int], None]
+) -> Iterator[tuple[int, int, Tensor | None]]:
+    """Clips `start` to `stop`, some `step`s of them, with their products; without, where the scorer reads no frames."""
+    if not isinstance(scorer, FrameReader):
+        yield 0, len(frames), None
+        return
+    directions = scorer.directions(prepared)
+    multiply = products_with(frames, directions, block)
+    fit = MOST_PRODUCTS // (len(directions) * frames.n_frames)
+    at_once = max(1, fit if fit < step else fit - fit % step)
+    for start in range(0, len(frames), at_once):
+        stop = min(start + at_once, len(frames))
+        yield start, stop, multiply(start, stop, tell)

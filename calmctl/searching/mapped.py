@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +59,14 @@ class MappedFrames:
     Attributes:
         ids: The N clips.
         starts: Where each shard's rows begin, [shards + 1].
+        dtype: Of the features on disk.
     """
 
     def __init__(self, store: FeatureStore, shards: Sequence[ShardRows]) -> None:
         self.ids = tuple(key for shard in shards for key in shard.ids)
         self.starts = np.cumsum([0, *(len(shard.rows) for shard in shards)])
         self.n_frames, self.dim = store.header.n_frames, store.dim
+        self.dtype = getattr(torch, store.header.dtype)
         self._shards = shards
         self._maps = [_mapped(store.path / shard.name) for shard in shards]
 
@@ -75,21 +77,26 @@ class MappedFrames:
         """The number of the shard that holds a clip."""
         return self._shards[int(np.searchsorted(self.starts, position, side="right")) - 1].group
 
+    def stored(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Clips `start` to `stop` as they lie in their shards, [n, F, D] a part; of whole shards nothing is copied."""
+        for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self._shards)):
+            first, end = int(self.starts[number]), int(self.starts[number + 1])
+            if first >= stop:
+                break
+            low, high = max(start, first) - first, min(stop, end) - first
+            rows, mapped = self._shards[number].rows, self._maps[number]
+            yield mapped[low:high] if len(rows) == len(mapped) else mapped[list(rows[low:high])]
+
     def block(self, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
         """Clips `start` to `stop` as float32 [n, F, D]; in `buffer`, where one of at least n clips is given.
 
         A buffer that is used again and again stays in the processor's cache, and its pages are there already.
         """
         out = self.empty(stop - start) if buffer is None else buffer[: stop - start]
-        for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self._shards)):
-            first, end = int(self.starts[number]), int(self.starts[number + 1])
-            if first >= stop:
-                break
-            low, high = max(start, first), min(stop, end)
-            rows, mapped = self._shards[number].rows, self._maps[number]
-            whole = len(rows) == len(mapped)
-            part = mapped[low - first : high - first] if whole else mapped[list(rows[low - first : high - first])]
-            out[low - start : high - start].copy_(part)
+        done = 0
+        for part in self.stored(start, stop):
+            out[done : done + len(part)].copy_(part)
+            done += len(part)
         return out
 
     def rows(self, positions: np.ndarray) -> Tensor:

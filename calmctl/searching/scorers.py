@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.base import FusionHead, ProbedHead, Probes, VideoTable
-from calmctl.model.precision import full_precision
 
 _TABLE_VERSION = 1  # to be raised whenever a head's table comes to mean something else
 
@@ -35,8 +34,8 @@ class Scorer(Protocol):
         """The text side, once for all clips; texts as `AlignedModel.encode_texts` gives them."""
         ...
 
-    def score(self, prepared: Any, read: Tensor | None, table: VideoTable) -> Tensor:
-        """Scores [N_t, n]; `read` is what a `FrameReader` read of the clips, None for all others."""
+    def score(self, prepared: Any, products: Tensor | None, table: VideoTable) -> Tensor:
+        """Scores [N_t, n]; `products` is for a `FrameReader`, None for all others."""
         ...
 
 
@@ -44,8 +43,8 @@ class Scorer(Protocol):
 class FrameReader(Protocol):
     """What a scorer is as well that needs the frames, beside the table."""
 
-    def read(self, prepared: Any, frames: Tensor) -> Tensor:
-        """What scores need of frames [n, F, D]: a few numbers a frame, [..., n, F]."""
+    def directions(self, prepared: Any) -> Tensor:
+        """What frames are multiplied with, [m, D]; the products are [m, n, F]."""
         ...
 
 
@@ -84,7 +83,7 @@ class TableScorer:
         return texts
 
     @torch.inference_mode()
-    def score(self, prepared: Tensor, read: Tensor | None, table: VideoTable) -> Tensor:
+    def score(self, prepared: Tensor, products: Tensor | None, table: VideoTable) -> Tensor:
         """The head's `score`."""
         return self.head.score(prepared, table)
 
@@ -112,21 +111,17 @@ class ProbeScorer:
             directions = directions + directions @ layer.weight
         return probes, directions.flatten(0, 1).contiguous(), constant
 
-    @torch.inference_mode()
-    def read(self, prepared: tuple[Probes, Tensor, Tensor], frames: Tensor) -> Tensor:
-        """Dot products [N_t, P, n, F] of the probes with the frames."""
-        _, directions, constant = prepared
-        n_videos, n_frames, dim = frames.shape
-        with full_precision(frames.device):
-            dots = directions @ frames.reshape(-1, dim).T
-        return dots.view(*constant.shape, n_videos, n_frames)
+    def directions(self, prepared: tuple[Probes, Tensor, Tensor]) -> Tensor:
+        """The probes of all texts, [N_t P, D]."""
+        return prepared[1]
 
     @torch.inference_mode()
-    def score(self, prepared: tuple[Probes, Tensor, Tensor], read: Tensor | None, table: VideoTable) -> Tensor:
+    def score(self, prepared: tuple[Probes, Tensor, Tensor], products: Tensor | None, table: VideoTable) -> Tensor:
         """The head's `score_probed`."""
-        assert read is not None
+        assert products is not None
         probes, _, constant = prepared
-        return self.head.score_probed(probes, read if self.adapter is None else read + constant[..., None, None], table)
+        dots = products.reshape(*constant.shape, *products.shape[1:])
+        return self.head.score_probed(probes, dots if self.adapter is None else dots + constant[..., None, None], table)
 
 
 def adapted(frames: Tensor, adapter: FeatureAdapter | None) -> Tensor:

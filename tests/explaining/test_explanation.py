@@ -73,8 +73,11 @@ def test_a_strange_clip_stands_beside_the_collection(explainer, seen, collection
     other = see_video(explainer, Clip("copy", copy))
     found = explain(explainer, other, "a red circle", collection=collection)
     assert found.standing.clips == 7
-    # Its twin in the collection has the same score, and equals share their places.
-    assert (found.standing.by_score % 1, found.standing.by_anchors % 1) == (0.5, 0.5)
+    # Its twin in the collection has the same score, and equals share their places. But the twin was encoded in another
+    # batch, which on some processors changes the last bits: then one of the two stands before the other.
+    alone = explain(explainer, seen, "a red circle", collection=collection).standing
+    assert found.standing.by_score - alone.by_score in (0.0, 0.5, 1.0)
+    assert found.standing.by_anchors - alone.by_anchors in (0.0, 0.5, 1.0)
 
 
 def test_a_collection_of_other_frames_is_refused(explainer, seen, collection):

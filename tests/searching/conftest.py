@@ -31,10 +31,11 @@ def write_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         again: Sequence[int] = (),
         broken: Sequence[str] = (),
         captions: Sequence[str] = (),
+        dtype: str = "float16",
     ) -> FeatureStore:
         path = tmp_path / "store"
         split = Split("test", tuple(Clip(key, Path(key)) for key in features), tuple(captions), (0,) * len(captions))
-        header = Header(dataset="folder", backbone={"dim": DIM}, n_frames=FRAMES, dtype="float16")
+        header = Header(dataset="folder", backbone={"dim": DIM}, n_frames=FRAMES, dtype=dtype)
         with StoreWriter.create(path, header) as store:
             store.plan(Dataset("folder", "", {"test": split}))
             for group, keys in enumerate(store.groups("frames")):

@@ -15,6 +15,7 @@ from calmctl.searching import exact
 from calmctl.searching.exact import Judge, search_exact
 from calmctl.searching.index import open_index
 from calmctl.searching.mapped import searched_rows
+from calmctl.searching.products import products
 from calmctl.searching.scorers import FrameReader, ProbeScorer, TableScorer, adapted, choose_scorer
 
 CPU, SHAPE = torch.device("cpu"), (4, 16)
@@ -129,6 +130,6 @@ def test_float32_scores_stay_within_the_margin_at_full_size(kind):
     texts = torch.randn(3, 5, 512) * 0.4 if head.reads == "words" else torch.randn(3, 512) * 0.4
     scorer = choose_scorer(head, None, CPU, (12, 512))
     prepared = scorer.prepare(texts)
-    read = scorer.read(prepared, frames) if isinstance(scorer, FrameReader) else None
-    scores = scorer.score(prepared, read, scorer.table(frames)).double().numpy()
+    dots = products(frames, scorer.directions(prepared)) if isinstance(scorer, FrameReader) else None
+    scores = scorer.score(prepared, dots, scorer.table(frames)).double().numpy()
     assert np.abs(scores - Judge(head, None).scores(texts, frames)).max() < exact._MARGIN / 4
