@@ -122,7 +122,7 @@ def encode_test_set(
         store = FeatureStore.open(test.features)
         protocol = protocol_for(recipe.task, test.dataset, store.protocol)
         return encode_stored(model, store, split, device), protocol
-    dataset = _dataset(test, recipe)
+    dataset = load_test_set(test, recipe)
     if split not in dataset.splits:
         raise DatasetError(f"{test.dataset} has no {split} split; it has {', '.join(dataset.splits)}")
     chosen = dataset.splits[split]
@@ -131,8 +131,12 @@ def encode_test_set(
     return encode_split(model, chosen, frames, device), dataset.protocol
 
 
-def _dataset(test: TestSet, recipe: Recipe) -> Dataset:
-    """Load the test set from where it was said to be; else beside the training data, then from data/NAME."""
+def load_test_set(test: TestSet, recipe: Recipe) -> Dataset:
+    """The dataset of a test set from where it was said to be; else beside the training data, then from data/NAME.
+
+    Raises:
+        DatasetError: It is in none of these places, or cannot be read.
+    """
     places = [test.root] if test.root else [Path(recipe.data.root), Path("data") / test.dataset]
     for number, place in enumerate(places, start=1):
         try:

@@ -20,8 +20,6 @@ NAMES = {
     "rouge_l": "ROUGE-L",
 }
 
-_ENOUGH_SEEDS = 5  # from here on chance stars less than twice as many as it says (calmctl/evaluation/seeds.py)
-
 
 def heading(block: Block) -> str:
     """The dataset that a block is about, with an arrow where it was not trained on."""
@@ -85,14 +83,12 @@ def legend(filled: Filled) -> Iterator[str]:
     if filled.comparisons:
         yield (
             f"vs. base: {NAMES[filled.headline]} minus that of the row it is held against ({_baselines(filled)}). * "
-            "more than this test set and these seeds can make by chance (paired bootstrap over clips and seeds, "
-            f"95 %); of {filled.comparisons} such differences {0.05 * filled.comparisons:.1f} would be starred by "
-            "chance alone."
+            "more than this test set and these seeds can make by chance (95 %: paired bootstrap over clips, t law "
+            f"over seeds); of {filled.comparisons} such differences at most {0.05 * filled.comparisons:.1f} would be "
+            "starred by chance alone."
         )
         if len(seeds) == 1:
             yield "One seed: the stars know nothing of the spread over seeds, which may be larger."
-        elif len(seeds) < _ENOUGH_SEEDS:
-            yield "Few seeds: where they vary more than the clips do, chance stars up to several times as many."
     if any(line.paper_gap is not None for line in lines):
         yield (
             "paper: its number in the same metric; diff.: ours minus that. * more than the noise of both, the paper's "

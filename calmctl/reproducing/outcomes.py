@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from calmctl.data.store_format import INDEX
 from calmctl.errors import BadInput
 from calmctl.evaluation.caption_runs import evaluate_caption_run
 from calmctl.evaluation.metrics import rank_queries, text_to_video
 from calmctl.evaluation.result import HONEST_SCORER
 from calmctl.evaluation.retrieval import evaluate_encoded, score_split
-from calmctl.evaluation.runs import SYSTEMS, Progress, TestSet, encode_test_set, trained_protocol_of
+from calmctl.evaluation.runs import SYSTEMS, Progress, TestSet, encode_test_set, load_test_set, trained_protocol_of
 from calmctl.evaluation.seeds import ClipSums, clip_sums
-from calmctl.files import read_json, sha256_file, write_json
+from calmctl.files import read_json, sha256_bytes, sha256_file, write_json
+from calmctl.recipe import Recipe
 from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
 
@@ -57,17 +60,31 @@ class Outcome:
 
 
 def outcomes_of(
-    run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None = None
+    run: Run,
+    tests: Sequence[TestSet],
+    device: torch.device,
+    progress: Progress | None = None,
+    marks: dict[TestSet, str] | None = None,
 ) -> list[Outcome]:
     """Outcomes of the best weights on validation of `run`, kept in the run's folder and read from there.
+
+    Args:
+        run: A finished run.
+        tests: Where it is tested.
+        device: Where to compute.
+        progress: Of what has to be measured.
+        marks: What the test sets hold, as far as earlier calls have looked; this one adds what it finds.
 
     Raises:
         CalmError: As `evaluate_run`.
     """
-    digest = sha256_file(run.weights(_WEIGHTS))
+    digest, recipe = sha256_file(run.weights(_WEIGHTS)), run.recipe()
+    marks = {} if marks is None else marks
     found: dict[str, Outcome] = {}
     for test in tests:
-        kept = _read(_file(run, test), digest, test)
+        if test not in marks:
+            marks[test] = _contents(test, recipe)
+        kept = _read(_file(run, test), digest, marks[test])
         if kept is not None:
             found[test.dataset] = kept
     missing = [test for test in tests if test.dataset not in found]
@@ -75,7 +92,7 @@ def outcomes_of(
         measure = _caption if run.task == "caption" else _retrieval
         for test, outcome in zip(missing, measure(run, missing, device, progress), strict=True):
             found[test.dataset] = outcome
-            write_json(_file(run, test), {"weights": digest, "where": _where(test), **_plain(outcome)})
+            write_json(_file(run, test), {"weights": digest, "test_set": marks[test], **_plain(outcome)})
     return [found[test.dataset] for test in tests]
 
 
@@ -149,9 +166,18 @@ def _file(run: Run, test: TestSet) -> Path:
     return run.folder / f"outcomes-{test.dataset}.json"
 
 
-def _where(test: TestSet) -> str:
-    """What an outcome was measured on, as far as a test set says."""
-    return str([test.dataset, test.protocol, *map(str, (test.root, test.annotations, test.videos, test.features))])
+def _contents(test: TestSet, recipe: Recipe) -> str:
+    """A digest of a test set's clips, captions and gaps: data that was completed later is measured again."""
+    if test.features is not None:
+        return sha256_file(test.features / INDEX)
+    dataset = load_test_set(test, recipe)
+    split = dataset.splits.get("test")
+    if split is None:  # `encode_test_set` says so, in a sentence
+        return ""
+    clips = [(clip.id, clip.path.stat().st_size, clip.start_s, clip.end_s) for clip in split.clips]
+    gaps = [(clip.id, clip.reason) for clip in split.left_out]
+    held = [dataset.name, dataset.protocol, clips, split.captions, split.owners, gaps]
+    return sha256_bytes(json.dumps(held).encode("utf-8", "surrogatepass"))
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
@@ -167,12 +193,12 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, digest: str, test: TestSet) -> Outcome | None:
+def _read(path: Path, digest: str, contents: str) -> Outcome | None:
     """The outcome in `path`, if it is of these weights on this test set."""
     if not path.is_file():
         return None
     values = read_json(path, what="outcomes of a run")
-    if values.pop("weights", None) != digest or values.pop("where", None) != _where(test):
+    if values.pop("weights", None) != digest or values.pop("test_set", None) != contents:
         return None
     kept = values.pop("by_clip", None)
     if kept is None or {*values, "sums"} != set(Outcome.__dataclass_fields__):  # of another version

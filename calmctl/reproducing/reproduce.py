@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.runs import Progress
+from calmctl.evaluation.runs import Progress, TestSet
 from calmctl.files import read_json, write_json, write_text
 from calmctl.provenance import environment
 from calmctl.reproducing.cells import legend
@@ -121,7 +121,7 @@ def measure(
         CalmError: A run is not finished, or a test set cannot be read.
     """
     ledger = Ledger(runs)
-    filled = []
+    filled, marks = [], dict[TestSet, str]()
     for table in plan.tables:
         measured: dict[str, dict[str, list[Outcome]]] = {}
         folders: dict[str, list[str]] = {}
@@ -134,7 +134,7 @@ def measure(
                     raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
                 folders.setdefault(row.key, []).append(str(run.folder))
                 revisions.add(_revision(run))
-                for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress):
+                for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress, marks):
                     measured.setdefault(row.key, {}).setdefault(outcome.dataset, []).append(outcome)
         if len(revisions) > 1:
             mixed = f"Its runs are of {len(revisions)} revisions of calmctl: {', '.join(sorted(revisions))}."

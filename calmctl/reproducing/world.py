@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
@@ -29,13 +29,24 @@ class World:
     overrides: Mapping[str, tuple[str, ...]]
 
     def recipe(self, row: Row, seed: int, overrides: tuple[str, ...] = ()) -> Recipe:
-        """The recipe of `row` for the seed number `seed`, on this world's data; `overrides` come last."""
+        """The recipe of `row` for the seed number `seed`: the world's data, the row's own keys, then `overrides`."""
         dataset = row.resolved(seed, overrides).data.dataset
-        return row.resolved(seed, (*self.overrides.get(dataset, ()), *overrides))
+        here = replace(row, overrides=(*self.overrides.get(dataset, ()), *row.overrides))
+        return here.resolved(seed, overrides)
 
     def tests_of(self, row: Row, recipe: Recipe) -> list[TestSet]:
-        """Where `row` is tested: on the dataset of its own recipe as that says, elsewhere as this world says."""
-        return [own_test_set(recipe) if name == recipe.data.dataset else self.tests[name] for name in row.tests]
+        """Where `row` is tested: on the dataset of its own recipe as that says, elsewhere as this world says.
+
+        A run that was not trained on features is tested on videos, because its head reads what a store lacks.
+        """
+        found = []
+        for name in row.tests:
+            if name == recipe.data.dataset:
+                found.append(own_test_set(recipe))
+            else:
+                test = self.tests[name]
+                found.append(test if recipe.data.features else replace(test, features=None))
+        return found
 
 
 def folder_world(root: Path, tables: Sequence[Table]) -> World:

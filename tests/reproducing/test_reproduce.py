@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import yaml
 
 from calmctl.anchors.vocabulary import make_vocabulary, save_vocabulary
+from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation import runs as evaluation_runs
 from calmctl.reproducing.estimate import estimate
@@ -94,7 +97,7 @@ def test_the_table_is_that_of_its_runs(table: Table, world: World, runs: Path, t
     told = json.loads(json_file.read_text())
     assert told["packages"]["torch"] and "T-MASS" in markdown_file.read_text()
     assert any("leak: AUDIT, NOT A RESULT" in line for line in told["legend"])
-    assert any(line.startswith("Few seeds: ") for line in told["legend"])
+    assert any("t law over seeds" in line for line in told["legend"])
 
 
 def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table, world: World, runs: Path) -> None:
@@ -112,6 +115,41 @@ def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table,
     kept.write_text(json.dumps({**json.loads(whole), "a key of another version": 1}))
     measure(plan, runs, seeds=1, device=CPU)
     assert json.loads(kept.read_text()) == json.loads(whole)
+
+
+def test_a_test_set_that_was_completed_is_measured_again(
+    table: Table, world: World, runs: Path, tiny_world: Path, tmp_path: Path
+) -> None:
+    shifted = tmp_path / "shifted"
+    shutil.copytree(tiny_world, shifted)
+    moved = replace(world, tests={**world.tests, "demo-shifted": replace(world.tests["demo-shifted"], root=shifted)})
+    chosen = choose_rows(table, ["t-mass"])
+    clip = load_dataset("demo-shifted", shifted).splits["test"].clips[0]
+
+    def clips() -> tuple[int, int]:
+        (filled,) = measure(plan_tables([chosen], moved, runs, seeds=1), runs, seeds=1, device=CPU)
+        return filled.blocks[1].n_clips, filled.blocks[1].left_out
+
+    whole = clip.path.read_bytes()
+    clip.path.unlink()
+    assert clips() == (5, 1)
+    clip.path.write_bytes(whole[:100])  # there, and broken
+    assert clips() == (5, 1)
+    clip.path.write_bytes(whole)
+    assert clips() == (6, 0)
+
+
+def test_a_head_that_reads_words_is_trained_and_tested_on_videos(table: Table, world: World) -> None:
+    """The row's own keys go before the world's features."""
+    stored = replace(
+        world,
+        tests={name: replace(test, features=Path("features") / name) for name, test in world.tests.items()},
+        overrides={"demo": (*world.overrides["demo"], "data.features=features/demo", "backbone.adapter=linear")},
+    )
+    words = Row("wti", "WTI", table.rows[0].recipe, ("head.kind=wti", "data.features=null"), TESTS)
+    for row, features in ((words, [None, None]), (table.rows[1], [Path("features") / name for name in TESTS])):
+        recipe = stored.recipe(row, 0)
+        assert [test.features for test in stored.tests_of(row, recipe)] == features
 
 
 def test_runs_of_several_revisions_are_told(table: Table, world: World, runs: Path) -> None:
