@@ -41,7 +41,7 @@ _NOTE = (
     "Demo stand-in: frozen features of a small CLIP trained for one epoch on the drawn world; a head, linear adapters "
     "and CALM's modules learn. Seeds vary those, not the CLIP. No estimate of any number on real data."
 )
-_FROM_VIDEOS = ("data.features=null", "backbone.freeze=true", "data.cache=memory")
+_FROM_VIDEOS = ("data.features=null", "backbone.freeze=true", "data.cache=memory", "data.augment=none")
 """For a head that reads words: a feature store keeps whole sentences, so the frozen CLIP encodes the videos again."""
 
 
