@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli.console import note, print_json, printable, progress_bar, readings
+from calmctl.counting import counted
 from calmctl.errors import BadInput, RunNotFound, StoreError, VideoError
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _say_left_out(engine: Search) -> None:
 
     collection = engine.collection
     if collection.extracted:
-        note(f"extracted {collection.extracted} clips into {printable(str(collection.store.path))}")
+        note(f"extracted {counted(collection.extracted, collection.unit)} into {printable(str(collection.store.path))}")
     print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})
 
 

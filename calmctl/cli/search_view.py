@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from calmctl.cli.console import printable, stdout
+from calmctl.counting import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,9 @@ def print_found(found: Found) -> None:
             if hit.shared is not None:
                 table.add_row("", "", _anchors(hit.shared), "")
         out.print(table, "")
-    out.print(f"[dim]{found.clips:,} clips of {printable(str(found.collection))}\n{printable(found.method)}[/]")
+    out.print(
+        f"[dim]{counted(found.clips, found.unit)} of {printable(str(found.collection))}\n{printable(found.method)}[/]"
+    )
     out.print(f"[dim]by {printable(found.seeker)}[/]")
 
 

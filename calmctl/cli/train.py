@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli.console import note, print_json, printable, progress_bar, stdout
+from calmctl.counting import counted
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3) -> None:
         for clip, reason in entries.items():
             by_reason.setdefault(reason, []).append(clip)
         if entries:
-            note(f"[yellow]{split}: {len(entries)} clips left out[/] (--json lists all)")
+            note(f"[yellow]{split}: {counted(len(entries), 'clip')} left out[/] (--json lists all)")
         for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
             shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
             note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")

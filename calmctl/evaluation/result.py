@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from calmctl.counting import counted
 from calmctl.evaluation.bootstrap import Intervals, bootstrap_intervals
 from calmctl.evaluation.metrics import DIRECTIONS, Direction, RetrievalMetrics, rank_queries
 from calmctl.evaluation.paper import PaperRetrieval, paper_retrieval
@@ -76,7 +77,7 @@ class RetrievalResult:
             caveats.append(f"{self.scorer}: {_CAVEATS.get(self.scorer, 'not the default scorer')}")
         if self.left_out:
             caveats.append(
-                f"{self.dataset}: {self.left_out} of {self.n_clips + self.left_out} clips left out; fewer "
+                f"{self.dataset}: {self.left_out:,} of {counted(self.n_clips + self.left_out, 'clip')} left out; fewer "
                 "candidates make retrieval easier, so these are no numbers for the whole test set"
             )
         if self.split != "test":

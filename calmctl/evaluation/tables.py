@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from calmctl.counting import counted
 from calmctl.evaluation.bootstrap import METRICS, Interval
 from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.paper import PaperRetrieval
@@ -59,12 +60,12 @@ def _title(results: Sequence[RetrievalResult]) -> str:
 def _heading(result: RetrievalResult, *, several_systems: bool) -> Text:
     domain = "→ " if result.trained_on not in ("", result.dataset) else ""
     heading = Text(f"{domain}{result.dataset} {result.protocol}".strip(), style="bold")
-    facts = [f"{result.n_captions} captions, {result.n_clips} clips"]
+    facts = [f"{counted(result.n_captions, 'caption')}, {counted(result.n_clips, 'clip')}"]
     if several_systems and result.system:
         facts.insert(0, result.system)
     heading.append(f"  {', '.join(facts)}", style="not bold")
     warnings = [f"{result.split} split"] if result.split != "test" else []
-    warnings += [f"{result.left_out} clips left out"] if result.left_out else []
+    warnings += [f"{counted(result.left_out, 'clip')} left out"] if result.left_out else []
     warnings += [f"scorer: {result.scorer}"] if result.scorer != HONEST_SCORER else []
     for warning in warnings:
         heading.append(f"  !! {warning}", style="bold red")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from calmctl.counting import counted
 from calmctl.evaluation.bootstrap import PairedDifference
 from calmctl.evaluation.seeds import Spread
 from calmctl.reproducing.table import Block, Filled, Line, headline
@@ -29,7 +30,7 @@ def heading(block: Block) -> str:
 
 def size(block: Block) -> str:
     """How large its test set is, and what is missing of it."""
-    left_out = f", {block.left_out} clips left out" if block.left_out else ""
+    left_out = f", {counted(block.left_out, 'clip')} left out" if block.left_out else ""
     return f"{block.n_queries} queries, {block.n_clips} clips{left_out}"
 
 

@@ -60,6 +60,7 @@ class Found:
         seeker: Who searched.
         collection: What was searched.
         clips: How many clips that are.
+        unit: What one of them is, "clip" or "window".
         method: How, for people.
         answers: One for each query.
         left_out: Files that could not be decoded.
@@ -68,6 +69,7 @@ class Found:
     seeker: str
     collection: Path
     clips: int
+    unit: str
     method: str
     answers: tuple[Answer, ...]
     left_out: tuple[LeftOut, ...]
@@ -78,6 +80,7 @@ class Found:
             "by": self.seeker,
             "collection": str(self.collection),
             "clips": self.clips,
+            "unit": self.unit,
             "method": self.method,
             "answers": [
                 {

@@ -38,6 +38,7 @@ class Collection:
         left_out: Files that could not be decoded, with reasons.
         extracted: Clips whose features were made by this opening.
         is_store: Whether it is somebody's store, and not a folder's.
+        unit: What one of its clips is, "clip" or "window".
     """
 
     name: Path
@@ -47,6 +48,7 @@ class Collection:
     left_out: tuple[LeftOut, ...]
     extracted: int
     is_store: bool
+    unit: str = "clip"
 
 
 def open_collection(
@@ -157,7 +159,8 @@ def _open_folder(
             f"{folder}: none of its {len(files)} videos could be decoded "
             f"(first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
-    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False)
+    unit = "clip" if window_s is None else "window"
+    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit)
 
 
 def _store_name(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmctl.counting import counted
 from calmctl.data.samples import Clip
 from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import encode_captions
@@ -43,6 +44,10 @@ class Search:
     def __len__(self) -> int:
         return len(self._index.frames)
 
+    @property
+    def _size(self) -> str:
+        return counted(len(self), self.collection.unit)
+
     def sentences(
         self, queries: Sequence[str], top: int, *, approximate: bool = False, candidates: int = CANDIDATES
     ) -> Found:
@@ -61,10 +66,10 @@ class Search:
         if approximate:
             best = self._two_stage(texts, top, candidates)
             some = min(max(top, candidates), len(self))
-            method = f"two-stage: the {some:,} of {len(self):,} clips nearest by mean pooling (usearch), then the head"
+            method = f"two-stage: the {some:,} of {self._size} nearest by mean pooling (usearch), then the head"
         else:
             best = self._exact(texts, top)
-            method = f"exact: the head's score of all {len(self):,} clips"
+            method = f"exact: the head's score of all {self._size}"
         return self._found(queries, best, method, texts)
 
     def similar(self, clip: Clip, top: int) -> Found:
@@ -81,7 +86,10 @@ class Search:
         kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if index.frames.ids[p] not in own]
         chosen = Best(tuple(p for p, _ in kept[:top]), tuple(s for _, s in kept[:top]))
         return self._found(
-            [str(clip.path)], [chosen], f"exact: cosines of mean-pooled frames, {len(self):,} clips", None
+            [str(clip.path)],
+            [chosen],
+            f"exact: cosines of mean-pooled frames, {self._size}",
+            None,
         )
 
     def recall(self, queries: Sequence[str], *, candidates: int = CANDIDATES, at: int = 10) -> Recall:
@@ -146,7 +154,8 @@ class Search:
                 path = clip.path if clip else None
                 hits.append(Hit(rank + 1, score, key, path, start_s, end_s, shared[rank] if shared else None))
             answers.append(Answer(query, tuple(hits)))
-        return Found(self.seeker.name, collection.name, len(frames), method, tuple(answers), collection.left_out)
+        size, unit = len(frames), collection.unit
+        return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)
 
     @torch.inference_mode()
     def _shared(self, text: Tensor | None, positions: Sequence[int]) -> list[tuple[Shared, ...]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from calmctl.counting import counted
 from calmctl.model.caption import CaptionModel
 from calmctl.recipe import Recipe
 from calmctl.training.batches import PairBatches
@@ -33,7 +34,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
     summary = {
         "data": f"{recipe.data.dataset} {prepared.protocol}".strip(),
         **{
-            f"  {name}": f"{c['clips']} clips, {c['captions']} captions, {c['left_out']} clips left out"
+            f"  {name}": f"{counted(c['clips'], 'clip')}, {counted(c['captions'], 'caption')}, "
+            f"{counted(c['left_out'], 'clip')} left out"
             for name, c in counts.items()
         },
         "backbone": f"{recipe.backbone.model}, weights {recipe.backbone.weights}"

@@ -47,7 +47,7 @@ def test_missing_is_1_and_named(root: Path) -> None:
     assert result.exit_code == 1
     assert "missing  val_list.txt" in result.stdout and "X-Pool" in result.stdout
     assert "not complete; where files belong" in result.stdout
-    assert "train, no file: 1 clips left out" in result.stderr
+    assert "train, no file: 1 clip left out" in result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

@@ -36,7 +36,7 @@ def test_hostile_names_and_queries_stay_text(tmp_path: Path) -> None:
         Hit(3, 0.125, "c", tmp_path / "gone.mp4", 0.0, None),
     )
     left_out = (LeftOut(EVIL, EVIL),)
-    found = Found(EVIL, Path(EVIL), 3, EVIL, (Answer(EVIL, hits), Answer("none", ())), left_out)
+    found = Found(EVIL, Path(EVIL), 3, "clip", EVIL, (Answer(EVIL, hits), Answer("none", ())), left_out)
     write_sheet(found, tmp_path / "sheet.html")
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     parser = Tags()

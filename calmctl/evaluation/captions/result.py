@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from calmctl.counting import counted
 from calmctl.evaluation.captions.scores import CaptionScores
 from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
 
@@ -54,7 +55,7 @@ class CaptionResult:
         """What must be said wherever these numbers are shown."""
         caveats = list(self.scores.caveats)
         if self.left_out:
-            caveats.append(f"{self.left_out} clips left out; these are no numbers for the whole test set")
+            caveats.append(f"{counted(self.left_out, 'clip')} left out; these are no numbers for the whole test set")
         if self.split != "test":
             caveats.append(f"the {self.split} split, not the test set")
         label = self.dataset or self.name
