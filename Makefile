@@ -11,9 +11,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/calmctl demo
 
-# Two processes with one thread each: two threads each on two cores would wait for one another.
+# Two processes with one thread each: two threads each on two cores would wait for one another. A file goes to one of
+# them, because what its tests share (a trained run, a world) is made once a process.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: lint types test
 

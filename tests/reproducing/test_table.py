@@ -66,7 +66,8 @@ def test_stars_are_for_what_exceeds_chance(filled: Filled) -> None:
     assert not base.gains and cells.gain(base, interval=False) == ""
     assert not better.gains["r1"].within_noise and cells.gain(better, interval=False).endswith("*")
     assert same.gains["r1"].difference == pytest.approx(0) and "*" not in cells.gain(same, interval=True)
-    assert filled.comparisons == 2 and "of 2 such differences at most 0.1 would be starred" in " ".join(cells.legend(filled))
+    assert filled.comparisons == 2
+    assert "of 2 such differences at most 0.1 would be starred" in " ".join(cells.legend(filled))
     sums = [outcome(hits(0.5, seed)).sums for seed in range(3)]
     again: PairedDifference = differences_over_seeds(sums, sums[::-1])["r1"]
     assert same.gains["r1"] == again
