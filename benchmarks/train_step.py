@@ -4,13 +4,15 @@
     python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --frames 12 --device cuda --precision bf16
     python benchmarks/train_step.py --heads xpool --encode frozen --prompts 77
     python benchmarks/train_step.py --heads xpool --compile
+    python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --chunk 8 --heads xpool --steps 1 --warm-up 0
 
 A step is forward, backward, clipping and the optimiser, on one batch of drawn frames and sentences of about ten
 words; nothing is decoded. Steps with and without CALM alternate, after a few of each to warm up, and medians are
 printed, because a machine is rarely quiet. On a CPU the time is that of the process's own threads (one), which
 other processes disturb less than the clock on the wall; on a GPU it is the clock's, between synchronisations.
 Memory is what a step needs beyond what lies in memory before it: of a GPU as its allocator counts it, on a CPU
-as the profiler counts live tensors, in a step of its own.
+as the profiler counts live tensors, in a step of its own; not where `--chunk` is given, whose memory
+benchmarks/chunk.py measures.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--encode", default="gradient", help="anchors.encode")
     parser.add_argument("--prompts", type=int, help="pad the prompts to this many tokens, to see what it costs")
+    parser.add_argument("--chunk", type=int, help="optim.chunk: large batches in little memory")
     parser.add_argument("--compile", action="store_true", help="the model through torch.compile")
     options = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts, a line each time
@@ -76,10 +79,10 @@ def measure(options: argparse.Namespace, kind: str) -> None:
     times = [(plain.seconds(), calm.seconds()) for _ in range(options.steps)]
     without, within = (1000 * statistics.median(column) for column in zip(*times, strict=True))
     share = statistics.median((b - a) / b for a, b in times)
-    memory, memory_with = plain.peak_mb(), calm.peak_mb()
+    memory, memory_with = ("", "") if options.chunk else (f"{each.peak_mb():.0f}" for each in (plain, calm))
     added = calm.n_parameters - plain.n_parameters
     print(
-        f"{kind:>13}{without:>13.1f}{within:>13.1f}{share:>13.1%}{memory:>13.0f}{memory_with:>13.0f}"
+        f"{kind:>13}{without:>13.1f}{within:>13.1f}{share:>13.1%}{memory:>13}{memory_with:>13}"
         f"{plain.n_parameters:>13,}{added:>13,}",
         flush=True,
     )
@@ -154,6 +157,7 @@ def build(options: argparse.Namespace, kind: str, alignment: str) -> CalmModel:
         "anchors": {"vocabulary": options.vocabulary, "encode": options.encode},
         "head": {"kind": kind, "layers": 4, "init": "random", "support_weight": 0.8},
         "alignment": {"kind": alignment},
+        "optim": {"chunk": options.chunk},
     }
     return build_model(recipe_from_dict(values), resolve_vocabulary(options.vocabulary))
 

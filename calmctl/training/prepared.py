@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.data.samples import Dataset, LeftOut
 from calmctl.data.store import FeatureStore
 from calmctl.evaluation.encoding import (
+    TEXTS_PER_BATCH,
     EncodedSplit,
     bare_captions,
     encode_split,
@@ -94,10 +96,15 @@ class Prepared:
         if not (read and self.recipe.frozen and self.recipe.data.cache == "memory"):
             return None
         self.model.eval()
-        sentences = tuple(dict.fromkeys(captions))
-        number = {sentence: row for row, sentence in enumerate(sentences)}
-        features = bare_captions(self.model, sentences, self.device)
-        return lambda some: features[[number[sentence] for sentence in some]]
+        # Sentences of a length together, and each kept as long as it is: words of all, padded to the longest of all,
+        # would be several times as much.
+        sentences = sorted(dict.fromkeys(captions), key=len)
+        features: dict[str, Tensor] = {}
+        for start in range(0, len(sentences), TEXTS_PER_BATCH):
+            some = tuple(sentences[start : start + TEXTS_PER_BATCH])
+            for sentence, made in zip(some, bare_captions(self.model, some, self.device), strict=True):
+                features[sentence] = made[made.any(-1)].clone() if made.dim() > 1 else made
+        return lambda batch: pad_sequence([features[sentence] for sentence in batch], batch_first=True)
 
     def _caption_tokens(self) -> Callable[[list[str]], Tensor] | None:
         if not isinstance(self.model, CaptionModel):

@@ -13,7 +13,7 @@ from calmctl.runs.load import load_run
 from calmctl.tensorfiles import load_tensors
 from calmctl.training import loop
 from calmctl.training.plan import plan_training
-from calmctl.training.prepare import recipe_dataset
+from calmctl.training.prepare import prepare, recipe_dataset
 from calmctl.training.train import train
 
 CPU = torch.device("cpu")
@@ -238,6 +238,33 @@ def test_broken_clips_are_listed_and_the_rest_trains(tiny_recipe, tiny_world, tm
             name: [clip.id] for name, clip in zip(("train", "val", "test"), broken, strict=True)
         }
         assert trained.results[0].left_out == 1 and trained.results[0].n_clips == 5
+
+
+def test_words_of_frozen_towers_are_kept_as_long_as_their_sentence(tiny_recipe, tmp_path):
+    """A cache changes no number, and does not pad every sentence to the longest of all."""
+    keys = (
+        "head.kind=wti",
+        "head.layers=2",
+        "backbone.freeze=true",
+        "backbone.adapter=linear",
+        "alignment.kind=none",
+        "optim.epochs=1",
+    )
+    losses = []
+    for cache in ("memory", "none"):
+        run = train(tiny_recipe(*keys, f"data.cache={cache}"), tmp_path / cache).run
+        lines = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0]
+
+    prepared = prepare(tiny_recipe(*keys, "data.cache=memory"))
+    captions = prepared.dataset.splits["train"].captions
+    tokenize = prepared._frozen_texts(captions)
+    shortest, longest = min(captions, key=len), max(captions, key=len)
+    words = [tokenize([sentence])[0] for sentence in (shortest, longest)]
+    assert len(words[0]) < len(words[1]) and all(each.any(-1).all() for each in words)
+    both = tokenize([shortest, longest])
+    assert torch.equal(both[0, : len(words[0])], words[0]) and not both[0, len(words[0]) :].any()
 
 
 def test_missing_files_can_be_made_an_error(tiny_recipe, tiny_world, tmp_path):
