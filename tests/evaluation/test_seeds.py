@@ -129,3 +129,21 @@ def test_a_difference_that_seeds_and_clips_agree_on_is_found() -> None:
         return [ClipSums(tuple(map(str, range(400))), ("r1",), 100.0 * each, np.ones(400)) for each in hits]
 
     assert not differences_over_seeds(system(0.3), system(0.6))["r1"].within_noise
+
+
+def test_clips_and_seeds_together_find_no_more_than_they_may() -> None:
+    """Systems that do not differ, on clips of unequal difficulty, with a luck of every seed and of every clip in it."""
+    rng, found = np.random.default_rng(1), []
+    for number in range(600):
+        clips = rng.normal(size=200)
+
+        def system(clips: np.ndarray = clips) -> list[ClipSums]:
+            made = []
+            for _ in range(3):
+                chance = 1 / (1 + np.exp(-(clips + 0.3 * rng.normal() + 0.7 * rng.normal(size=200))))
+                hits = 100.0 * (rng.random(200) < chance)[:, None]
+                made.append(ClipSums(tuple(map(str, range(200))), ("r1",), hits, np.ones(200)))
+            return made
+
+        found.append(not differences_over_seeds(system(), system(), replicates=400, seed=number)["r1"].within_noise)
+    assert np.mean(found) == pytest.approx(0.02, abs=0.013)
