@@ -67,7 +67,7 @@ def pooling_table(pooling: TextConditionedPooling, frames: Tensor) -> VideoTable
         (gram_linear [N_v, n + 1, n + 1]) and the squared norm of V (gram_output [N_v, n + 2, n + 2]).
     """
     heads, dim = pooling.heads, pooling.dim
-    norm1, norm2, norm3 = pooling.input_norm, pooling.pooled_norm, pooling.output_norm
+    norm1 = pooling.input_norm
     normed = norm1(frames)
 
     wq = (pooling.query.weight * norm1.weight).view(heads, -1, dim) * (dim // heads) ** -0.5
@@ -75,13 +75,20 @@ def pooling_table(pooling: TextConditionedPooling, frames: Tensor) -> VideoTable
     wk, bk = _split(pooling.key, heads)
     keys = _project(normed, wq.mT @ wk, _apply(wq.mT, bk))
     key_bias = torch.einsum("vfc,hc->vhf", normed, _apply(wk.mT, bq)) + (bq * bk).sum(-1)[:, None]
+    return {"keys": keys, "key_bias": key_bias} | basis_table(pooling, normed)
+
+
+def basis_table(pooling: TextConditionedPooling, normed: Tensor) -> VideoTable:
+    """The part of `pooling_table` behind the attention weights, from frames behind LN1, [N_v, F, D]."""
+    heads, dim = pooling.heads, pooling.dim
+    norm2, norm3 = pooling.pooled_norm, pooling.output_norm
 
     # LN2 and LN3 subtract the mean over D of what they are given: the weights that make it do so here, once.
     # Attention weights sum to one within each head, so the heads share the bias of the output projection.
     wv, bv = _split(pooling.value, heads)
     wo = _centred(pooling.out.weight).view(dim, heads, -1).transpose(0, 1)
     pooled = _project(normed, wo @ wv, _apply(wo, bv) + _centred(pooling.out.bias) / heads).flatten(1, 2)
-    linear = torch.eye(dim, dtype=frames.dtype, device=frames.device) + pooling.linear.weight
+    linear = torch.eye(dim, dtype=normed.dtype, device=normed.device) + pooling.linear.weight
 
     n_videos, n, _ = pooled.shape
     before_norm3 = pooled.new_empty(n_videos, n + 1, dim)
@@ -91,8 +98,6 @@ def pooling_table(pooling: TextConditionedPooling, frames: Tensor) -> VideoTable
     torch.mul(before_norm3, norm3.weight, out=basis[:, :-1])
     basis[:, -1] = norm3.bias
     return {
-        "keys": keys,
-        "key_bias": key_bias,
         "basis": basis,
         "gram_pooled": pooled @ pooled.mT / dim,
         "gram_linear": before_norm3 @ before_norm3.mT / dim,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calmctl.model.exact import pooling_table
+from calmctl.model.exact import basis_table
 from calmctl.model.heads.base import Probes, VideoTable
 from calmctl.model.pooling import TextConditionedPooling
 
@@ -25,7 +25,7 @@ def probe_table(pooling: TextConditionedPooling, frames: Tensor) -> VideoTable:
         deviation [N_v, F], one over each frame's standard deviation (LN1); quadratic [N_v, 3, n, n] and linear
         [N_v, 3, n], the forms in the attention weights that give the variance before LN2 and LN3, and the length.
     """
-    table = pooling_table(pooling, frames)
+    table = basis_table(pooling, pooling.input_norm(frames))
     pooled, linear, output = table["gram_pooled"], table["gram_linear"], table["gram_output"]
     n = pooled.shape[-1]
     variance = frames.var(-1, correction=0)
