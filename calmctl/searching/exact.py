@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calmctl.model.adapter import FeatureAdapter
-from calmctl.model.heads.base import FusionHead
+from calmctl.model.heads.base import FusionHead, ProbedHead
 from calmctl.searching.index import Progress, SearchIndex
 from calmctl.searching.mapped import MappedFrames
 from calmctl.searching.products import products_with
@@ -39,18 +39,24 @@ class Judge:
     """The head in float64 on the CPU, which has the last word on a few clips."""
 
     def __init__(self, head: FusionHead, adapter: FeatureAdapter | None) -> None:
-        self._head: Any = deepcopy(head).cpu().double() if isinstance(head, nn.Module) else head
+        self._head: Any = deepcopy(head).cpu().double().eval() if isinstance(head, nn.Module) else head
         self._adapter = None if adapter is None else deepcopy(adapter).cpu().double()
 
     @torch.inference_mode()
     def scores(self, texts: Tensor, frames: Tensor) -> np.ndarray:
         """Scores float64 [N_t, n] of texts and of frames [n, F, D] as the store has them."""
-        parts = [
-            self._head.score(texts.cpu().double(), self._head.video_table(adapted(part.double(), self._adapter)))
-            for part in torch.split(frames.cpu(), 256)
-        ]
+        texts = texts.cpu().double()
+        parts = [self._part(texts, adapted(part.double(), self._adapter)) for part in torch.split(frames.cpu(), 256)]
         found: np.ndarray = torch.cat(parts, 1).numpy()
         return found
+
+    def _part(self, texts: Tensor, frames: Tensor) -> Tensor:
+        scores: Tensor
+        if isinstance(self._head, ProbedHead):
+            scores = self._head.score_directly(texts, frames)
+        else:
+            scores = self._head.score(texts, self._head.video_table(frames))
+        return scores
 
 
 def search_exact(

@@ -94,6 +94,10 @@ class ProbedHead(Protocol):
     Where its `video_table` is larger than the frames, this is what makes searching millions of clips possible.
     """
 
+    def score_directly(self, texts: Tensor, frames: Tensor) -> Tensor:
+        """The scores of `score`, [N_t, N_v], without any table: for few pairs much the cheaper way."""
+        ...
+
     def probe_table(self, frames: Tensor) -> VideoTable:
         """What scores need of the videos [N_v, F, D] beside dot products with their frames."""
         ...

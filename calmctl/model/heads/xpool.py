@@ -53,6 +53,13 @@ class XPoolHead(nn.Module):
             return score_in_blocks(block, self.pooling, self._cast(texts), table, _PAIRS_PER_BLOCK)
 
     @torch.no_grad()
+    def score_directly(self, texts: Tensor, frames: Tensor) -> Tensor:
+        """The cosines of `score` by the formula as it reads, [N_t, N_v]; in evaluation mode."""
+        with full_precision(texts.device):
+            texts, frames = self._cast(texts), self._cast(frames)
+            return pooled_cosines(texts, self.pooling(texts, frames))
+
+    @torch.no_grad()
     def probe_table(self, frames: Tensor) -> VideoTable:
         """The `probes.probe_table` of frames [N_v, F, D]."""
         with full_precision(frames.device):
