@@ -42,6 +42,7 @@ from calmctl.data.store import FeatureStore
 from calmctl.data.store_writer import CLIPS_PER_SHARD
 from calmctl.files import sha256_file
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.searching import products
 from calmctl.searching.approximate import open_graph, require_usearch, search_two_stage
 from calmctl.searching.exact import Judge, search_exact
 from calmctl.searching.index import open_index
@@ -108,6 +109,8 @@ def trained_like() -> XPoolHead:
 
 def measure(n_clips: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything about one size, in this process."""
+    if options.converted:
+        products.MOST_DIRECTIONS = 0
     world = World(n_clips)
     found: dict[str, Any] = {"clips": n_clips}
     store, found["store_s"] = timed(lambda: write_store(folder, n_clips, world))
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3, help="queries before those that count")
     parser.add_argument("--candidates", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--exact-only", action="store_true", help="no graph, which takes longest to make")
+    parser.add_argument("--converted", action="store_true", help="convert frames, as where numkong is not installed")
     parser.add_argument("--folder", type=Path, help="where the stores are put for the run; a temporary one by default")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
