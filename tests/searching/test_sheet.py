@@ -48,6 +48,14 @@ def test_hostile_names_and_queries_stay_text(tmp_path: Path) -> None:
     assert "25.0 %" in page and "1 file left out" in page and page.count("nothing</li>") == 1
 
 
+def test_a_windows_times_stand_beside_its_name_once(tmp_path: Path) -> None:
+    hit = Hit(1, 0.5, "a/b#t=9.013,13.013", None, 9.013, 13.013)
+    for unit, name in (("window", "1. a/b</p>"), ("clip", "1. a/b#t=9.013,13.013</p>")):
+        write_sheet(Found("s", Path("c"), 1, unit, "m", (Answer("q", (hit,)),), ()), tmp_path / "sheet.html")
+        page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+        assert name in page and "9.0 s to 13.0 s" in page and f"1 {unit} " in page
+
+
 def test_moments() -> None:
     assert moment(Hit(1, 0.0, "a", None, 61.0, 75.0)) == "1:01 to 1:15"
     assert moment(Hit(1, 0.0, "a", None, 0.0, None)) == "0.0 s to its end"
