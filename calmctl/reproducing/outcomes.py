@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import INDEX
 from calmctl.errors import BadInput
 from calmctl.evaluation.caption_runs import evaluate_caption_run
@@ -169,7 +170,7 @@ def _file(run: Run, test: TestSet) -> Path:
 def _contents(test: TestSet, recipe: Recipe) -> str:
     """A digest of a test set's clips, captions and gaps: data that was completed later is measured again."""
     if test.features is not None:
-        return sha256_file(test.features / INDEX)
+        return sha256_file(FeatureStore.open(test.features).path / INDEX)
     dataset = load_test_set(test, recipe)
     split = dataset.splits.get("test")
     if split is None:  # `encode_test_set` says so, in a sentence
@@ -177,7 +178,7 @@ def _contents(test: TestSet, recipe: Recipe) -> str:
     clips = [(clip.id, clip.path.stat().st_size, clip.start_s, clip.end_s) for clip in split.clips]
     gaps = [(clip.id, clip.reason) for clip in split.left_out]
     held = [dataset.name, dataset.protocol, clips, split.captions, split.owners, gaps]
-    return sha256_bytes(json.dumps(held).encode("utf-8", "surrogatepass"))
+    return sha256_bytes(json.dumps(held).encode())
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

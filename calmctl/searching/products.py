@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -26,6 +27,8 @@ MOST_DIRECTIONS = 8
 """Directions up to which float16 rows are multiplied where they lie (our choice, measured)."""
 CLIPS_AT_ONCE = 1 << 16
 """Clips multiplied where they lie before anybody is told: threads that take turns with torch's get in their way."""
+MOST_ERROR = 1e-6
+"""What a product may be off, by the lengths of its factors; the margin of `calmctl.searching.exact` is larger."""
 _LOW = 2.0**11  # a float16 has 11 bits: what it leaves of a number is multiplied by this, and is one again
 
 Tell = Callable[[int], None]
@@ -42,7 +45,7 @@ def products_with(frames: MappedFrames, directions: Tensor, block: int | None = 
         block: Clips converted at once; None for what suits the cache.
     """
     few = len(directions) <= MOST_DIRECTIONS and directions.device.type == "cpu"
-    numkong = _numkong() if few and block is None and frames.dtype == torch.float16 else None
+    numkong = numkong_here() if few and block is None and frames.dtype == torch.float16 else None
     if numkong is not None:
         return _where_they_lie(frames, HalfProducts(numkong, directions))
     return _converted(frames, directions, block or max(1, FRAMES_PER_BLOCK // frames.n_frames))
@@ -108,10 +111,21 @@ def _converted(frames: MappedFrames, directions: Tensor, at_once: int) -> Produc
     return lambda start, stop, tell: torch.cat(list(parts(start, stop, tell)), 1)
 
 
-def _numkong() -> Any | None:
-    """The package, or None where it is not installed or has no packed products."""
+@cache
+def numkong_here() -> Any | None:
+    """The package; None where it is not installed, has no packed products, or does not add up in float32.
+
+    Which instructions multiply is numkong's choice, by processor, and some add up in float16: that is measured here,
+    once, on rows and directions of known products.
+    """
     try:
-        found = import_module("numkong")
+        numkong = import_module("numkong")
     except ImportError:
         return None
-    return found if hasattr(found, "dots_pack") and hasattr(found, "dots_packed") else None
+    if not (hasattr(numkong, "dots_pack") and hasattr(numkong, "dots_packed")):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    rows, directions = torch.randn(64, 512, generator=generator).half(), torch.randn(2, 512, generator=generator)
+    error = HalfProducts(numkong, directions)([rows]).double() - directions.double() @ rows.double().T
+    size = directions.norm(dim=1)[:, None] * rows.float().norm(dim=1)
+    return numkong if bool((error.abs() <= MOST_ERROR * size).all()) else None
