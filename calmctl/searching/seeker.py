@@ -57,6 +57,7 @@ class Seeker:
             raise VideoError(f"{clip.path}: {frames}")
         return encoder.frames([frames])
 
+    @torch.inference_mode()
     def adapted(self, frames: Tensor) -> Tensor:
         """Features [..., F, D] behind the model's adapter, on its device."""
         return adapted(frames.to(self.device), self.model.adapter)

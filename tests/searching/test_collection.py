@@ -1,5 +1,7 @@
 """Folders and stores as collections: what is extracted when, and what is refused."""
 
+import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -155,6 +157,28 @@ def test_a_clip_finds_its_like_but_not_itself(folder, seekers):
     assert sorted(hit.clip for hit in hits) == ["clip0", "clip2", "copy of clip1"]
     with pytest.raises(VideoError, match="nothing"):
         search.similar(Clip("x", Path("nothing.mp4")), 1)
+
+
+def test_a_clip_is_looked_at_through_the_adapter_as_the_collection_is(folder, seekers):
+    """An adapter has weights that train: what passes it here must not be kept for a gradient."""
+    from calmctl.model.adapter import FeatureAdapter
+    from calmctl.searching.sentences import rank_sentences
+
+    video(folder / "copy of clip1.mp4", 1)
+    bare = seekers[0]
+    model = copy.deepcopy(bare.model, {id(bare.model.backbone): bare.model.backbone})
+    model.adapter = FeatureAdapter(model.backbone.dim)
+    torch.nn.init.normal_(model.adapter.frames.weight, std=0.1)
+    seeker = dataclasses.replace(bare, model=model)
+    search = Search(seeker, open_collection(folder, seeker))
+    clip = Clip("x", folder / "clip1.mp4")
+    best = search.similar(clip, 1).answers[0].hits[0]
+    assert best.clip == "copy of clip1" and best.score == pytest.approx(1, abs=1e-5)
+    sentences = ["a cat", "a dog runs", "red"]
+    scores = {each.sentence: each.score for each in rank_sentences(seeker, clip, sentences, 3)}
+    for answer in search.sentences(sentences, 10).answers:
+        (twin,) = (hit for hit in answer.hits if hit.clip == "clip1")
+        assert scores[answer.query] == pytest.approx(twin.score, abs=1e-3)  # the collection's features are float16
 
 
 def test_damaged_features_of_a_folder_can_be_made_again(folder, seekers):
