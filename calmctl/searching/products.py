@@ -24,7 +24,7 @@ from calmctl.searching.mapped import MappedFrames
 FRAMES_PER_BLOCK = 6144
 """Frames converted at once: 12 MB in float32 at D = 512 (our choice, measured)."""
 MOST_DIRECTIONS = 8
-"""Directions up to which float16 rows are multiplied where they lie (our choice, measured)."""
+"""Directions up to which float16 rows are multiplied where they lie (our choice; measured with two)."""
 CLIPS_AT_ONCE = 1 << 16
 """Clips multiplied where they lie before anybody is told: threads that take turns with torch's get in their way."""
 MOST_ERROR = 1e-6
