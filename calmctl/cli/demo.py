@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli.caption_view import EXAMPLES_SHOWN, examples_table
-from calmctl.cli.console import print_json, progress_bar, stdout
+from calmctl.cli.console import Sheet, print_json, progress_bar, stdout
 from calmctl.cli.train import BarWatcher
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ class _StageWatcher(BarWatcher):
 
 
 def _print(done: Demo) -> None:
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title="text to video, R@1 with its 95 % interval", title_justify="left")
+    table = Sheet(title="text to video, R@1 with its 95 % interval", title_justify="left")
     table.add_column("")
     for result in done.systems[0].results:
         table.add_column(f"{'→ ' if result.dataset != 'demo' else ''}{result.dataset}", justify="right")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calmctl.cli.console import note, printable, progress_bar, stdout
+from calmctl.cli.console import Sheet, note, printable, progress_bar, stdout
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -45,11 +45,10 @@ class Bar:
 def print_extracted(report: ExtractReport, dataset: Dataset) -> None:
     """Print what an extraction did, and what was left out."""
     from rich.markup import escape
-    from rich.table import Table
 
     from calmctl.cli.train import print_left_out
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Sheet(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     name = " ".join(word for word in (report.dataset, report.protocol) if word)

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from calmctl.cli.console import printable, stderr, stdout
+from calmctl.cli.console import Sheet, printable, stderr, stdout
 from calmctl.cli.train import BarWatcher
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from calmctl.reproducing.reproduce import Plan
     from calmctl.reproducing.table import Block, Filled
     from calmctl.reproducing.work import Job
+    from calmctl.runs.folder import Run
 
 _PAPER_TIME = (
     "the paper gives 1.14 s a batch of 128, on hardware it does not name: 2.2 hours for the 7,035 batches of MSR-VTT"
@@ -35,6 +35,10 @@ class StageWatcher(BarWatcher):
         """Print which run begins."""
         goes_on = " goes on" if job.state == "interrupted" else ""
         self._bar.console.print(f"[bold]run {number} of {total}: {printable(job.recipe.name)}{goes_on}[/]")
+
+    def begin(self, run: Run, epochs: int) -> None:
+        """Nothing is printed: a table's runs are many, and `job` has named this one."""
+        self._epochs = epochs
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:
         """Nothing: a table's runs are many, and their validation numbers are in their folders."""
@@ -64,7 +68,7 @@ def print_plan(plan: Plan, cost: Cost, *, made: bool, to_stderr: bool = False) -
         out.print(Text(f"{table.title}: {len(table.rows)} rows", style="bold"))
     if not made:
         out.print("The demo world is not made yet: it is drawn, and its CLIP trained, in a few minutes at first.")
-    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid = Sheet(show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, max_width=28)
     grid.add_column(overflow="fold")
@@ -105,24 +109,20 @@ def _print_cost(out: Console, cost: Cost) -> None:
     if cost.seconds is None:
         out.print(f"time and memory {printable(cost.how)}; {_PAPER_TIME}")
         return
+    from calmctl.training.plan import spoken
+
     memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:.1f} GiB"
-    out.print(f"time for the rest: about {_spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
+    out.print(f"time for the rest: about {spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
 
 
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _grid(block: Block, *, stand_in: bool) -> Table:
+def _grid(block: Block, *, stand_in: bool) -> Sheet:
     from calmctl.reproducing import cells
 
     captions = "cider" in block.lines[0].numbers
     metrics = ("bleu4", "meteor", "cider", "rouge_l") if captions else ("r1", "r5", "mnr")
     printed = any(line.paper for line in block.lines)
     leaks = any(line.leak_r1 is not None for line in block.lines)
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    grid = Sheet(padding=(0, 1, 0, 0), header_style="bold")
     grid.add_column("", no_wrap=True)
     names = [cells.NAMES[metric] for metric in metrics]
     names += ["paper", "diff."] if printed else []
