@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import Sheet, note, print_json, printable, stdout
+from calmctl.cli.console import Sheet, loading, note, print_json, printable, stdout
 
 if TYPE_CHECKING:
     from calmctl.explaining.coverage import Coverage
@@ -27,9 +27,13 @@ def coverage(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show which anchors a dataset uses, which it never does, and which say the same."""
+    from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.runs.folder import find_run
 
     chosen = find_run(run, runs, task="retrieval")
+    if vocabulary is not None:
+        resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
+    loading(str(chosen.folder))
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device
     from calmctl.explaining.coverage import coverage as measure

@@ -233,7 +233,9 @@ def _evaluate(
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
             stdout().print(retrieval_table([each.result for each in evaluations]))
         for dataset, run, by_direction in differences:
-            for direction, found in by_direction.items():
+            for direction in ("text_to_video", "video_to_text"):
+                if (found := by_direction.get(direction)) is None:
+                    continue
                 way = direction.replace("_", " ")
                 print_differences(f"{dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR"))
     print_left_out(left_out)
@@ -270,7 +272,7 @@ def print_differences(
         table.add_row(name, f"{each.difference:+.1f}", interval, f"{each.p_value:.3f}")
     out.print(table)
     clips = next(iter(found.values())).n_clusters
-    out.print(f"[dim]paired bootstrap over {counted(clips, 'clip')}; one run each: seeds differ as well[/]\n")
+    out.print(f"[dim]paired over {counted(clips, 'clip')}; one run each: seeds differ as well[/]\n")
 
 
 def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, html: Path | None, as_json: bool) -> None:

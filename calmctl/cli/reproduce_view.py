@@ -11,6 +11,7 @@ from rich.text import Text
 
 from calmctl.cli.console import Sheet, printable, stderr, stdout
 from calmctl.cli.train import BarWatcher
+from calmctl.counting import counted
 
 if TYPE_CHECKING:
     from calmctl.reproducing.estimate import Cost
@@ -65,23 +66,25 @@ def print_plan(plan: Plan, cost: Cost, *, made: bool, to_stderr: bool = False) -
     """Print what tables need and take, within 80 columns."""
     out = stderr() if to_stderr else stdout()
     for table in plan.tables:
-        out.print(Text(f"{table.title}: {len(table.rows)} rows", style="bold"))
+        out.print(Text(f"{table.title}: {counted(len(table.rows), 'row')}", style="bold"))
     if not made:
         out.print("The demo world is not made yet: it is drawn, and its CLIP trained, in a few minutes at first.")
     grid = Sheet(show_header=False)
     grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, max_width=28)
+    grid.add_column(max_width=28)
     grid.add_column(overflow="fold")
     for each in plan.found.values():
         mark = Text("there", style="green") if each.present else Text("missing", style="bold red")
+        if not (each.present or made):
+            mark = Text("to come", style="yellow")  # the command makes it, nobody has to bring it
         if each.online:
             mark = Text("online", style="yellow")
-        grid.add_row(mark, printable(each.what), printable(each.says))
+        grid.add_row(mark, printable(each.what), printable(each.says if each.present or made else "is made first"))
     out.print(grid)
     states = Counter(job.state for job in plan.jobs)
     kinds = ", ".join(f"{states[state]} {state}" for state in ("finished", "interrupted", "new") if states[state])
-    out.print(f"{len(plan.jobs)} runs ({kinds}); rows that several tables share run once")
-    _print_cost(out, cost)
+    out.print(f"{counted(len(plan.jobs), 'run')} ({kinds}); rows that several tables share run once")
+    _print_cost(out, cost, made=made)
     for name, reasons in plan.left_out.items():
         for what, why in reasons.items():
             out.print(f"[yellow]left out of {name}[/]: {printable(what)}: {printable(why)}", soft_wrap=True)
@@ -105,9 +108,9 @@ def print_tables(filled: list[Filled]) -> None:
             out.print(Text(line, style=style))
 
 
-def _print_cost(out: Console, cost: Cost) -> None:
+def _print_cost(out: Console, cost: Cost, *, made: bool) -> None:
     if cost.seconds is None:
-        out.print(f"time and memory {printable(cost.how)}; {_PAPER_TIME}")
+        out.print(f"time and memory {printable(cost.how)}{f'; {_PAPER_TIME}' if made else ''}")
         return
     from calmctl.training.plan import spoken
 
