@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-_READABLE = frozenset("\u00a0\u1680\u202f\u205f\u3000\u200c\u200d") | {chr(code) for code in range(0x2000, 0x200B)}
-"""Blanks of other scripts, and what joins or parts letters and emoji: no terminal obeys them, and names need them."""
+_BLANKS = frozenset("\u00a0\u1680\u202f\u205f\u3000") | {chr(code) for code in range(0x2000, 0x200B)}
+"""Blanks of other scripts: no terminal obeys them, and names need them."""
+_JOINERS = frozenset("\u200c\u200d")
+"""What joins or parts letters and emoji: between two of those it is part of them, anywhere else it hides."""
 
 
 def counted(n: int, noun: str) -> str:
@@ -17,4 +19,10 @@ def visible(text: str) -> str:
     """`text` with control and direction-changing characters shown as Python would write them, and not obeyed."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in _READABLE else repr(c)[1:-1] for c in text)
+    shown = []
+    for place, c in enumerate(text):
+        beside = text[place - 1 : place] + text[place + 1 : place + 2]
+        between = len(beside) == 2 and beside.isprintable() and min(beside) > "\x7f"
+        kept = c.isprintable() or c in _BLANKS or (c in _JOINERS and between)
+        shown.append(c if kept else repr(c)[1:-1])
+    return "".join(shown)

@@ -171,7 +171,7 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
             continue
         if not source.is_dir():
             names = ", ".join(name for name in DATASETS if name != "folder")
-            raise VideoError(f"{source} is no file, no folder and no data set; give videos, or one of {names}")
+            raise VideoError(f"{source} is no file and no data set, nor a folder; give videos, or one of {names}")
         folder = FolderClips(source)
         if not folder.ids:
             raise VideoError(f"{source}: there is no video in it")

@@ -70,8 +70,8 @@ class TrainedOn:
         if self.drawn == clips_are_drawn:
             return None
         if self.drawn:
-            return f"{self}: drawn shapes, and these videos are none, so its answers mean nothing here"
-        return f"{self}, and these videos are the demo's drawn shapes, so its answers mean little here"
+            return "it knows the demo's drawn shapes only, and these videos are none: its answers mean nothing here"
+        return "these are the demo's drawn shapes, which it was not trained on: its answers mean little here"
 
 
 class Run:
