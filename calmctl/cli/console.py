@@ -55,7 +55,7 @@ class Terminal(Console):
             if segment.control or segment.text.isprintable():
                 yield segment
             else:
-                yield Segment("".join(c if c == "\n" else visible(c) for c in segment.text), segment.style)
+                yield Segment("\n".join(map(visible, segment.text.split("\n"))), segment.style)
 
 
 def _width(stream: TextIO) -> int | None:
@@ -195,7 +195,7 @@ def activation() -> str | None:
 def print_next(*commands: str) -> None:
     """Print what can be pasted next, whole lines each."""
     out, lines = stdout(), [line for line in (activation(), *commands) if line]
-    out.print("next", highlight=False)
+    out.print("Next:")
     for line in lines:
         out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
 
