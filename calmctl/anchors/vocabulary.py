@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -234,3 +234,24 @@ def vocabulary_json(vocabulary: Vocabulary) -> Mapping[str, Any]:
     """A vocabulary as plain data for `--json` and for the provenance of a result."""
     return {**vocabulary.model_dump(exclude={"labels"}), "digest": vocabulary.digest,
             "labels": [label.model_dump() for label in vocabulary.labels]}  # fmt: skip
+
+
+def find_anchors(vocabulary: Vocabulary, names: Sequence[str]) -> tuple[int, ...]:
+    """Places of the anchors that `names` mean: ids or labels, whatever their capitals.
+
+    Raises:
+        VocabularyError: No such anchor (the nearest is named), or fewer than two would remain.
+    """
+    known = {label.text.casefold(): place for place, label in enumerate(vocabulary.labels)}
+    known |= {label.id.casefold(): place for place, label in enumerate(vocabulary.labels)}
+    found = []
+    for name in names:
+        if name.casefold() not in known:
+            near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.3)
+            hint = f"did you mean {vocabulary.texts[known[near[0]]]!r}?" if near else ""
+            more = f"'calmctl anchors show {vocabulary.name}' lists them"
+            raise VocabularyError(f"--without: {vocabulary.reference} has no anchor {name!r}; {hint or more}")
+        found.append(known[name.casefold()])
+    if len(vocabulary) - len(set(found)) < 2:
+        raise VocabularyError(f"--without: at least 2 of the {len(vocabulary)} anchors must remain")
+    return tuple(dict.fromkeys(found))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
@@ -21,11 +20,12 @@ from calmctl.anchors.publish import publish
 from calmctl.anchors.shipped import load_shipped, resolve_vocabulary, shipped_path, shipped_vocabularies
 from calmctl.anchors.sources import build_shipped
 from calmctl.anchors.vocabulary import Vocabulary, vocabulary_json
-from calmctl.cli.console import print_json, stdout
+from calmctl.cli.console import Group, Sheet, print_json, stdout
 from calmctl.cli.coverage import coverage
 from calmctl.errors import VocabularyError
 
 app = typer.Typer(
+    cls=Group,
     help="Build, inspect, merge and check anchor vocabularies.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -121,7 +121,7 @@ def list_(as_json: _AsJson = False) -> None:
                 | {"n_labels": len(each)} for each in vocabularies]  # fmt: skip
         print_json(rows)
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Sheet()
     for heading, justify in (
         ("vocabulary", "left"),
         ("labels", "right"),

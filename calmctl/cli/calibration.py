@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.bar import Bar
-from rich.table import Table
 
-from calmctl.cli.console import note, print_json, printable, stdout
+from calmctl.cli.console import Sheet, note, print_json, printable, stdout
 
 if TYPE_CHECKING:
     from calmctl.explaining.calibration import Calibration, Signal
@@ -42,7 +41,7 @@ def print_calibration(found: Calibration) -> None:
     out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
     out.print(f"{found.queries} sentences among {found.clips} clips, R@1 {100 * found.accuracy:.1f} %\n")
     out.print(f"[bold]{printable(found.conclusion)}[/]\n")
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Sheet(header_style="dim")
     table.add_column("confidence")
     for heading in ("AUROC", "95 %", "AURC", "ECE"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -65,7 +64,7 @@ def print_calibration(found: Calibration) -> None:
 def _print_diagrams(signal: Signal) -> None:
     out = stdout()
     rel, curve = signal.reliability, signal.risk_coverage
-    table = Table(box=None, pad_edge=False, header_style="dim", title=f"\n[bold]{signal.name}[/]", title_justify="left")
+    table = Sheet(header_style="dim", title=f"\n[bold]{signal.name}[/]", title_justify="left")
     table.title_style = ""
     for heading in ("predicted", "sentences"):
         table.add_column(heading, justify="right")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from calmctl.cli.console import note, print_json, printable, stdout
+from calmctl.cli.console import Sheet, loading, note, print_json, printable, stdout
 
 if TYPE_CHECKING:
     from calmctl.explaining.coverage import Coverage
@@ -28,9 +27,13 @@ def coverage(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show which anchors a dataset uses, which it never does, and which say the same."""
+    from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.runs.folder import find_run
 
     chosen = find_run(run, runs, task="retrieval")
+    if vocabulary is not None:
+        resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
+    loading(str(chosen.folder))
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device
     from calmctl.explaining.coverage import coverage as measure
@@ -62,7 +65,7 @@ def print_coverage(found: Coverage) -> None:
     )
     console.print(f"{found.clips} clips and {found.captions} captions of {found.dataset}, {found.split} split")
     console.print(f"The mass is as on {found.effective:.1f} anchors with equal shares.\n")
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Sheet(header_style="dim")
     table.add_column("anchor", ratio=1)
     for heading in ("mass in V_p", "in S_p", "clips", "captions"):
         table.add_column(heading, justify="right", no_wrap=True)

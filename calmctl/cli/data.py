@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, stdout
+from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ calmctl data where didemo"""
 _COLOUR = {"ok": "green", "unused": "dim", "missing": "yellow", "wrong": "red"}
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Check what a dataset needs and where it is looked for.",
     epilog="Examples:  calmctl data where msrvtt    calmctl data check msrvtt --root /data",
@@ -96,11 +97,10 @@ def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Pat
 
 
 def _print(report: CheckReport) -> None:
-    from rich.table import Table
 
     from calmctl.cli.train import print_left_out
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Sheet(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", max_width=38)
     table.add_column(overflow="fold")

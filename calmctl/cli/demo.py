@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from calmctl.cli.caption_view import EXAMPLES_SHOWN, examples_table
-from calmctl.cli.console import print_json, progress_bar, stdout
+from calmctl.cli.console import Sheet, loading, print_json, print_next, progress_bar, stdout
 from calmctl.cli.train import BarWatcher
 
 if TYPE_CHECKING:
     from calmctl.demo import Demo
 
+DATA = Path("data/demo")
 EXAMPLES = """Examples:
 
 calmctl demo
@@ -25,7 +27,7 @@ def demo(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change in all trainings.")
     ] = None,
-    data: Annotated[Path, typer.Option(help="Folder for the drawn clips.")] = Path("data/demo"),
+    data: Annotated[Path, typer.Option(help="Folder for the drawn clips.")] = DATA,
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Seed of the trainings.")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -34,6 +36,7 @@ def demo(
 
     Needs no download and no GPU.
     """
+    loading("the model library")
     from calmctl.demo import run_demo
     from calmctl.files import read_json
 
@@ -42,7 +45,7 @@ def demo(
     if as_json:
         print_json(read_json(done.report, what="demo report"))
     else:
-        _print(done)
+        _print(done, data)
 
 
 class _StageWatcher(BarWatcher):
@@ -53,10 +56,11 @@ class _StageWatcher(BarWatcher):
         self._bar.console.print(f"[bold]{text}[/]", soft_wrap=True)
 
 
-def _print(done: Demo) -> None:
-    from rich.table import Table
+def _print(done: Demo, data: Path) -> None:
+    run, without = (shlex.quote(str(done.systems[number].run.folder)) for number in (2, 1))
+    options = "" if data == DATA else f" --root {shlex.quote(str(data))}"
 
-    table = Table(box=None, pad_edge=False, title="text to video, R@1 with its 95 % interval", title_justify="left")
+    table = Sheet(title="text to video, R@1 with its 95 % interval", title_justify="left")
     table.add_column("")
     for result in done.systems[0].results:
         table.add_column(f"{'→ ' if result.dataset != 'demo' else ''}{result.dataset}", justify="right")
@@ -95,7 +99,10 @@ def _print(done: Demo) -> None:
     out.print(f"{'captioner':17} {done.captioner.folder}", soft_wrap=True)
     out.print(f"{'all numbers':17} {done.report}", soft_wrap=True)
     out.print(f"{'a page to look at':17} {done.page}\n", soft_wrap=True)
-    out.print("Next:")
-    out.print("  calmctl eval --cross demo-shifted")
-    out.print(f'  calmctl explain {done.clip.path} "{done.sentence}"', soft_wrap=True)
-    out.print("  calmctl train recipes/demo.yaml --dry-run")
+    print_next(
+        f"calmctl eval {run} --cross demo-shifted{options}",
+        f"calmctl eval {run} --against {without}{options}",
+        f"calmctl explain {shlex.quote(str(done.clip.path))} {shlex.quote(done.sentence)} --run {run}",
+        f'calmctl search "a red circle" --in {shlex.quote(str(done.clip.path.parent))} --run {run}',
+        "calmctl train recipes/demo.yaml --dry-run" + (f" data.root={shlex.quote(str(data))}" if options else ""),
+    )

@@ -9,7 +9,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from calmctl.cli.console import printable, stdout
+from calmctl.cli.console import Sheet, printable, stdout
 from calmctl.explaining.distributions import worth_saying
 from calmctl.explaining.words import percent, seconds, summary
 
@@ -243,9 +243,7 @@ def _section(out: Console, title: str) -> Table:
 
 
 def _table(title: str, first: str, *columns: tuple[str, int]) -> Table:
-    table = Table(
-        box=None, pad_edge=False, title=f"\n[bold]{title}[/]", title_justify="left", title_style="", header_style="dim"
-    )
+    table = Sheet(title=f"\n[bold]{title}[/]", title_justify="left", title_style="", header_style="dim")
     table.add_column(first, ratio=1)
     for name, cells in columns:
         table.add_column(name)

@@ -11,7 +11,7 @@ import typer
 from calmctl.cli.anchors import app as anchors_app
 from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
 from calmctl.cli.caption import caption
-from calmctl.cli.console import printable, stderr
+from calmctl.cli.console import Group, RecipeCommand, printable, stderr
 from calmctl.cli.data import app as data_app
 from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from calmctl.cli.demo import demo
@@ -32,23 +32,24 @@ from calmctl.errors import CalmError
 
 app = typer.Typer(
     name="calmctl",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: calmctl demo    Any command takes --debug to show the traceback of an error.",
 )
-app.command(epilog=DEMO_EXAMPLES)(demo)
+app.command(cls=RecipeCommand, epilog=DEMO_EXAMPLES)(demo)
 app.add_typer(anchors_app, name="anchors")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.command(epilog=EXTRACT_EXAMPLES)(extract)
-app.command(epilog=TRAIN_EXAMPLES)(train)
+app.command(cls=RecipeCommand, epilog=TRAIN_EXAMPLES)(train)
 app.command(name="eval", epilog=EVAL_EXAMPLES)(evaluate)
 app.command(epilog=CAPTION_EXAMPLES)(caption)
 app.command(epilog=EXPLAIN_EXAMPLES)(explain)
 app.command(epilog=SEARCH_EXAMPLES)(search)
-app.command(epilog=REPRODUCE_EXAMPLES)(reproduce)
+app.command(cls=RecipeCommand, epilog=REPRODUCE_EXAMPLES)(reproduce)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, readings
+from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
 from calmctl.counting import counted
-from calmctl.errors import BadInput, RunNotFound, StoreError, VideoError
+from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -87,6 +88,8 @@ def search(
 
     The search is exact unless --approximate is given, and says which it was.
     """
+    from calmctl.data.long import video_duration_s
+    from calmctl.device import check_device
     from calmctl.searching.windows import check_windows
 
     stride_s = check_windows(window, stride)
@@ -115,7 +118,11 @@ def search(
         from calmctl.searching.approximate import require_usearch
 
         require_usearch()
-    seeker = _seeker(run, runs, backbone, weights, device, why)
+    check_device(device)
+    if video is not None:
+        video_duration_s(video)  # what is no video is said before a model is loaded
+    drawn = _drawn([video] if captions is not None and video is not None else [], where)
+    seeker = _seeker(run, runs, backbone, weights, device, why, drawn)
     if captions is not None:
         assert video is not None
         _rank(seeker, video, captions, top, as_json)
@@ -165,28 +172,45 @@ def _given(candidates: int | None) -> dict[str, int]:
     return {} if candidates is None else {"candidates": candidates}
 
 
-def _seeker(name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool) -> Seeker:
-    """The run that was named, else the bare backbone that was, else the newest run, else the published backbone."""
-    from calmctl.runs.folder import find_run
+def _drawn(clips: list[Path], where: Path) -> bool:
+    """Whether what is searched are the demo's drawn shapes: `clips`, or else what lies in a folder or store.
 
-    run = None
-    if backbone is None and weights is None:
-        try:
-            run = find_run(name, runs, task="retrieval")
-        except RunNotFound:
-            if name is not None:
-                raise
-            note(f"there is no trained run in {printable(str(runs))}: searching with the bare backbone")
-        else:
-            if name is None:
-                note(f"searching with the newest run, {printable(str(run.folder))}")
+    Raises:
+        DatasetError: There is nothing to search, which is said before a model is asked for.
+    """
+    from calmctl.data.demo_world import drawn
+    from calmctl.data.folder_clips import FolderClips
+    from calmctl.data.store_format import INDEX
+    from calmctl.files import read_json
+
+    if clips:
+        return drawn([clip.stem for clip in clips])
+    if (where / INDEX).is_file():
+        index = read_json(where / INDEX, what="feature store", error=StoreError)
+        header = index.get("header") if isinstance(index, dict) else None
+        return isinstance(header, dict) and str(header.get("dataset")).startswith("demo")
+    names = FolderClips(where).ids
+    if not names:
+        raise DatasetError(f"{where}: there is no video in it; name another folder or a feature store with --in")
+    return drawn([Path(name).name for name in names])
+
+
+def _seeker(
+    name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
+) -> Seeker:
+    """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
+    bare = backbone is not None or weights is not None
+    run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
+    loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
     from calmctl.searching.seeker import seek_bare, seek_with_run
 
     chosen = choose_device(device)
     if run is not None:
-        return seek_with_run(run, chosen, why=why)
+        seeker = seek_with_run(run, chosen, why=why)
+        warning = run.trained_on.warning(drawn)
+        return replace(seeker, name=f"{seeker.name} !! {warning}") if warning else seeker
     return seek_bare(chosen, backbone=backbone, weights=weights, why=why)
 
 

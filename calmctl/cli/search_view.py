@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from calmctl.cli.console import printable, stdout
+from calmctl.cli.console import Sheet, printable, stdout
 from calmctl.counting import counted
 
 if TYPE_CHECKING:
@@ -66,8 +64,8 @@ def _anchors(shared: Sequence[Shared]) -> str:
     return f"[dim]{named or 'no anchor in common'}[/]"
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+def _table(*columns: str) -> Sheet:
+    table = Sheet(header_style="dim")
     table.add_column("", justify="right")
     table.add_column("score")
     for number, column in enumerate(columns):

@@ -236,7 +236,8 @@ class FeatureStore:
         if different:
             raise StoreError(
                 f"{self.path} holds features of {spoken(ours)}, not of {spoken(backbone)} "
-                f"(different: {', '.join(different)}): they cannot be mixed; choose another store"
+                f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
+                "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --weights"
             )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calmctl.anchors.distribution import anchor_log_probabilities, video_log_probabilities
+from calmctl.anchors.shipped import BARE as ZERO_SHOT_VOCABULARY
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary, load_vocabulary
 from calmctl.errors import CheckpointError
@@ -23,7 +24,6 @@ from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
 
 ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS = "ViT-B-32-quickgelu", "openai"
-ZERO_SHOT_VOCABULARY = "charades@1"
 ZERO_SHOT_FRAMES = 12
 _FRAMES_PER_BATCH = 64
 
@@ -153,10 +153,13 @@ def explain_zero_shot(
         VocabularyError: There is no such vocabulary.
     """
     chosen = resolve_vocabulary(vocabulary or ZERO_SHOT_VOCABULARY)
+    named = weights is not None or backbone != ZERO_SHOT_MODEL
     weights = weights or ZERO_SHOT_WEIGHTS
     try:
         towers = load_backbone(backbone, weights)
     except CheckpointError as fault:
+        if named:  # what is wrong is in the user's own words
+            raise
         raise CheckpointError(
             f"{fault}; here: give a .safetensors file with --weights, or explain with a run ('calmctl demo' makes one)"
         ) from fault

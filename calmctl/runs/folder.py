@@ -11,6 +11,9 @@ runs/<name>-<number>/
     best.safetensors    weights of the epoch that was best on validation
     slim.safetensors    the best weights without anchors and VAE: all that inference needs
     results.json        validation and test numbers
+    evals/              every evaluation since, each query's rank with it (evaluation/kept.py)
+
+runs/default            a link to one of them: the run that commands take where none is named
 """
 
 from __future__ import annotations
@@ -21,12 +24,54 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from calmctl.errors import CheckpointError, RunFailed, RunNotFound
+from calmctl.counting import counted
+from calmctl.data.demo_world import drawn
+from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.files import append_text, read_json, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
+
+WEIGHTS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
+"""The weights files of a run, and what to call what they evaluate to."""
+PINNED = "default"
+"""`ln -s msrvtt-001 runs/default` pins a run. A link and no setting (our choice): it lies beside the runs, `ls` shows
+where it leads, it goes with the folder, and it is a name for --run already."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """What a run was trained on, and on how much of it.
+
+    Attributes:
+        dataset: Name and protocol.
+        clips: Training clips; None for a run that does not say.
+        missing: Training clips of the protocol that were not there.
+        drawn: Whether they are the demo's drawn shapes.
+    """
+
+    dataset: str
+    clips: int | None
+    missing: int
+    drawn: bool
+
+    def __str__(self) -> str:
+        """Such as "trained on msrvtt 9k, 12 of 9,000 clips"."""
+        if self.clips is None:
+            return f"trained on {self.dataset}"
+        share = f"{self.clips:,} of {counted(self.clips + self.missing, 'clip')}" if self.missing else ""
+        return f"trained on {self.dataset}, {share or counted(self.clips, 'clip')}"
+
+    def warning(self, clips_are_drawn: bool) -> str | None:
+        """What must be said where these weights look at clips of another kind."""
+        if self.drawn == clips_are_drawn:
+            return None
+        if self.drawn:
+            return "it knows the demo's drawn shapes only, and these videos are none: its answers mean nothing here"
+        return "these are the demo's drawn shapes, which it was not trained on: its answers mean little here"
 
 
 class Run:
@@ -40,6 +85,7 @@ class Run:
         self.log = folder / "log.jsonl"
         self.state = folder / "state.safetensors"
         self.results = folder / "results.json"
+        self.evals = folder / "evals"
         self.tensorboard = folder / "tensorboard"
 
     def weights(self, which: str) -> Path:
@@ -49,7 +95,35 @@ class Run:
     def recipe(self) -> Recipe:
         """The resolved recipe; raises `RunNotFound` or `RecipeError`."""
         values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
-        return recipe_from_dict(values, where=str(self.recipe_file))
+        try:
+            return recipe_from_dict(values, where=str(self.recipe_file))
+        except RecipeError as fault:
+            raise RecipeError(f"{fault}{self._made_by()}") from None
+
+    def _made_by(self) -> str:
+        """For a recipe that this version cannot read: which version wrote it."""
+        try:
+            packages = read_json(self.about, what=f"run {self.folder}")["packages"]
+            return f"\nthis run was made by calmctl {packages['calmctl']}: use that version for it, or train it anew"
+        except (BadInput, KeyError, TypeError):
+            return ""
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What the training saw, read without checking the rest of recipe and record; raises `RunNotFound`."""
+        recipe = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
+        record = read_json(self.about, what=f"run {self.folder}") if self.about.is_file() else {}
+        try:
+            dataset = f"{recipe['data']['dataset']} {recipe['data'].get('protocol') or ''}".strip()
+        except (KeyError, TypeError, AttributeError):
+            raise RunNotFound(f"run {self.folder}: {self.recipe_file} names no data; train it anew") from None
+        try:
+            train, ids = record["data"]["train"], record["validation_ids"]
+            return TrainedOn(
+                dataset, int(train["clips"]), int(train["left_out"]), dataset.startswith("demo") or drawn(ids)
+            )
+        except (KeyError, TypeError, ValueError):
+            return TrainedOn(dataset, None, 0, dataset.startswith("demo"))
 
     @property
     def task(self) -> str:
@@ -125,13 +199,15 @@ def create_run(root: Path, recipe: Recipe) -> Run:
     return run
 
 
-def find_run(name: str | None, root: Path, *, task: str | None = None) -> Run:
-    """The run meant by a path or by a folder's name under `root`; the newest trained one for None.
+def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bool | None = None) -> Run:
+    """The run meant by a path or by a folder's name under `root`; for None the pinned one, else the newest trained one.
 
     Args:
         name: Path, folder's name, or None.
         root: Folder of runs.
         task: Where no run is named, "retrieval" or "caption" looks among the runs of that task only.
+        drawn: Where none is named or pinned, only runs trained on the demo's drawn shapes, or only others: what a
+            run learned of shapes says nothing about real videos.
 
     Raises `RunNotFound` saying how to make one.
     """
@@ -140,17 +216,42 @@ def find_run(name: str | None, root: Path, *, task: str | None = None) -> Run:
         for folder in (Path(name), root / name):
             if (folder / "recipe.json").is_file():
                 return Run(folder)
-        raise RunNotFound(f"no run at {name} or {root / name}; 'calmctl train {recipe}' makes one")
+        there = sorted(path.parent.name for path in root.glob("*/recipe.json"))
+        like = [each for each in there if each.startswith(f"{Path(name).name}-")] or get_close_matches(name, there, n=1)
+        hint = f"did you mean {root / like[-1]}?" if like else f"'calmctl train {recipe}' makes one"
+        raise RunNotFound(f"no run at {name} or {root / name}; {hint}")
     trained = [Run(path.parent) for path in root.glob("*/recipe.json") if _is_trained(path.parent)]
     if task is not None:
         trained = [run for run in trained if run.task == task]
-    if not trained:
+    for run in trained:
+        if run.folder.name == PINNED:
+            return run
+    fitting = [run for run in trained if drawn is None or run.trained_on.drawn == drawn]
+    if not fitting:
         kind = {"caption": "captioning ", "retrieval": "retrieval "}.get(task or "", "")
+        if trained:
+            newest = _newest(trained)
+            what = "the demo's drawn shapes" if drawn else "real videos"
+            raise RunNotFound(
+                f"no {kind}run in {root}{os.sep} was trained on {what}; the newest, {newest.folder}, was "
+                f"{newest.trained_on}: name it with --run to use it all the same"
+            )
         raise RunNotFound(
             f"no trained {kind}run in {root}{os.sep}; make one with 'calmctl train {recipe}' or 'calmctl demo', "
             "or name one with --run"
         )
-    return max(trained, key=lambda run: run.weights("best").stat().st_mtime_ns)
+    return _newest(fitting)
+
+
+def _newest(runs: list[Run]) -> Run:
+    return max(runs, key=lambda run: run.weights("best").stat().st_mtime_ns)
+
+
+def describe_choice(run: Run) -> str:
+    """How a run was found that nobody named, and what it knows."""
+    if run.folder.name == PINNED:
+        return f"the pinned run, {run.folder} -> {os.path.relpath(run.folder.resolve(), run.folder.parent.resolve())}"
+    return f"the newest run, {run.folder}"
 
 
 def _is_trained(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import torch
 
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.errors import CheckpointError
+from calmctl.model.backbone import Backbone
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
@@ -46,6 +47,11 @@ def load_captioner(run: Run, which: str, device: torch.device) -> CaptionModel:
             "or train one: calmctl train recipes/demo-caption.yaml"
         )
     return model
+
+
+def load_towers(run: Run) -> Backbone:
+    """The two towers of a run of either task, as its best weights have them and without any adapter."""
+    return _load(run, "best", torch.device("cpu")).backbone
 
 
 def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionModel:

@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tensors(root / "bare.safetensors", load_backbone("demo-clip", None).clip.state_dict(), {})
     values = {
         "name": "tiny",
-        "data": {"dataset": "demo", "root": str(root), "frames": 2},
+        "data": {"dataset": "folder", "root": str(root), "frames": 2},
         "backbone": {"model": "demo-clip", "weights": None},
         "anchors": {"vocabulary": "shapes@1"},
         "head": {"kind": "xpool"},
