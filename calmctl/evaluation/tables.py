@@ -102,7 +102,7 @@ def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
     levels = {each.level for result in results for each in result.intervals.values() if each is not None}
     if levels:
         level = ", ".join(f"{100 * value:g} %" for value in sorted(levels))
-        notes.append(Text(f"below each number: {level} bootstrap interval over clips", style="dim"))
+        notes.append(Text(f"below each number: {level} interval over clips (docs/protocols.md)", style="dim"))
     if any(result.paper is not None for result in results):
         notes.append(Text(_PAPER_NOTE, style="dim"))
     caveats = dict.fromkeys(caveat for result in results for caveat in result.caveats)

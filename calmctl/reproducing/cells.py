@@ -47,11 +47,11 @@ def mean(value: Spread | None) -> str:
 
 
 def gain(line: Line, *, interval: bool) -> str:
-    """What a row has more than its baseline in the headline's metric; a star where that is more than chance."""
+    """What a row has more than its baseline in the headline's metric; a star where several seeds call it no chance."""
     found = headline_gain(line)
     if found is None:
         return ""
-    star = "" if found.within_noise else "*"
+    star = "" if found.within_noise or line.one_seed else "*"
     bounds = f" ({found.interval.low:+.1f} {found.interval.high:+.1f})" if interval else ""
     return f"{found.difference:+.1f}{star}{bounds}"
 
@@ -84,12 +84,15 @@ def legend(filled: Filled) -> Iterator[str]:
     if filled.comparisons:
         yield (
             f"vs. base: {NAMES[filled.headline]} minus that of the row it is held against ({_baselines(filled)}). * "
-            "more than this test set and these seeds can make by chance (95 %: paired bootstrap over clips, t law "
-            f"over seeds); of {filled.comparisons} such differences at most {0.05 * filled.comparisons:.1f} would be "
-            "starred by chance alone."
+            "more than this test set and these seeds can make by chance (95 %: Student's t, paired over clips, "
+            f"unpaired over seeds); of {filled.comparisons} such differences at most {0.05 * filled.comparisons:.1f} "
+            "would be starred by chance alone."
         )
         if len(seeds) == 1:
-            yield "One seed: the stars know nothing of the spread over seeds, which may be larger."
+            yield (
+                "One seed: nothing is starred, because the spread over seeds is not known and may be larger than that "
+                "over clips."
+            )
     if any(line.paper_gap is not None for line in lines):
         yield (
             "paper: its number in the same metric; diff.: ours minus that. * more than the noise of both, the paper's "

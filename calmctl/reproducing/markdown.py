@@ -48,4 +48,6 @@ def _paper(line: Line) -> str:
 
 def _gain(line: Line) -> str:
     found = cells.headline_gain(line)
-    return "" if found is None else f"{cells.gain(line, interval=True)}, p {found.p_value:.3f}"
+    if found is None:
+        return ""
+    return cells.gain(line, interval=True) + ("" if line.one_seed else f", p {found.p_value:.3f}")

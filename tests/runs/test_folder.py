@@ -70,3 +70,11 @@ def test_a_full_disk_ends_a_log_with_a_sentence(run):
     run.log.symlink_to("/dev/full")
     with pytest.raises(RunFailed, match=r"cannot write .*log\.jsonl: No space left on device"):
         run.append_log({"step": 1})
+
+
+def test_a_run_of_before_the_key_stays_what_it_was(run):
+    """EMCL's reconstruction was `shares` before `head.em_rebuild`; a resumed run must not change its method."""
+    values = json.loads(run.recipe_file.read_text())
+    assert run.recipe().head.em_rebuild == values["head"].pop("em_rebuild") == "released"
+    run.recipe_file.write_text(json.dumps(values))
+    assert run.recipe().head.em_rebuild == "shares"
