@@ -105,14 +105,14 @@ def _print_cost(out: Console, cost: Cost) -> None:
     if cost.seconds is None:
         out.print(f"time and memory {printable(cost.how)}; {_PAPER_TIME}")
         return
-    memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:.1f} GiB"
+    memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:z.1f} GiB"
     out.print(f"time for the rest: about {_spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
 
 
 def _spoken(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"{seconds:z.0f} s"
+    return f"{seconds / 60:z.0f} min" if seconds < 5400 else f"{seconds / 3600:z.1f} h"
 
 
 def _grid(block: Block, *, stand_in: bool) -> Table:

@@ -2,11 +2,11 @@
 
 Two things are chance: which clips the test set holds, and which seeds were run. Both are given Student's t: over clips
 as in `bootstrap`, all systems on the same clips, and over seeds with n - 1 degrees of freedom, unpaired, because two
-seeds with one number share nothing but that number. Three seeds are too few to resample: they have ten different resamples,
-whose percentiles find differences where there are none in 15 of 100 cases. Variances add, and so do degrees of freedom
-by the rule of Welch and Satterthwaite (Welch, The Generalization of `Student's' Problem when Several Different
-Population Variances are Involved, 1947). Where seeds are all the noise, systems that do not differ are then found
-different in 4 of 100 cases with three seeds and in 5 with five, as they may be (simulated in
+seeds with one number share nothing but that number. Three seeds are too few to resample: they have ten different
+resamples, whose percentiles find differences where there are none in 15 of 100 cases. Variances add, and so do degrees
+of freedom by the rule of Welch and Satterthwaite (Welch, The Generalization of `Student's' Problem when Several
+Different Population Variances are Involved, 1947). Where seeds are all the noise, systems that do not differ are then
+found different in 4 of 100 cases with three seeds and in 5 with five, as they may be (simulated in
 tests/evaluation/test_seeds.py); where clips vary as well, in fewer, because what varies with both is counted twice
 (Owen, The Pigeonhole Bootstrap, 2007). With one seed the spread over seeds is unknown, and an interval tells of the
 clips alone.
@@ -124,7 +124,7 @@ def _over_seeds(systems: Sequence[Sequence[ClipSums]]) -> list[Doubles]:
             if each.clips != one.clips or each.metrics != one.metrics or not np.array_equal(each.sizes, one.sizes):
                 raise BadInput(
                     f"only results on the same queries can be compared: {len(one.clips)} clips with "
-                    f"{one.sizes.sum():.0f} queries are not {len(each.clips)} with {each.sizes.sum():.0f}, "
+                    f"{one.sizes.sum():z.0f} queries are not {len(each.clips)} with {each.sizes.sum():z.0f}, "
                     "or they are other clips"
                 )
     if len(one.clips) < 2:

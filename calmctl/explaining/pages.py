@@ -136,7 +136,7 @@ def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
                 "text": float(c.text[k]),
                 "hat": None if hat is None else float(hat.text[k]),
                 "shown": place < _ROWS,
-                "says": f"{says}; part of the score {float(x.split.anchors[k]):+.3f}.",
+                "says": f"{says}; part of the score {float(x.split.anchors[k]):+z.3f}.",
             }
         )
     return rows
@@ -208,7 +208,7 @@ def _ticks(start_s: float, end_s: float) -> list[dict[str, Any]]:
 
 def _polyline(x: Any, y: Any) -> str:
     """Points of an SVG polyline in a 100 x 100 box with y upwards."""
-    return " ".join(f"{100 * a:.2f},{100 - 100 * b:.2f}" for a, b in zip(x, y, strict=True))
+    return " ".join(f"{100 * a:z.2f},{100 - 100 * b:z.2f}" for a, b in zip(x, y, strict=True))
 
 
 def _top(values: Tensor, count: int) -> list[int]:

@@ -34,7 +34,7 @@ def summary(explanation: Explanation) -> list[str]:
         if float(more[k]) >= _WORTH_SAYING:
             said.append(f"The {one} says “{labels[k]}” more than the {other} does ({points(float(more[k]))}).")
     said.append(
-        f"They share {percent(c.overlap)} of their mass; the sentence is {c.divergence:.2f} nats away from the video."
+        f"They share {percent(c.overlap)} of their mass; the sentence is {c.divergence:z.2f} nats away from the video."
     )
     return said + _vae_says(explanation)
 
@@ -47,18 +47,23 @@ def _vae_says(explanation: Explanation) -> list[str]:
         said = ["The two are equal, so there is nothing for the VAE to close."]
     elif found.closed > 0:
         said = [
-            f"The VAE closes {percent(found.closed)} of that: its reconstruction is {found.divergence:.2f} nats away."
+            f"The VAE closes {percent(found.closed)} of that: its reconstruction is {found.divergence:z.2f} nats away."
         ]
     else:
         said = [
-            f"The VAE makes it worse: its reconstruction is {found.divergence:.2f} nats away, "
-            f"the video itself was {c.divergence:.2f}."
+            f"The VAE makes it worse: its reconstruction is {found.divergence:z.2f} nats away, "
+            f"the video itself was {c.divergence:z.2f}."
         ]
     if found.divergence > _FLAT * found.prior_divergence:
         said.append(
-            f"It hardly looks at this clip: a decoder that knows nothing (z = 0) is {found.prior_divergence:.2f} away."
+            f"It hardly looks at this clip: a decoder that knows nothing (z = 0) is {found.prior_divergence:z.2f} away."
         )
     return said
+
+
+def fixed(value: float | torch.Tensor, digits: int, *, signed: bool = False) -> str:
+    """A number with so many decimals; what rounds to nothing is 0, never -0."""
+    return f"{float(value):{'+' if signed else ''}z.{digits}f}"
 
 
 def percent(value: float | torch.Tensor) -> str:
@@ -66,18 +71,18 @@ def percent(value: float | torch.Tensor) -> str:
     share = 100 * float(value)
     if 0 < share < 0.05:
         return "<0.1 %"
-    return f"{share:.0f} %" if share >= 99.95 or share == 0 else f"{share:.1f} %"
+    return f"{share:z.0f} %" if share >= 99.95 or share == 0 else f"{share:z.1f} %"
 
 
 def points(value: float) -> str:
     """A difference of shares as "+12 points"."""
-    return f"{100 * value:+.0f} points"
+    return f"{100 * value:+z.0f} points"
 
 
 def seconds(value: float) -> str:
     """A time as "4.2 s", "1:02" or "1:02:03"."""
     if value < 60:
-        return f"{value:.1f} s"
+        return f"{value:z.1f} s"
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
