@@ -11,7 +11,7 @@ from rich.table import Table
 
 from calmctl.cli.console import printable, stdout
 from calmctl.explaining.distributions import worth_saying
-from calmctl.explaining.words import percent, seconds, summary
+from calmctl.explaining.words import explain_terms, percent, seconds, summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,9 @@ def print_pair(explanation: Explanation) -> None:
     for note in explainer.notes:
         facts.add_row("[dim]note[/]", f"[yellow]{printable(note)}[/]")
     out.print(facts, "")
-    for line in summary(explanation):
-        out.print(printable(line))
+    for number, line in enumerate(summary(explanation)):
+        out.print(printable(line), style="bold" if number == 0 else None)
+    out.print(f"[dim]{explain_terms(explanation)['short']}[/]")
     _print_distributions(out, explanation)
     _print_vae(out, explanation)
     _print_score(out, explanation)
@@ -69,6 +70,7 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
         f"H(V_p) {c.video_entropy:z.2f}, H(S_p) {c.text_entropy:z.2f} of at most {_log(len(labels)):z.2f} nats",
     )
     out.print(related)
+    out.print(f"[dim]{explain_terms(explanation)['distributions']}[/]")
 
 
 def _print_vae(out: Console, explanation: Explanation) -> None:
@@ -77,7 +79,12 @@ def _print_vae(out: Console, explanation: Explanation) -> None:
         return
     grid = _section(out, "What the VAE makes of it")
     grid.add_row("[dim]S_hat[/]", _listed(found.text, explanation.labels, 3))
-    closed = "nothing to close" if found.closed is None else f"closes {_share(found.closed)} of the divergence"
+    if found.closed is None:
+        closed = "nothing to close"
+    elif not found.sees_the_clip:
+        closed = "no nearer than a decoder that knows nothing"
+    else:
+        closed = f"closes {_share(found.closed)} of the divergence"
     grid.add_row(
         "[dim]divergence[/]", f"{found.divergence:z.3f} nats, {closed};\n{found.prior_divergence:z.3f} at z = 0"
     )
@@ -87,6 +94,7 @@ def _print_vae(out: Console, explanation: Explanation) -> None:
         f"S_hat moves by {percent(found.spread)} of its mass between samples of z",
     )
     out.print(grid)
+    out.print(f"[dim]{explain_terms(explanation)['vae']}[/]")
 
 
 def _print_score(out: Console, explanation: Explanation) -> None:

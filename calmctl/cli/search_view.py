@@ -28,6 +28,8 @@ def print_found(found: Found) -> None:
         for hit in answer.hits:
             name = str(hit.file) if hit.file is not None else hit.clip
             table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
+            if hit.neighbours:
+                table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
             if hit.shared is not None:
                 table.add_row("", "", _anchors(hit.shared), "")
         out.print(table, "")

@@ -20,7 +20,7 @@ from calmctl.explaining.explanation import Explanation, explain
 from calmctl.explaining.failures import Failures
 from calmctl.explaining.html import data_url, pictures_of, render
 from calmctl.explaining.video import see_video
-from calmctl.explaining.words import ordinal, percent, seconds, summary
+from calmctl.explaining.words import explain_terms, ordinal, percent, seconds, summary
 from calmctl.files import write_text
 from calmctl.runs.folder import Run
 
@@ -72,6 +72,7 @@ def pair_page(explanation: Explanation) -> str:
         "pair.html.j2",
         x=explanation,
         summary=summary(explanation),
+        terms=explain_terms(explanation),
         anchors=_anchor_rows(explanation),
         related=[
             {
