@@ -1,8 +1,10 @@
 """The demo on a tiny world: everything runs and is recorded; the numbers are not judged here."""
 
 import json
+import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 from typer.testing import CliRunner
 
@@ -32,6 +34,10 @@ def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
     assert "<script" in (tmp_path / "runs" / "demo-explained.html").read_text()
     assert report["captioner"]["captions"]
     assert set(report["calm_minus_without"]) == {"demo", "demo-shifted"}
+    shown = re.sub(r"[-+]?\d+(\.\d+)?", "#", " ".join(result.stdout.split()))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("    CALM's loss, in domain") : readme.index("    clip      caption")]
+    assert re.sub(r"[-+]?\d+(\.\d+)?", "#", " ".join(block.split())) in shown  # the README shows what is printed
     assert "noise" not in result.stdout and "One seed" in result.stdout  # no verdict from one
 
     # Interrupted in the second training and never begun with the others: what is whole stays, the rest is done.

@@ -125,13 +125,13 @@ _NOTES = {
 
 RETRIEVAL: tuple[PaperRetrieval, ...] = tuple(
     PaperRetrieval(
-        table, method, sets[0], tested_on, *row[4 * column : 4 * column + 4],
-        note=_NOTES.get((method, sets[0], tested_on), ""),
+        table, method, sets[0], tested_on, r1, r5, r10, mnr, note=_NOTES.get((method, sets[0], tested_on), "")
     )
     for table, sets in _TEST_SETS.items()
     for method, row in _ROWS[table].items()
     for column, tested_on in enumerate(sets)
-)  # fmt: skip
+    for r1, r5, r10, mnr in [row[4 * column : 4 * column + 4]]
+)
 
 # The paper says that CLIP-based systems were run again with ViT-B/32 (docs/captioning.md).
 _COCAP = "digit for digit what its authors published for ViT-B/16, not a run with ViT-B/32"

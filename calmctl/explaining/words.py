@@ -63,7 +63,7 @@ def explain_terms(explanation: Explanation) -> dict[str, str]:
     return {
         "short": (
             "A nat measures information: 0.69 nats are one yes-or-no question, and 0 nats between two distributions "
-            f"means that they are the same. Entropy is 0 where one anchor has all the mass, and {most:.2f} where all "
+            f"means that they are the same. Entropy is 0 where one anchor has all the mass, and {most:z.2f} where all "
             f"{len(explanation.labels)} have equally much."
         ),
         "distributions": (

@@ -77,4 +77,7 @@ def test_a_run_of_before_the_key_stays_what_it_was(run):
     values = json.loads(run.recipe_file.read_text())
     assert run.recipe().head.em_rebuild == values["head"].pop("em_rebuild") == "released"
     run.recipe_file.write_text(json.dumps(values))
+    assert run.recipe().head.em_rebuild == "released"  # of other heads nothing changed: they are recognised as before
+    values["head"]["kind"] = "emcl"
+    run.recipe_file.write_text(json.dumps(values))
     assert run.recipe().head.em_rebuild == "shares"
