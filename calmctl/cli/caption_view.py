@@ -39,7 +39,7 @@ def print_captions(captions: Sequence[tuple[str, Caption]]) -> None:
     table = _table("video", "caption")
     table.add_column("log p", justify="right")
     for video, caption in captions:
-        table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:.2f}")
+        table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:z.2f}")
     stdout().print(table)
 
 
@@ -54,7 +54,7 @@ def print_segments(video: str, segments: Sequence[Segment]) -> None:
     for segment in segments:
         caption = segment.caption
         times = (timestamp(segment.start_s), timestamp(segment.end_s))
-        table.add_row(*times, printable(caption.text), f"{caption.log_prob:.2f}")
+        table.add_row(*times, printable(caption.text), f"{caption.log_prob:z.2f}")
     stdout().print(table)
 
 

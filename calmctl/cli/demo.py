@@ -34,7 +34,7 @@ def demo(
 ) -> None:
     """Draw a captioned video world, train on it with and without CALM, and evaluate in and out of domain.
 
-    Needs no download and no GPU.
+    Needs no download and no GPU. Interrupted and given again, it goes on where it was.
     """
     loading("the model library")
     from calmctl.demo import run_demo
@@ -70,8 +70,8 @@ def _print(done: Demo, data: Path) -> None:
         cells = []
         for result in system.results:
             numbers, interval = result.metrics["text_to_video"], result.intervals["text_to_video"]
-            spread = f" ({interval.r1.low:.0f}-{interval.r1.high:.0f})" if interval else ""
-            cells += [f"{numbers.r1:.1f}{spread}", f"{numbers.r5:.1f}", f"{numbers.mnr:.1f}"]
+            spread = f" ({interval.r1.low:z.0f}-{interval.r1.high:z.0f})" if interval else ""
+            cells += [f"{numbers.r1:z.1f}{spread}", f"{numbers.r5:z.1f}", f"{numbers.mnr:z.1f}"]
         table.add_row(system.name, *cells)
     out = stdout()
     out.print()
@@ -79,19 +79,21 @@ def _print(done: Demo, data: Path) -> None:
     first = done.systems[0].results[0].metrics["text_to_video"]
     out.print(
         f"\n{first.n_queries} test captions, {first.n_candidates} clips each; chance is "
-        f"{100 / first.n_candidates:.1f} %. Leak-free scorer, best epoch on validation.",
+        f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation.",
     )
     for test, difference in zip(("in domain", "out of domain"), done.differences, strict=True):
-        verdict = "within noise" if difference.within_noise else "more than noise"
         out.print(
-            f"CALM's loss, {test}: R@1 {difference.difference:+.1f} points, 95 % interval "
-            f"{difference.interval.low:+.1f} to {difference.interval.high:+.1f}: {verdict}."
+            f"CALM's loss, {test}: R@1 {difference.difference:+z.1f} points, 95 % interval over clips "
+            f"{difference.interval.low:+z.1f} to {difference.interval.high:+z.1f}."
         )
-    out.print("One seed: whether CALM helps takes several (calmctl demo --seed N).\n")
+    out.print(
+        "One seed, whose luck no interval over clips knows: whether CALM helps takes several "
+        "(calmctl reproduce table7 --data demo, or calmctl demo --seed N).\n"
+    )
     scores = done.captions.result.scores
     out.print(examples_table(done.captions, EXAMPLES_SHOWN))
     out.print(
-        f"\nCIDEr {100 * scores.cider:.1f}, BLEU-4 {100 * scores.bleu4:.1f} over {scores.n} test clips "
+        f"\nCIDEr {100 * scores.cider:z.1f}, BLEU-4 {100 * scores.bleu4:z.1f} over {scores.n} test clips "
         f"(calmctl eval {done.captioner.folder} has all).\n"
     )
     for system in done.systems:

@@ -103,4 +103,4 @@ def _measure(gap: Gap, field: str) -> Measure:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:z.1f}"

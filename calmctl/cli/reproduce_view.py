@@ -114,7 +114,7 @@ def _print_cost(out: Console, cost: Cost, *, made: bool) -> None:
         return
     from calmctl.training.plan import spoken
 
-    memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:.1f} GiB"
+    memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:z.1f} GiB"
     out.print(f"time for the rest: about {spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
 
 

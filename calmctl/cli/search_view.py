@@ -25,7 +25,9 @@ def print_found(found: Found) -> None:
         table = _table("clip", "when")
         for hit in answer.hits:
             name = str(hit.file) if hit.file is not None else hit.clip
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", printable(name), moment(hit))
+            table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
+            if hit.neighbours:
+                table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
             if hit.shared is not None:
                 table.add_row("", "", _anchors(hit.shared), "")
         out.print(table, "")
@@ -41,7 +43,7 @@ def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:
     out.print(f"[bold]{printable(video)}[/]", soft_wrap=True)
     table = _table("sentence")
     for each in ranked:
-        table.add_row(str(each.rank), f"{each.score:.3f}", printable(each.sentence))
+        table.add_row(str(each.rank), f"{each.score:z.3f}", printable(each.sentence))
         if each.shared is not None:
             table.add_row("", "", _anchors(each.shared))
     out.print(table)
@@ -51,9 +53,9 @@ def print_recall(recall: Recall) -> None:
     """Print what the first stage keeps."""
     out = stdout()
     out.print(
-        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:.1f} %[/]\n"
+        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:z.1f} %[/]\n"
         f"(share of the exact best {recall.at} among its {recall.candidates:,} candidates; "
-        f"its own best {recall.at} alone would hold {100 * recall.first:.1f} %)"
+        f"its own best {recall.at} alone would hold {100 * recall.first:z.1f} %)"
     )
 
 

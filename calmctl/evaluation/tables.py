@@ -130,11 +130,11 @@ def _rows(result: RetrievalResult) -> Table:
 
 def _paper_cells(row: PaperRetrieval) -> list[Text]:
     values = (_number(row.r1), _number(row.r5), _number(row.r10), "", _number(row.mnr))
-    return [Text(text, style="italic") for text in (f"paper: {row.method}", *values)]
+    return [Text(text, style="italic") for text in (f"paper: {row.method}{' *' if row.note else ''}", *values)]
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return f"{value:z.1f}" if value < 1000 else f"{value:z.0f}"
 
 
 def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
@@ -142,8 +142,10 @@ def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
     levels = {each.level for result in results for each in result.intervals.values() if each is not None}
     if levels:
         level = ", ".join(f"{100 * value:g} %" for value in sorted(levels))
-        notes.append(Text(f"below each number: {level} bootstrap interval over clips", style="dim"))
-    if any(result.paper is not None for result in results):
+        notes.append(Text(f"below each number: {level} interval over clips (docs/protocols.md)", style="dim"))
+    rows = [result.paper for result in results if result.paper is not None]
+    if rows:
         notes.append(Text(_PAPER_NOTE, style="dim"))
+    notes += [Text(f"* {row.method} on {row.tested_on}: {row.note}", style="dim") for row in rows if row.note]
     caveats = dict.fromkeys(caveat for result in results for caveat in result.caveats)
     return notes + [Text(f"!! {caveat}", style="bold red") for caveat in caveats]

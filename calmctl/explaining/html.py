@@ -16,7 +16,7 @@ from calmctl.data.pictures import jpeg, shrink
 from calmctl.data.samples import Clip
 from calmctl.data.workers import available_cores, decode_clips
 from calmctl.errors import VideoError
-from calmctl.explaining.words import percent, seconds
+from calmctl.explaining.words import fixed, percent, seconds
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,7 +30,12 @@ def _environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "seconds": seconds, "visible": lambda value: visible(str(value))}
+    environment.filters |= {
+        "fixed": fixed,
+        "percent": percent,
+        "seconds": seconds,
+        "visible": lambda value: visible(str(value)),
+    }
     return environment
 
 

@@ -84,7 +84,9 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
             return SeqTransfHead(_frame_layers(recipe, backbone))
         case "emcl":
             layers = _frame_layers(recipe, backbone)
-            return EMCLHead(layers, keys.bases, keys.em_steps, keys.em_weight, start=keys.em_init)
+            return EMCLHead(
+                layers, keys.bases, keys.em_steps, keys.em_weight, start=keys.em_init, rebuild=keys.em_rebuild
+            )
         case "wti":
             return TokenInteractionHead(_frame_layers(recipe, backbone))
         case "xpool":

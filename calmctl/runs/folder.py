@@ -95,6 +95,9 @@ class Run:
     def recipe(self) -> Recipe:
         """The resolved recipe; raises `RunNotFound` or `RecipeError`."""
         values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
+        head = values.get("head") if isinstance(values, dict) else None
+        if isinstance(head, dict) and head.get("kind") == "emcl":
+            head.setdefault("em_rebuild", "shares")  # EMCL before there was this key: a resumed run stays itself
         try:
             return recipe_from_dict(values, where=str(self.recipe_file))
         except RecipeError as fault:

@@ -29,6 +29,7 @@ class Hit:
         start_s: Where the clip begins in its file.
         end_s: Where it ends; None where only its features are known.
         shared: The strongest shared anchors; None where they were not asked for.
+        neighbours: Windows that overlap or adjoin this one and score less: the same moment, so no hits of their own.
     """
 
     rank: int
@@ -38,6 +39,7 @@ class Hit:
     start_s: float
     end_s: float | None
     shared: tuple[Shared, ...] | None = None
+    neighbours: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for programs."""

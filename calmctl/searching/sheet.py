@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from calmctl.data.samples import Clip
 from calmctl.explaining.html import pictures_of, render
@@ -24,7 +26,34 @@ def write_sheet(found: Found, path: Path) -> None:
                 clips[hit.clip] = Clip(hit.clip, hit.file, hit.start_s, hit.end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
     best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
-    write_text(path, render("sheet.html.j2", _TEMPLATES, found=found, pictures=pictures, best=best, moment=moment))
+    write_text(
+        path,
+        render(
+            "sheet.html.j2",
+            _TEMPLATES,
+            found=found,
+            pictures=pictures,
+            best=best,
+            moment=moment,
+            address=lambda hit: address(hit, path.parent),
+        ),
+    )
+
+
+def address(hit: Hit, folder: Path) -> str:
+    """Where a browser finds a hit from a page in `folder`, at its moment (a media fragment, `#t=start,end`).
+
+    The path is relative where both lie on one drive, so that a folder with its page can be moved or given away.
+    """
+    assert hit.file is not None
+    try:
+        found = Path(os.path.relpath(hit.file.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on Windows: another drive
+        return hit.file.resolve().as_uri()
+    # Without "./" a name such as "a:b.mp4" would be read as an address of its own.
+    where = quote(os.fsencode(found if found.startswith("../") else f"./{found}"))
+    end = "" if hit.end_s is None else f",{hit.end_s:.3f}".rstrip("0").rstrip(".")
+    return f"{where}#t={hit.start_s:.3f}".rstrip("0").rstrip(".") + end
 
 
 def moment(hit: Hit) -> str:

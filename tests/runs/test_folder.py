@@ -152,3 +152,14 @@ def test_an_old_run_s_unknown_key_says_which_version_made_it(run):
     run.about.write_text(json.dumps({"packages": {"calmctl": "0.0.7"}}))
     with pytest.raises(RecipeError, match=r"this run was made by calmctl 0\.0\.7: use that version"):
         run.recipe()
+
+
+def test_a_run_of_before_the_key_stays_what_it_was(run):
+    """EMCL's reconstruction was `shares` before `head.em_rebuild`; a resumed run must not change its method."""
+    values = json.loads(run.recipe_file.read_text())
+    assert run.recipe().head.em_rebuild == values["head"].pop("em_rebuild") == "released"
+    run.recipe_file.write_text(json.dumps(values))
+    assert run.recipe().head.em_rebuild == "released"  # of other heads nothing changed: they are recognised as before
+    values["head"]["kind"] = "emcl"
+    run.recipe_file.write_text(json.dumps(values))
+    assert run.recipe().head.em_rebuild == "shares"

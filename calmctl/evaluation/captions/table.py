@@ -90,7 +90,7 @@ def _rows(result: CaptionResult) -> Table:
 
 
 def _paper_cells(row: PaperCaptioning) -> list[Text]:
-    values = [f"{value:.1f}" for value in (row.bleu4, row.meteor, row.rouge_l, row.cider)]
+    values = [f"{value:z.1f}" for value in (row.bleu4, row.meteor, row.rouge_l, row.cider)]
     mark = " *" if row.note else ""
     return [Text(text, style="italic") for text in (f"{row.method}{mark}", "", "", "", *values)]
 
@@ -98,7 +98,7 @@ def _paper_cells(row: PaperCaptioning) -> list[Text]:
 def _number(value: float | None) -> str:
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f}" if value < 9.99 else f"{100 * value:.0f}"
+    return f"{100 * value:z.1f}" if value < 9.99 else f"{100 * value:z.0f}"
 
 
 def _footnotes(results: Sequence[CaptionResult]) -> list[Text]:
