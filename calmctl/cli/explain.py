@@ -72,6 +72,12 @@ def explain(
     chosen = None if bare else _newest(run, runs, must=False)
     if chosen is None and collection is not None:
         raise BadInput("--collection needs a run, whose dataset it is; name one with --run")
+    if chosen is None:
+        from calmctl.model.spec import check_backbone
+        from calmctl.recipe.schema import BackboneSection
+
+        plain = BackboneSection()
+        check_backbone(backbone or plain.model, weights or plain.weights)
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.data.samples import Clip
     from calmctl.device import choose_device

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calmctl.cli.console import note, print_json
+from calmctl.cli.console import note, print_json, printable
 from calmctl.cli.extract_view import Bar, print_extracted, print_merged
 from calmctl.errors import BadInput
 
@@ -98,6 +98,9 @@ def extract(
     if len(sources) != 1:
         raise BadInput(f"extract takes one dataset or folder, got {len(sources)}; to merge stores, add --merge")
     part = _shard(shard)
+    from calmctl.model.spec import check_backbone
+
+    check_backbone(backbone, weights)  # before torch and open_clip are imported, which takes seconds
     dataset = _load(sources[0], root, annotations, videos, captions, protocol)
 
     from calmctl.device import choose_device
@@ -107,11 +110,14 @@ def extract(
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
     chosen = device if ray and device != "auto" else choose_device(device)
+    encoder = load_backbone(backbone, weights)
+    for text in encoder.notes:
+        note(printable(text))
     bar = Bar()
     try:
         report = run_extract(
             dataset,
-            load_backbone(backbone, weights),
+            encoder,
             out or _default_store(sources[0], dataset, backbone, part),
             n_frames=frames,
             dtype=dtype,

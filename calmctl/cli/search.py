@@ -58,7 +58,9 @@ def search(
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
     ] = None,
-    run: Annotated[str | None, typer.Option(help="A run; the newest by default.", rich_help_panel=_WHO)] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run or a slim.safetensors; the newest.", rich_help_panel=_WHO)
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_WHO)] = Path("runs"),
     backbone: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A bare open_clip model instead.", rich_help_panel=_WHO)
@@ -180,6 +182,12 @@ def _seeker(name: str | None, runs: Path, backbone: str | None, weights: str | N
         else:
             if name is None:
                 note(f"searching with the newest run, {printable(str(run.folder))}")
+    if run is None:
+        from calmctl.model.spec import check_backbone
+        from calmctl.recipe.schema import BackboneSection
+
+        plain = BackboneSection()
+        check_backbone(backbone or plain.model, weights or plain.weights)
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
     from calmctl.searching.seeker import seek_bare, seek_with_run
@@ -187,7 +195,10 @@ def _seeker(name: str | None, runs: Path, backbone: str | None, weights: str | N
     chosen = choose_device(device)
     if run is not None:
         return seek_with_run(run, chosen, why=why)
-    return seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+    seeker = seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+    for text in seeker.model.backbone.notes:
+        note(printable(text))
+    return seeker
 
 
 def _open(

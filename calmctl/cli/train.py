@@ -55,6 +55,9 @@ def train(
         resolved = former.recipe_to_resume()
     else:
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
+        from calmctl.model.spec import check_backbone
+
+        check_backbone(resolved.backbone.model, resolved.backbone.weights)
     if dry_run:
         _print_plan(resolved, as_json)
         return

@@ -42,7 +42,7 @@ def evaluate_caption_run(
         CalmError: A test set is missing, has no usable clip, or was trained on; see also `score_captions`.
     """
     recipe, model = run.recipe(), load_captioner(run, which, device)
-    trained_on = weights_lineage(str(run.weights(which)))
+    trained_on = weights_lineage(str(run.trained_weights(which)))
     evaluations = []
     for test in tests:
         encoded, protocol = encode_test_set(model, recipe, test, split, device, progress)

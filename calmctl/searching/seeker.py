@@ -94,15 +94,18 @@ def seek_bare(
     Raises:
         CheckpointError: The weights are not at hand; the message names the ways out.
     """
+    named = weights
     backbone, weights = backbone or ZERO_SHOT_MODEL, weights or ZERO_SHOT_WEIGHTS
     try:
         explainer = explain_zero_shot(device, backbone=backbone, weights=weights) if why else None
         model = explainer.model if explainer else _bare_model(backbone, weights, device)
     except CheckpointError as fault:
+        if named:
+            raise
         raise CheckpointError(
             f"{fault}; here: give a .safetensors file with --weights, or search with a run ('calmctl demo' makes one)"
         ) from fault
-    return Seeker(f"{model.backbone.identity['model']} with {weights}, mean pooling", model, None, device, explainer)
+    return Seeker(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
 
 
 def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:

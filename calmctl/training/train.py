@@ -77,6 +77,9 @@ def train(
         tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
         if world.rank == 0:
             _describe(run, prepared)
+        if watcher:
+            for text in prepared.model.backbone.notes:
+                watcher.warn(text)
         source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
         position = run_training(
