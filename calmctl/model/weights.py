@@ -172,7 +172,14 @@ def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, 
     spec = read_spec(metadata, source=str(file))
     recorded = metadata["backbone"]
     _check_activation(architecture, str(file), spec.activation if spec else recorded.get("activation"))
-    return spec.pixels if spec else _unrecorded_pixels(architecture, recorded.get("weights"))
+    if spec is None:
+        return _unrecorded_pixels(architecture, recorded.get("weights"))
+    if spec.architecture != architecture.config:  # the number of heads, say, shows in no weight's shape
+        raise CheckpointError(
+            f"backbone.weights: {file} has the towers of {spec.model}, and backbone.model {architecture.name} is built "
+            f"otherwise; name {spec.model}, or the config that it was trained with"
+        )
+    return spec.pixels
 
 
 def _pixels_of_foreign(architecture: Architecture, file: Path, tags: dict[str, Pixels]) -> Pixels:
