@@ -1,4 +1,4 @@
-"""The CLIP backbone: any open_clip model behind one small adapter."""
+"""The CLIP backbone: an open_clip model behind one small adapter."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class TestForeignWeights:
         save_tensors(path, towers, {"backbone": fingerprint(first)})
         assert load_backbone(config(place), str(path)).notes == ()
         with pytest.raises(
-            CheckpointError, match="has the towers of small, and backbone.model small is built otherwise"
+            CheckpointError, match=r"has the towers of small, and backbone\.model small is built otherwise"
         ):
             load_backbone(config(place, text_cfg=TEXT | {"heads": 4}), str(path))  # which no shape shows
 
