@@ -34,7 +34,7 @@ from pydantic_core import PydanticCustomError
 
 from calmctl.errors import VocabularyError
 from calmctl.files import write_text
-from calmctl.yaml_strict import dump_yaml, load_yaml
+from calmctl.yaml_strict import dump_yaml, load_yaml, parse_yaml
 
 PROMPT = "The content of {label}"  # paper, section 3 (docs/science.md)
 MAX_LABEL_CHARS = 300  # about CLIP's 77 tokens; the longest label of 20 public lists has 121
@@ -163,8 +163,16 @@ def load_vocabulary(path: Path, *, check_digest: bool = True) -> Vocabulary:
     Raises:
         VocabularyError: File missing, not YAML, a wrong field, repeats, or a digest that does not fit.
     """
-    where = f"{_WHAT}: {path}"
-    document = load_yaml(path, what=_WHAT, error=VocabularyError)
+    return _read(load_yaml(path, what=_WHAT, error=VocabularyError), f"{_WHAT}: {path}", path, check_digest)
+
+
+def parse_vocabulary(text: str, *, source: Path) -> Vocabulary:
+    """Read what `format_vocabulary` wrote into `source`; raises as `load_vocabulary`."""
+    where = f"{_WHAT} in {source}"
+    return _read(parse_yaml(text, where=where, error=VocabularyError), where, source, check_digest=True)
+
+
+def _read(document: Any, where: str, path: Path, check_digest: bool) -> Vocabulary:
     if not isinstance(document, dict) or not isinstance(document.get("labels"), dict):
         raise VocabularyError(
             f"{where} is no vocabulary: it needs 'labels:' with lines 'id: label'; "

@@ -58,7 +58,7 @@ def explain(
 ) -> None:
     """Explain a video and a sentence by their distributions over the anchors, or a run's worst failures."""
     from calmctl.anchors.shipped import BARE, resolve_vocabulary
-    from calmctl.anchors.vocabulary import find_anchors, load_vocabulary
+    from calmctl.anchors.vocabulary import find_anchors
     from calmctl.data.demo_world import drawn as drawn_clips
     from calmctl.data.long import video_duration_s
     from calmctl.device import check_device
@@ -83,9 +83,16 @@ def explain(
     chosen = None if bare else choose_run(run, runs, drawn, "explaining", must=False)
     if chosen is None and collection is not None:
         raise BadInput("--collection needs a run, whose dataset it is; name one with --run")
-    own = load_vocabulary(chosen.vocabulary) if chosen is not None else None
+    if chosen is None:
+        from calmctl.model.spec import check_backbone
+        from calmctl.recipe.schema import BackboneSection
+
+        plain = BackboneSection()
+        check_backbone(backbone or plain.model, weights or plain.weights)
+    own = chosen.anchors() if chosen is not None else None
     anchors = resolve_vocabulary(vocabulary or BARE) if vocabulary or own is None else own
     removed = find_anchors(anchors, without or [])
+    # From here on torch is needed, which takes seconds: the mistakes above are found before.
     loading(str(chosen.folder) if chosen else backbone or "the bare backbone")
     from calmctl.data.samples import Clip
     from calmctl.device import choose_device

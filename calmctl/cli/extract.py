@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calmctl.cli.console import loading, note, print_json
+from calmctl.cli.console import loading, note, print_json, printable
 from calmctl.cli.extract_view import Bar, print_extracted, print_merged
 from calmctl.errors import BadInput
 
@@ -113,10 +113,14 @@ def extract(
     if len(sources) != 1:
         raise BadInput(f"extract takes one dataset or folder, got {len(sources)}; to merge stores, add --merge")
     part = _shard(shard)
+    from calmctl.model.spec import check_backbone
+
     check_device(device)
     if run is not None and (backbone is not None or weights is not None):
         raise BadInput("--run and --backbone (or --weights) exclude each other; give one of them")
     chosen = find_run(run, runs) if run is not None else None
+    if chosen is None:
+        check_backbone(backbone or MODEL, weights or WEIGHTS)  # before torch and open_clip, which take seconds
     dataset = _load(sources[0], root, annotations, videos, captions, protocol)
     named = chosen.folder.name if chosen else backbone or MODEL
     loading(str(chosen.folder) if chosen else named)
@@ -129,11 +133,14 @@ def extract(
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
     where = device if ray and device != "auto" else choose_device(device)
+    encoder = load_towers(chosen) if chosen else load_backbone(backbone or MODEL, weights or WEIGHTS)
+    for text in encoder.notes:
+        note(printable(text))
     bar = Bar()
     try:
         report = run_extract(
             dataset,
-            load_towers(chosen) if chosen else load_backbone(backbone or MODEL, weights or WEIGHTS),
+            encoder,
             out or _default_store(sources[0], dataset, named, part),
             n_frames=frames or (chosen.recipe().data.frames if chosen else FRAMES),
             dtype=dtype,

@@ -59,7 +59,9 @@ def search(
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
     ] = None,
-    run: Annotated[str | None, typer.Option(help="A run; the newest by default.", rich_help_panel=_WHO)] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run or a slim.safetensors; the newest.", rich_help_panel=_WHO)
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_WHO)] = Path("runs"),
     backbone: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A bare open_clip model instead.", rich_help_panel=_WHO)
@@ -201,6 +203,12 @@ def _seeker(
     """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
     bare = backbone is not None or weights is not None
     run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
+    if run is None:
+        from calmctl.model.spec import check_backbone
+        from calmctl.recipe.schema import BackboneSection
+
+        plain = BackboneSection()
+        check_backbone(backbone or plain.model, weights or plain.weights)
     loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
@@ -211,7 +219,10 @@ def _seeker(
         seeker = seek_with_run(run, chosen, why=why)
         warning = run.trained_on.warning(drawn)
         return replace(seeker, name=f"{seeker.name} !! {warning}") if warning else seeker
-    return seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+    seeker = seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+    for text in seeker.model.backbone.notes:
+        note(printable(text))
+    return seeker
 
 
 def _open(

@@ -60,6 +60,9 @@ def train(
         resolved = former.recipe_to_resume()
     else:
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
+        from calmctl.model.spec import check_backbone
+
+        check_backbone(resolved.backbone.model, resolved.backbone.weights)
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
     resolve(resolved.data.dataset, protocol_for(resolved.task, resolved.data.dataset, resolved.data.protocol))

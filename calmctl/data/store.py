@@ -229,16 +229,26 @@ class FeatureStore:
         Args:
             backbone: `calmctl.model.preprocess.fingerprint` of a backbone.
         """
-        ours = self.header.backbone
-        # The name of the weights file is for people; the digest of the parameters is what counts.
-        keys = [key for key in {**ours, **backbone} if key != "weights"]
-        different = [key for key in keys if ours.get(key) != backbone.get(key)]
+        ours, theirs = _decisive(self.header.backbone), _decisive(backbone)
+        different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if different:
             raise StoreError(
-                f"{self.path} holds features of {spoken(ours)}, not of {spoken(backbone)} "
+                f"{self.path} holds features of {spoken(self.header.backbone)}, not of {spoken(backbone)} "
                 f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
                 "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --weights"
             )
+
+
+def _decisive(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint decides the features, also of stores from before fingerprints had all of it.
+
+    Where the weights came from is for people; the digest of the parameters is what counts.
+    """
+    origin = ("weights", "tag", "source", "revision", "weights_sha256", "architecture")
+    old: dict[str, Any] = {"tokenizer": None, "fill": 0}
+    size = backbone.get("image_size")
+    now = {**old, **backbone, "image_size": [size, size] if isinstance(size, int) else size}
+    return {key: value for key, value in now.items() if key not in origin}
 
 
 def spoken(backbone: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def evaluate_caption_run(
     recipe = run.recipe()
     datasets = [None if test.features else load_test_set(test, recipe) for test in tests]
     model = load_captioner(run, which, device)
-    trained_on = weights_lineage(str(run.weights(which)))
+    trained_on = weights_lineage(str(run.trained_weights(which)))
     evaluations = []
     for test, dataset in zip(tests, datasets, strict=True):
         encoded, protocol = encode_test_set(model, recipe, test, split, device, progress, dataset)

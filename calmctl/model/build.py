@@ -106,7 +106,7 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
 
 
 def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:
-    quick = backbone.identity["activation"] == "quick_gelu"
+    quick = backbone.spec.activation == "quick_gelu"
     layers = FrameTransformer(backbone.dim, recipe.data.frames, recipe.head.layers, quick_gelu=quick)
     if recipe.head.init == "backbone":
         layers.start_from(backbone)

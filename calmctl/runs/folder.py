@@ -9,7 +9,8 @@ runs/<name>-<number>/
     state.safetensors   everything needed to go on (train --resume)
     last.safetensors    weights after the last epoch
     best.safetensors    weights of the epoch that was best on validation
-    slim.safetensors    the best weights without anchors and VAE: all that inference needs
+    slim.safetensors    the best weights without anchors and VAE, with recipe and anchors' labels inside: all that
+                        inference needs, and a run of its own wherever it is copied to
     results.json        validation and test numbers
     evals/              every evaluation since, each query's rank with it (evaluation/kept.py)
 
@@ -29,6 +30,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
 from calmctl.counting import counted
 from calmctl.data.demo_world import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
@@ -91,6 +93,15 @@ class Run:
     def weights(self, which: str) -> Path:
         """The weights file `which` of "best", "last", "slim"."""
         return self.folder / f"{which}.safetensors"
+
+    def trained_weights(self, which: str) -> Path:
+        """The file to read for `weights(which)`: a copy of a run that has no best weights may have the slim ones."""
+        path, slim = self.weights(which), self.weights("slim")
+        return slim if which == "best" and not path.exists() and slim.exists() else path
+
+    def anchors(self) -> Vocabulary:
+        """The anchors it used; raises `VocabularyError`."""
+        return load_vocabulary(self.vocabulary)
 
     def recipe(self) -> Recipe:
         """The resolved recipe; raises `RunNotFound` or `RecipeError`."""
@@ -185,6 +196,76 @@ class Run:
         write_text(self.log, "".join(json.dumps(record, allow_nan=True) + "\n" for record in kept))
 
 
+class ExportedRun(Run):
+    """A slim.safetensors away from its run's folder, which says itself what it is; `folder` is that file."""
+
+    def __init__(self, file: Path, metadata: dict[str, Any]) -> None:
+        super().__init__(file)
+        self._metadata = metadata
+
+    def weights(self, which: str) -> Path:
+        """The file; raises `CheckpointError` for others than the best weights."""
+        if which == "last":
+            raise CheckpointError(f"{self.folder} is an export: it has the best weights on validation and no others")
+        return self.folder
+
+    def anchors(self) -> Vocabulary:
+        """The anchors of its training."""
+        return parse_vocabulary(str(self._metadata.get("vocabulary")), source=self.folder)
+
+    def recipe(self) -> Recipe:
+        """The recipe without the places of a machine."""
+        return recipe_from_dict(self._metadata["recipe"], where=str(self.folder))
+
+    @property
+    def task(self) -> str:
+        """What was trained."""
+        return self.recipe().task
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The data set of the training; how much of it was used, its folder knows."""
+        data = self.recipe().data
+        dataset = f"{data.dataset} {data.protocol or ''}".strip()
+        return TrainedOn(dataset, None, 0, dataset.startswith("demo"))
+
+    def recipe_to_resume(self) -> Recipe:
+        """Raises `RunFailed`: nothing of the training is left."""
+        raise RunFailed(f"{self.folder} is an export and cannot go on; to train from its towers, set backbone.weights")
+
+
+def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a slim file needs beside its weights to be a run by itself: no path of the machine that trained it."""
+    data, backbone = recipe.data, recipe.backbone
+    plain = type(data).model_fields["root"].default
+    places = {"root": plain, "annotations": None, "videos": None, "features": None}
+    weights = None if backbone.weights is None else Path(backbone.weights).name
+    names = {"model": Path(backbone.model).name, "weights": weights, "freeze": recipe.frozen}
+    portable = recipe.model_copy(
+        update={
+            "data": data.model_copy(update=places),
+            "backbone": backbone.model_copy(update=names),
+            "anchors": recipe.anchors.model_copy(update={"vocabulary": Path(recipe.anchors.vocabulary).name}),
+        }
+    )
+    return {"recipe": portable.model_dump(mode="json"), "vocabulary": format_vocabulary(vocabulary)}
+
+
+def _exported(file: Path) -> Run:
+    """The run that a weights file is by itself, or that it lies in."""
+    from calmctl.tensorfiles import read_metadata  # torch, which takes seconds: folders do not need it
+
+    metadata = read_metadata(file, what="run")
+    if isinstance(metadata.get("recipe"), dict):
+        return ExportedRun(file, metadata)
+    if (file.parent / "recipe.json").is_file() and file.stem in ("best", "slim"):
+        return Run(file.parent)
+    raise RunNotFound(
+        f"{file} is no run by itself: it holds no recipe; give the run's folder, its slim.safetensors, or, for weights "
+        "of others, --backbone and --weights"
+    )
+
+
 def create_run(root: Path, recipe: Recipe) -> Run:
     """Make the next free folder `root/<name>-<number>` and write the recipe into it."""
     number = 1
@@ -206,7 +287,7 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
     """The run meant by a path or by a folder's name under `root`; for None the pinned one, else the newest trained one.
 
     Args:
-        name: Path, folder's name, or None.
+        name: Path of a run's folder or of a slim.safetensors, folder's name, or None.
         root: Folder of runs.
         task: Where no run is named, "retrieval" or "caption" looks among the runs of that task only.
         drawn: Where none is named or pinned, only runs trained on the demo's drawn shapes, or only others: what a
@@ -219,6 +300,9 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
         for folder in (Path(name), root / name):
             if (folder / "recipe.json").is_file():
                 return Run(folder)
+            slim = folder if folder.suffix == ".safetensors" else folder / "slim.safetensors"
+            if slim.is_file():
+                return _exported(slim)
         there = sorted(path.parent.name for path in root.glob("*/recipe.json"))
         like = [each for each in there if each.startswith(f"{Path(name).name}-")] or get_close_matches(name, there, n=1)
         hint = f"did you mean {root / like[-1]}?" if like else f"'calmctl train {recipe}' makes one"
@@ -247,7 +331,7 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
 
 
 def _newest(runs: list[Run]) -> Run:
-    return max(runs, key=lambda run: run.weights("best").stat().st_mtime_ns)
+    return max(runs, key=lambda run: run.trained_weights("best").stat().st_mtime_ns)
 
 
 def describe_choice(run: Run) -> str:
@@ -258,4 +342,4 @@ def describe_choice(run: Run) -> str:
 
 
 def _is_trained(folder: Path) -> bool:
-    return (folder / "best.safetensors").is_file()
+    return Run(folder).trained_weights("best").is_file()

@@ -130,9 +130,7 @@ def _open_folder(
         raise DatasetError(f"{folder}: there is no video in it; name another folder or a feature store with --in")
     n_frames = seeker.n_frames or BARE_FRAMES
     backbone = fingerprint(seeker.model.backbone)
-    path = stores / _store_name(
-        folder, {key: backbone[key] for key in backbone if key != "weights"}, n_frames, window_s, stride_s
-    )
+    path = stores / _store_name(folder, backbone, n_frames, window_s, stride_s)
     if window_s is not None:
         clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
         left_out += unmeasured
@@ -168,8 +166,9 @@ def _store_name(
 ) -> str:
     """The name of a folder's store: every backbone, number of frames and cutting has one of its own."""
     whole = folder.resolve()
-    weights = backbone["parameters_sha256"]
-    text = json.dumps([str(whole), backbone["model"], weights, n_frames, window_s, stride_s], sort_keys=True)
+    # The same weights with other pixel statistics are another backbone.
+    keys = ("model", "parameters_sha256", "activation", "image_size", "mean", "std", "interpolation", "resize")
+    text = json.dumps([str(whole), [backbone[key] for key in keys], n_frames, window_s, stride_s])
     return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
 
 

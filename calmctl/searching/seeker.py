@@ -105,7 +105,7 @@ def seek_bare(
         raise CheckpointError(
             f"{fault}; here: give a .safetensors file with --weights, or search with a run ('calmctl demo' makes one)"
         ) from fault
-    return Seeker(f"{model.backbone.identity['model']} with {weights}, mean pooling", model, None, device, explainer)
+    return Seeker(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
 
 
 def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:

@@ -110,7 +110,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         },
         "backbone": recipe.backbone.model
         + (f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights")
-        + (", frozen" if recipe.frozen else ""),
+        + (", frozen" if recipe.frozen else "")
+        + "".join(f"; {note}" for note in prepared.model.backbone.notes),
         "head": recipe.head.kind if recipe.task == "retrieval" else _captioner(recipe, prepared),
         "alignment": f"{recipe.alignment.kind} over {prepared.vocabulary.reference}, K = {len(prepared.vocabulary)}",
         "trained": ", ".join(f"{name} {count:,} at {rates[name]:g}" for name, count in trainable.items() if count),

@@ -79,6 +79,9 @@ def train(
             _describe(run, prepared)
             if watcher:
                 watcher.begin(run, recipe.optim.epochs)
+        if watcher:
+            for text in prepared.model.backbone.notes:
+                watcher.warn(text)
         source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
         position = run_training(
