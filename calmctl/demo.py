@@ -115,7 +115,9 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
 
 def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher) -> Run:
     recipe = load_recipe(resolve_recipe(name), overrides)
-    return train(recipe, runs, watcher=watcher, progress=watcher.reading).run
+    run = train(recipe, runs, watcher=watcher, progress=watcher.reading).run
+    run.drop_state()
+    return run
 
 
 def _example(root: Path) -> tuple[Clip, str]:

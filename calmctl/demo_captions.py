@@ -43,6 +43,7 @@ def caption_demo(
     start = [f"data.root={root}", f"backbone.weights={backbone.weights('slim')}", f"seed={seed}"]
     recipe = load_recipe(resolve_recipe("demo-caption"), [*start, *overrides])
     trained = train(recipe, runs, watcher=watcher, progress=progress)
+    trained.run.drop_state()
     best = next((result for result in trained.results if isinstance(result, CaptionEvaluation)), None)
     if best is None:
         raise RunFailed(f"{root}: the test split has no captions, so there is nothing to show")

@@ -9,6 +9,7 @@ from rich.bar import Bar
 from rich.table import Table
 
 from calmctl.cli.console import note, print_json, printable, stdout
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.calibration import Calibration, Signal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 def show_calibration(run: Run, *, which: str, split: str, device: str, html: Path | None, as_json: bool) -> None:
     """Calibrate a run on a split of its own dataset and print, or write, what was found."""
+    if html is not None:
+        require_output(html, PAGE)
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device
     from calmctl.explaining.calibration import calibrate

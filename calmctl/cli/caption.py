@@ -9,6 +9,7 @@ import typer
 
 from calmctl.cli.console import note, print_json, printable, progress_bar, readings
 from calmctl.errors import BadInput, VideoError
+from calmctl.files import SUBTITLES, require_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -71,6 +72,8 @@ def caption(
         raise BadInput(f"--segment-s and --srt are for a video; {dataset} is a data set of clips")
     if srt is not None and len(sources) != 1:
         raise BadInput(f"--srt writes the subtitles of one video, and {len(sources)} are given")
+    if srt is not None:
+        require_output(srt, SUBTITLES)
     if segment_s is not None and not segment_s >= 0.1:
         raise BadInput(f"--segment-s {segment_s:g}: a segment must be at least 0.1 seconds long")
     if temperature is not None and not temperature > 0:
@@ -162,10 +165,10 @@ def _segments(
 def _print_segments(found: dict[str, list[Segment]], about: dict[str, Any], srt: Path | None, as_json: bool) -> None:
     from calmctl.captioning.segments import srt as subtitles
     from calmctl.cli.caption_view import print_segments
-    from calmctl.files import write_text
+    from calmctl.files import write_output
 
     if srt is not None:
-        write_text(srt, subtitles(next(iter(found.values()))))
+        write_output(srt, subtitles(next(iter(found.values()))), SUBTITLES)
     if as_json:
         print_json({**about, "segments": {name: [s.to_json() for s in each] for name, each in found.items()}})
     else:

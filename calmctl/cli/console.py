@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -22,8 +24,71 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
+from calmctl.errors import RunFailed
+
 WIDTH = 80
 """Tables fit this many columns, also where output is not a terminal."""
+
+
+class ReaderLeft(Exception):
+    """Whoever read standard output, as `head` does, has read enough: no error of ours."""
+
+
+class Stream:
+    """Standard output or standard error, whatever becomes of it.
+
+    Results that nobody can read are an error, told on standard error. Progress and notes that nobody can read are
+    not: the work goes on.
+    """
+
+    def __init__(self, stream: TextIO, *, for_results: bool) -> None:
+        self._stream, self._for_results = stream, for_results
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write; raises `ReaderLeft` or `RunFailed` where these are results."""
+        try:
+            return self._stream.write(text)
+        except OSError as fault:
+            self._give_up(fault)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush; raises as `write`."""
+        try:
+            self._stream.flush()
+        except OSError as fault:
+            self._give_up(fault)
+
+    def _give_up(self, fault: OSError) -> None:
+        # What is still in buffers, and all that follows, goes nowhere: it must not fail again when Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        if not self._for_results:
+            return
+        if isinstance(fault, BrokenPipeError):
+            raise ReaderLeft from None
+        reason = "it is closed" if fault.errno == errno.EBADF else fault.strerror
+        raise RunFailed(f"standard output: {reason}; what was written to files is there") from None
+
+
+def secure_streams() -> None:
+    """Make the three standard streams usable where they are closed, full, or of an odd encoding."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Or the next file that is opened becomes standard output, and what is printed goes into it. This one cannot
+            # be written to either, so that results which nobody sees are an error.
+            os.open(os.devnull, os.O_RDONLY if descriptor < 2 else os.O_WRONLY)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name) or open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, cast(TextIO, Stream(stream, for_results=name == "stdout")))
 
 
 class Terminal(Console):
@@ -62,6 +127,11 @@ def print_json(value: Any) -> None:
     written = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     # They can only be inside strings, where JSON has them written either way.
     print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in written))
+
+
+def print_text(text: str) -> None:
+    """Print the text of a file as it is on stdout, but for what a terminal would obey."""
+    print("".join(c if c in "\n\t" else visible(c) for c in text), end="")
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from calmctl.cli.console import note, print_json, printable, stdout
+from calmctl.files import VOCABULARY, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.coverage import Coverage
@@ -31,6 +32,8 @@ def coverage(
     from calmctl.runs.folder import find_run
 
     chosen = find_run(run, runs, task="retrieval")
+    if out is not None:
+        require_output(out, VOCABULARY)
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device
     from calmctl.explaining.coverage import coverage as measure

@@ -9,6 +9,7 @@ import typer
 
 from calmctl.cli.console import note, print_json, printable, progress_bar
 from calmctl.errors import BadInput, RunNotFound, VideoError
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.collection import Collection
@@ -57,6 +58,8 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Explain a video and a sentence by their distributions over the anchors, or a run's worst failures."""
+    if html is not None:
+        require_output(html, PAGE)
     bare = zero_shot or backbone is not None or weights is not None
     if bare and run is not None:
         raise BadInput("--run and --zero-shot (or --backbone, --weights) exclude each other; give one of them")

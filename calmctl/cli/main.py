@@ -11,7 +11,7 @@ import typer
 from calmctl.cli.anchors import app as anchors_app
 from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
 from calmctl.cli.caption import caption
-from calmctl.cli.console import printable, stderr
+from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.cli.data import app as data_app
 from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from calmctl.cli.demo import demo
@@ -66,14 +66,17 @@ def main() -> None:
     fault: BaseException
     debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    secure_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # now, where what goes wrong can still be told
     except CalmError as error:
         fault, code, text = error, error.exit_code, str(error)
     except KeyboardInterrupt as error:
         fault, code, text = error, 130, "interrupted"
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderLeft:
         sys.exit(0)
     except Exception as error:
         fault, code = error, 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, stdout
+from calmctl.cli.console import note, print_json, print_text, printable, stdout
 from calmctl.errors import RecipeError
+from calmctl.files import read_regular
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +46,7 @@ def show(
     if resolved:
         print_json(load_recipe(path).model_dump(mode="json"))
     else:
-        print(path.read_text(encoding="utf-8"), end="")
+        print_text(_read(path).decode("utf-8", "backslashreplace"))
 
 
 @app.command(epilog="Example:  calmctl recipes keys")
@@ -69,7 +71,16 @@ def cp(
     from calmctl.files import write_bytes
     from calmctl.recipe import resolve_recipe
 
-    if target.exists():
+    if os.path.lexists(target):
         raise RecipeError(f"{target} exists already; choose another name")
-    write_bytes(target, resolve_recipe(recipe).read_bytes())
+    write_bytes(target, _read(resolve_recipe(recipe)))
     note(printable(f"wrote {target}; train it with: calmctl train {target}"))
+
+
+def _read(path: Path) -> bytes:
+    from calmctl.yaml_strict import MAX_BYTES
+
+    try:
+        return read_regular(path, MAX_BYTES)
+    except OSError as fault:
+        raise RecipeError(f"recipe: cannot read {path}: {fault.strerror or fault}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from calmctl.data.samples import Clip
 from calmctl.explaining.html import pictures_of, render
-from calmctl.files import write_text
+from calmctl.files import PAGE, write_output
 from calmctl.searching.answers import Found, Hit
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -24,7 +24,8 @@ def write_sheet(found: Found, path: Path) -> None:
                 clips[hit.clip] = Clip(hit.clip, hit.file, hit.start_s, hit.end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
     best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
-    write_text(path, render("sheet.html.j2", _TEMPLATES, found=found, pictures=pictures, best=best, moment=moment))
+    page = render("sheet.html.j2", _TEMPLATES, found=found, pictures=pictures, best=best, moment=moment)
+    write_output(path, page, PAGE)
 
 
 def moment(hit: Hit) -> str:
