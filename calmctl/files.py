@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +38,7 @@ _PIECES, _PIECE = 16, 1 << 16
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def open_regular(path: Path, most_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: Path, most_bytes: int | None = None) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises `OSError`, whose `strerror` says it, for a device, a pipe, a folder, and for more than `most_bytes`.
@@ -70,10 +72,7 @@ def _kind(mode: int) -> str:
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     """A whole regular file; raises `OSError` as `open_regular` does."""
     with open_regular(path, most_bytes) as handle:
-        content = handle.read() if most_bytes is None else handle.read(most_bytes + 1)
-    if most_bytes is not None and len(content) > most_bytes:  # it has grown since
-        raise OSError(errno.EFBIG, f"it is larger than {most_bytes / 1024**2:,.0f} MiB")
-    return content
+        return handle.read()
 
 
 def read_json(path: Path, *, what: str, error: type[BadInput] = BadInput, most_bytes: int = MOST_JSON_BYTES) -> Any:
@@ -244,7 +243,7 @@ def _is_subtitles_of_ours(content: bytes) -> bool:
     cues = re.findall(rb"(\d+)\n(\d\d+:\d\d:\d\d,\d{3}) --> (\d\d+:\d\d:\d\d,\d{3})\n[^\n]*\n(?:\n|\Z)", content)
     whole = b"".join(rb"%s\n%s --> %s\n" % cue for cue in cues)
     numbered = [int(number) for number, _, _ in cues] == list(range(1, len(cues) + 1))
-    joined = all(one[2] == other[1] for one, other in zip(cues, cues[1:], strict=False))
+    joined = all(one[2] == other[1] for one, other in pairwise(cues))
     return bool(whole) and numbered and joined and content.count(b" --> ") == len(cues)
 
 

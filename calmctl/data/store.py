@@ -18,6 +18,7 @@ from calmctl.data.store_format import Catalogue, Header, Index, Kind, ShardEntry
 from calmctl.errors import StoreError
 from calmctl.files import read_regular, sha256_bytes
 
+_MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
 _MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
 _SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
 
@@ -198,7 +199,7 @@ class FeatureStore:
             return b"", "is not extracted yet"
         try:
             # No larger than what the index promises, with room for the names of its clips and where they are from.
-            most = 4 * prod(self.shape(kind, len(self.groups(kind)[group]))) + _MOST_HEADER_BYTES
+            most = min(4 * prod(self.shape(kind, len(self.groups(kind)[group]))), _MOST_BYTES) + _MOST_HEADER_BYTES
             content = read_regular(self.path / shard_file(kind, group), most)
         except FileNotFoundError:
             return b"", "is missing"
