@@ -204,10 +204,11 @@ def append_text(path: Path, text: str) -> None:
     Raises `RunFailed` when it cannot; its last line may be cut short then. Nothing before it is read or changed.
     """
     try:
-        # Without O_NONBLOCK a pipe in the file's place would be waited for.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        if path.is_fifo():  # it would be waited for
+            raise OSError(errno.EINVAL, "it is a pipe, not a file")
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as handle:
-            begun = handle.seek(0, os.SEEK_END) if handle.seekable() else 0
+            begun = handle.seek(0, os.SEEK_END)
             if begun:
                 handle.seek(begun - 1)
                 text = text if handle.read(1) == b"\n" else "\n" + text
