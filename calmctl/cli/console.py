@@ -37,18 +37,19 @@ class ReaderLeft(Exception):
 class Stream:
     """Standard output or standard error, whatever becomes of it.
 
-    Results that nobody can read are an error, told on standard error. Progress and notes that nobody can read are
-    not: the work goes on.
+    The work goes on where nobody can read what it says: there may be files to write. Results that were lost are an
+    error at the end. Only a reader that has left on purpose ends the work.
     """
 
     def __init__(self, stream: TextIO, *, for_results: bool) -> None:
         self._stream, self._for_results = stream, for_results
+        self._lost: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; raises `ReaderLeft` or `RunFailed` where these are results."""
+        """Write; raises `ReaderLeft` where these are results."""
         try:
             return self._stream.write(text)
         except OSError as fault:
@@ -67,16 +68,20 @@ class Stream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
-        if not self._for_results:
-            return
-        if isinstance(fault, BrokenPipeError):
+        if self._for_results and isinstance(fault, BrokenPipeError):
             raise ReaderLeft from None
-        reason = "it is closed" if fault.errno == errno.EBADF else fault.strerror
-        raise RunFailed(f"standard output: {reason}; what was written to files is there") from None
+        self._lost = fault
+
+    def require_whole(self) -> None:
+        """Raise `RunFailed` where something was lost."""
+        self.flush()  # now, where what goes wrong can still be told
+        if self._lost is not None:
+            reason = "it is closed" if self._lost.errno == errno.EBADF else self._lost.strerror
+            raise RunFailed(f"standard output: {reason}; what was to be written to files is there")
 
 
-def secure_streams() -> None:
-    """Make the three standard streams usable where they are closed, full, or of an odd encoding."""
+def secure_streams() -> Stream:
+    """Make the standard streams usable where they are closed, full, or of an odd encoding; returns standard output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -85,10 +90,14 @@ def secure_streams() -> None:
             # be written to either, so that results which nobody sees are an error.
             os.open(os.devnull, os.O_RDONLY if descriptor < 2 else os.O_WRONLY)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        stream = getattr(sys, name) or open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    out, notes = (
+        Stream(stream or open(descriptor, "w", encoding="utf-8", closefd=False), for_results=descriptor == 1)  # noqa: SIM115
+        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
+    for stream in (out, notes):
         stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, cast(TextIO, Stream(stream, for_results=name == "stdout")))
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, notes)
+    return out
 
 
 class Terminal(Console):

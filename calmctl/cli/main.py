@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -66,12 +67,13 @@ def main() -> None:
     fault: BaseException
     debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    secure_streams()
+    out = secure_streams()
     try:
         try:
             app()
-        finally:
-            sys.stdout.flush()  # now, where what goes wrong can still be told
+        except SystemExit:
+            out.require_whole()
+            raise
     except CalmError as error:
         fault, code, text = error, error.exit_code, str(error)
     except KeyboardInterrupt as error:
@@ -86,4 +88,6 @@ def main() -> None:
     # Plain text: a message may quote input that looks like markup or carries terminal controls.
     for line in text.splitlines() or [""]:
         stderr().print(f"[bold red]error:[/] {printable(line)}", soft_wrap=True, highlight=False)
+    with suppress(ReaderLeft):
+        out.flush()
     sys.exit(code)
