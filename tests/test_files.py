@@ -268,10 +268,9 @@ def test_a_folder_is_held_by_one_process_also_where_there_are_no_locks(tmp_path,
         told = r"busy.*lock\.process names that process" if fault else r"busy\Z"
         with pytest.raises(RunFailed, match=told), locked(tmp_path, RunFailed("busy")):
             pass
+        waited = []
+        with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(holder.kill())):
+            assert len(waited) == 1, "who may wait is told, and goes on when the other process has ended"
     finally:
         holder.kill()
         holder.communicate()
-    waited = []
-    with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(1)):
-        pass
-    assert not waited, "a killed process holds nothing"
