@@ -129,9 +129,11 @@ def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher, st
     begun = ledger.unfinished(recipe)
     watcher.stage(stage if begun is None else f"{stage}: going on with {begun.folder}")
     try:
-        return train(recipe, runs, resume=begun, watcher=watcher, progress=watcher.reading).run
+        run = train(recipe, runs, resume=begun, watcher=watcher, progress=watcher.reading).run
     except RunFailed as error:
         raise RunFailed(f"{error}. Or give the same calmctl demo again: it goes on here and does the rest") from error
+    run.drop_state()
+    return run
 
 
 def _example(root: Path) -> tuple[Clip, str]:

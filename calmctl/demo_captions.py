@@ -59,6 +59,7 @@ def caption_demo(
     begun = ledger.unfinished(recipe)
     stage(what if begun is None else f"{what}: going on with {begun.folder}")
     trained = train(recipe, runs, resume=begun, watcher=watcher, progress=progress)
+    trained.run.drop_state()
     best = next((result for result in trained.results if isinstance(result, CaptionEvaluation)), None)
     if best is None:
         raise RunFailed(f"{root}: the test split has no captions, so there is nothing to show")

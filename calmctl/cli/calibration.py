@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.bar import Bar
 
 from calmctl.cli.console import Sheet, note, print_json, printable, stdout
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.calibration import Calibration, Signal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def show_calibration(run: Run, *, which: str, split: str, device: str, html: Path | None, as_json: bool) -> None:
     """Calibrate a run on a split of its own dataset and print, or write, what was found."""
+    if html is not None:
+        require_output(html, PAGE)
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device
     from calmctl.explaining.calibration import calibrate

@@ -13,6 +13,7 @@ import typer
 from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
 from calmctl.counting import counted
 from calmctl.errors import BadInput, VideoError
+from calmctl.files import SUBTITLES, require_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -100,6 +101,8 @@ def caption(
         raise BadInput(f"--segment-s and --srt are for a video; {dataset} is a data set of clips")
     if srt is not None and srt.suffix == ".srt" and len(clips) != 1:
         raise BadInput(f"--srt {srt} holds the subtitles of one video, and there are {len(clips)}; name a folder")
+    if srt is not None and srt.suffix == ".srt":
+        require_output(srt, SUBTITLES)
     if out is not None and segmented:
         raise BadInput("--out holds one caption a video; with --segment-s or --srt there are many, which --json has")
     if out is not None and out.suffix.lower() not in _CAPTIONS_FILES:
@@ -239,7 +242,7 @@ def _print_segments(
     from calmctl.captioning.segments import srt as subtitles
     from calmctl.cli.caption_view import print_segments
     from calmctl.cli.train import print_left_out
-    from calmctl.files import write_text
+    from calmctl.files import write_output
 
     written: dict[Path, list[Segment]] = {}
     if srt is not None and srt.suffix == ".srt":
@@ -247,7 +250,7 @@ def _print_segments(
     elif srt is not None:  # a folder: one file a video, in folders like the videos' own
         written = {srt / name: segments for name, segments in _below(found, ".srt")}
     for path, segments in written.items():
-        write_text(path, subtitles(segments))
+        write_output(path, subtitles(segments), SUBTITLES)
     if as_json:
         segments_of = {name: [s.to_json() for s in each] for name, each in found.items()}
         print_json({**about, "segments": segments_of, "left_out": left_out})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
@@ -31,7 +32,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from calmctl.counting import visible
-from calmctl.errors import BadInput, RunNotFound
+from calmctl.errors import BadInput, RunFailed, RunNotFound
 
 if TYPE_CHECKING:
     from calmctl.runs.folder import Run
@@ -40,6 +41,76 @@ UNBROKEN = 10_000
 """Columns where output is no terminal: a program that reads a table wants every row, path and caption on one line."""
 _FOLDED = 12
 """Columns below which a path or a name is not folded (our choice)."""
+
+
+class ReaderLeft(Exception):
+    """Whoever read standard output, as `head` does, has read enough: no error of ours."""
+
+
+class Stream:
+    """Standard output or standard error, whatever becomes of it.
+
+    The work goes on where nobody can read what it says: there may be files to write. Results that were lost are an
+    error at the end. Only a reader that has left on purpose ends the work.
+    """
+
+    def __init__(self, stream: TextIO, *, for_results: bool) -> None:
+        self._stream, self._for_results = stream, for_results
+        self._lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write; raises `ReaderLeft` where these are results."""
+        try:
+            return self._stream.write(text)
+        except OSError as fault:
+            self._give_up(fault)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush; raises as `write`."""
+        try:
+            self._stream.flush()
+        except OSError as fault:
+            self._give_up(fault)
+
+    def _give_up(self, fault: OSError) -> None:
+        # What is still in buffers, and all that follows, goes nowhere: it must not fail again when Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        if self._for_results and isinstance(fault, BrokenPipeError):
+            raise ReaderLeft from None
+        self._lost = fault
+
+    def require_whole(self) -> None:
+        """Raise `RunFailed` where something was lost."""
+        self.flush()  # now, where what goes wrong can still be told
+        if self._lost is not None:
+            reason = "it is closed" if self._lost.errno == errno.EBADF else self._lost.strerror
+            raise RunFailed(f"standard output: {reason}; what was to be written to files is there")
+
+
+def secure_streams() -> Stream:
+    """Make the standard streams usable where they are closed, full, or of an odd encoding; returns standard output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Or the next file that is opened becomes standard output, and what is printed goes into it. This one cannot
+            # be written to either, so that results which nobody sees are an error.
+            os.open(os.devnull, os.O_RDONLY if descriptor < 2 else os.O_WRONLY)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    out, notes = (
+        Stream(stream or open(descriptor, "w", encoding="utf-8", closefd=False), for_results=descriptor == 1)  # noqa: SIM115
+        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
+    for stream in (out, notes):
+        stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, notes)
+    return out
 
 
 class Terminal(Console):
@@ -134,6 +205,11 @@ def print_json(value: Any) -> None:
     written = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     # They can only be inside strings, where JSON has them written either way.
     print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in written))
+
+
+def print_text(text: str) -> None:
+    """Print the text of a file as it is on stdout, but for what a terminal would obey."""
+    print("".join(c if c in "\n\t" else visible(c) for c in text), end="")
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli.console import Sheet, loading, note, print_json, printable, stdout
+from calmctl.files import VOCABULARY, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.coverage import Coverage
@@ -33,6 +34,8 @@ def coverage(
     chosen = find_run(run, runs, task="retrieval")
     if vocabulary is not None:
         resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
+    if out is not None:
+        require_output(out, VOCABULARY)
     loading(str(chosen.folder))
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device

@@ -130,6 +130,9 @@ def where(
     dataset: Annotated[str | None, typer.Argument(help="One dataset; all of them by default.")] = None,
 ) -> None:
     """Explain which files a dataset needs, what they are called, who gives them out and where they belong."""
-    from calmctl.data.whereabouts import explain_dataset, overview
+    from calmctl.data.whereabouts import explain_dataset, kept_for_searches, overview
 
-    stdout().print(overview() if dataset is None else explain_dataset(dataset), markup=False, soft_wrap=True)
+    text = (
+        explain_dataset(dataset) if dataset else "\n\n".join(part for part in (overview(), kept_for_searches()) if part)
+    )
+    stdout().print(text, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar
 from calmctl.errors import BadInput, VideoError
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.collection import Collection
@@ -63,6 +64,8 @@ def explain(
     from calmctl.data.long import video_duration_s
     from calmctl.device import check_device
 
+    if html is not None:
+        require_output(html, PAGE)
     bare = zero_shot or backbone is not None or weights is not None
     if bare and run is not None:
         raise BadInput("--run and --zero-shot (or --backbone, --weights) exclude each other; give one of them")

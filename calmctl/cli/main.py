@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
 from calmctl.cli.anchors import app as anchors_app
 from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
 from calmctl.cli.caption import caption
-from calmctl.cli.console import Group, RecipeCommand, printable, stderr
+from calmctl.cli.console import Group, ReaderLeft, RecipeCommand, printable, secure_streams, stderr
 from calmctl.cli.data import app as data_app
 from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from calmctl.cli.demo import demo
@@ -67,14 +68,18 @@ def main() -> None:
     fault: BaseException
     debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    out = secure_streams()
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            out.require_whole()
+            raise
     except CalmError as error:
         fault, code, text = error, error.exit_code, str(error)
     except KeyboardInterrupt as error:
         fault, code, text = error, 130, "interrupted"
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderLeft:
         sys.exit(0)
     except Exception as error:
         fault, code = error, 1
@@ -84,4 +89,6 @@ def main() -> None:
     # Plain text: a message may quote input that looks like markup or carries terminal controls.
     for line in text.splitlines() or [""]:
         stderr().print(f"[bold red]error:[/] {printable(line)}", soft_wrap=True, highlight=False)
+    with suppress(ReaderLeft):
+        out.flush()
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from calmctl.cli.console import Group, Sheet, note, print_json, print_next, printable, stdout
+from calmctl.cli.console import Group, Sheet, note, print_json, print_next, print_text, printable, stdout
 from calmctl.errors import RecipeError
+from calmctl.files import read_regular
 
 app = typer.Typer(
     cls=Group,
@@ -48,7 +50,7 @@ def show(
     if resolved:
         print_json(load_recipe(path).model_dump(mode="json"))
     else:
-        print(path.read_text(encoding="utf-8"), end="")
+        print_text(_read(path).decode("utf-8", "backslashreplace"))
 
 
 @app.command(epilog="Examples:\n\ncalmctl recipes keys\n\ncalmctl recipes keys optim\n\ncalmctl recipes keys head.kind")
@@ -79,8 +81,17 @@ def cp(
     from calmctl.files import write_bytes
     from calmctl.recipe import resolve_recipe
 
-    if target.exists():
+    if os.path.lexists(target):
         raise RecipeError(f"{target} exists already; choose another name")
-    write_bytes(target, resolve_recipe(recipe).read_bytes())
+    write_bytes(target, _read(resolve_recipe(recipe)))
     note(f"wrote {printable(str(target))}")
     print_next(f"calmctl train {shlex.quote(str(target))} --dry-run")
+
+
+def _read(path: Path) -> bytes:
+    from calmctl.yaml_strict import MAX_BYTES
+
+    try:
+        return read_regular(path, MAX_BYTES)
+    except OSError as fault:
+        raise RecipeError(f"recipe: cannot read {path}: {fault.strerror or fault}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
 from calmctl.counting import counted
 from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,6 +61,9 @@ def search(
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
     ] = None,
+    features: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where features of folders are kept.", rich_help_panel=_WHAT)
+    ] = Path("features/search"),
     run: Annotated[
         str | None, typer.Option(help="A run or a slim.safetensors; the newest.", rich_help_panel=_WHO)
     ] = None,
@@ -86,7 +91,7 @@ def search(
 ) -> None:
     """Search videos with sentences, or with a clip.
 
-    A folder is extracted first, into features/search, and after that only what is new or changed.
+    A folder is extracted first, into --features, and after that only what is new or changed.
 
     The search is exact unless --approximate is given, and says which it was.
     """
@@ -95,6 +100,8 @@ def search(
     from calmctl.searching.windows import check_windows
 
     stride_s = check_windows(window, stride)
+    if html is not None:
+        require_output(html, PAGE)
     if video is not None and (queries or queries_file):
         raise BadInput("search with sentences or with --video, not both; to rank sentences for a clip, add --captions")
     if captions is not None and video is None:
@@ -130,7 +137,7 @@ def search(
         _rank(seeker, video, captions, top, as_json)
         return
     with progress_bar("items") as bar:
-        engine = _open(seeker, where, window, stride_s, videos, bar)
+        engine = _open(seeker, where, window, stride_s, videos, features, bar)
         if recall:
             measured = engine.recall(sentences or engine.sampled_captions(), **_given(candidates))
         elif video is not None:
@@ -226,13 +233,20 @@ def _seeker(
 
 
 def _open(
-    seeker: Seeker, where: Path, window: float | None, stride: float | None, videos: Path | None, bar: Progress
+    seeker: Seeker,
+    where: Path,
+    window: float | None,
+    stride: float | None,
+    videos: Path | None,
+    features: Path,
+    bar: Progress,
 ) -> Search:
     from calmctl.searching.collection import open_collection
     from calmctl.searching.search import Search
 
     tell = readings(bar)
-    collection = open_collection(where, seeker, window_s=window, stride_s=stride, videos=videos, progress=tell)
+    opened = partial(open_collection, where, seeker, window_s=window, stride_s=stride, stores=features, progress=tell)
+    collection = opened(videos=videos)
     try:
         return Search(seeker, collection, tell)
     except StoreError:
@@ -240,8 +254,7 @@ def _open(
             raise
     # Features of a folder are ours to make again; of a store they are not.
     note("a file of the extracted features is damaged: making it again")
-    again = open_collection(where, seeker, window_s=window, stride_s=stride, verify=True, progress=tell)
-    return Search(seeker, again, tell)
+    return Search(seeker, opened(verify=True), tell)
 
 
 def _say_left_out(engine: Search) -> None:
@@ -250,6 +263,8 @@ def _say_left_out(engine: Search) -> None:
     collection = engine.collection
     if collection.extracted:
         note(f"extracted {counted(collection.extracted, collection.unit)} into {printable(str(collection.store.path))}")
+    if engine.not_kept is not None:
+        note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
     print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})
 
 

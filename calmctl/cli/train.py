@@ -92,6 +92,7 @@ def train(
                 progress=watcher.reading,
                 world=world,
             )
+            trained.run.drop_state()
     _print_trained(trained, as_json)
 
 

@@ -62,12 +62,14 @@ class Dataset:
         protocol: The published protocol's name ("9k", "7k", "full", ...), or "" where there is only one.
         splits: Any of "train", "val", "test".
         notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).
+        folder: Where its clips lie, which tells two folders of one name apart; None where nobody said.
     """
 
     name: str
     protocol: str
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from calmctl.data import store_format as fmt
 from calmctl.data.samples import LeftOut, StoredSplit
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, ShardEntry, shard_file
 from calmctl.errors import StoreError
-from calmctl.files import sha256_bytes
+from calmctl.files import read_regular, sha256_bytes
 
+_MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
 _SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
 
 
@@ -195,7 +198,9 @@ class FeatureStore:
         if entry is None:
             return b"", "is not extracted yet"
         try:
-            content = (self.path / shard_file(kind, group)).read_bytes()
+            # No larger than what the index promises, with room for the names of its clips and where they are from.
+            most = min(4 * prod(self.shape(kind, len(self.groups(kind)[group]))), _MOST_BYTES) + _MOST_HEADER_BYTES
+            content = read_regular(self.path / shard_file(kind, group), most)
         except FileNotFoundError:
             return b"", "is missing"
         except OSError as error:

@@ -6,7 +6,7 @@ runs/<name>-<number>/
     run.json            provenance: versions, revision, data counts, validation ids, clips left out
     log.jsonl           one line a logged step or epoch, with the time in seconds since 1970
     tensorboard/        the same numbers as events, with train --tensorboard
-    state.safetensors   everything needed to go on (train --resume)
+    state.safetensors   everything needed to go on (train --resume); the commands remove it from a finished run
     last.safetensors    weights after the last epoch
     best.safetensors    weights of the epoch that was best on validation
     slim.safetensors    the best weights without anchors and VAE, with recipe and anchors' labels inside: all that
@@ -19,7 +19,6 @@ runs/default            a link to one of them: the run that commands take where 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -34,7 +33,7 @@ from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocab
 from calmctl.counting import counted
 from calmctl.data.demo_world import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
-from calmctl.files import append_text, read_json, remove_unfinished, write_json, write_text
+from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
 
 WEIGHTS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
@@ -157,17 +156,15 @@ class Run:
 
         Raises `RunFailed` where another process has the run, or where it cannot be written.
         """
-        try:
-            handle = (self.folder / ".lock").open("w")
-        except OSError as fault:
-            raise RunFailed(f"cannot write {self.folder}: {fault.strerror}; a run goes on in its own folder") from fault
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFailed(f"{self.folder} is in use by another process; wait for it or start a new run") from None
+        busy = RunFailed(f"{self.folder} is in use by another process; wait for it or start a new run")
+        with locked(self.folder, busy):
             remove_unfinished(self.folder)
             yield
+
+    def drop_state(self) -> None:
+        """Remove the checkpoint of a finished run, which nobody resumes: it is two thirds of what training writes."""
+        if self.results.exists():
+            self.state.unlink(missing_ok=True)
 
     def append_log(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add one line to the log and return it with its time. Raises `RunFailed` when it cannot."""
@@ -183,7 +180,10 @@ class Run:
 
         Raises `CheckpointError` where another line is damaged.
         """
-        lines = self.log.read_bytes().splitlines(keepends=True) if self.log.exists() else []
+        try:
+            lines = read_regular(self.log).splitlines(keepends=True) if self.log.exists() else []
+        except OSError as fault:
+            raise CheckpointError(f"cannot read {self.log}: {fault.strerror or fault}; remove it") from None
         try:
             records = [json.loads(line) for line in lines if line.endswith(b"\n")]
             return [each for each in records if each["step"] <= step and each.get("epoch", 0) <= epoch]
@@ -279,7 +279,11 @@ def create_run(root: Path, recipe: Recipe) -> Run:
         except OSError as fault:
             raise RunFailed(f"cannot create {folder}: {fault.strerror}; choose another folder with --runs") from fault
     run = Run(folder)
-    write_json(run.recipe_file, recipe.model_dump(mode="json"))
+    try:
+        write_json(run.recipe_file, recipe.model_dump(mode="json"))
+    except RunFailed:  # a full disk: what was not begun leaves nothing
+        folder.rmdir()
+        raise
     return run
 
 

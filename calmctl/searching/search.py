@@ -20,7 +20,7 @@ from calmctl.model.heads.base import FusionHead
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.searching.answers import Answer, Found, Hit, Shared
 from calmctl.searching.approximate import CANDIDATES, Graph, open_graph, search_two_stage
-from calmctl.searching.collection import Collection
+from calmctl.searching.collection import WAITING, Collection
 from calmctl.searching.exact import Best, Judge, search_exact
 from calmctl.searching.index import SearchIndex, open_index
 from calmctl.searching.recall import Recall, measure_recall
@@ -33,11 +33,16 @@ _SHARED = 3
 
 
 class Search:
-    """A seeker over a collection; tables are made when they are first needed."""
+    """A seeker over a collection; tables are made when they are first needed.
+
+    Attributes:
+        not_kept: Why tables could not be kept for the next search, or None.
+    """
 
     def __init__(self, seeker: Seeker, collection: Collection, progress: Progress | None = None) -> None:
         self.seeker, self.collection = seeker, collection
         self._progress = progress
+        self.not_kept: str | None = None
         self._scorer, self._judge, self._index = self._open(seeker.model.head)
         self._graph: Graph | None = None
 
@@ -118,14 +123,18 @@ class Search:
         """The first stage, made when it is first needed."""
         if self._graph is None:
             store, shards, adapter = self.collection.store, self.collection.shards, self.seeker.model.adapter
-            self._graph = open_graph(store, shards, self._index, adapter, self._telling("building the graph"))
+            telling = self._telling("building the graph")
+            self._graph = open_graph(store, shards, self._index, adapter, telling, self._waiting)
+            self.not_kept = self.not_kept or self._graph.not_kept
         return self._graph
 
     def _open(self, head: FusionHead) -> tuple[Scorer, Judge, SearchIndex]:
         model, store = self.seeker.model, self.collection.store
         shape = (store.header.n_frames, store.dim)
         scorer = choose_scorer(head, model.adapter, self.seeker.device, shape)
-        index = open_index(store, self.collection.shards, scorer, self._telling("indexing clips"))
+        telling = self._telling("indexing clips")
+        index = open_index(store, self.collection.shards, scorer, telling, self._waiting)
+        self.not_kept = self.not_kept or index.not_kept
         return scorer, Judge(head, model.adapter), index
 
     def _texts(self, queries: Sequence[str]) -> Tensor:
@@ -139,6 +148,10 @@ class Search:
         return search_two_stage(
             self._index, self._scorer, self._judge, self.graph, texts, sentences, top, candidates=candidates
         )
+
+    def _waiting(self) -> None:
+        if self._progress is not None:
+            self._progress(WAITING, 0, 1)
 
     def _telling(self, what: str) -> Callable[[int, int], None] | None:
         tell = self._progress

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from calmctl.data.samples import Clip
 from calmctl.explaining.html import pictures_of, render
-from calmctl.files import write_text
+from calmctl.files import PAGE, write_output
 from calmctl.searching.answers import Found, Hit
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -26,18 +26,16 @@ def write_sheet(found: Found, path: Path) -> None:
                 clips[hit.clip] = Clip(hit.clip, hit.file, hit.start_s, hit.end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
     best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
-    write_text(
-        path,
-        render(
-            "sheet.html.j2",
-            _TEMPLATES,
-            found=found,
-            pictures=pictures,
-            best=best,
-            moment=moment,
-            address=lambda hit: address(hit, path.parent),
-        ),
+    page = render(
+        "sheet.html.j2",
+        _TEMPLATES,
+        found=found,
+        pictures=pictures,
+        best=best,
+        moment=moment,
+        address=lambda hit: address(hit, path.parent),
     )
+    write_output(path, page, PAGE)
 
 
 def address(hit: Hit, folder: Path) -> str:

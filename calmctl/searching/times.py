@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from calmctl.data.samples import Clip
 from calmctl.data.store_format import shard_file
-from calmctl.errors import StoreError
+from calmctl.data.store_writer import Source, read_sources
 from calmctl.searching.collection import Collection
 from calmctl.searching.mapped import MappedFrames
 from calmctl.searching.windows import measure
-from calmctl.tensorfiles import read_metadata
 
 Times = tuple[float, float | None]
 
@@ -22,14 +21,14 @@ def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[i
     """
     found: dict[int, Times] = {}
     open_ended: dict[int, Clip] = {}
-    sources: dict[int, dict[str, list[float | None] | None]] = {}
+    sources: dict[int, dict[str, Source | None]] = {}
     for position in positions:
         key, group = frames.ids[position], frames.group(position)
         if group not in sources:
             path = collection.store.path / shard_file("frames", group)
-            sources[group] = read_metadata(path, what="feature store", error=StoreError).get("sources", {})
-        source = sources[group].get(key) or [None, None, 0.0, None]
-        start_s, end_s = float(source[2] or 0.0), source[3]
+            sources[group], _ = read_sources(path)
+        _, _, start, end, *_ = sources[group].get(key) or [None, None, 0.0, None]
+        start_s, end_s = float(start or 0.0), None if end is None else float(end)
         found[position] = start_s, end_s
         clip = collection.clips.get(key)
         if end_s is None and clip is not None:

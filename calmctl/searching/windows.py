@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import numpy as np
 from calmctl.data.inspection import inspect
 from calmctl.data.samples import Clip, LeftOut
 from calmctl.data.workers import run_isolated
-from calmctl.errors import BadInput, VideoError
-from calmctl.files import read_json, write_json
+from calmctl.errors import BadInput, RunFailed, VideoError
+from calmctl.files import read_json, stamp, write_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,22 +58,23 @@ def windows_of(
         clips: Whole files.
         window_s: Length of a window in seconds.
         stride_s: Seconds between the beginnings of two.
-        cache: Where lengths are remembered, by size and time of change, because a long file takes seconds to measure.
+        cache: Where lengths are remembered, by the stamps of files, because a long file takes seconds to measure.
         progress: Called with what is done, files done and files in all.
     """
     known = _remembered(cache)
     seen = {clip.id: _stat(clip.path) for clip in clips}
-    unknown = [clip for clip in clips if known.get(clip.id, [None, None])[:2] != seen[clip.id]]
+    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-1] != seen[clip.id]]
     for done, (clip, found) in enumerate(measure(unknown), start=1):
         known[clip.id] = [*seen[clip.id], found]
         if progress is not None:
             progress("measuring videos", done, len(unknown))
     if unknown:
-        write_json(cache, {clip.id: known[clip.id] for clip in clips})
+        with suppress(RunFailed):  # they are measured again the next time
+            write_json(cache, {clip.id: known[clip.id] for clip in clips})
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
-        length = known[clip.id][2]
+        length = known[clip.id][-1]
         if isinstance(length, str):
             left_out.append(LeftOut(clip.id, length))
             continue
@@ -92,10 +95,9 @@ def _duration(clip: Clip) -> np.ndarray:
 
 def _stat(path: Path) -> list[int]:
     try:
-        status = path.stat()
+        return stamp(path)
     except OSError:
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
+        return [0]
 
 
 def _remembered(cache: Path) -> dict[str, list[Any]]:
@@ -103,5 +105,11 @@ def _remembered(cache: Path) -> dict[str, list[Any]]:
         known = read_json(cache, what="lengths of videos")
     except BadInput:
         return {}
-    fits = isinstance(known, dict) and all(isinstance(each, list) and len(each) == 3 for each in known.values())
-    return known if fits else {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: each for key, each in known.items() if isinstance(each, list) and each and _is_length(each[-1])}
+
+
+def _is_length(value: object) -> bool:
+    """A number of seconds, or why there is none."""
+    return isinstance(value, str) or (isinstance(value, int | float) and 0 < value < inf)

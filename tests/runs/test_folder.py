@@ -58,6 +58,15 @@ def test_a_run_is_held_by_one_and_cleared_of_what_a_killed_one_left(run):
         assert leftover.exists()
 
 
+def test_only_a_finished_run_loses_its_checkpoint(run):
+    run.state.write_bytes(b"state")
+    run.drop_state()
+    assert run.state.exists()
+    run.results.write_text("{}")
+    run.drop_state()
+    assert not run.state.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_a_sentence(run, tiny_recipe, tmp_path):
     (run.folder / ".lock").mkdir()  # root may write everywhere, but not a file where a folder is
     with pytest.raises(RunFailed, match=r"cannot write .*tiny-001"), run.locked():
