@@ -26,6 +26,12 @@ _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
 _DECLARE_STREAM = {"mov", "avi"}
 _DECLARE_FILE = {"matroska", "flv", "asf"}
 _LEAST_PRESENT = 0.9
+# As FFmpeg's own players have it: beyond these a clock was set anew, and what follows goes on where it was.
+_JUMP_AHEAD_S, _JUMP_BACK_S = 10.0, 0.1
+# Ten minutes of one picture are no video; damaged headers claim centuries, and windows would be cut from them (our choice).
+_LONGEST_FRAME_S = 600.0
+# The last frame may stay at most this many times as long as any before it, where only the file's length tells.
+_LONGEST_TAIL = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,12 @@ class Source:
         height: Displayed height in pixels, after rotation.
         starts_s: Start of every frame in seconds from the first, in display order, float64 [N].
         duration_s: From the start of the first frame to the end of the last.
+        begins_s: When the first frame is shown, in seconds from where the file begins (often with sound alone):
+            what a player's clock says then.
+        packets_s: Start of the frame of every packet in seconds from the first, in file order, float64 [P]; NaN
+            where the packet is not shown.
+        silent: Packets that may decode to nothing without a loss ("same picture again", or hidden).
+        cuts: Packets before which the clock was set anew: nothing behind such a cut refers to anything before it.
         timed: The file says when each frame is shown. Otherwise (AVI, some MPEG-PS, bare H.264) it gives only the
             order of decoding and a rate, and the n-th frame to come out belongs to the n-th place in `starts_s`.
         orientation: Upper left of the display matrix (a, b, c, d); (1, 0, 0, 1) shows frames as stored.
@@ -54,6 +66,10 @@ class Source:
     height: int
     starts_s: np.ndarray
     duration_s: float
+    begins_s: float
+    packets_s: np.ndarray
+    silent: frozenset[int]
+    cuts: frozenset[int]
     timed: bool
     orientation: tuple[int, int, int, int]
     closed_groups: bool
@@ -147,12 +163,15 @@ def _read(path: Path, container: Any) -> Source:
     """Read every packet (cheap: nothing but the first frame is decoded) and lay out the time line."""
     video = _video_stream(container)
     name = container.format.name.split(",")[0]
+    codec = video.codec.canonical_name
     rate = video.average_rate or video.guessed_rate
     gap_s = float(1 / rate) if rate else 0.0
-    shown: list[tuple[float, float]] = []  # start and length of every frame, in file order
-    furthest_s = 0.0
-    stamped, timed = True, name != "avi"
-    closed = True
+    packets_s: list[float] = []
+    lengths_s: list[float] = []  # 0: the file does not say
+    orders_s: list[float] = []  # when to decode, NaN where the file does not say
+    silent: set[int] = set()
+    others_end_s = 0.0
+    stamped, timed, closed = True, name != "avi", True
     first: Any = None
     for packet in container.demux(*(container.streams if name in _DECLARE_FILE else [video])):
         if not packet.size:  # the end of a stream, or an AVI's "same picture again"
@@ -161,47 +180,130 @@ def _read(path: Path, container: Any) -> Source:
         stamp = packet.pts if packet.pts is not None else packet.dts
         start_s = stamp * tick_s if stamp is not None else 0.0
         length_s = (packet.duration or 0) * tick_s
-        furthest_s = max(furthest_s, start_s + length_s)
         if packet.stream is not video:
+            others_end_s = max(others_end_s, start_s + length_s)
             continue
         first = first or _decoded(packet)
-        if packet.is_discard:  # outside the edit list: decoded, never shown; decord counts it
-            closed = False
-            continue
-        if video.codec.canonical_name == "h264":
-            closed = closed and (not packet.is_keyframe or _is_idr(packet))
-        else:
-            closed = closed and (not shown or start_s > shown[-1][0])
-        timed = timed and packet.pts is not None
-        stamped = stamped and stamp is not None
-        shown.append((start_s, length_s or gap_s))
+        shown = not packet.is_discard and not _is_hidden(packet, codec)
+        if not shown or _is_repeat(packet, codec):  # decoded, never shown, or shown without being decoded
+            closed = False  # decord counts these wrongly
+            silent.add(len(packets_s))
+        if shown:
+            timed = timed and packet.pts is not None
+            stamped = stamped and stamp is not None
+            if codec == "h264":
+                closed = closed and (not packet.is_keyframe or _is_idr(packet))
+            else:
+                closed = closed and (not packets_s or start_s > packets_s[-1])
+        closed = closed and (bool(packets_s) or packet.is_keyframe)
+        packets_s.append(start_s if shown else np.nan)
+        lengths_s.append(length_s)
+        orders_s.append(packet.dts * tick_s if packet.dts is not None else np.nan)
     first = first or _decoded(None, video)
-    if not shown:
+    starts_s, lengths = np.array(packets_s, np.float64), np.array(lengths_s, np.float64)
+    if not np.isfinite(starts_s).any():
         raise VideoError("no frames")
-    starts_s, lengths_s = np.array(sorted(shown), dtype=np.float64).T
     if not stamped:
-        starts_s = np.arange(len(shown)) * gap_s
-    duration_s = float(starts_s[-1] + lengths_s[-1] - starts_s[0])
+        starts_s[np.isfinite(starts_s)] = np.arange(np.isfinite(starts_s).sum()) * gap_s
+    cuts: list[int] = []
+    if not container.format.flags & av.format.Flags.no_timestamps.value:
+        cuts = _jumps(np.array(orders_s, np.float64))
+    if cuts and not container.format.flags & av.format.Flags.ts_discont.value:
+        back_s = max(orders_s[cut - 1] - orders_s[cut] for cut in cuts)
+        if back_s > 0:
+            raise VideoError(f"timestamps jump: back by {back_s:.1f} s")
+        cuts = []
+    starts_s = _joined(starts_s, np.where(lengths > 0, lengths, gap_s), cuts)
+    origin_s, last = float(np.nanmin(starts_s)), int(np.nanargmax(starts_s))
+    gaps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
+    declared_s = 0.0
     if name in _DECLARE_STREAM:
-        _check_length(duration_s, float(video.duration * video.time_base) if video.duration else 0.0)
+        declared_s = float(video.duration * video.time_base) if video.duration else 0.0
     elif name in _DECLARE_FILE:
-        _check_length(furthest_s, container.duration / 1e6 if container.duration else 0.0)
+        declared_s = container.duration / 1e6 if container.duration else 0.0
+    tail_s = float(lengths[last])
+    if not tail_s:
+        tail_s = gap_s or (float(gaps_s[-1]) if len(gaps_s) else 0.0)
+        rest_s = declared_s - float(starts_s[last])
+        longest_s = _LONGEST_TAIL * float(gaps_s.max()) if len(gaps_s) else _LONGEST_FRAME_S
+        if name in _DECLARE_FILE and not others_end_s and 0 < rest_s <= longest_s and _is_whole(path, name):
+            tail_s = rest_s
+    end_s = float(starts_s[last]) + tail_s
+    # MP4 declares the length of what is shown, AVI and the others where it ends.
+    _check_length(end_s - origin_s if name == "mov" else max(end_s, others_end_s), declared_s)
+    stays_s = max(tail_s, float(gaps_s.max(initial=0.0)))
+    if stays_s > _LONGEST_FRAME_S:
+        raise VideoError(f"timestamps jump: one frame stays for {stays_s:,.0f} s")
     if first is None:
         raise VideoError("damaged: no frame can be decoded")
     orientation = _orientation(first)
     sideways = not orientation[0]
+    begins_s = origin_s - container.start_time / 1e6 if container.start_time is not None else 0.0
     return Source(
         path=path,
         container=name,
-        codec=video.codec.canonical_name,
+        codec=codec,
         width=first.height if sideways else first.width,
         height=first.width if sideways else first.height,
-        starts_s=starts_s - starts_s[0],
-        duration_s=duration_s,
+        starts_s=np.sort(starts_s[np.isfinite(starts_s)]) - origin_s,
+        duration_s=end_s - origin_s,
+        begins_s=max(begins_s, 0.0),
+        packets_s=starts_s - origin_s,
+        silent=frozenset(silent),
+        cuts=frozenset(cuts),
         timed=timed,
         orientation=orientation,
-        closed_groups=closed,
+        closed_groups=closed and not cuts,
     )
+
+
+def _jumps(orders_s: np.ndarray) -> list[int]:
+    """Packets whose decoding time [P] falls back, or is far ahead of the one before."""
+    steps_s = np.diff(orders_s)
+    return (np.flatnonzero((steps_s < -_JUMP_BACK_S) | (steps_s > _JUMP_AHEAD_S)) + 1).tolist()
+
+
+def _joined(starts_s: np.ndarray, lengths_s: np.ndarray, cuts: list[int]) -> np.ndarray:
+    """The starts [P] with every part between two cuts moved to where the part before it ends, as players do."""
+    parts = np.split(starts_s, cuts)
+    ends_s = None
+    for part, lengths in zip(parts, np.split(lengths_s, cuts), strict=True):
+        if np.isfinite(part).any():
+            if ends_s is not None:
+                part += ends_s - np.nanmin(part)
+            ends_s = np.nanmax(part + lengths)
+    return np.concatenate(parts)
+
+
+def _is_whole(path: Path, name: str) -> bool:
+    """Whether no byte is missing at the end of a Matroska, FLV or ASF file, by its own structure."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        if name == "flv":  # ends with a tag, and the size of that tag
+            handle.seek(max(size - 4, 0))
+            tag = int.from_bytes(handle.read(4), "big")
+            handle.seek(max(size - 4 - tag, 0))
+            return 11 <= tag <= size - 13 and int.from_bytes(handle.read(4)[1:], "big") == tag - 11
+        head = handle.read(1 << 16)
+    if name == "asf":  # the file properties object holds the size of the file
+        at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+        return at >= 0 and int.from_bytes(head[at + 40 : at + 48], "little") <= size
+    at = head.find(bytes.fromhex("18538067"))  # the segment: its size as a number of 1 to 8 bytes
+    width = 9 - head[at + 4].bit_length() if at >= 0 else 9
+    if width > 8:
+        return False
+    length = int.from_bytes(head[at + 4 : at + 4 + width], "big") - (1 << 7 * width)
+    return at + 4 + width + length <= size
+
+
+def _is_hidden(packet: Any, codec: str) -> bool:
+    """Whether a packet is a reference that is never shown, as VP8's alternate reference frames are."""
+    return codec == "vp8" and not memoryview(packet)[0] & 0x10
+
+
+def _is_repeat(packet: Any, codec: str) -> bool:
+    """Whether a packet says "same picture again": MPEG-4 writes a header without a picture, of 8 bytes at most."""
+    return codec == "mpeg4" and packet.size <= 8
 
 
 def _decoded(packet: Any, video: Any = None) -> Any:
