@@ -23,15 +23,22 @@ from calmctl.errors import VideoError
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
 # Formats whose header says how long the video is, and those that say it for the whole file only. The others
 # (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
+# These give one time a packet, and that is when to decode it.
+_ORDER_ONLY = {"avi", "asf"}
 _DECLARE_STREAM = {"mov", "avi"}
 _DECLARE_FILE = {"matroska", "flv", "asf"}
 _LEAST_PRESENT = 0.9
 # As FFmpeg's own players have it: beyond these a clock was set anew, and what follows goes on where it was.
 _JUMP_AHEAD_S, _JUMP_BACK_S = 10.0, 0.1
+_LONGEST_DELAY_S = 0.5
+# Players do not repair these: what comes again over what was there is in no order that is known to be right.
+_ONE_CLOCK = {"matroska", "flv"}
 # Ten minutes of one picture are no video; damaged headers claim centuries, and windows would be cut from them (our choice).
 _LONGEST_FRAME_S = 600.0
 # The last frame may stay at most this many times as long as any before it, where only the file's length tells.
 _LONGEST_TAIL = 2.0
+# The matrices of no, one, two and three quarter turns against the clock.
+_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Source:
             where the packet is not shown.
         silent: Packets that may decode to nothing without a loss ("same picture again", or hidden).
         cuts: Packets before which the clock was set anew: nothing behind such a cut refers to anything before it.
-        timed: The file says when each frame is shown. Otherwise (AVI, some MPEG-PS, bare H.264) it gives only the
+        timed: The file says when each frame is shown. Otherwise (AVI, ASF, some MPEG-PS, bare H.264) it gives only the
             order of decoding and a rate, and the n-th frame to come out belongs to the n-th place in `starts_s`.
         orientation: Upper left of the display matrix (a, b, c, d); (1, 0, 0, 1) shows frames as stored.
         closed_groups: Every key frame can be decoded without anything before it, and nothing after it in the
@@ -169,17 +176,20 @@ def _read(path: Path, container: Any) -> Source:
     packets_s: list[float] = []
     lengths_s: list[float] = []  # 0: the file does not say
     orders_s: list[float] = []  # when to decode, NaN where the file does not say
+    keys: list[bool] = []
     silent: set[int] = set()
     others_end_s = 0.0
-    stamped, timed, closed = True, name != "avi", True
+    stamped, timed, closed = True, name not in _ORDER_ONLY, True
     first: Any = None
+    origin: int | None = None
     for packet in container.demux(*(container.streams if name in _DECLARE_FILE else [video])):
         if not packet.size:  # the end of a stream, or an AVI's "same picture again"
             continue
         tick_s = float(packet.time_base)
-        stamp = packet.pts if packet.pts is not None else packet.dts
+        stamp = packet.pts if packet.pts is not None and name not in _ORDER_ONLY else packet.dts
         start_s = stamp * tick_s if stamp is not None else 0.0
-        length_s = (packet.duration or 0) * tick_s
+        # ASF stores no lengths; FFmpeg makes them up from the codec's usual rate.
+        length_s = (packet.duration or 0) * tick_s if name != "asf" else 0.0
         if packet.stream is not video:
             others_end_s = max(others_end_s, start_s + length_s)
             continue
@@ -195,10 +205,13 @@ def _read(path: Path, container: Any) -> Source:
                 closed = closed and (not packet.is_keyframe or _is_idr(packet))
             else:
                 closed = closed and (not packets_s or start_s > packets_s[-1])
-        closed = closed and (bool(packets_s) or packet.is_keyframe)
+        origin = packet.pts if not packets_s else origin
         packets_s.append(start_s if shown else np.nan)
         lengths_s.append(length_s)
-        orders_s.append(packet.dts * tick_s if packet.dts is not None else np.nan)
+        # Where the clock is set anew FFmpeg carries the old one on for a while when it guesses decoding times.
+        guessed = packet.dts is None or not -_LONGEST_DELAY_S < (stamp - packet.dts) * tick_s < _JUMP_AHEAD_S
+        orders_s.append((start_s if stamp is not None else np.nan) if guessed else packet.dts * tick_s)
+        keys.append(packet.is_keyframe)
     first = first or _decoded(None, video)
     starts_s, lengths = np.array(packets_s, np.float64), np.array(lengths_s, np.float64)
     if not np.isfinite(starts_s).any():
@@ -206,13 +219,10 @@ def _read(path: Path, container: Any) -> Source:
     if not stamped:
         starts_s[np.isfinite(starts_s)] = np.arange(np.isfinite(starts_s).sum()) * gap_s
     cuts: list[int] = []
-    if not container.format.flags & av.format.Flags.no_timestamps.value:
+    if name in _ONE_CLOCK:
+        _check_order(starts_s, np.array(keys))
+    elif container.format.flags & av.format.Flags.ts_discont.value and stamped:
         cuts = _jumps(np.array(orders_s, np.float64))
-    if cuts and not container.format.flags & av.format.Flags.ts_discont.value:
-        back_s = max(orders_s[cut - 1] - orders_s[cut] for cut in cuts)
-        if back_s > 0:
-            raise VideoError(f"timestamps jump: back by {back_s:.1f} s")
-        cuts = []
     starts_s = _joined(starts_s, np.where(lengths > 0, lengths, gap_s), cuts)
     origin_s, last = float(np.nanmin(starts_s)), int(np.nanargmax(starts_s))
     gaps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
@@ -221,9 +231,10 @@ def _read(path: Path, container: Any) -> Source:
         declared_s = float(video.duration * video.time_base) if video.duration else 0.0
     elif name in _DECLARE_FILE:
         declared_s = container.duration / 1e6 if container.duration else 0.0
-    tail_s = float(lengths[last])
+    # MP4's lengths are steps from one decoding to the next: the last of them belongs to the last frame shown.
+    tail_s = float(lengths[-1 if name == "mov" else last])
     if not tail_s:
-        tail_s = gap_s or (float(gaps_s[-1]) if len(gaps_s) else 0.0)
+        tail_s = float(gaps_s[-1]) if len(gaps_s) else gap_s
         rest_s = declared_s - float(starts_s[last])
         longest_s = _LONGEST_TAIL * float(gaps_s.max()) if len(gaps_s) else _LONGEST_FRAME_S
         if name in _DECLARE_FILE and not others_end_s and 0 < rest_s <= longest_s and _is_whole(path, name):
@@ -236,6 +247,8 @@ def _read(path: Path, container: Any) -> Source:
         raise VideoError(f"timestamps jump: one frame stays for {stays_s:,.0f} s")
     if first is None:
         raise VideoError("damaged: no frame can be decoded")
+    # Whatever the container says of its packets: the first of them must have given a picture of its own.
+    whole_head = first.key_frame and (not timed or first.pts == origin)
     orientation = _orientation(first)
     sideways = not orientation[0]
     begins_s = origin_s - container.start_time / 1e6 if container.start_time is not None else 0.0
@@ -253,7 +266,7 @@ def _read(path: Path, container: Any) -> Source:
         cuts=frozenset(cuts),
         timed=timed,
         orientation=orientation,
-        closed_groups=closed and not cuts,
+        closed_groups=closed and whole_head and not cuts,
     )
 
 
@@ -261,6 +274,14 @@ def _jumps(orders_s: np.ndarray) -> list[int]:
     """Packets whose decoding time [P] falls back, or is far ahead of the one before."""
     steps_s = np.diff(orders_s)
     return (np.flatnonzero((steps_s < -_JUMP_BACK_S) | (steps_s > _JUMP_AHEAD_S)) + 1).tolist()
+
+
+def _check_order(starts_s: np.ndarray, keys: np.ndarray) -> None:
+    """A key frame [P] is shown after all that lies before it, or a recording began anew inside the file."""
+    latest_s = np.fmax.accumulate(np.append(-np.inf, starts_s[:-1]))
+    back_s = float((latest_s - starts_s)[keys & np.isfinite(starts_s)].max(initial=0.0))
+    if back_s > _JUMP_BACK_S:
+        raise VideoError(f"timestamps jump: back by {back_s:.1f} s")
 
 
 def _joined(starts_s: np.ndarray, lengths_s: np.ndarray, cuts: list[int]) -> np.ndarray:
@@ -337,7 +358,10 @@ def _check_length(present_s: float, declared_s: float) -> None:
 
 def _orientation(frame: Any) -> tuple[int, int, int, int]:
     """The display matrix to the nearest quarter turn, each entry -1, 0 or 1."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside data of a kind that this PyAV has no name for; the turn alone it tells all the same
+        return _TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return (1, 0, 0, 1)
     a, b, _, c, d = (int(entry) for entry in np.frombuffer(matrix, dtype=np.int32)[:5])

@@ -182,7 +182,7 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
     container, video = open_video(source.path)
     with closing(container):
         keys: set[int] = set()
-        opened = False
+        opened = unseen = False
         n_fed = 0
         packets = (packet for packet in container.demux(video) if packet.size)
         for packet in chain(packets, [None]):  # None: the end, and the decoder hands out what it still holds
@@ -193,6 +193,7 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
                     each.pts = each.dts = n_fed
                     if each.is_keyframe:
                         keys.add(n_fed)
+                        unseen = unseen or each.is_discard  # before the beginning that an edit list sets
                     n_fed += 1
                 try:
                     frames = video.decode(each)
@@ -202,8 +203,13 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
                     continue
                 for frame in frames:
                     number = n_fed - 1 if frame.pts is None else frame.pts
-                    opened = opened or number in keys or frame.key_frame or frame.pict_type == PictureType.I
-                    if opened or (source.codec in _KNOW_LEADING and any(key < number for key in keys)):
+                    opened = opened or frame.key_frame or frame.pict_type == PictureType.I
+                    # Containers call things key frames that are none; they are asked where the decoder is silent.
+                    opened = opened or (number in keys and frame.pict_type not in (PictureType.P, PictureType.B))
+                    # H.264 may come to rest without a key frame (intra refresh), and then says so with a P frame.
+                    opened = opened or (source.codec == "h264" and frame.pict_type == PictureType.P)
+                    opened = opened or (unseen and any(key < number for key in keys))
+                    if opened or source.codec in _KNOW_LEADING:
                         yield n_fed, number, frame
                 if cut and each is None:
                     video.codec_context.flush_buffers()
