@@ -49,6 +49,7 @@ class Codec:
     size: tuple[int, int] = (64, 48)
     b_frames: int = 0
     group: int = 12
+    noisy: bool = False
 
 
 QUALITY = (("qmin", "1"), ("qmax", "3"), ("sc_threshold", "1000000000"))
@@ -61,6 +62,9 @@ VPX = (("crf", "10"), ("b", "2000000"), ("deadline", "realtime"), ("cpu-used", "
 VPX_HIDDEN = (("crf", "10"), ("b", "2000000"), ("auto-alt-ref", "1"), ("lag-in-frames", "8"), ("cpu-used", "8"))
 AV1 = (("crf", "20"), ("preset", "12"), ("svtav1-params", "keyint=12:lookahead=0"))
 
+# Program Streams give a time only to what begins in a pack of 2 KB: frames must be as large as real ones.
+DISC: Any = {"size": (176, 144), "noisy": True}
+
 # Those that predict: what is cut matters. The others (every frame a key frame) follow from FFmpeg's list.
 PREDICTING = {
     "h264": Codec("libx264", X264, b_frames=2),
@@ -69,11 +73,11 @@ PREDICTING = {
     "h264-refresh": Codec("libx264", X264_REFRESH),
     "hevc": Codec("libx265", X265, b_frames=2),
     "hevc-open": Codec("libx265", X265_OPEN, b_frames=3),
-    "mpeg1": Codec("mpeg1video", QUALITY),
-    "mpeg1-open": Codec("mpeg1video", QUALITY, b_frames=2),
-    "mpeg2": Codec("mpeg2video", QUALITY),
-    "mpeg2-open": Codec("mpeg2video", QUALITY, b_frames=2),
-    "mpeg2-closed": Codec("mpeg2video", (*QUALITY, ("flags", "+cgop")), b_frames=2),
+    "mpeg1": Codec("mpeg1video", QUALITY, **DISC),
+    "mpeg1-open": Codec("mpeg1video", QUALITY, b_frames=2, **DISC),
+    "mpeg2": Codec("mpeg2video", QUALITY, **DISC),
+    "mpeg2-open": Codec("mpeg2video", QUALITY, b_frames=2, **DISC),
+    "mpeg2-closed": Codec("mpeg2video", (*QUALITY, ("flags", "+cgop")), b_frames=2, **DISC),
     "mpeg4": Codec("mpeg4", QUALITY),
     "mpeg4-open": Codec("mpeg4", QUALITY, b_frames=2),
     "vp8": Codec("libvpx", VPX),
@@ -108,7 +112,8 @@ MUXER = {"m2ts": {"mpegts_m2ts_mode": "1"}}
 # Bare streams and GIF have no clock of packets to move, AVI and Program Streams of one rate no variable one.
 _CONSTANT = {"avi", "m2v", "gif", "mpg", "mpeg", "vob"}
 # One time a packet, that of decoding: nothing about a late start, and of reordered frames only the order.
-_ORDER_ONLY = {"avi", "asf", "wmv"}
+_ORDER_ONLY = {"avi", "asf", "wmv", "m2v"}
+_PROGRAM_STREAMS = {"mpg", "mpeg", "vob"}
 _JOINED = ("ts", "mts", "m2ts", "mpg", "vob", "mpeg")
 
 
@@ -142,7 +147,8 @@ class Case:
         path: The file.
         starts_s: When each frame that is in the file is to be shown, from the first, ascending, [n].
         ends_s: When the last one ends.
-        pictures: What each looks like; None where it cannot be decoded.
+        pictures: What each looks like.
+        good: Whether it can be decoded.
         sure: Whether each comes behind a key frame: what decodes by luck before one may be shown or not.
         others: All pictures of the source, to say which one was seen instead.
         reasons: How a refusal must begin; empty where there is no reason to refuse.
@@ -152,7 +158,8 @@ class Case:
     path: Path
     starts_s: np.ndarray
     ends_s: float
-    pictures: list[np.ndarray | None]
+    pictures: list[np.ndarray]
+    good: list[bool]
     sure: list[bool]
     others: list[np.ndarray]
     reasons: tuple[str, ...] = ()
@@ -174,7 +181,10 @@ def draw(codec: Codec, time_s: float, pixels: str) -> av.VideoFrame:
     height, width = codec.size[1], codec.size[0]
     # Without a texture that stays, encoders would code every frame for itself, and nothing would depend on anything.
     texture = np.random.default_rng(0).integers(-12, 13, (height // 4, width // 4)).repeat(4, 0).repeat(4, 1)
-    grey = np.round(20 + 35 * time_s + texture - texture.mean()).clip(0, 255).astype(np.uint8)
+    grey = 20 + 35 * time_s + texture - texture.mean()
+    if codec.noisy:
+        grey = grey + np.random.default_rng(round(1000 * time_s)).integers(-6, 7, (height, width))
+    grey = np.round(grey).clip(0, 255).astype(np.uint8)
     grey = np.repeat(grey[..., None], 3, axis=-1)
     return av.VideoFrame.from_ndarray(grey, format="rgb24").reformat(format=pixels)
 
@@ -292,19 +302,20 @@ def holds(make: Callable[[], Recording | None], suffix: str, folder: Path) -> bo
     return len(pictures) == len(recording.pictures) and all(map(np.array_equal, pictures, recording.pictures))
 
 
-def decodable(recording: Recording, chosen: Sequence[int], path: Path) -> set[int] | None:
-    """Frames that a plain decode of a file with some packets gives as the uncut source has them.
+def decodable(recording: Recording, chosen: Sequence[int], path: Path) -> tuple[set[int], set[int]] | None:
+    """Frames that a plain decode of a file with some packets gives as the uncut source has them; and hidden ones.
 
-    None where the file has another number of packets: FFmpeg's parsers may lose some of a bare piece.
+    Those lie outside the edit list that FFmpeg's muxer writes for some pieces. None where the file has another number of packets: FFmpeg's parsers may lose some of a bare piece.
     """
     good: set[int] = set()
+    hidden: set[int] = set()
     try:
         file = av.open(str(path))
     except av.error.FFmpegError:
-        return good
+        return good, hidden
     with file:
         if not file.streams.video:
-            return good
+            return good, hidden
         video = file.streams.video[0]
         packets = [packet for packet in file.demux(video) if packet.size]
         if len(packets) != len(chosen):
@@ -313,6 +324,8 @@ def decodable(recording: Recording, chosen: Sequence[int], path: Path) -> set[in
             if packet is not None:
                 number = recording.packets[k][1]
                 packet.pts = packet.dts = -1 if number is None else number
+                if packet.is_discard and number is not None:
+                    hidden.add(number)
             try:
                 frames = video.codec_context.decode(packet)
             except av.error.FFmpegError:
@@ -321,42 +334,45 @@ def decodable(recording: Recording, chosen: Sequence[int], path: Path) -> set[in
                 picture = frame.to_ndarray(format="rgb24")
                 if frame.pts is not None and frame.pts >= 0 and np.array_equal(picture, recording.pictures[frame.pts]):
                     good.add(frame.pts)
-    return good
+    return good, hidden
 
 
 # The kinds
 
 
 def whole(kind: str, recording: Recording, path: Path, times_s: np.ndarray, ends_s: float) -> Case:
-    pictures = recording.pictures
-    return Case(kind, path, times_s, ends_s, list(pictures), [True] * len(pictures), pictures)
+    every = [True] * len(times_s)
+    return Case(kind, path, times_s, ends_s, recording.pictures, every, every, recording.pictures)
 
 
-Part = tuple[Sequence[int], "set[int] | None"]
+Part = tuple[Sequence[int], "tuple[set[int], set[int]] | None"]
 
 
 def some(kind: str, recording: Recording, parts: Sequence[Part], path: Path, reasons: Any = ()) -> Case | None:
     """What is to be seen of parts of a recording, one behind the other: packets, and what of them can be decoded."""
     starts: list[float] = []
-    pictures: list[np.ndarray | None] = []
+    pictures: list[np.ndarray] = []
+    usable: list[bool] = []
     sure: list[bool] = []
     end_s = 0.0
-    for chosen, good in parts:
-        if good is None:
+    for chosen, decoded in parts:
+        if decoded is None:
             return None
-        shown = sorted(n for k in chosen if (n := recording.packets[k][1]) is not None)
+        good, hidden = decoded
+        shown = sorted(n for k in chosen if (n := recording.packets[k][1]) is not None and n not in hidden)
         keys = [k for k in chosen if recording.packets[k][2]]
         first_key = recording.packets[keys[0]][1] if keys else None
         behind = {recording.packets[k][1] for k in chosen if keys and k >= keys[0]}
         first_s = recording.starts_s[shown[0]]
         starts += [end_s + recording.starts_s[n] - first_s for n in shown]
-        pictures += [recording.pictures[n] if n in good else None for n in shown]
+        pictures += [recording.pictures[n] for n in shown]
+        usable += [n in good for n in shown]
         sure += [n in good and n in behind and (first_key is None or n >= first_key) for n in shown]
         end_s += float(recording.starts_s[shown[-1]] + recording.lengths_s[shown[-1]] - first_s)
     if sure.count(False) > 0.1 * len(sure):
         # FFmpeg may not even see what a piece is of which nothing can be decoded.
-        reasons = ("damaged: ", *reasons) if any(picture is not None for picture in pictures) else ("",)
-    return Case(kind, path, np.array(starts), end_s, pictures, sure, recording.pictures, tuple(reasons))
+        reasons = ("damaged: ", *reasons) if any(usable) else ("",)
+    return Case(kind, path, np.array(starts), end_s, pictures, usable, sure, recording.pictures, tuple(reasons))
 
 
 Make = Callable[[Path], "Case | None"]
@@ -377,11 +393,16 @@ def codecs() -> dict[str, Codec]:
     return named
 
 
+def belongs(name: str, suffix: str) -> bool:
+    """Whether anybody would put this codec there: Program Streams hold MPEG-1 and MPEG-2."""
+    return suffix not in _PROGRAM_STREAMS or name.startswith(("mpeg1", "mpeg2"))
+
+
 def plans(folder: Path) -> Iterator[tuple[str, Make]]:
     """Every case as a kind and a function that makes it; making nothing means that FFmpeg cannot write it."""
     every = codecs()
     for name, codec in every.items():
-        for suffix in CONTAINERS:
+        for suffix in (each for each in CONTAINERS if belongs(name, each)):
             lengths = (1, 2, 3, 5, 10, 45) if name in PREDICTING else (1, 7, 30)
             for count in lengths:
                 yield "constant rate", direct("constant rate", name, codec, suffix, count, Fraction(10))
@@ -394,7 +415,7 @@ def plans(folder: Path) -> Iterator[tuple[str, Make]]:
                     yield "variable rate", varying(name, codec, suffix, seed)
     for name in PREDICTING:
         source = _source(folder, name)
-        for suffix in CONTAINERS:
+        for suffix in (each for each in CONTAINERS if belongs(name, each)):
             # The first are twins of others; Ogg's own muxer rounds VP8's clock so that its demuxer reads another.
             if suffix in ("gif", "asf", "3g2", "mts", "mpeg", "ogv"):
                 continue
@@ -410,7 +431,7 @@ def plans(folder: Path) -> Iterator[tuple[str, Make]]:
                 yield "cut at the end", cut("cut at the end", source, name, suffix, 0, last)
             for first, last in ((3, 40), (12, 20), (12, 13), (7, 12)):
                 yield "cut at both ends", cut("cut at both ends", source, name, suffix, first, last)
-        for suffix in _JOINED:
+        for suffix in (each for each in _JOINED if belongs(name, each)):
             for first, second, jump_s in (
                 (24, 24, 0.0), (24, 24, 3600.0), (24, 12, 0.0), (12, 36, 40.0), (24, 30, 0.0), (24, 25, 3600.0), (30, 24, 0.0)
             ):  # fmt: skip
@@ -494,9 +515,10 @@ def edited(source: Any, name: str, suffix: str, skip: int) -> Make:
         if not remux(recording, every, path, CONTAINERS[suffix], late_s=-skip / 10, muxer=muxer):
             return None
         starts_s = recording.starts_s[skip:] - recording.starts_s[skip]
-        pictures = list(recording.pictures[skip:])
+        every = [True] * len(starts_s)
         ends_s = float(starts_s[-1]) + 0.1
-        return Case("edit list", path, starts_s, ends_s, pictures, [True] * len(pictures), recording.pictures)
+        pictures = recording.pictures
+        return Case("edit list", path, starts_s, ends_s, pictures[skip:], every, every, pictures)
 
     return make
 
@@ -558,7 +580,8 @@ def judge(case: Case, n_frames: int) -> tuple[str, str]:
     for k, frame in enumerate(frames):
         time_s = (k + 0.5) / n_frames * case.ends_s
         near = (time_s - TOLERANCE_S, time_s, time_s + TOLERANCE_S)
-        allowed = [_shown(case, each, usable) for each in near for usable in (case.sure, [True] * len(case.sure))]
+        # What decodes only by luck may be shown: it is the right picture all the same.
+        allowed = [_shown(case, each, usable) for each in near for usable in (case.sure, case.good, [True] * len(case.sure))]
         distances = [_distance(frame, picture) for picture in case.others]
         nearest = int(np.argmin(distances))
         seen.append(nearest)
@@ -572,7 +595,7 @@ def _shown(case: Case, time_s: float, usable: Sequence[bool]) -> np.ndarray | No
     """The last frame that can be decoded and has begun; before the first such, that one."""
     best = None
     for start_s, picture, use in zip(case.starts_s, case.pictures, usable, strict=True):
-        if picture is not None and use and (best is None or start_s <= time_s):
+        if use and (best is None or start_s <= time_s):
             best = picture
     return best
 

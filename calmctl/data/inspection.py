@@ -25,14 +25,14 @@ _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
 # (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
 # These give one time a packet, and that is when to decode it.
 _ORDER_ONLY = {"avi", "asf"}
+# These store no lengths of frames; FFmpeg makes them up from the codec's usual rate.
+_NO_LENGTHS = {"asf", "mpegts", "mpeg"}
 _DECLARE_STREAM = {"mov", "avi"}
 _DECLARE_FILE = {"matroska", "flv", "asf"}
 _LEAST_PRESENT = 0.9
 # As FFmpeg's own players have it: beyond these a clock was set anew, and what follows goes on where it was.
 _JUMP_AHEAD_S, _JUMP_BACK_S = 10.0, 0.1
 _LONGEST_DELAY_S = 0.5
-# Players do not repair these: what comes again over what was there is in no order that is known to be right.
-_ONE_CLOCK = {"matroska", "flv"}
 # Ten minutes of one picture are no video; damaged headers claim centuries, and windows would be cut from them (our choice).
 _LONGEST_FRAME_S = 600.0
 # The last frame may stay at most this many times as long as any before it, where only the file's length tells.
@@ -62,6 +62,8 @@ class Source:
         timed: The file says when each frame is shown. Otherwise (AVI, ASF, some MPEG-PS, bare H.264) it gives only the
             order of decoding and a rate, and the n-th frame to come out belongs to the n-th place in `starts_s`.
         orientation: Upper left of the display matrix (a, b, c, d); (1, 0, 0, 1) shows frames as stored.
+        open_head: Frames behind the first key frame may be shown before it, and cannot be decoded then.
+        keyed: The container says of some packet that it is a key frame.
         closed_groups: Every key frame can be decoded without anything before it, and nothing after it in the
             file is shown before it; only then is counting frames from a key frame right.
     """
@@ -79,6 +81,8 @@ class Source:
     cuts: frozenset[int]
     timed: bool
     orientation: tuple[int, int, int, int]
+    open_head: bool
+    keyed: bool
     closed_groups: bool
 
 
@@ -178,7 +182,8 @@ def _read(path: Path, container: Any) -> Source:
     orders_s: list[float] = []  # when to decode, NaN where the file does not say
     keys: list[bool] = []
     silent: set[int] = set()
-    others_end_s = 0.0
+    others_end_s = latest_s = 0.0
+    resets = False
     stamped, timed, closed = True, name not in _ORDER_ONLY, True
     first: Any = None
     origin: int | None = None
@@ -188,8 +193,7 @@ def _read(path: Path, container: Any) -> Source:
         tick_s = float(packet.time_base)
         stamp = packet.pts if packet.pts is not None and name not in _ORDER_ONLY else packet.dts
         start_s = stamp * tick_s if stamp is not None else 0.0
-        # ASF stores no lengths; FFmpeg makes them up from the codec's usual rate.
-        length_s = (packet.duration or 0) * tick_s if name != "asf" else 0.0
+        length_s = (packet.duration or 0) * tick_s
         if packet.stream is not video:
             others_end_s = max(others_end_s, start_s + length_s)
             continue
@@ -202,9 +206,13 @@ def _read(path: Path, container: Any) -> Source:
             timed = timed and packet.pts is not None
             stamped = stamped and stamp is not None
             if codec == "h264":
-                closed = closed and (not packet.is_keyframe or _is_idr(packet))
+                reset = packet.is_keyframe and _is_idr(packet)
+                resets = reset if not packets_s else resets
+                closed = closed and (not packet.is_keyframe or reset)
             else:
-                closed = closed and (not packets_s or start_s > packets_s[-1])
+                shown_at = start_s if packet.pts is None else packet.pts * tick_s
+                closed = closed and (not packets_s or shown_at > latest_s)
+                latest_s = shown_at
         origin = packet.pts if not packets_s else origin
         packets_s.append(start_s if shown else np.nan)
         lengths_s.append(length_s)
@@ -216,14 +224,23 @@ def _read(path: Path, container: Any) -> Source:
     starts_s, lengths = np.array(packets_s, np.float64), np.array(lengths_s, np.float64)
     if not np.isfinite(starts_s).any():
         raise VideoError("no frames")
-    if not stamped:
-        starts_s[np.isfinite(starts_s)] = np.arange(np.isfinite(starts_s).sum()) * gap_s
+    made_up = bool(container.format.flags & av.format.Flags.no_timestamps.value)
+    if made_up or not stamped:  # a bare stream: FFmpeg's own times go by a default until it has seen the rate
+        timed = False
+        step_s = float(np.median(lengths)) or gap_s
+        starts_s[np.isfinite(starts_s)] = np.arange(np.isfinite(starts_s).sum()) * step_s
     cuts: list[int] = []
-    if name in _ONE_CLOCK:
+    if name == "matroska":
         _check_order(starts_s, np.array(keys))
-    elif container.format.flags & av.format.Flags.ts_discont.value and stamped:
+    elif name == "flv":
+        _check_order(np.array(orders_s), np.isfinite(orders_s))
+    elif container.format.flags & av.format.Flags.ts_discont.value and stamped and not made_up:
         cuts = _jumps(np.array(orders_s, np.float64))
-    starts_s = _joined(starts_s, np.where(lengths > 0, lengths, gap_s), cuts)
+    if name in _NO_LENGTHS:  # believed where frames do follow one another at that distance
+        steps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
+        likely = [each for each in np.unique(lengths) if not len(steps_s) or np.isclose(steps_s, each, rtol=0.02).any()]
+        lengths[~np.isin(lengths, likely)] = 0.0
+    starts_s = _joined(starts_s, lengths, gap_s, cuts)
     origin_s, last = float(np.nanmin(starts_s)), int(np.nanargmax(starts_s))
     gaps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
     declared_s = 0.0
@@ -231,17 +248,24 @@ def _read(path: Path, container: Any) -> Source:
         declared_s = float(video.duration * video.time_base) if video.duration else 0.0
     elif name in _DECLARE_FILE:
         declared_s = container.duration / 1e6 if container.duration else 0.0
-    # MP4's lengths are steps from one decoding to the next: the last of them belongs to the last frame shown.
-    tail_s = float(lengths[-1 if name == "mov" else last])
+    # How long the last frame stays: as long as its packet says; but MP4's lengths are steps from one decoding to the
+    # next, and some containers store none. Then the length of the whole tells, where nothing of it is missing.
+    whole = name in _DECLARE_FILE and _is_whole(path, name)
+    tail_s = float(lengths[last]) if name != "mov" else 0.0
     if not tail_s:
-        tail_s = float(gaps_s[-1]) if len(gaps_s) else gap_s
-        rest_s = declared_s - float(starts_s[last])
+        rest_s = declared_s - float(starts_s[last]) + (origin_s if name == "mov" else 0.0)
         longest_s = _LONGEST_TAIL * float(gaps_s.max()) if len(gaps_s) else _LONGEST_FRAME_S
-        if name in _DECLARE_FILE and not others_end_s and 0 < rest_s <= longest_s and _is_whole(path, name):
+        hidden = bool(np.isnan(starts_s).any())  # of which MP4's length speaks as well
+        alone = not hidden and len(gaps_s) > 0 if name == "mov" else not others_end_s and (name != "asf" or not len(gaps_s)) and whole
+        if 1e-3 < rest_s <= longest_s and alone:
             tail_s = rest_s
+        else:
+            tail_s = float(lengths[-1]) or _last_gap(starts_s, gap_s)
     end_s = float(starts_s[last]) + tail_s
     # MP4 declares the length of what is shown, AVI and the others where it ends.
-    _check_length(end_s - origin_s if name == "mov" else max(end_s, others_end_s), declared_s)
+    present_s = end_s - origin_s if name == "mov" else max(end_s, others_end_s)
+    if not (whole and declared_s - present_s <= _LONGEST_TAIL * float(gaps_s.max(initial=0.0))):
+        _check_length(present_s, declared_s)
     stays_s = max(tail_s, float(gaps_s.max(initial=0.0)))
     if stays_s > _LONGEST_FRAME_S:
         raise VideoError(f"timestamps jump: one frame stays for {stays_s:,.0f} s")
@@ -266,6 +290,8 @@ def _read(path: Path, container: Any) -> Source:
         cuts=frozenset(cuts),
         timed=timed,
         orientation=orientation,
+        open_head=bool(video.codec_context.has_b_frames) and not resets,
+        keyed=any(keys),
         closed_groups=closed and whole_head and not cuts,
     )
 
@@ -277,23 +303,33 @@ def _jumps(orders_s: np.ndarray) -> list[int]:
 
 
 def _check_order(starts_s: np.ndarray, keys: np.ndarray) -> None:
-    """A key frame [P] is shown after all that lies before it, or a recording began anew inside the file."""
+    """A key frame [P] is later than all that lies before it, or a recording began anew inside the file.
+
+    Players do not repair this in Matroska and FLV, so no order is known to be right.
+    """
     latest_s = np.fmax.accumulate(np.append(-np.inf, starts_s[:-1]))
     back_s = float((latest_s - starts_s)[keys & np.isfinite(starts_s)].max(initial=0.0))
     if back_s > _JUMP_BACK_S:
         raise VideoError(f"timestamps jump: back by {back_s:.1f} s")
 
 
-def _joined(starts_s: np.ndarray, lengths_s: np.ndarray, cuts: list[int]) -> np.ndarray:
+def _joined(starts_s: np.ndarray, lengths_s: np.ndarray, gap_s: float, cuts: list[int]) -> np.ndarray:
     """The starts [P] with every part between two cuts moved to where the part before it ends, as players do."""
     parts = np.split(starts_s, cuts)
-    ends_s = None
+    end_s = None
     for part, lengths in zip(parts, np.split(lengths_s, cuts), strict=True):
         if np.isfinite(part).any():
-            if ends_s is not None:
-                part += ends_s - np.nanmin(part)
-            ends_s = np.nanmax(part + lengths)
+            if end_s is not None:
+                part += end_s - np.nanmin(part)
+            last = int(np.nanargmax(part))
+            end_s = part[last] + (lengths[last] or _last_gap(part, gap_s))
     return np.concatenate(parts)
+
+
+def _last_gap(starts_s: np.ndarray, otherwise_s: float) -> float:
+    """How long the last frame stays where nothing tells: as long as the one before it."""
+    starts_s = np.unique(starts_s[np.isfinite(starts_s)])
+    return float(starts_s[-1] - starts_s[-2]) if len(starts_s) > 1 else otherwise_s
 
 
 def _is_whole(path: Path, name: str) -> bool:
@@ -339,9 +375,12 @@ def _decoded(packet: Any, video: Any = None) -> Any:
 def _is_idr(packet: Any) -> bool:
     """Whether an H.264 key frame resets the decoder, read off its first picture slice (NAL types 5 and 1).
 
-    Only length-prefixed units are understood, as MP4, Matroska and FLV have them.
+    MP4, Matroska and FLV put a length before every unit, the others a start code.
     """
     data = memoryview(packet)
+    if bytes(data[:3]) == b"\0\0\1" or bytes(data[:4]) == b"\0\0\0\1":
+        kinds = [unit[0] & 0x1F for unit in bytes(data[: 1 << 16]).split(b"\0\0\1")[1:] if unit]
+        return next((kind == 5 for kind in kinds if kind in (1, 5)), False)
     position = 0
     while position + 5 <= len(data):
         kind = data[position + 4] & 0x1F

@@ -28,7 +28,6 @@ _DECORD_DOES = {
     "mov": {"h264", "mpeg4", "vp9", "mjpeg"},
     "matroska": {"h264", "mpeg4", "vp8", "vp9"},
     "avi": {"mpeg4", "mjpeg"},
-    "flv": {"h264"},
 }
 _MOST_UNDECODED = 0.1
 # No codec shows a frame more than so many places after it was decoded.
@@ -112,7 +111,8 @@ def _decoded(source: Source) -> Generator[tuple[float, Any], None, None]:
     waiting: set[int] = set()
     n_out = gone = lost = n_seen = 0
     for n_fed, packet, frame in _frames(source):
-        if frame is not None and not n_out and packet:  # how much of the head is lost shows only at the end
+        # How much of a head is lost shows only at the end.
+        if frame is not None and not n_out and (packet or source.open_head):
             yield from _by_time(source, _placed(source))
             return
         waiting.update(k for k in range(n_seen, n_fed) if not np.isnan(source.packets_s[k]))
@@ -205,7 +205,8 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
                     number = n_fed - 1 if frame.pts is None else frame.pts
                     opened = opened or frame.key_frame or frame.pict_type == PictureType.I
                     # Containers call things key frames that are none; they are asked where the decoder is silent.
-                    opened = opened or (number in keys and frame.pict_type not in (PictureType.P, PictureType.B))
+                    silent = frame.pict_type not in (PictureType.P, PictureType.B)
+                    opened = opened or (silent and (number in keys or not source.keyed))
                     # H.264 may come to rest without a key frame (intra refresh), and then says so with a P frame.
                     opened = opened or (source.codec == "h264" and frame.pict_type == PictureType.P)
                     opened = opened or (unseen and any(key < number for key in keys))
