@@ -150,9 +150,10 @@ class Search:
             hits = []
             for rank, (position, score) in enumerate(zip(each.positions, each.scores, strict=True)):
                 key = frames.ids[position]
-                clip, (start_s, end_s) = collection.clips.get(key), times[position]
+                clip, (start_s, end_s, begins_s) = collection.clips.get(key), times[position]
                 path = clip.path if clip else None
-                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, shared[rank] if shared else None))
+                anchors = shared[rank] if shared else None
+                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, anchors, begins_s))
             answers.append(Answer(query, tuple(hits)))
         size, unit = len(frames), collection.unit
         return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)
