@@ -1,6 +1,6 @@
 """Whether the reader shows the right frame at every instant, over thousands of files that are made here.
 
-    python benchmarks/timeline.py [--sample N --seed S] [--keep FOLDER]
+    python benchmarks/timeline.py [--sample N --seed S]
 
 Every clip is grey, and its level says the time (20 + 35 a second). PyAV and FFmpeg's own muxers write it in every codec
 and container that the installed PyAV can write: at constant and variable rates, of one to ten frames and more, starting
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -191,7 +192,10 @@ def draw(codec: Codec, time_s: float, pixels: str) -> av.VideoFrame:
 
 def encode(path: Path, container: str, codec: Codec, ticks: Sequence[int], rate: Fraction) -> Path:
     """Write frames at `ticks` (in 1/90,000 s) by way of the encoder."""
-    with path.open("wb") as handle, av.open(handle, "w", format=container, options=MUXER.get(path.suffix[1:], {})) as out:
+    with (
+        path.open("wb") as handle,
+        av.open(handle, "w", format=container, options=MUXER.get(path.suffix[1:], {})) as out,
+    ):
         stream = out.add_stream(codec.encoder, rate=rate, options=dict(codec.options))
         stream.width, stream.height = codec.size
         formats = av.codec.Codec(codec.encoder, "w").video_formats
@@ -305,7 +309,8 @@ def holds(make: Callable[[], Recording | None], suffix: str, folder: Path) -> bo
 def decodable(recording: Recording, chosen: Sequence[int], path: Path) -> tuple[set[int], set[int]] | None:
     """Frames that a plain decode of a file with some packets gives as the uncut source has them; and hidden ones.
 
-    Those lie outside the edit list that FFmpeg's muxer writes for some pieces. None where the file has another number of packets: FFmpeg's parsers may lose some of a bare piece.
+    Those lie outside the edit list that FFmpeg's muxer writes for some pieces. None where the file has another number
+    of packets: FFmpeg's parsers may lose some of a bare piece.
     """
     good: set[int] = set()
     hidden: set[int] = set()
@@ -433,8 +438,9 @@ def plans(folder: Path) -> Iterator[tuple[str, Make]]:
                 yield "cut at both ends", cut("cut at both ends", source, name, suffix, first, last)
         for suffix in (each for each in _JOINED if belongs(name, each)):
             for first, second, jump_s in (
-                (24, 24, 0.0), (24, 24, 3600.0), (24, 12, 0.0), (12, 36, 40.0), (24, 30, 0.0), (24, 25, 3600.0), (30, 24, 0.0)
-            ):  # fmt: skip
+                *((24, 24, 0.0), (24, 24, 3600.0), (24, 12, 0.0), (12, 36, 40.0)),
+                *((24, 30, 0.0), (24, 25, 3600.0), (30, 24, 0.0)),
+            ):
                 yield "joined", joined(source, name, suffix, first, second, jump_s)
         for suffix in ("flv",):
             for first in (12, 24):
@@ -571,7 +577,7 @@ def joined(source: Any, name: str, suffix: str, first: int, second: int, jump_s:
 
 
 def judge(case: Case, n_frames: int) -> tuple[str, str]:
-    """"right", "refused" or "wrong", and what was seen."""
+    """Whether a reading is "right", "refused" or "wrong", and what was seen."""
     try:
         frames = read_frames(Clip("x", case.path), n_frames)
     except VideoError as error:
@@ -580,8 +586,9 @@ def judge(case: Case, n_frames: int) -> tuple[str, str]:
     for k, frame in enumerate(frames):
         time_s = (k + 0.5) / n_frames * case.ends_s
         near = (time_s - TOLERANCE_S, time_s, time_s + TOLERANCE_S)
+        rules = (case.sure, case.good, [True] * len(case.sure))
         # What decodes only by luck may be shown: it is the right picture all the same.
-        allowed = [_shown(case, each, usable) for each in near for usable in (case.sure, case.good, [True] * len(case.sure))]
+        allowed = [_shown(case, each, usable) for each in near for usable in rules]
         distances = [_distance(frame, picture) for picture in case.others]
         nearest = int(np.argmin(distances))
         seen.append(nearest)
@@ -614,7 +621,8 @@ def run(sample: int | None, seed: int, folder: Path, progress: bool = False) -> 
     for makes in by_kind.values():
         random.shuffle(makes)
     # In turns, so that a small sample has some of every kind.
-    order = [(kind, makes[k]) for k in range(max(map(len, by_kind.values()))) for kind, makes in by_kind.items() if k < len(makes)]
+    turns = zip_longest(*([(kind, make) for make in makes] for kind, makes in by_kind.items()))
+    order = [each for turn in turns for each in turn if each is not None]
     table = {kind: Tally() for kind in by_kind}
     done = 0
     for kind, make in order:
@@ -650,12 +658,15 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = run(arguments.sample, arguments.seed, Path(folder), progress=True)
+    total = Tally(
+        sum(row.right for row in table.values()),
+        sum(row.refused for row in table.values()),
+        [line for row in table.values() for line in row.wrong],
+    )
     print(f"{'kind':34} {'files':>6} {'right':>6} {'refused':>8} {'wrong':>6}")
-    total = Tally()
-    for kind, row in table.items():
-        print(f"{kind:34} {row.right + row.refused + len(row.wrong):6} {row.right:6} {row.refused:8} {len(row.wrong):6}")
-        total.right, total.refused, total.wrong = total.right + row.right, total.refused + row.refused, total.wrong + row.wrong
-    print(f"{'all':34} {total.right + total.refused + len(total.wrong):6} {total.right:6} {total.refused:8} {len(total.wrong):6}")
+    for kind, row in {**table, "all": total}.items():
+        n_files = row.right + row.refused + len(row.wrong)
+        print(f"{kind:34} {n_files:6} {row.right:6} {row.refused:8} {len(row.wrong):6}")
     for line in total.wrong[: arguments.show]:
         print("wrong:", line)
     sys.exit(bool(total.wrong))

@@ -33,7 +33,8 @@ _LEAST_PRESENT = 0.9
 # As FFmpeg's own players have it: beyond these a clock was set anew, and what follows goes on where it was.
 _JUMP_AHEAD_S, _JUMP_BACK_S = 10.0, 0.1
 _LONGEST_DELAY_S = 0.5
-# Ten minutes of one picture are no video; damaged headers claim centuries, and windows would be cut from them (our choice).
+# Ten minutes of one picture are no video; damaged headers claim centuries, and windows would be cut from them (our
+# choice).
 _LONGEST_FRAME_S = 600.0
 # The last frame may stay at most this many times as long as any before it, where only the file's length tells.
 _LONGEST_TAIL = 2.0
@@ -170,23 +171,102 @@ def _video_stream(container: Any) -> Any:
     return video
 
 
+@dataclass(slots=True)
+class _Packets:
+    """What the packets of the video say, in file order.
+
+    Attributes:
+        starts_s: When each is shown, NaN for those that are not, [P].
+        lengths_s: For how long; 0 where the file does not say, [P].
+        orders_s: When to decode it; NaN where the file does not say, [P].
+        keys: Whether the container calls it a key frame, [P].
+        silent: See `Source`.
+        stamped: All that are shown have some time.
+        timed: And that time is when they are shown.
+        closed: Nothing was seen that makes counting from a key frame wrong.
+        resets: The first is an H.264 frame that resets the decoder.
+        first: The first frame that came out of the decoder, if any.
+        first_pts: The time of the first packet.
+        others_end_s: Where the other streams end.
+    """
+
+    starts_s: np.ndarray
+    lengths_s: np.ndarray
+    orders_s: np.ndarray
+    keys: np.ndarray
+    silent: frozenset[int]
+    stamped: bool
+    timed: bool
+    closed: bool
+    resets: bool
+    first: Any
+    first_pts: int | None
+    others_end_s: float
+
+
 def _read(path: Path, container: Any) -> Source:
     """Read every packet (cheap: nothing but the first frame is decoded) and lay out the time line."""
     video = _video_stream(container)
     name = container.format.name.split(",")[0]
-    codec = video.codec.canonical_name
     rate = video.average_rate or video.guessed_rate
     gap_s = float(1 / rate) if rate else 0.0
-    packets_s: list[float] = []
-    lengths_s: list[float] = []  # 0: the file does not say
-    orders_s: list[float] = []  # when to decode, NaN where the file does not say
+    found = _packets(container, video, name)
+    shown = np.isfinite(found.starts_s)
+    if not shown.any():
+        raise VideoError("no frames")
+    made_up = bool(container.format.flags & av.format.Flags.no_timestamps.value)
+    if made_up or not found.stamped:  # a bare stream: FFmpeg's own times go by a default until it has seen the rate
+        found.timed = False
+        found.starts_s[shown] = np.arange(shown.sum()) * (float(np.median(found.lengths_s)) or gap_s)
+    cuts: list[int] = []
+    if name == "matroska":
+        _check_order(found.starts_s, found.keys)
+    elif name == "flv":
+        _check_order(found.orders_s, np.isfinite(found.orders_s))
+    elif container.format.flags & av.format.Flags.ts_discont.value and not made_up:
+        cuts = _jumps(found.orders_s)
+    if name in _NO_LENGTHS:
+        found.lengths_s[~_likely(found.lengths_s, found.starts_s, name)] = 0.0
+    starts_s = _joined(found.starts_s, found.lengths_s, gap_s, cuts)
+    origin_s, end_s = float(np.nanmin(starts_s)), _end(path, container, video, found, starts_s, gap_s)
+    if found.first is None:
+        raise VideoError("damaged: no frame can be decoded")
+    # Whatever the container says of its packets: the first of them must have given a picture of its own.
+    whole_head = found.first.key_frame and (not found.timed or found.first.pts == found.first_pts)
+    orientation = _orientation(found.first)
+    size = (found.first.width, found.first.height)
+    begins_s = origin_s - container.start_time / 1e6 if container.start_time is not None else 0.0
+    return Source(
+        path=path,
+        container=name,
+        codec=video.codec.canonical_name,
+        width=size[0 if orientation[0] else 1],
+        height=size[1 if orientation[0] else 0],
+        starts_s=np.sort(starts_s[shown]) - origin_s,
+        duration_s=end_s - origin_s,
+        begins_s=max(begins_s, 0.0),
+        packets_s=starts_s - origin_s,
+        silent=found.silent,
+        cuts=frozenset(cuts),
+        timed=found.timed,
+        orientation=orientation,
+        open_head=bool(video.codec_context.has_b_frames) and not found.resets,
+        keyed=bool(found.keys.any()),
+        closed_groups=found.closed and whole_head and not cuts,
+    )
+
+
+def _packets(container: Any, video: Any, name: str) -> _Packets:
+    codec = video.codec.canonical_name
+    starts_s: list[float] = []
+    lengths_s: list[float] = []
+    orders_s: list[float] = []
     keys: list[bool] = []
     silent: set[int] = set()
     others_end_s = latest_s = 0.0
-    resets = False
-    stamped, timed, closed = True, name not in _ORDER_ONLY, True
+    stamped, timed, closed, resets = True, name not in _ORDER_ONLY, True, False
     first: Any = None
-    origin: int | None = None
+    first_pts: int | None = None
     for packet in container.demux(*(container.streams if name in _DECLARE_FILE else [video])):
         if not packet.size:  # the end of a stream, or an AVI's "same picture again"
             continue
@@ -198,102 +278,89 @@ def _read(path: Path, container: Any) -> Source:
             others_end_s = max(others_end_s, start_s + length_s)
             continue
         first = first or _decoded(packet)
+        first_pts = packet.pts if not starts_s else first_pts
         shown = not packet.is_discard and not _is_hidden(packet, codec)
         if not shown or _is_repeat(packet, codec):  # decoded, never shown, or shown without being decoded
             closed = False  # decord counts these wrongly
-            silent.add(len(packets_s))
+            silent.add(len(starts_s))
         if shown:
             timed = timed and packet.pts is not None
             stamped = stamped and stamp is not None
             if codec == "h264":
                 reset = packet.is_keyframe and _is_idr(packet)
-                resets = reset if not packets_s else resets
+                resets = reset if not starts_s else resets
                 closed = closed and (not packet.is_keyframe or reset)
             else:
-                shown_at = start_s if packet.pts is None else packet.pts * tick_s
-                closed = closed and (not packets_s or shown_at > latest_s)
-                latest_s = shown_at
-        origin = packet.pts if not packets_s else origin
-        packets_s.append(start_s if shown else np.nan)
+                shown_at_s = start_s if packet.pts is None else packet.pts * tick_s
+                closed = closed and (not starts_s or shown_at_s > latest_s)
+                latest_s = shown_at_s
+        starts_s.append(start_s if shown else np.nan)
         lengths_s.append(length_s)
         # Where the clock is set anew FFmpeg carries the old one on for a while when it guesses decoding times.
         guessed = packet.dts is None or not -_LONGEST_DELAY_S < (stamp - packet.dts) * tick_s < _JUMP_AHEAD_S
         orders_s.append((start_s if stamp is not None else np.nan) if guessed else packet.dts * tick_s)
         keys.append(packet.is_keyframe)
-    first = first or _decoded(None, video)
-    starts_s, lengths = np.array(packets_s, np.float64), np.array(lengths_s, np.float64)
-    if not np.isfinite(starts_s).any():
-        raise VideoError("no frames")
-    made_up = bool(container.format.flags & av.format.Flags.no_timestamps.value)
-    if made_up or not stamped:  # a bare stream: FFmpeg's own times go by a default until it has seen the rate
-        timed = False
-        step_s = float(np.median(lengths)) or gap_s
-        starts_s[np.isfinite(starts_s)] = np.arange(np.isfinite(starts_s).sum()) * step_s
-    cuts: list[int] = []
-    if name == "matroska":
-        _check_order(starts_s, np.array(keys))
-    elif name == "flv":
-        _check_order(np.array(orders_s), np.isfinite(orders_s))
-    elif container.format.flags & av.format.Flags.ts_discont.value and stamped and not made_up:
-        cuts = _jumps(np.array(orders_s, np.float64))
-    if name in _NO_LENGTHS:  # believed where frames do follow one another at that distance
-        steps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
-        likely = [each for each in np.unique(lengths) if not len(steps_s) or np.isclose(steps_s, each, rtol=0.02).any()]
-        lengths[~np.isin(lengths, likely)] = 0.0
-    starts_s = _joined(starts_s, lengths, gap_s, cuts)
-    origin_s, last = float(np.nanmin(starts_s)), int(np.nanargmax(starts_s))
-    gaps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
+    return _Packets(
+        np.array(starts_s, np.float64),
+        np.array(lengths_s, np.float64),
+        np.array(orders_s, np.float64),
+        np.array(keys, bool),
+        frozenset(silent),
+        stamped,
+        timed,
+        closed,
+        resets,
+        first or _decoded(None, video),
+        first_pts,
+        others_end_s,
+    )
+
+
+def _end(path: Path, container: Any, video: Any, found: _Packets, starts_s: np.ndarray, gap_s: float) -> float:
+    """Where the last frame ends, held against the length that the header claims.
+
+    It stays as long as its packet says; but MP4's lengths are steps from one decoding to the next, and some containers
+    store none. Then the length of the whole tells, where nothing of it is missing.
+    """
+    name = container.format.name.split(",")[0]
+    shown_s = np.sort(starts_s[np.isfinite(starts_s)])
+    last_s = float(shown_s[-1])
+    gaps_s = np.diff(shown_s)
+    longest_s = float(gaps_s.max(initial=0.0))
     declared_s = 0.0
     if name in _DECLARE_STREAM:
         declared_s = float(video.duration * video.time_base) if video.duration else 0.0
     elif name in _DECLARE_FILE:
         declared_s = container.duration / 1e6 if container.duration else 0.0
-    # How long the last frame stays: as long as its packet says; but MP4's lengths are steps from one decoding to the
-    # next, and some containers store none. Then the length of the whole tells, where nothing of it is missing.
     whole = name in _DECLARE_FILE and _is_whole(path, name)
-    tail_s = float(lengths[last]) if name != "mov" else 0.0
+    tail_s = float(found.lengths_s[int(np.nanargmax(starts_s))]) if name != "mov" else 0.0
     if not tail_s:
-        rest_s = declared_s - float(starts_s[last]) + (origin_s if name == "mov" else 0.0)
-        longest_s = _LONGEST_TAIL * float(gaps_s.max()) if len(gaps_s) else _LONGEST_FRAME_S
-        hidden = bool(np.isnan(starts_s).any())  # of which MP4's length speaks as well
-        alone = not hidden and len(gaps_s) > 0 if name == "mov" else not others_end_s and (name != "asf" or not len(gaps_s)) and whole
-        if 1e-3 < rest_s <= longest_s and alone:
-            tail_s = rest_s
+        if name == "mov":  # whose length speaks of hidden frames as well
+            rest_s = declared_s - (last_s - float(shown_s[0]))
+            tells = len(shown_s) == len(starts_s) > 1
         else:
-            tail_s = float(lengths[-1]) or _last_gap(starts_s, gap_s)
-    end_s = float(starts_s[last]) + tail_s
-    # MP4 declares the length of what is shown, AVI and the others where it ends.
-    present_s = end_s - origin_s if name == "mov" else max(end_s, others_end_s)
-    if not (whole and declared_s - present_s <= _LONGEST_TAIL * float(gaps_s.max(initial=0.0))):
-        _check_length(present_s, declared_s)
-    stays_s = max(tail_s, float(gaps_s.max(initial=0.0)))
-    if stays_s > _LONGEST_FRAME_S:
-        raise VideoError(f"timestamps jump: one frame stays for {stays_s:,.0f} s")
-    if first is None:
-        raise VideoError("damaged: no frame can be decoded")
-    # Whatever the container says of its packets: the first of them must have given a picture of its own.
-    whole_head = first.key_frame and (not timed or first.pts == origin)
-    orientation = _orientation(first)
-    sideways = not orientation[0]
-    begins_s = origin_s - container.start_time / 1e6 if container.start_time is not None else 0.0
-    return Source(
-        path=path,
-        container=name,
-        codec=codec,
-        width=first.height if sideways else first.width,
-        height=first.width if sideways else first.height,
-        starts_s=np.sort(starts_s[np.isfinite(starts_s)]) - origin_s,
-        duration_s=end_s - origin_s,
-        begins_s=max(begins_s, 0.0),
-        packets_s=starts_s - origin_s,
-        silent=frozenset(silent),
-        cuts=frozenset(cuts),
-        timed=timed,
-        orientation=orientation,
-        open_head=bool(video.codec_context.has_b_frames) and not resets,
-        keyed=any(keys),
-        closed_groups=closed and whole_head and not cuts,
-    )
+            rest_s = declared_s - last_s
+            tells = whole and not found.others_end_s and (name != "asf" or not len(gaps_s))
+        most_s = _LONGEST_TAIL * longest_s if len(gaps_s) else _LONGEST_FRAME_S
+        made_s = float(found.lengths_s[-1]) or _last_gap(starts_s, gap_s)
+        tail_s = rest_s if tells and 1e-3 < rest_s <= most_s else made_s
+    # MP4 declares the length of what is shown, AVI and the others where it ends, ASF with the delay of reordering.
+    present_s = last_s + tail_s - float(shown_s[0]) if name == "mov" else max(last_s + tail_s, found.others_end_s)
+    spare_s = (2 if name == "asf" else 1) * _LONGEST_TAIL * longest_s if whole else 0.0
+    if present_s < _LEAST_PRESENT * declared_s and declared_s - present_s > spare_s:
+        raise VideoError(f"truncated: {present_s:.1f} s of {declared_s:.1f} s are in the file")
+    if max(tail_s, longest_s) > _LONGEST_FRAME_S:
+        raise VideoError(f"timestamps jump: one frame stays for {max(tail_s, longest_s):,.0f} s")
+    return last_s + tail_s
+
+
+def _likely(lengths_s: np.ndarray, starts_s: np.ndarray, name: str) -> np.ndarray:
+    """Which lengths [P] can be believed that FFmpeg makes up: those at which frames do follow one another."""
+    steps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
+    if not len(steps_s):
+        return np.full(len(lengths_s), name != "asf")
+    likely = [each for each in np.unique(lengths_s) if np.isclose(steps_s, each, rtol=0.02).any()]
+    return np.isin(lengths_s, likely)
 
 
 def _jumps(orders_s: np.ndarray) -> list[int]:
@@ -388,11 +455,6 @@ def _is_idr(packet: Any) -> bool:
             return kind == 5
         position += 4 + int.from_bytes(data[position : position + 4], "big")
     return False
-
-
-def _check_length(present_s: float, declared_s: float) -> None:
-    if present_s < _LEAST_PRESENT * declared_s:
-        raise VideoError(f"truncated: {present_s:.1f} s of {declared_s:.1f} s are in the file")
 
 
 def _orientation(frame: Any) -> tuple[int, int, int, int]:

@@ -18,9 +18,9 @@ Times = tuple[float, float | None, float]
 def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[int]) -> dict[int, Times]:
     """Start and end of the clips at some positions by their file's own clock, and when its first frame is shown.
 
-    In seconds. A window's are in the shard it was extracted into, counted from the first frame. Where a clip goes to the
-    end of its file, or the file's clock is not known, the file is measured; where it is not at hand, an end is None and
-    times count from the first frame.
+    In seconds. A window's are in the shard it was extracted into, counted from the first frame. Where a clip goes to
+    the end of its file, or the file's clock is not known, the file is measured; where it is not at hand, an end is None
+    and times count from the first frame.
     """
     found: dict[int, Times] = {}
     unmeasured: dict[int, Clip] = {}
