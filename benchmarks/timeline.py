@@ -403,9 +403,12 @@ def belongs(name: str, suffix: str) -> bool:
     return suffix not in _PROGRAM_STREAMS or name.startswith(("mpeg1", "mpeg2"))
 
 
-def plans(folder: Path) -> Iterator[tuple[str, Make]]:
-    """Every case as a kind and a function that makes it; making nothing means that FFmpeg cannot write it."""
-    every = codecs()
+def plans(folder: Path, only: Sequence[str] = ()) -> Iterator[tuple[str, Make]]:
+    """Every case as a kind and a function that makes it; making nothing means that FFmpeg cannot write it.
+
+    Of some codecs alone where `only` names them.
+    """
+    every = {name: codec for name, codec in codecs().items() if not only or name in only}
     for name, codec in every.items():
         for suffix in (each for each in CONTAINERS if belongs(name, each)):
             lengths = (1, 2, 3, 5, 10, 45) if name in PREDICTING else (1, 7, 30)
@@ -418,7 +421,7 @@ def plans(folder: Path) -> Iterator[tuple[str, Make]]:
             if suffix not in _CONSTANT | {"ogv"} and not (suffix in _ORDER_ONLY and codec.b_frames):
                 for seed in range(3 if name in PREDICTING else 1):
                     yield "variable rate", varying(name, codec, suffix, seed)
-    for name in PREDICTING:
+    for name in (name for name in PREDICTING if name in every):
         source = _source(folder, name)
         for suffix in (each for each in CONTAINERS if belongs(name, each)):
             # The first are twins of others; Ogg's own muxer rounds VP8's clock so that its demuxer reads another.
@@ -611,11 +614,13 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one.astype(np.int16) - other).mean())
 
 
-def run(sample: int | None, seed: int, folder: Path, progress: bool = False) -> dict[str, Tally]:
+def run(
+    sample: int | None, seed: int, folder: Path, *, only: Sequence[str] = (), progress: bool = False
+) -> dict[str, Tally]:
     """Make and judge `sample` files drawn from all kinds (None: all there are); the table by kind."""
     av.logging.set_level(av.logging.PANIC)
     by_kind: dict[str, list[Make]] = defaultdict(list)
-    for kind, make in plans(folder):
+    for kind, make in plans(folder, only):
         by_kind[kind].append(make)
     random = Random(seed)
     for makes in by_kind.values():

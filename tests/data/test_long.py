@@ -26,3 +26,9 @@ def test_what_is_no_video_is_told_with_its_name(tmp_path):
     for read in (video_extent, lambda video: frames_at(video, np.array([0.0]), smaller)):
         with pytest.raises(VideoError, match=r"no\.mp4"):
             read(path)
+
+
+def test_when_a_video_begins_is_told_with_its_length(tmp_path, movies):
+    late = movies.write(tmp_path / "late.mp4", n_frames=30, rate=10, pts=range(20, 50), audio_s=5)
+    assert video_extent(late) == (pytest.approx(2), pytest.approx(3))
+    assert video_extent(movies.write(tmp_path / "alone.mp4", n_frames=30, rate=10, pts=range(20, 50)))[0] == 0
