@@ -61,7 +61,7 @@ def explain(
     from calmctl.anchors.shipped import BARE, resolve_vocabulary
     from calmctl.anchors.vocabulary import find_anchors
     from calmctl.data.demo_world import drawn as drawn_clips
-    from calmctl.data.long import video_duration_s
+    from calmctl.data.long import video_extent
     from calmctl.device import check_device
 
     if html is not None:
@@ -81,7 +81,7 @@ def explain(
         raise VideoError(f"{video} is no file; give the path of a video")
     check_device(device)
     # A process of its own looks into the file: what is no video is said before a model is loaded, which takes seconds.
-    video_duration_s(video)
+    video_extent(video)
     drawn = drawn_clips([video.stem])
     chosen = None if bare else choose_run(run, runs, drawn, "explaining", must=False)
     if chosen is None and collection is not None:

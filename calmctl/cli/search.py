@@ -95,7 +95,7 @@ def search(
 
     The search is exact unless --approximate is given, and says which it was.
     """
-    from calmctl.data.long import video_duration_s
+    from calmctl.data.long import video_extent
     from calmctl.device import check_device
     from calmctl.searching.windows import check_windows
 
@@ -129,7 +129,7 @@ def search(
         require_usearch()
     check_device(device)
     if video is not None:
-        video_duration_s(video)  # what is no video is said before a model is loaded
+        video_extent(video)  # what is no video is said before a model is loaded
     drawn = _drawn([video] if captions is not None and video is not None else [], where)
     seeker = _seeker(run, runs, backbone, weights, device, why, drawn)
     if captions is not None:

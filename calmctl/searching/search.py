@@ -193,10 +193,10 @@ class Search:
             beside = moments[number][1]
             for rank, (position, score) in enumerate(zip(each.positions, each.scores, strict=True)):
                 key = frames.ids[position]
-                clip, (start_s, end_s) = collection.clips.get(key), times[position]
+                clip, (start_s, end_s, begins_s) = collection.clips.get(key), times[position]
                 path = clip.path if clip else None
                 why = shared[rank] if shared else None
-                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank]))
+                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s))
             answers.append(Answer(query, tuple(hits)))
         size, unit = len(frames), collection.unit
         return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)

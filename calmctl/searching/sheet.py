@@ -23,7 +23,8 @@ def write_sheet(found: Found, path: Path) -> None:
     for answer in found.answers:
         for hit in answer.hits:
             if hit.file is not None and hit.clip not in clips:
-                clips[hit.clip] = Clip(hit.clip, hit.file, hit.start_s, hit.end_s)
+                end_s = None if hit.end_s is None else hit.end_s - hit.begins_s
+                clips[hit.clip] = Clip(hit.clip, hit.file, max(hit.start_s - hit.begins_s, 0.0), end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
     best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
     page = render(

@@ -63,9 +63,9 @@ def windows_of(
     """
     known = _remembered(cache)
     seen = {clip.id: _stat(clip.path) for clip in clips}
-    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-1] != seen[clip.id]]
+    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != seen[clip.id]]
     for done, (clip, found) in enumerate(measure(unknown), start=1):
-        known[clip.id] = [*seen[clip.id], found]
+        known[clip.id] = [*seen[clip.id], *((found, 0.0) if isinstance(found, str) else found)]
         if progress is not None:
             progress("measuring videos", done, len(unknown))
     if unknown:
@@ -74,23 +74,33 @@ def windows_of(
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
-        length = known[clip.id][-1]
+        length, begins_s = known[clip.id][-2:]
         if isinstance(length, str):
             left_out.append(LeftOut(clip.id, length))
             continue
         for start, end in window_bounds(length, window_s, stride_s):
-            windows.append(Clip(f"{clip.id}#t={start:g},{end:g}", clip.path, start, end))
+            moment = ",".join(_to_ms(begins_s + each) for each in (start, end))
+            windows.append(Clip(f"{clip.id}#t={moment}", clip.path, start, end, begins_s))
     return windows, left_out
 
 
-def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, float | str]]:
-    """The length of every clip's file in seconds, or why it has none; in processes of their own."""
-    for clip, found in run_isolated(_duration, clips):
-        yield clip, str(found) if isinstance(found, VideoError) else float(found[0])
+def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, tuple[float, float] | str]]:
+    """Every clip's file: its length and when it begins by its own clock, in seconds, or why it has none.
+
+    In processes of their own.
+    """
+    for clip, found in run_isolated(_extent, clips):
+        yield clip, str(found) if isinstance(found, VideoError) else (float(found[0]), float(found[1]))
 
 
-def _duration(clip: Clip) -> np.ndarray:
-    return np.array([inspect(clip.path).duration_s])
+def _extent(clip: Clip) -> np.ndarray:
+    source = inspect(clip.path)
+    return np.array([source.duration_s, source.begins_s])
+
+
+def _to_ms(time_s: float) -> str:
+    """A time to a millisecond, however long the video: windows begin at least 50 apart, so no two names are equal."""
+    return f"{time_s:.3f}".rstrip("0").rstrip(".")
 
 
 def _stat(path: Path) -> list[int]:
@@ -107,9 +117,10 @@ def _remembered(cache: Path) -> dict[str, list[Any]]:
         return {}
     if not isinstance(known, dict):
         return {}
-    return {key: each for key, each in known.items() if isinstance(each, list) and each and _is_length(each[-1])}
+    return {key: each for key, each in known.items() if isinstance(each, list) and len(each) > 2 and _fits(*each[-2:])}
 
 
-def _is_length(value: object) -> bool:
-    """A number of seconds, or why there is none."""
-    return isinstance(value, str) or (isinstance(value, int | float) and 0 < value < inf)
+def _fits(length: object, begins_s: object) -> bool:
+    """A number of seconds or why there is none, and when it begins."""
+    told = isinstance(length, str) or (isinstance(length, int | float) and 0 < length < inf)
+    return told and isinstance(begins_s, int | float) and -inf < begins_s < inf
