@@ -30,7 +30,7 @@ OPEN_BYTES = 256 << 20
 
 # Below this, too few whole frames fit into a window for decord's answers to be checked against one another.
 _FEWEST_CHECKED = 4
-# Seconds of video from one sign of life to the next, on the way to the first window.
+# Seconds of video from one sign of life to the next: the way to a window may take longer than a clip may.
 _SIGN_S = 10.0
 
 
@@ -143,7 +143,7 @@ def _one_pass(
     """Each window in its turn; those that others overlap are held until they are whole."""
     chosen = [number for number, each in enumerate(times) if isinstance(each, np.ndarray)]
     every_s = np.concatenate([np.empty(0), *(each for each in times if isinstance(each, np.ndarray))])
-    signs_s = np.arange(0.0, every_s.min(initial=np.inf) if len(every_s) else 0.0, _SIGN_S)
+    signs_s = np.arange(0.0, every_s.max(initial=0.0), _SIGN_S)
     owners = np.repeat(np.array([-1, *chosen]), [len(signs_s), *(len(times[number]) for number in chosen)])
     every_s = np.concatenate([signs_s, every_s])
     order = np.argsort(every_s, kind="stable")

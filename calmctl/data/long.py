@@ -1,51 +1,53 @@
-"""Frames of a long video at any instants, in a process of its own and with little memory."""
+"""How long files are, told by processes of their own; and how many parts of one are looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from calmctl.data.inspection import inspect
-from calmctl.data.instants import LONG_TIMEOUT_S, Transform, frame_windows
+from calmctl.data.samples import Clip
 from calmctl.data.workers import TIMEOUT_S, run_isolated
 from calmctl.errors import VideoError
+
+MOST_PARTS = 250_000
+"""Windows or segments of one file (our choice): 69 hours of one a second."""
 
 
 def video_duration_s(path: Path) -> float:
     """Length of a video in seconds. Raises `VideoError`."""
-    return float(_isolated(_duration, path, TIMEOUT_S)[0])
+    ((_, length),) = measure([Clip(str(path), path)], workers=1)
+    if isinstance(length, VideoError):
+        raise VideoError(f"{path}: {length}")
+    return length
 
 
-def frames_at(path: Path, times_s: np.ndarray, transform: Transform) -> np.ndarray:
-    """The frames on the screen at some instants, in one pass over the file.
-
-    Args:
-        path: The video.
-        times_s: Seconds from the first frame, ascending, [T].
-        transform: Picklable; uint8 [n, H, W, 3] -> [n, ...] of one shape. Only what it makes is kept.
-
-    Returns:
-        [T, ...].
-
-    Raises:
-        VideoError: The video cannot be decoded, has crashed its decoder or takes too long.
-    """
-    return _isolated(partial(_read, times_s=times_s, transform=transform), path, LONG_TIMEOUT_S)
+def measure(clips: Iterable[Clip], *, workers: int | None = None) -> Iterator[tuple[Clip, float | VideoError]]:
+    """The length of every clip's file in seconds, or why it has none."""
+    for clip, found in run_isolated(_duration, clips, workers=workers, timeout_s=TIMEOUT_S):
+        if isinstance(found, VideoError):
+            yield clip, found
+            continue
+        length = float(found.flat[0]) if found.dtype == np.float64 and found.size == 1 else math.nan
+        yield clip, length if is_length(length) else VideoError("its length is no number of seconds")
 
 
-def _isolated(job: Callable[[Path], np.ndarray], path: Path, timeout_s: float) -> np.ndarray:
-    ((_, found),) = run_isolated(job, [path], workers=1, timeout_s=timeout_s)
-    if isinstance(found, VideoError):
-        raise VideoError(f"{path}: {found}")
-    return found
+def is_length(value: object) -> bool:
+    """Whether a value, of a file of ours or of a decoder, can be a length in seconds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def _duration(path: Path) -> np.ndarray:
-    return np.array([inspect(path).duration_s])
+def require_countable(duration_s: float, count: float, what: str) -> None:
+    """Raise `VideoError` for a file that claims to be so long that its parts could not be listed or looked at."""
+    if count > MOST_PARTS:
+        raise VideoError(
+            f"it claims {duration_s:,.0f} s, which is {count:,.0f} {what}, and at most {MOST_PARTS:,} of a file "
+            "are looked at; take longer ones"
+        )
 
 
-def _read(path: Path, *, times_s: np.ndarray, transform: Transform) -> np.ndarray:
-    return np.concatenate([transform(window) for window in frame_windows(inspect(path), times_s)])
+def _duration(clip: Clip) -> np.ndarray:
+    return np.array([inspect(clip.path).duration_s])

@@ -186,7 +186,7 @@ def source_of(clip: Clip) -> Source | None:
 
 
 def _entries(left_out: Iterable[LeftOut]) -> list[LeftOutClip]:
-    return [LeftOutClip(id=clip.id, reason=clip.reason) for clip in left_out]
+    return [LeftOutClip(id=clip.id, reason=clip.reason, limit_s=clip.limit_s) for clip in left_out]
 
 
 def _extended(groups: Sequence[list[str]], keys: Iterable[str], size: int) -> list[list[str]]:

@@ -14,7 +14,9 @@ from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import INDEX, shard_file
 from calmctl.data.store_writer import source_of
 from calmctl.errors import DatasetError, StoreError
+from calmctl.data.workers import TIMEOUT_S
 from calmctl.extraction.extract import extract
+from calmctl.extraction.work import deserves_another_try
 from calmctl.files import sha256_bytes
 from calmctl.model.preprocess import fingerprint
 from calmctl.searching.mapped import ShardRows, searched_rows
@@ -179,6 +181,8 @@ def _is_current(path: Path, clips: list[Clip]) -> bool:
         store = FeatureStore.open(path)
         split = store.split("test")
         if {*split.ids, *(clip.id for clip in split.left_out)} != {clip.id for clip in clips}:
+            return False
+        if any(deserves_another_try(clip, TIMEOUT_S) for clip in store.left_out):
             return False
         sources: dict[str, object] = {}
         for group in range(len(store.groups("frames"))):

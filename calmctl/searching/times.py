@@ -9,7 +9,7 @@ from calmctl.data.store_format import shard_file
 from calmctl.errors import StoreError
 from calmctl.searching.collection import Collection
 from calmctl.searching.mapped import MappedFrames
-from calmctl.searching.windows import measure
+from calmctl.data.long import measure
 from calmctl.tensorfiles import read_metadata
 
 Times = tuple[float, float | None]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from calmctl.data.inspection import inspect
+from calmctl.data.long import is_length, measure, require_countable
 from calmctl.data.samples import Clip, LeftOut
-from calmctl.data.workers import run_isolated
-from calmctl.errors import BadInput, VideoError
+from calmctl.errors import BadInput, DatasetError, VideoError
 from calmctl.files import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
+
+MOST_WINDOWS = 2_000_000
+"""Of a folder (our choice): they are listed in memory, a gigabyte."""
 
 
 def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[tuple[float, float]]:
@@ -22,7 +22,11 @@ def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[t
 
     What remains behind the last whole window becomes one of its own, of full length and ending with the video, if it
     is at least half a stride long; else it joins the last. A video shorter than a window is one.
+
+    Raises:
+        VideoError: There would be more than `calmctl.data.long.MOST_PARTS`.
     """
+    require_countable(duration_s, (duration_s - window_s) / stride_s, "windows")
     count = max(1, int((duration_s - window_s) / stride_s + 1e-9) + 1)
     bounds = [(k * stride_s, min(k * stride_s + window_s, duration_s)) for k in range(count)]
     remains = duration_s - bounds[-1][1]
@@ -61,13 +65,16 @@ def windows_of(
     """
     known = _remembered(cache)
     seen = {clip.id: _stat(clip.path) for clip in clips}
+    passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
     unknown = [clip for clip in clips if known.get(clip.id, [None, None])[:2] != seen[clip.id]]
     for done, (clip, found) in enumerate(measure(unknown), start=1):
-        known[clip.id] = [*seen[clip.id], found]
+        known[clip.id] = [*seen[clip.id], found if isinstance(found, float) else str(found)]
+        if isinstance(found, VideoError) and found.limit_s is not None:
+            passing.add(clip.id)
         if progress is not None:
             progress("measuring videos", done, len(unknown))
     if unknown:
-        write_json(cache, {clip.id: known[clip.id] for clip in clips})
+        write_json(cache, {clip.id: known[clip.id] for clip in clips if clip.id not in passing})
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
@@ -75,19 +82,22 @@ def windows_of(
         if isinstance(length, str):
             left_out.append(LeftOut(clip.id, length))
             continue
-        for start, end in window_bounds(length, window_s, stride_s):
-            windows.append(Clip(f"{clip.id}#t={start:g},{end:g}", clip.path, start, end))
+        try:
+            bounds = window_bounds(length, window_s, stride_s)
+        except VideoError as fault:
+            left_out.append(LeftOut(clip.id, str(fault)))
+            continue
+        windows += [Clip(f"{clip.id}#t={_moment(start)},{_moment(end)}", clip.path, start, end) for start, end in bounds]
+        if len(windows) > MOST_WINDOWS:
+            raise DatasetError(
+                f"more than {MOST_WINDOWS:,} windows in the folder; take longer ones with --window, or --stride"
+            )
     return windows, left_out
 
 
-def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, float | str]]:
-    """The length of every clip's file in seconds, or why it has none; in processes of their own."""
-    for clip, found in run_isolated(_duration, clips):
-        yield clip, str(found) if isinstance(found, VideoError) else float(found[0])
-
-
-def _duration(clip: Clip) -> np.ndarray:
-    return np.array([inspect(clip.path).duration_s])
+def _moment(time_s: float) -> str:
+    """Seconds to the thousandth, however many there are: no two windows of a file share an id."""
+    return f"{round(time_s, 3):.12g}"
 
 
 def _stat(path: Path) -> list[int]:
@@ -103,5 +113,10 @@ def _remembered(cache: Path) -> dict[str, list[Any]]:
         known = read_json(cache, what="lengths of videos")
     except BadInput:
         return {}
-    fits = isinstance(known, dict) and all(isinstance(each, list) and len(each) == 3 for each in known.values())
-    return known if fits else {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: each for key, each in known.items() if _is_measured(each)}
+
+
+def _is_measured(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 3 and (isinstance(entry[2], str) or is_length(entry[2]))
