@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import note, print_json, printable, progress_bar, readings
 from calmctl.errors import BadInput, VideoError
 
@@ -37,18 +38,18 @@ def caption(
     sources: Annotated[list[str], typer.Argument(metavar="VIDEO...|DATASET", help="Video files, or one data set.")],
     run: Annotated[str | None, typer.Option(help="A captioning run; the newest one by default.")] = None,
     weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.")] = "best",
-    beam: Annotated[
-        int | None, typer.Option(min=1, help="Beams, 1 for greedy; the recipe's, usually 5, by default.")
-    ] = None,
+    beam: Annotated[int | None, options.BEAMS(help="Beams, 1 for greedy; the recipe's, usually 5, by default.")] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(min=0, help="Beams are compared by log p / length^this; the recipe's by default.")
+        float | None,
+        options.LENGTH_PENALTY(help="Beams are compared by log p / length^this; the recipe's by default."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Draw words instead of searching; 1 draws from the model, less is safer.")
+        float | None,
+        options.TEMPERATURE(help="Draw words instead of searching; 1 draws from the model, less is safer."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws of --temperature.")] = 0,
+    seed: Annotated[int, options.SEED(help="Of the draws of --temperature.")] = 0,
     segment_s: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Caption every so many seconds; 10 with --srt.")
+        float | None, options.SECONDS(metavar="SECONDS", help="Caption every so many seconds; 10 with --srt.")
     ] = None,
     srt: Annotated[Path | None, typer.Option(metavar="FILE.srt", help="Write the segments as subtitles.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
@@ -71,10 +72,6 @@ def caption(
         raise BadInput(f"--segment-s and --srt are for a video; {dataset} is a data set of clips")
     if srt is not None and len(sources) != 1:
         raise BadInput(f"--srt writes the subtitles of one video, and {len(sources)} are given")
-    if segment_s is not None and not segment_s >= 0.1:
-        raise BadInput(f"--segment-s {segment_s:g}: a segment must be at least 0.1 seconds long")
-    if temperature is not None and not temperature > 0:
-        raise BadInput(f"--temperature {temperature:g} must be above 0; for the likeliest words, use --beam 1")
     if temperature is not None and (beam is not None or length_penalty is not None):
         raise BadInput("--temperature draws words, --beam and --length-penalty search for them; give one of the two")
     chosen = find_run(run, runs, task="caption")

@@ -142,9 +142,10 @@ def _one_pass(
 ) -> Iterator[np.ndarray | VideoError | None]:
     """Each window in its turn; those that others overlap are held until they are whole."""
     chosen = [number for number, each in enumerate(times) if isinstance(each, np.ndarray)]
-    every_s = np.concatenate([np.empty(0), *(each for each in times if isinstance(each, np.ndarray))])
+    spans = [each for each in times if isinstance(each, np.ndarray)]
+    every_s = np.concatenate([np.empty(0), *spans])
     signs_s = np.arange(0.0, every_s.max(initial=0.0), _SIGN_S)
-    owners = np.repeat(np.array([-1, *chosen]), [len(signs_s), *(len(times[number]) for number in chosen)])
+    owners = np.repeat(np.array([-1, *chosen]), [len(signs_s), *map(len, spans)])
     every_s = np.concatenate([signs_s, every_s])
     order = np.argsort(every_s, kind="stable")
     under_way: dict[int, list[np.ndarray]] = {number: [] for number in chosen}

@@ -19,14 +19,14 @@ import numpy as np
 
 from calmctl.errors import VideoError
 
-# The containers that FFmpeg may open a file as: those that hold their own frames. Its others (playlists, lists of files,
-# descriptions of streams, numbered pictures) lead to more files or to the network.
+# The containers that FFmpeg may open a file as: those that hold their own frames. Its others (playlists, lists of
+# files, descriptions of streams, numbered pictures) lead to more files or to the network.
 _CONTAINERS = (
     "mov,matroska,avi,flv,live_flv,asf,asf_o,mpegts,mpeg,mpegvideo,ogg,gif,apng,h261,h263,h264,hevc,vvc,m4v,mjpeg,av1,obu,"
     "ivf,vc1,vc1test,dirac,cavsvideo,yuv4mpegpipe,dv,mxf,nut,rm,wtv,3dostr,mp3,aac,ac3,eac3,flac,wav,w64,aiff,caf,amr,au"
 )
 MOST_PIXELS = 1 << 26
-"""Of a frame, 8192 x 8192 (our choice): more are refused before anything is decoded, and by the decoder where they come later."""
+"""Of a frame, 8192 x 8192 (our choice): refused before it is decoded, and by the decoder where it comes later."""
 MOST_PACKETS = 10_000_000
 """Of a file (our choice): 46 hours at 60 frames a second."""
 MOST_PACKET_BYTES = 1 << 28

@@ -65,7 +65,7 @@ def extract(
         device: Where the backbone runs.
         batch_frames: Frames the backbone sees at once, of several clips.
         workers: Decoding processes, of each actor with Ray; None for one a core.
-        timeout_s: Time limit for decoding one clip, in seconds. A clip that took longer is tried again with a longer one.
+        timeout_s: Time limit for decoding one clip, in seconds; a longer one tries again what took longer.
         shard: (i, n): do the i-th of n parts of the work, counted from 1.
         retry: Decode clips again whose files could not be decoded before.
         strict: A clip that is missing or cannot be decoded is an error.

@@ -14,7 +14,8 @@ from calmctl.errors import BadInput
 
 # Stores of earlier versions remember faults of the machine, and of a time limit, as faults of the clip.
 _EARLIER_FAULTS = re.compile(
-    r"decoding took longer|not enough memory|the decoder (ended with exit code 1$|crashed \(SIG(TERM|INT|HUP|KILL|USR[12])\))"
+    r"decoding took longer|not enough memory"
+    r"|the decoder (ended with exit code 1$|crashed \(SIG(TERM|INT|HUP|KILL|USR[12])\))"
 )
 
 

@@ -13,8 +13,8 @@ from calmctl.data.samples import Clip, Dataset, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import INDEX, shard_file
 from calmctl.data.store_writer import source_of
-from calmctl.errors import DatasetError, StoreError
 from calmctl.data.workers import TIMEOUT_S
+from calmctl.errors import DatasetError, StoreError
 from calmctl.extraction.extract import extract
 from calmctl.extraction.work import deserves_another_try
 from calmctl.files import sha256_bytes

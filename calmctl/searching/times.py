@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from calmctl.data.long import measure
 from calmctl.data.samples import Clip
 from calmctl.data.store_format import shard_file
 from calmctl.errors import StoreError
 from calmctl.searching.collection import Collection
 from calmctl.searching.mapped import MappedFrames
-from calmctl.data.long import measure
 from calmctl.tensorfiles import read_metadata
 
 Times = tuple[float, float | None]

@@ -87,7 +87,9 @@ def windows_of(
         except VideoError as fault:
             left_out.append(LeftOut(clip.id, str(fault)))
             continue
-        windows += [Clip(f"{clip.id}#t={_moment(start)},{_moment(end)}", clip.path, start, end) for start, end in bounds]
+        windows += [
+            Clip(f"{clip.id}#t={_moment(start)},{_moment(end)}", clip.path, start, end) for start, end in bounds
+        ]
         if len(windows) > MOST_WINDOWS:
             raise DatasetError(
                 f"more than {MOST_WINDOWS:,} windows in the folder; take longer ones with --window, or --stride"

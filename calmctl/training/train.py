@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -70,14 +71,15 @@ def train(
     """
     prepared = together(world, lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
-    part_random(world, recipe.seed)
     with _held(run) if world.rank == 0 else nullcontext():
-        # What was tracked before goes on being tracked: resuming takes no options.
-        tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
-        tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
-        if world.rank == 0:
-            _describe(run, prepared)
-        source = prepared.batches(progress, Share(world.rank, world.size))
+        with _begun(run) if world.rank == 0 and resume is None else nullcontext():
+            part_random(world, recipe.seed)
+            # What was tracked before goes on being tracked: resuming takes no options.
+            tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
+            tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
+            if world.rank == 0:
+                _describe(run, prepared)
+            source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
         position = run_training(
             Training(
@@ -126,6 +128,16 @@ def _held(run: Run) -> Iterator[None]:
     """The run for this process alone; what interrupts the block says how to go on."""
     with run.locked(), interruptible(how_to_resume(run)):
         yield
+
+
+@contextmanager
+def _begun(run: Run) -> Iterator[None]:
+    """Remove the folder of a new run that fails before its first step; one that is interrupted goes on from there."""
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def _describe(run: Run, prepared: Prepared) -> None:

@@ -60,9 +60,7 @@ def test_a_window_that_holds_nothing_has_its_own_reason(video: Path) -> None:
     assert "50 s to 51 s" in str(behind) and "60 s to 61 s" in str(far)
 
 
-def test_there_is_a_sign_of_life_on_the_way_to_a_far_window(
-    video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_is_a_sign_of_life_on_the_way_to_a_far_window(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_SIGN_S", 1.0)
     signs = [each is None for each in read_windows(windows(video, 1.0, 0.5)[13:], 3, smaller)]
     assert signs[:6] == [True] * 6 and signs.count(False) == 3
@@ -92,9 +90,7 @@ def test_workers_give_windows_in_order_and_a_broken_file_is_broken_in_all(video:
             np.testing.assert_array_equal(frames, read_frames(clip, 5))
 
 
-def test_frames_too_large_for_a_window_go_through_it_one_by_one(
-    video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_too_large_for_a_window_go_through_it_one_by_one(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = read_frames(Clip("x", video), 12)
     most: list[int] = []
     monkeypatch.setattr(decode, "WINDOW_BYTES", 64 * 48 * 3 * 2)
