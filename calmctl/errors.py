@@ -7,6 +7,7 @@
         ├── VocabularyError    an anchor vocabulary or a label list
         ├── DatasetError       annotation files, a dataset's layout, a missing dataset
         ├── VideoError         one clip that cannot be decoded
+        │   └── DecodingStopped    ... because of a limit or of the machine, not of its file
         ├── StoreError         a feature store
         ├── CheckpointError    a checkpoint or a backbone's weights
         └── RunNotFound        no run where one was expected
@@ -44,7 +45,22 @@ class DatasetError(BadInput):
 
 
 class VideoError(BadInput):
-    """One clip cannot be decoded; the message is the reason that reports list."""
+    """One clip cannot be decoded; the message is the reason that reports list.
+
+    Attributes:
+        limit_s: None where it is the file's own fault. Else the clip was given up after so many seconds, or its
+            decoder was killed from outside (0): with more time, or next time, it may do.
+    """
+
+    limit_s: float | None = None
+
+
+class DecodingStopped(VideoError):
+    """A time limit or the machine ended the decoding of a clip: nothing is known of its file."""
+
+    def __init__(self, message: str, *, limit_s: float) -> None:
+        super().__init__(message)
+        self.limit_s = limit_s
 
 
 class StoreError(BadInput):

@@ -15,6 +15,8 @@ from calmctl.model.caption import CaptionModel
 from calmctl.recipe.schema import CaptionSection
 
 CLIPS_PER_BATCH = 64
+# So many sentences at once, one for each beam of a clip, hold a few hundred megabytes of log-probabilities.
+_MOST_SENTENCES = 5 * CLIPS_PER_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,10 @@ def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> lis
     generator = torch.Generator().manual_seed(search.seed)
     device = next(model.captioner.parameters()).device
     found: list[Caption] = []
-    for first in range(0, len(frames), CLIPS_PER_BATCH):
-        found += _batch(model, frames[first : first + CLIPS_PER_BATCH].to(device), search, generator)
+    searched = search.beam if search.temperature is None else 1
+    size = min(CLIPS_PER_BATCH, max(1, _MOST_SENTENCES // searched))
+    for first in range(0, len(frames), size):
+        found += _batch(model, frames[first : first + size].to(device), search, generator)
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import numpy as np
 import torch
 
 from calmctl.captioning.generate import Caption, Search, caption_features
-from calmctl.data.long import frames_at, video_extent
-from calmctl.data.sampling import frame_times
+from calmctl.data.instants import LONG_TIMEOUT_S
+from calmctl.data.long import require_countable, video_extent
+from calmctl.data.samples import Clip
+from calmctl.data.workers import decode_clips
+from calmctl.errors import VideoError
 from calmctl.model.caption import CaptionModel
 from calmctl.model.preprocess import split_preprocess
 
-SEGMENTS_PER_PASS = 64
-"""Segments decoded in one pass over the file: at 12 frames of 224 pixels a side, 115 MB (our choice)."""
+SEGMENTS_PER_BATCH = 64
+"""Segments whose frames are held at once: at 12 frames of 224 pixels a side, 115 MB (our choice)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def caption_segments(
     search: Search,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Segment]:
-    """Captions of consecutive segments of `video`; memory does not grow with its length.
+    """Captions of consecutive segments of `video`, decoded in one pass; memory does not grow with its length.
 
     Args:
         model: In evaluation mode.
@@ -60,36 +65,46 @@ def caption_segments(
     Raises:
         VideoError: The video cannot be decoded.
     """
-    begins_s, duration_s = video_extent(video)
+    duration_s, begins_s = video_extent(video)
     bounds = segment_bounds(duration_s, segment_s)
+    clips = [Clip(f"{start_s:.3f}", video, start_s, end_s) for start_s, end_s in bounds]
+    resize = split_preprocess(model.backbone)[0]
+    decoded = decode_clips(clips, n_frames, workers=1, timeout_s=LONG_TIMEOUT_S, transform=resize)
     found: list[Segment] = []
-    for first in range(0, len(bounds), SEGMENTS_PER_PASS):
-        some = bounds[first : first + SEGMENTS_PER_PASS]
-        captions = caption_features(model, _features(model, video, duration_s, some, n_frames), search)
-        found += [
-            Segment(begins_s + start_s, begins_s + end_s, caption)
-            for (start_s, end_s), caption in zip(some, captions, strict=True)
-        ]
-        if progress:
-            progress(len(found), len(bounds))
+    with closing(decoded):
+        while some := [_frames(video, frames) for _, frames in islice(decoded, SEGMENTS_PER_BATCH)]:
+            captions = caption_features(model, _features(model, np.stack(some)), search)
+            windows = bounds[len(found) : len(found) + len(some)]
+            found += [
+                Segment(begins_s + start_s, begins_s + end_s, caption)
+                for (start_s, end_s), caption in zip(windows, captions, strict=True)
+            ]
+            if progress:
+                progress(len(found), len(bounds))
     return found
 
 
 def segment_bounds(duration_s: float, segment_s: float) -> list[tuple[float, float]]:
-    """Windows of `segment_s` that cover a video; what remains is a window if half as long, else joins the last."""
+    """Windows of `segment_s` that cover a video; what remains is a window if half as long, else joins the last.
+
+    Raises `VideoError` where there would be more than `calmctl.data.long.MOST_PARTS`.
+    """
+    require_countable(duration_s, duration_s / segment_s, "segments")
     count = max(1, int(duration_s / segment_s + 0.5))
     return [(k * segment_s, duration_s if k == count - 1 else (k + 1) * segment_s) for k in range(count)]
 
 
+def _frames(video: Path, frames: np.ndarray | VideoError) -> np.ndarray:
+    if isinstance(frames, VideoError):
+        raise VideoError(f"{video}: {frames}")
+    return frames
+
+
 @torch.inference_mode()
-def _features(
-    model: CaptionModel, video: Path, duration_s: float, windows: Sequence[tuple[float, float]], n_frames: int
-) -> torch.Tensor:
-    """Frame features [N, F, D] of windows of a video."""
-    times_s = np.concatenate([frame_times(duration_s, n_frames, *window) for window in windows])
-    frames = frames_at(video, times_s, split_preprocess(model.backbone)[0])
+def _features(model: CaptionModel, frames: np.ndarray) -> torch.Tensor:
+    """Frame features [N, F, D] of frames [N, F, S, S, 3]."""
     device = next(model.parameters()).device
-    clips = torch.from_numpy(frames.reshape(len(windows), n_frames, *frames.shape[1:]))
+    clips = torch.from_numpy(frames)
     return torch.cat([model.encode_frames(part.to(device)).cpu() for part in torch.split(clips, 8)])
 
 

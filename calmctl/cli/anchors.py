@@ -11,6 +11,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
+from calmctl.cli import options
 from calmctl.cli.console import Group, Sheet, print_json, stdout
 from calmctl.cli.coverage import coverage
 from calmctl.errors import VocabularyError
@@ -58,7 +59,7 @@ def build(
         ),
     ] = None,
     name: _Name = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Version of the result (default: 1).")] = None,
+    version: Annotated[int | None, options.VERSION(help="Version of the result (default: 1).")] = None,
     prompt: _Prompt = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the labels are from.")] = None,
     licence: Annotated[str | None, typer.Option(help="What may be done with them.")] = None,
@@ -143,8 +144,8 @@ def list_(as_json: _AsJson = False) -> None:
 )
 def show(
     vocabulary: Annotated[str, typer.Argument(help="A shipped name, or a file.")],
-    count: Annotated[int | None, typer.Option(help="Show the seeded subset of so many labels.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the subset.")] = 0,
+    count: Annotated[int | None, options.LABELS(help="Show the seeded subset of so many labels.")] = None,
+    seed: Annotated[int, options.SEED(help="Seed of the subset.")] = 0,
     as_json: _AsJson = False,
 ) -> None:
     """Show a vocabulary: where it is from, its digest, its labels."""
@@ -181,7 +182,7 @@ def show(
 def merge(
     vocabularies: Annotated[list[str], typer.Argument(help="Two or more: shipped names, or files.")],
     name: _Name = None,
-    version: Annotated[int, typer.Option(min=1, help="Version of the result.")] = 1,
+    version: Annotated[int, options.VERSION(help="Version of the result.")] = 1,
     prompt: _Prompt = None,
     note: Annotated[str, typer.Option(help="What a reader should know.", show_default=False)] = "",
     out: _Out = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
 from calmctl.counting import counted
 from calmctl.errors import BadInput, VideoError
@@ -56,20 +57,17 @@ def caption(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a captions file: .csv, .json or .jsonl.")
     ] = None,
-    beam: Annotated[
-        int | None, typer.Option(min=1, help="Beams; 1: greedy; the recipe's, usually 5.", rich_help_panel=_HOW)
-    ] = None,
+    beam: Annotated[int | None, options.BEAMS(help="Beams; 1: greedy; the recipe's, usually 5.", panel=_HOW)] = None,
     length_penalty: Annotated[
-        float | None,
-        typer.Option(min=0, help="Beams compare by log p / length^this; the recipe's.", rich_help_panel=_HOW),
+        float | None, options.LENGTH_PENALTY(help="Beams compare by log p / length^this; the recipe's.", panel=_HOW)
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Draw words instead; 1: as the model does.", rich_help_panel=_HOW)
+        float | None, options.TEMPERATURE(help="Draw words instead; 1: as the model does.", panel=_HOW)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws of --temperature.", rich_help_panel=_HOW)] = 0,
+    seed: Annotated[int, options.SEED(help="Of the draws of --temperature.", panel=_HOW)] = 0,
     segment_s: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Caption every so many; 10 with --srt.", rich_help_panel=_LONG),
+        options.SECONDS(metavar="SECONDS", help="Caption every so many; 10 with --srt.", panel=_LONG),
     ] = None,
     srt: Annotated[
         Path | None,
@@ -109,10 +107,6 @@ def caption(
         raise BadInput(f"--out {out}: captions can be written as {', '.join(_CAPTIONS_FILES)}")
     if out is not None and out.exists():
         raise BadInput(f"--out {out} exists already; name a new file, so that no caption of yours is lost")
-    if segment_s is not None and not segment_s >= 0.1:
-        raise BadInput(f"--segment-s {segment_s:g}: a segment must be at least 0.1 seconds long")
-    if temperature is not None and not temperature > 0:
-        raise BadInput(f"--temperature {temperature:g} must be above 0; for the likeliest words, use --beam 1")
     if temperature is not None and (beam is not None or length_penalty is not None):
         raise BadInput("--temperature draws words, --beam and --length-penalty search for them; give one of the two")
     if weights not in WEIGHTS:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, stdout
 from calmctl.errors import BadInput
 
@@ -49,8 +50,8 @@ def check(
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder of clips, when not under root.")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every clip that is there.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that decode; one a core.")] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds one clip may take.")] = 120.0,
+    workers: Annotated[int | None, options.WORKERS(help="Processes that decode; one a core.")] = None,
+    timeout_s: Annotated[float, options.TIMEOUT_S("--timeout", help="Seconds one clip may take.")] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
     """Say what of a dataset is there, what is missing and who has it.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.caption_view import EXAMPLES_SHOWN, examples_table
 from calmctl.cli.console import Sheet, loading, print_json, print_next, progress_bar, stdout
 from calmctl.cli.train import BarWatcher
@@ -29,7 +30,7 @@ def demo(
     ] = None,
     data: Annotated[Path, typer.Option(help="Folder for the drawn clips.")] = DATA,
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
-    seed: Annotated[int, typer.Option(help="Seed of the trainings.")] = 24,
+    seed: Annotated[int, options.SEED(help="Seed of the trainings.")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Draw a captioned video world, train on it with and without CALM, and evaluate in and out of domain.

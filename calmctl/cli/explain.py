@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import PAGE, require_output
@@ -46,11 +47,11 @@ def explain(
         str | None, typer.Option(metavar="SPLIT", help="Rank the video among the clips of this split of the run.")
     ] = None,
     failures: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Instead of a pair: the N worst-ranked queries of the run.")
+        int | None, options.HITS(metavar="N", help="Instead of a pair: the N worst-ranked queries of the run.")
     ] = None,
     split: Annotated[str, typer.Option(help="For --failures: test or val.")] = "test",
     instants: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Instants on the timeline; 2 a second, 12 to 240, by default.")
+        int | None, options.INSTANTS(help="Instants on the timeline; 2 a second, 12 to 240, by default.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

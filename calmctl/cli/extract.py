@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import loading, note, print_json, printable
 from calmctl.cli.extract_view import Bar, print_extracted, print_merged
 from calmctl.errors import BadInput
@@ -68,25 +69,17 @@ def extract(
         str | None, typer.Option(help="The towers that this run has trained, instead.", rich_help_panel=_MODEL)
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_MODEL)] = Path("runs"),
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a clip; 12, or the run's.", rich_help_panel=_MODEL)
-    ] = None,
+    frames: Annotated[int | None, options.FRAMES(help="Frames of a clip; 12, or the run's.", panel=_MODEL)] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store float16: half the size, rounded.", rich_help_panel=_MODEL)
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode; one a core.", rich_help_panel=_RUN)
-    ] = None,
-    timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds one clip may take.", rich_help_panel=_RUN)
-    ] = 120.0,
+    workers: Annotated[int | None, options.WORKERS(help="Processes that decode; one a core.", panel=_RUN)] = None,
+    timeout_s: Annotated[float, options.TIMEOUT_S("--timeout", help="Seconds one clip may take.", panel=_RUN)] = 120.0,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Do part I of N, for a job array.", rich_help_panel=_RUN)
     ] = None,
-    ray: Annotated[
-        int, typer.Option(min=0, metavar="N", help=r"Use N actors of Ray (calmctl\[cluster]).", rich_help_panel=_RUN)
-    ] = 0,
+    ray: Annotated[int, options.ACTORS(metavar="N", help=r"Use N actors of Ray (calmctl\[cluster]).", panel=_RUN)] = 0,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge such parts (stores) into --out.", rich_help_panel=_RUN)
     ] = False,

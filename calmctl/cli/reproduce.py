@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import loading, print_json, progress_bar, stdout
 from calmctl.errors import BadInput, CalmError
 
@@ -36,7 +37,7 @@ def reproduce(
     data: Annotated[
         Path, typer.Option(help="Folder of the datasets, each in a folder of its name; or demo, the drawn world.")
     ] = Path("data"),
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
+    seeds: Annotated[int, options.RUNS(help="Runs of each row.")] = 3,
     rows: Annotated[
         str | None, typer.Option(metavar="KEY,KEY", help="These rows alone, and those they are compared with.")
     ] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calmctl.cli import options
 from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
 from calmctl.counting import counted
 from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
@@ -52,11 +53,11 @@ def search(
         Path, typer.Option("--in", metavar="STORE|FOLDER", help="A feature store or a folder.", rich_help_panel=_WHAT)
     ] = Path("."),
     window: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Search windows of this length.", rich_help_panel=_WHAT)
+        float | None, options.SECONDS(metavar="SECONDS", help="Search windows of this length.", panel=_WHAT)
     ] = None,
     stride: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="From one window to the next; its length.", rich_help_panel=_WHAT),
+        options.SECONDS(metavar="SECONDS", help="From one window to the next; its length.", panel=_WHAT),
     ] = None,
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
@@ -77,14 +78,12 @@ def search(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Two stages instead of all clips.", rich_help_panel=_HOW)
     ] = False,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="Clips the first stage keeps; 1000.", rich_help_panel=_HOW)
-    ] = None,
+    candidates: Annotated[int | None, options.HITS(help="Clips the first stage keeps; 1000.", panel=_HOW)] = None,
     recall: Annotated[
         bool, typer.Option("--recall", help="Measure the first stage instead.", rich_help_panel=_HOW)
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_HOW)] = "auto",
-    top: Annotated[int, typer.Option(min=1, help="Hits a query.")] = 10,
+    top: Annotated[int, options.HITS(help="Hits a query.")] = 10,
     why: Annotated[bool, typer.Option("--why", help="The anchors that sentence and hit share.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write a contact sheet.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,

@@ -200,7 +200,11 @@ def _decodes(clip: Clip, *, n_frames: int) -> np.ndarray:
     """Nothing, if the clip decodes; raises otherwise."""
     from calmctl.data.decode import read_frames
 
-    return read_frames(clip, n_frames)[:0]
+    return read_frames(clip, n_frames, _nothing)
+
+
+def _nothing(frames: np.ndarray) -> np.ndarray:
+    return np.empty((len(frames), 0), np.uint8)
 
 
 def _decoding(split: str, clips: list[Clip], undecodable: Mapping[str, str]) -> Finding:

@@ -19,8 +19,18 @@ import numpy as np
 
 from calmctl.errors import VideoError
 
-# FFmpeg would follow what these name to other files, or to the network.
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
+# The containers that FFmpeg may open a file as: those that hold their own frames. Its others (playlists, lists of
+# files, descriptions of streams, numbered pictures) lead to more files or to the network.
+_CONTAINERS = (
+    "mov,matroska,avi,flv,live_flv,asf,asf_o,mpegts,mpeg,mpegvideo,ogg,gif,apng,h261,h263,h264,hevc,vvc,m4v,mjpeg,av1,obu,"
+    "ivf,vc1,vc1test,dirac,cavsvideo,yuv4mpegpipe,dv,mxf,nut,rm,wtv,3dostr,mp3,aac,ac3,eac3,flac,wav,w64,aiff,caf,amr,au"
+)
+MOST_PIXELS = 1 << 26
+"""Of a frame, 8192 x 8192 (our choice): refused before it is decoded, and by the decoder where it comes later."""
+MOST_PACKETS = 10_000_000
+"""Of a file (our choice): 46 hours at 60 frames a second."""
+MOST_PACKET_BYTES = 1 << 28
+"""Of one frame as it is stored (our choice): a raw one of `MOST_PIXELS`, four bytes each."""
 # Formats whose header says how long the video is, and those that say it for the whole file only. The others
 # (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
 # These give one time a packet, and that is when to decode it.
@@ -125,6 +135,8 @@ def reasons(head: bytes = b"") -> Iterator[None]:
         if head[4:8] == b"ftyp":
             raise VideoError("truncated or damaged: an MP4 without a readable index") from None
         raise VideoError("not a video, or damaged beyond opening") from None
+    except MemoryError:  # of FFmpeg too: who knows what the file claims says so
+        raise
     except (av.error.FFmpegError, IndexError) as error:  # IndexError: a stream that appears half-way in damage
         raise VideoError(f"damaged: {getattr(error, 'strerror', None) or error}") from None
 
@@ -148,25 +160,31 @@ def _check_file(path: Path) -> bytes:
         raise VideoError(f"cannot be read: {error.strerror or error}") from None
     if not head:
         raise VideoError("empty file")
-    if head.lstrip().startswith(_PLAYLISTS):
-        raise VideoError("a playlist, not a video")
     return head
 
 
 def _open(path: Path) -> Any:
-    # An absolute path cannot be taken for a protocol ("concat:...") by FFmpeg.
-    return av.open(os.path.abspath(path), metadata_errors="replace")
+    only = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS, "max_pixels": str(MOST_PIXELS)}
+    try:
+        # An absolute path cannot be taken for a protocol ("concat:...") by FFmpeg.
+        return av.open(os.path.abspath(path), options=only, metadata_errors="replace")
+    except av.error.ArgumentError:
+        raise VideoError("not a video but a still image, a playlist, or of a format that is not read") from None
 
 
 def _video_stream(container: Any) -> Any:
     """The stream a player would show, decoding in one thread (files are what is done in parallel)."""
-    if container.format.name.endswith(("_pipe", "image2")):
-        raise VideoError("a still image, not a video")
     video = container.streams.best("video")
     if video is None or video.disposition & av.stream.Disposition.attached_pic:
         raise VideoError("audio only" if container.streams.audio else "no video stream")
     if video.codec_context is None:
         raise VideoError("no decoder for its codec")
+    width, height = video.codec_context.width, video.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise VideoError(f"it claims {width} x {height} pixels, more than the {MOST_PIXELS:,} that are decoded")
+    if video.frames > MOST_PACKETS:
+        raise VideoError(f"it claims {video.frames:,} frames, more than the {MOST_PACKETS:,} that are read")
+    video.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
     video.codec_context.thread_count = 1
     return video
 
@@ -202,6 +220,16 @@ class _Packets:
     first: Any
     first_pts: int | None
     others_end_s: float
+
+
+def _bounded(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets, as far as a file may have them."""
+    for number, packet in enumerate(packets):
+        if packet.size > MOST_PACKET_BYTES:
+            raise VideoError(f"a frame of {packet.size:,} bytes, more than the {MOST_PACKET_BYTES:,} that are decoded")
+        if number == MOST_PACKETS:
+            raise VideoError(f"more than {MOST_PACKETS:,} packets, as many as are read")
+        yield packet
 
 
 def _read(path: Path, container: Any) -> Source:
@@ -267,7 +295,7 @@ def _packets(container: Any, video: Any, name: str) -> _Packets:
     stamped, timed, closed, resets = True, name not in _ORDER_ONLY, True, False
     first: Any = None
     first_pts: int | None = None
-    for packet in container.demux(*(container.streams if name in _DECLARE_FILE else [video])):
+    for packet in _bounded(container.demux(*(container.streams if name in _DECLARE_FILE else [video]))):
         if not packet.size:  # the end of a stream, or an AVI's "same picture again"
             continue
         tick_s = float(packet.time_base)

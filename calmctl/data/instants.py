@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 
 import numpy as np
 
-from calmctl.data.inspection import Source, inspect
-from calmctl.data.readers import read_with_decord, stream_with_pyav, suits_decord
+from calmctl.data.decode import Transform, frame_windows
+from calmctl.data.inspection import inspect
 from calmctl.data.samples import Clip
 from calmctl.data.sampling import frame_times
 from calmctl.data.workers import run_isolated
 from calmctl.errors import VideoError
 
-FRAMES_PER_WINDOW = 16
-"""Whole frames held at once: 100 MB at 1080p (our choice)."""
-
 INSTANTS_PER_S, FEWEST_INSTANTS, MOST_INSTANTS = 2.0, 12, 240
 LONG_TIMEOUT_S = 900.0
-
-Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def instants_of(length_s: float) -> int:
@@ -66,7 +60,7 @@ def sample_video(
 ) -> Sampled:
     """Read a clip in one pass, in a process of its own.
 
-    Only `FRAMES_PER_WINDOW` whole frames are in memory at a time; what the transforms make of them is kept.
+    Few whole frames are in memory at a time; what the transforms make of them is kept.
 
     Args:
         clip: The video, or a window of it.
@@ -117,25 +111,3 @@ def _sample(
         pictures=np.concatenate(pictures) if pictures else np.empty(0, np.uint8),
     )
     return np.frombuffer(buffer.getvalue(), np.uint8)
-
-
-def frame_windows(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
-    """Whole frames [n, H, W, 3] of consecutive instants."""
-    windows = [times_s[i : i + FRAMES_PER_WINDOW] for i in range(0, len(times_s), FRAMES_PER_WINDOW)]
-    for done, window in enumerate(windows):
-        frames = read_with_decord(source, window) if suits_decord(source) else None
-        if frames is None:  # from here on in one pass: PyAV would start from the beginning for every window
-            yield from _streamed(source, np.concatenate(windows[done:]))
-            return
-        yield frames
-
-
-def _streamed(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
-    waiting: list[np.ndarray] = []
-    for frame in stream_with_pyav(source, times_s):
-        waiting.append(frame)
-        if len(waiting) == FRAMES_PER_WINDOW:
-            yield np.stack(waiting)
-            waiting = []
-    if waiting:
-        yield np.stack(waiting)

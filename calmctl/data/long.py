@@ -1,57 +1,64 @@
-"""Frames of a long video at any instants, in a process of its own and with little memory."""
+"""How long files are and when they begin, told by processes of their own; how many parts of one are looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from calmctl.data.inspection import inspect
-from calmctl.data.instants import LONG_TIMEOUT_S, Transform, frame_windows
+from calmctl.data.samples import Clip
 from calmctl.data.workers import TIMEOUT_S, run_isolated
 from calmctl.errors import VideoError
 
-
-def video_extent(path: Path) -> tuple[float, float]:
-    """When the first frame is shown by the file's own clock, and the length from there, in seconds.
-
-    Raises:
-        VideoError: The video cannot be opened.
-    """
-    begins_s, duration_s = _isolated(_extent, path, TIMEOUT_S).tolist()
-    return begins_s, duration_s
+MOST_PARTS = 250_000
+"""Windows or segments of one file (our choice): 69 hours of one a second."""
 
 
-def frames_at(path: Path, times_s: np.ndarray, transform: Transform) -> np.ndarray:
-    """The frames on the screen at some instants, in one pass over the file.
+class Extent(NamedTuple):
+    """Seconds from a video's first frame to the end of its last, and when the first is shown by the file's clock."""
 
-    Args:
-        path: The video.
-        times_s: Seconds from the first frame, ascending, [T].
-        transform: Picklable; uint8 [n, H, W, 3] -> [n, ...] of one shape. Only what it makes is kept.
-
-    Returns:
-        [T, ...].
-
-    Raises:
-        VideoError: The video cannot be decoded, has crashed its decoder or takes too long.
-    """
-    return _isolated(partial(_read, times_s=times_s, transform=transform), path, LONG_TIMEOUT_S)
+    length_s: float
+    begins_s: float
 
 
-def _isolated(job: Callable[[Path], np.ndarray], path: Path, timeout_s: float) -> np.ndarray:
-    ((_, found),) = run_isolated(job, [path], workers=1, timeout_s=timeout_s)
+def video_extent(path: Path) -> Extent:
+    """The extent of one video. Raises `VideoError`."""
+    ((_, found),) = measure([Clip(str(path), path)], workers=1)
     if isinstance(found, VideoError):
         raise VideoError(f"{path}: {found}")
     return found
 
 
-def _extent(path: Path) -> np.ndarray:
-    source = inspect(path)
-    return np.array([source.begins_s, source.duration_s])
+def measure(clips: Iterable[Clip], *, workers: int | None = None) -> Iterator[tuple[Clip, Extent | VideoError]]:
+    """The extent of every clip's file, or why it has none."""
+    for clip, found in run_isolated(_extent, clips, workers=workers, timeout_s=TIMEOUT_S):
+        if isinstance(found, VideoError):
+            yield clip, found
+            continue
+        told = found.tolist() if found.dtype == np.float64 and found.shape == (2,) else []
+        # What a decoder says that a file has taken over is checked like the file.
+        fits = len(told) == 2 and all(map(is_length, told))
+        yield clip, Extent(*told) if fits else VideoError("its length is no number of seconds")
 
 
-def _read(path: Path, *, times_s: np.ndarray, transform: Transform) -> np.ndarray:
-    return np.concatenate([transform(window) for window in frame_windows(inspect(path), times_s)])
+def is_length(value: object) -> bool:
+    """Whether a value, of a file of ours or of a decoder, can be a length in seconds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def require_countable(duration_s: float, count: float, what: str) -> None:
+    """Raise `VideoError` for a file that claims to be so long that its parts could not be listed or looked at."""
+    if count > MOST_PARTS:
+        raise VideoError(
+            f"it claims {duration_s:,.0f} s, which is {count:,.0f} {what}, and at most {MOST_PARTS:,} of a file "
+            "are looked at; take longer ones"
+        )
+
+
+def _extent(clip: Clip) -> np.ndarray:
+    source = inspect(clip.path)
+    return np.array([source.duration_s, source.begins_s])

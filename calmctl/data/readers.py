@@ -10,6 +10,7 @@ its time line is the one PyAV found. Both give the same frames then, which the t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator
 from contextlib import closing
 from functools import cache
@@ -28,6 +29,13 @@ _DECORD_DOES = {
     "mov": {"h264", "mpeg4", "vp9", "mjpeg"},
     "matroska": {"h264", "mpeg4", "vp8", "vp9"},
     "avi": {"mpeg4", "mjpeg"},
+}
+# How such files begin: no playlist does, which decord's FFmpeg might follow, whatever ours made of the file.
+_BEGINNINGS = {
+    "mov": rb"\0[\0-\xff]{3}(ftyp|moov|mdat|free|skip|wide|pnot|styp)",
+    "matroska": rb"\x1a\x45\xdf\xa3",
+    "avi": rb"RIFF[\0-\xff]{4}AVI",
+    "flv": rb"FLV",
 }
 _MOST_UNDECODED = 0.1
 # No codec shows a frame more than so many places after it was decoded.
@@ -52,6 +60,9 @@ def read_with_decord(source: Source, times_s: np.ndarray) -> np.ndarray | None:
     come back equal more often than not (it repeats frames where it cannot decode).
     """
     decord = _decord()
+    with source.path.open("rb") as handle:
+        if not re.match(_BEGINNINGS[source.container], handle.read(12)):
+            return None
     try:
         # Opened, read and dropped: readers kept or shared across threads and forks dead-lock.
         reader = decord.VideoReader(os.path.abspath(source.path), num_threads=1)

@@ -29,10 +29,17 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A clip that is not used, and the reason a report lists."""
+    """A clip that is not used, and the reason a report lists.
+
+    Attributes:
+        id: The clip's.
+        reason: Why.
+        limit_s: As in `VideoError`: None for a fault of the file, else how long its decoder had.
+    """
 
     id: str
     reason: str
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

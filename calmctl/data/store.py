@@ -94,7 +94,7 @@ class FeatureStore:
     def left_out_of(self, group: int) -> tuple[LeftOut, ...]:
         """The clips of one group that could not be decoded, with reasons."""
         entry = self.entry("frames", group)
-        return tuple(LeftOut(clip.id, clip.reason) for clip in entry.left_out) if entry else ()
+        return tuple(LeftOut(clip.id, clip.reason, clip.limit_s) for clip in entry.left_out) if entry else ()
 
     @property
     def splits(self) -> tuple[str, ...]:

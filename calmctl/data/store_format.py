@@ -18,7 +18,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from calmctl.errors import StoreError
 from calmctl.files import read_json, sha256_bytes, write_text
@@ -41,10 +49,15 @@ class _Part(BaseModel):
 
 
 class LeftOutClip(_Part):
-    """A clip whose features do not exist, and why."""
+    """A clip whose features do not exist, and why; `limit_s` as in `LeftOut`, and absent where it is None."""
 
     id: str
     reason: str
+    limit_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if value is not None}
 
 
 class ShardEntry(_Part):

@@ -276,7 +276,7 @@ def _origin(folder: Path) -> str:
 
 
 def _entries(left_out: Iterable[LeftOut]) -> list[LeftOutClip]:
-    return [LeftOutClip(id=clip.id, reason=clip.reason) for clip in left_out]
+    return [LeftOutClip(id=clip.id, reason=clip.reason, limit_s=clip.limit_s) for clip in left_out]
 
 
 def _extended(groups: Sequence[list[str]], keys: Iterable[str], size: int) -> list[list[str]]:

@@ -10,18 +10,44 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import numpy as np
 
-from calmctl.errors import RunFailed, VideoError
+from calmctl.data.worker import MEMORY_BYTES, PARENTS_SIGNALS
+from calmctl.errors import DecodingStopped, RunFailed, VideoError
 
 _START_LIMIT_S = 120.0
 _HEADER_LIMIT = 1 << 20
+_TICK_S = 1.0
+# What a process does to itself. Any other signal came from outside, and says nothing of the file.
+_OWN_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS", "SIGTRAP"}
 
 # The worker imports from exactly where the parent does, and never from the folder it happens to stand in (-P).
 _BOOT = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from calmctl.data.worker import main; main()"
+
+
+class WorkerDied(Exception):
+    """The process is gone, and not by our hand.
+
+    Attributes:
+        reason: What a report says, should the clip be to blame.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        if status >= 0:
+            self.reason = VideoError(f"the decoder ended with exit code {status}")
+            return
+        name = signal.Signals(-status).name
+        if name in _OWN_FAULTS:
+            self.reason = VideoError(f"the decoder crashed ({name})")
+        else:
+            memory = ", often: out of memory" if name == "SIGKILL" else ""
+            self.reason = DecodingStopped(f"the decoder was killed twice ({name}{memory})", limit_s=0.0)
 
 
 class Worker:
@@ -31,14 +57,19 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         # One thread a worker: parallel are the files. More would fight the encoder for the cores.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        paths = json.dumps([str(folder) for folder in sys.path])
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, json.dumps([str(folder) for folder in sys.path])],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env=environment,
-            )
+            with _parents_signals_held():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _BOOT, paths, str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    env=environment,
+                    # Out of reach of what is sent to the parent's group: it must end the run, not fault a clip.
+                    start_new_session=True,
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
+                )
         except OSError as error:
             raise RunFailed(f"cannot start a decoding worker: {error.strerror or error}") from error
         self._start = start
@@ -53,39 +84,65 @@ class Worker:
         self._process.kill()
 
     def wait_until_ready(self) -> None:
-        """Hand over the job; raises `RunFailed` with the worker's own words when it cannot begin."""
-        with _Limit(self, _START_LIMIT_S):
+        """Hand over the job.
+
+        Raises `WorkerDied` where a signal ended the process before it was ready, and `RunFailed`, with the
+        worker's own words, where it cannot begin.
+        """
+        with _Limit(self, _START_LIMIT_S) as limit:
             header = self._ask(self._start)
         if header is None or "ready" not in header:
             with suppress(subprocess.TimeoutExpired):  # it may be about to say why
                 self._process.wait(timeout=1.0)
             self._process.kill()
-            self._process.wait()
+            status = self._process.wait()
             self._errors.seek(0)
             words = self._errors.read().decode(errors="replace").strip().splitlines()
             self.finish()
-            raise RunFailed(f"a decoding worker does not start: {words[-1] if words else 'no reason given'}")
+            if status < 0 and not words and not limit.hit:
+                raise WorkerDied(status)
+            late = f"not ready after {_START_LIMIT_S:g} s" if limit.hit else "no reason given"
+            raise RunFailed(f"a decoding worker does not start: {words[-1] if words else late}")
 
-    def run(self, item: Any, timeout_s: float) -> np.ndarray | VideoError:
-        """The job's result for `item`; afterwards the worker has `ended` if the item brought it down."""
-        with _Limit(self, timeout_s) as limit:
-            header = self._ask(pickle.dumps(item))
-            array = None if header is None else self._array(header)
-        if limit.hit:
-            self.finish()
-            return VideoError(f"decoding took longer than {timeout_s:g} s")
-        if header is not None and "reason" in header:
-            return VideoError(str(header["reason"]))
-        if array is None:
-            return VideoError(_last_words(self.finish()))
-        return array
+    def run(self, item: Any, timeout_s: float) -> Iterator[np.ndarray | VideoError]:
+        """What the job makes of `item`: arrays, or reasons why there are none.
 
-    def _ask(self, message: bytes) -> dict[str, Any] | None:
-        """Send a message and read the reply's header; None when the worker is gone or talks nonsense."""
+        Raises `WorkerDied` where the item, or somebody else, brings the process down. No two signs of life may be
+        more than `timeout_s` apart.
+        """
+        message: bytes | None = pickle.dumps(item)
+        while True:
+            with _Limit(self, timeout_s) as limit:
+                header = self._ask(message)
+                array = None if header is None else self._array(header)
+            message = None
+            if array is not None:  # also where it came just as its time was up
+                yield array
+            elif header is not None and "end" in header:
+                return
+            elif header is not None and "reason" in header:
+                yield VideoError(str(header["reason"]))
+            elif limit.hit:
+                self.finish()
+                yield DecodingStopped(f"decoding took longer than {timeout_s:g} s", limit_s=timeout_s)
+                return
+            elif header is None or "going" not in header:
+                try:  # a crash closes the pipes a moment before the status is there: give it that moment
+                    status = self._process.wait(timeout=1.0)
+                except subprocess.TimeoutExpired:
+                    self.finish()
+                    yield VideoError("the decoder answered with what is no frame")
+                    return
+                self.finish()
+                raise WorkerDied(status)
+
+    def _ask(self, message: bytes | None) -> dict[str, Any] | None:
+        """Send a message, if any, and read the next header; None when the worker is gone or talks nonsense."""
         requests, replies = self._pipes()
         try:
-            requests.write(message)
-            requests.flush()
+            if message is not None:
+                requests.write(message)
+                requests.flush()
             header = json.loads(replies.readline(_HEADER_LIMIT))
         except (OSError, ValueError, RecursionError):
             return None
@@ -95,7 +152,13 @@ class Worker:
         if "shape" not in header:
             return None
         try:
-            array = np.empty(header["shape"], dtype=np.dtype(header["dtype"]))
+            dtype = np.dtype(header["dtype"])
+            count = 1
+            for length in header["shape"]:
+                count *= int(length)
+            if count < 0 or count * dtype.itemsize > MEMORY_BYTES:  # more than it can have itself
+                return None
+            array = np.empty(header["shape"], dtype=dtype)
             view = array.reshape(-1).view(np.uint8).data
         except (KeyError, TypeError, ValueError, MemoryError):
             return None
@@ -105,45 +168,59 @@ class Worker:
         assert self._process.stdin is not None and self._process.stdout is not None
         return self._process.stdin, self._process.stdout
 
-    def finish(self) -> int:
-        """End the process if it still runs, free its pipes, return its exit status."""
-        # A crash closes the pipes a moment before the status is there: give it that moment first.
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1.0)
+    def finish(self) -> None:
+        """End the process if it still runs and free its pipes."""
         self._process.kill()
-        status = self._process.wait()
+        self._process.wait()
         for handle in (*self._pipes(), self._errors):
             with suppress(OSError):
                 handle.close()
-        return status
 
 
 class _Limit:
-    """Kills the worker when the block takes longer than `limit_s`; `hit` tells whether it did."""
+    """Kills the worker when the block takes longer than `limit_s`; `hit` tells whether it did.
+
+    Counted in ticks: a process that was stopped (Ctrl-Z, a scheduler that suspends the job) has not used its time.
+    """
 
     def __init__(self, worker: Worker, limit_s: float) -> None:
         self.hit = False
         self._worker = worker
-        self._timer = threading.Timer(limit_s, self._expire)
-        self._timer.daemon = True
+        self._limit_s = limit_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def _expire(self) -> None:
+    def _watch(self) -> None:
+        spent_s, before_s = 0.0, time.monotonic()
+        while spent_s < self._limit_s:
+            if self._over.wait(min(self._limit_s - spent_s, _TICK_S)):
+                return
+            now_s = time.monotonic()
+            spent_s += min(now_s - before_s, 2 * _TICK_S)
+            before_s = now_s
         self.hit = True
         self._worker.kill()
 
     def __enter__(self) -> _Limit:
-        self._timer.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
-        self._timer.join()  # after this `hit` is final
+        self._over.set()
+        self._thread.join()  # after this `hit` is final
 
 
-def _last_words(status: int) -> str:
-    """Why a worker died, from its exit status."""
-    if status >= 0:
-        return f"the decoder ended with exit code {status}"
-    name = signal.Signals(-status).name
-    memory = " (often: out of memory)" if name == "SIGKILL" else ""
-    return f"the decoder crashed ({name}){memory}"
+@contextmanager
+def _parents_signals_held() -> Iterator[None]:
+    """Hold back the parent's signals in this thread: a process that it starts begins, and stays, without them.
+
+    Python takes a while to start; a worker that ignores them from its first line on can still be ended before that.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)

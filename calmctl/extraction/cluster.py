@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -147,8 +149,16 @@ def _unpacked(task: Task, features: bytes, about: dict[str, Any]) -> FrameShard 
 
 @contextmanager
 def _ray() -> Iterator[Any]:
-    """The ray module, connected; a Ray that was started here ends with the block."""
+    """The ray module, connected; a Ray that was started here ends with the block.
+
+    A Ray of this machine alone is for this process alone: it asks for a token that only this process and its
+    children know (older versions of Ray know none), and keeps its session in a folder that nobody else can enter.
+    Its servers listen on all addresses, whatever address Ray is given (2.60 turns 127.0.0.1 into the machine's own).
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no report to Ray's makers
+    alone = "RAY_ADDRESS" not in os.environ
+    if alone and "RAY_AUTH_MODE" not in os.environ:  # Ray reads them when it is imported
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
         import ray.data
@@ -160,10 +170,12 @@ def _ray() -> Iterator[Any]:
         yield ray
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
-    ray.init(**options)
-    try:
+    with ExitStack() as session:
+        if alone:
+            folder = session.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
+            # One level down: Ray opens its own folder to everybody.
+            options["_temp_dir"] = os.path.join(folder, "ray")
+        ray.init(**options)
+        session.callback(ray.shutdown)
         yield ray
-    finally:
-        ray.shutdown()

@@ -66,9 +66,9 @@ def extract(
         device: Where the backbone runs.
         batch_frames: Frames the backbone sees at once, of several clips.
         workers: Decoding processes, of each actor with Ray; None for one a core.
-        timeout_s: Time limit for decoding one clip, in seconds.
+        timeout_s: Time limit for decoding one clip, in seconds; a longer one tries again what took longer.
         shard: (i, n): do the i-th of n parts of the work, counted from 1.
-        retry: Decode clips again that could not be decoded before.
+        retry: Decode clips again whose files could not be decoded before.
         strict: A clip that is missing or cannot be decoded is an error.
         ray_actors: Make the shards on so many actors of Ray (`calmctl.extraction.cluster`); 0 for this process.
         on_progress: Called often, with how far the work is.
@@ -94,8 +94,8 @@ def extract(
         interruptible("what is extracted is kept; go on with the same command"),
     ):
         store.plan(dataset)
-        frames = plan_work(store, "frames", clips, shard=shard, retry=retry)
-        texts = plan_work(store, "texts", clips, shard=shard, retry=retry)
+        frames = plan_work(store, "frames", clips, shard=shard, retry=retry, timeout_s=timeout_s)
+        texts = plan_work(store, "texts", clips, shard=shard, retry=retry, timeout_s=timeout_s)
         started = time.perf_counter()
         if ray_actors:
             make = partial(

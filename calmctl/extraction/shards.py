@@ -89,7 +89,7 @@ def frame_shards(
             for key in group:
                 frames = next(decoded)[1] if key in clips else VideoError("its file is gone")
                 if isinstance(frames, VideoError):
-                    left_out.append(LeftOut(key, str(frames)))
+                    left_out.append(LeftOut(key, str(frames), frames.limit_s))
                 else:
                     batch.append(frames)
                 if len(batch) == encoder.n_clips:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from calmctl.data.samples import Clip
+from calmctl.data.samples import Clip, LeftOut
 from calmctl.data.store_format import Kind, shard_file
 from calmctl.data.store_writer import StoreWriter
+from calmctl.data.workers import TIMEOUT_S
 from calmctl.errors import BadInput
+
+# Stores of earlier versions remember faults of the machine, and of a time limit, as faults of the clip.
+_EARLIER_FAULTS = re.compile(
+    r"decoding took longer|not enough memory"
+    r"|the decoder (ended with exit code 1$|crashed \(SIG(TERM|INT|HUP|KILL|USR[12])\))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +40,42 @@ class Work:
 
 
 def plan_work(
-    store: StoreWriter, kind: Kind, clips: Mapping[str, Clip], *, shard: tuple[int, int], retry: bool
+    store: StoreWriter,
+    kind: Kind,
+    clips: Mapping[str, Clip],
+    *,
+    shard: tuple[int, int],
+    retry: bool,
+    timeout_s: float = TIMEOUT_S,
 ) -> Work:
     """Compare what is planned with what is on disk. Raises `BadInput` for a shard that makes no sense."""
     part, parts = shard
     if not 1 <= part <= parts:
         raise BadInput(f"shard {part}/{parts}: the parts are counted from 1 to n, as in 1/4, 2/4, 3/4, 4/4")
     mine = range(part - 1, len(store.groups(kind)), parts)
-    reasons = {group: why for group in mine if (why := _reason(store, kind, group, clips, retry))}
+    reasons = {group: why for group in mine if (why := _reason(store, kind, group, clips, retry, timeout_s))}
     again = {group: why for group, why in reasons.items() if store.entry(kind, group)}
     return Work(mine, tuple(reasons), tuple(f"{shard_file(kind, group)} {why}" for group, why in again.items()))
 
 
-def _reason(store: StoreWriter, kind: Kind, group: int, clips: Mapping[str, Clip], retry: bool) -> str | None:
+def deserves_another_try(clip: LeftOut, timeout_s: float) -> bool:
+    """Whether a clip was left out for a reason that may not hold any more: only what is wrong with its file lasts.
+
+    What a limit stopped gets a longer one; what the machine stopped is tried each time.
+    """
+    if clip.limit_s is not None:
+        return clip.limit_s == 0 or timeout_s > clip.limit_s
+    return _EARLIER_FAULTS.match(clip.reason) is not None
+
+
+def _reason(
+    store: StoreWriter, kind: Kind, group: int, clips: Mapping[str, Clip], retry: bool, timeout_s: float
+) -> str | None:
     """Why a group has to be made, or None."""
     _, fault = store.shard(kind, group)
     if fault is not None or kind == "texts":
         return fault
     if changed := store.changed_clips(group, clips):
         return f"has a clip whose file has changed ({changed[0]})"
-    entry = store.entry(kind, group)
-    return "has clips to be tried again" if retry and entry and entry.left_out else None
+    again = any(retry or deserves_another_try(clip, timeout_s) for clip in store.left_out_of(group))
+    return "has clips to be tried again" if again else None

@@ -6,9 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# Wide enough for anything that means something, and narrow enough that float32 and memory can hold it.
+PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
+Count = Annotated[int, Field(gt=0, le=1000)]
+PositiveFloat = Annotated[float, Field(ge=1e-12, le=1e9)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Wide = Annotated[int, Field(gt=0, le=65_536)]
+Beams = Annotated[int, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -27,18 +32,18 @@ class Data(Section):
     annotations: str | None = Field(None, description="folder of the annotation files, when not under root")
     videos: str | None = Field(None, description="folder of the clips, when not under root")
     features: str | None = Field(None, description="a feature store to train on; the backbone is frozen then")
-    frames: PositiveInt = Field(12, description="frames sampled from a clip: centres of equal intervals")
+    frames: Count = Field(12, description="frames sampled from a clip: centres of equal intervals")
     val_clips: PositiveInt | None = Field(
         None, description="clips carved from train for validation; null: as the protocol needs"
     )
-    val_seed: int = Field(0, description="seed of that carving")
+    val_seed: Seed = Field(0, description="seed of that carving")
     augment: Literal["none", "crop-flip"] = Field(
         "crop-flip", description="crop-flip: one random crop (area 0.5 to 1) and flip a clip, as T-MASS"
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
     cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that decode; 0: one a core")
-    timeout_s: PositiveFloat = Field(120.0, description="time limit for decoding one clip")
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one a core")
+    timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
 
 
@@ -59,7 +64,7 @@ class AnchorsSection(Section):
 
     vocabulary: str = Field("charades@1", description="name@version, or a path to a YAML or a label list")
     subset: PositiveInt | None = Field(None, description="use this many anchors, drawn by subset_seed (20)")
-    subset_seed: int = Field(0, description="seed of that draw; the drawn labels are stored with the run")
+    subset_seed: Seed = Field(0, description="seed of that draw; the drawn labels are stored with the run")
     encode: Literal["gradient", "no-gradient", "refresh", "frozen"] = Field(
         "gradient", description="prompts re-encoded each step with gradient (4), without, every n, or once"
     )
@@ -82,18 +87,18 @@ class HeadSection(Section):
     kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti"] = Field(
         "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; word-frame interaction"
     )
-    heads: PositiveInt = Field(1, description="xpool, t-mass: attention heads of the text-conditioned pooling")
+    heads: Count = Field(1, description="xpool, t-mass: attention heads of the text-conditioned pooling")
     dropout: Share = Field(0.3, description="xpool, t-mass: dropout of the pooling's last linear branch")
     noise: Literal["uniform", "normal"] = Field("uniform", description="t-mass: U[0,1) or N(0, noise_std^2)")
     noise_std: PositiveFloat = Field(0.003, description="t-mass: for noise: normal")
     support_weight: NonNegative = Field(0.0, description="t-mass: weight of the support text's loss")
-    trials: Annotated[int, Field(ge=0)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
-    layers: PositiveInt = Field(4, description="seqtransf, emcl, wti: transformer layers over the frames")
+    trials: Annotated[int, Field(ge=0, le=10_000)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
+    layers: Count = Field(4, description="seqtransf, emcl, wti: transformer layers over the frames")
     init: Literal["backbone", "random"] = Field(
         "backbone", description="those layers start as CLIP's first text layers, or at random"
     )
-    bases: PositiveInt = Field(32, description="emcl: bases of the expectation-maximisation")
-    em_steps: PositiveInt = Field(9, description="emcl: its iterations")
+    bases: Wide = Field(32, description="emcl: bases of the expectation-maximisation")
+    em_steps: Count = Field(9, description="emcl: its iterations")
     em_weight: NonNegative = Field(3.0, description="emcl: factor beta of the reconstruction that is added")
     em_init: Literal["released", "gaussian"] = Field(
         "released", description="emcl: bases start alike but for signs, or spread (docs/science.md)"
@@ -106,13 +111,15 @@ class HeadSection(Section):
 class CaptionSection(Section):
     """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
-    width: PositiveInt = Field(768, description="of the transformer's layers")
-    encoder_layers: PositiveInt = Field(1, description="transformer layers over the frames")
-    decoder_layers: PositiveInt = Field(3, description="transformer layers over the words")
-    heads: PositiveInt = Field(8, description="attention heads of a layer")
-    ffn: PositiveInt = Field(2048, description="inner width of a layer's perceptron")
+    width: Wide = Field(768, description="of the transformer's layers")
+    encoder_layers: Count = Field(1, description="transformer layers over the frames")
+    decoder_layers: Count = Field(3, description="transformer layers over the words")
+    heads: Count = Field(8, description="attention heads of a layer")
+    ffn: Wide = Field(2048, description="inner width of a layer's perceptron")
     dropout: Share = Field(0.1, description="on embeddings and behind every branch of a layer")
-    max_tokens: Annotated[int, Field(ge=2)] = Field(30, description="longest caption in CLIP tokens, end included")
+    max_tokens: Annotated[int, Field(ge=2, le=1000)] = Field(
+        30, description="longest caption in CLIP tokens, end included"
+    )
     vocabulary: Literal["all", "train"] = Field(
         "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
     )
@@ -122,11 +129,11 @@ class CaptionSection(Section):
         "smoothed", description="cross-entropy with smoothing, or half of it and half reversed"
     )
     smoothing: Share = Field(0.1, description="label smoothing of loss: smoothed")
-    beam: PositiveInt = Field(5, description="beams of the search; 1: greedy")
-    length_penalty: NonNegative = Field(
+    beam: Beams = Field(5, description="beams of the search; 1: greedy")
+    length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
         1.0, description="a caption's log-probability is divided by its length to this power; 0: as it is"
     )
-    validation_beam: PositiveInt = Field(1, description="beams for choosing the best epoch; 1: greedy, faster")
+    validation_beam: Beams = Field(1, description="beams for choosing the best epoch; 1: greedy, faster")
 
 
 class AlignmentSection(Section):
@@ -139,7 +146,7 @@ class AlignmentSection(Section):
         "video-to-text", description="both: V_p is also reconstructed from S_p, by a VAE of its own (29)"
     )
     kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
-    latent: PositiveInt = Field(256, description="d, the latent dimension")
+    latent: Wide = Field(256, description="d, the latent dimension")
     layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, docs/science.md")
     activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the VAE's layers (11)")
     dropout: Share = Field(0.1, description="behind those activations, encoder and decoder")
@@ -147,9 +154,11 @@ class AlignmentSection(Section):
         "probability", description="the VAE sees V_p, log V_p, or K * V_p (12)"
     )
     detach_target: bool = Field(True, description="no gradient through S_p (3)")
-    samples: PositiveInt = Field(1, description="Monte Carlo samples of z a step (15)")
+    samples: Count = Field(1, description="Monte Carlo samples of z a step (15)")
     latent_reduction: Literal["sum", "mean"] = Field("sum", description="over d, Eq. 15 is a sum (14)")
-    logvar_limit: PositiveFloat = Field(10.0, description="log sigma^2 is clamped to +- this (10)")
+    logvar_limit: Annotated[float, Field(gt=0, le=80)] = Field(
+        10.0, description="log sigma^2 is clamped to +- this (10)"
+    )
 
 
 class OptimSection(Section):
@@ -182,7 +191,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="names the run's folder")
     task: Literal["retrieval", "caption"] = Field("retrieval", description="what is trained")
-    seed: int = Field(24, description="of initialisation, order, dropout and noise")
+    seed: Seed = Field(24, description="of initialisation, order, dropout and noise")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
     data: Data
     backbone: BackboneSection = BackboneSection()

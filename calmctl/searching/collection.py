@@ -14,8 +14,10 @@ from calmctl.data.samples import Clip, Dataset, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import INDEX, shard_file
 from calmctl.data.store_writer import is_unchanged, read_sources, record_origin
+from calmctl.data.workers import TIMEOUT_S
 from calmctl.errors import DatasetError, RunFailed, StoreError
 from calmctl.extraction.extract import extract
+from calmctl.extraction.work import deserves_another_try
 from calmctl.files import sha256_bytes
 from calmctl.model.preprocess import fingerprint
 from calmctl.searching.mapped import ShardRows, searched_rows
@@ -188,6 +190,8 @@ def _is_current(path: Path, clips: list[Clip]) -> bool:
         store = FeatureStore.open(path)
         split = store.split("test")
         if {*split.ids, *(clip.id for clip in split.left_out)} != {clip.id for clip in clips}:
+            return False
+        if any(deserves_another_try(clip, TIMEOUT_S) for clip in store.left_out):
             return False
         current = {clip.id: clip for clip in clips}
         for group in range(len(store.groups("frames"))):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from calmctl.data.long import measure
 from calmctl.data.samples import Clip
 from calmctl.data.store_format import shard_file
 from calmctl.data.store_writer import Source, read_sources
+from calmctl.errors import VideoError
 from calmctl.searching.collection import Collection
 from calmctl.searching.mapped import MappedFrames
-from calmctl.searching.windows import measure
 
 Times = tuple[float, float | None, float]
 
@@ -35,7 +36,7 @@ def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[i
         found[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
         if clip is not None and (end_s is None or clip.begins_s is None):
             unmeasured[position] = Clip(key, clip.path)
-    extents = {clip.id: extent for clip, extent in measure(unmeasured.values()) if not isinstance(extent, str)}
+    extents = {clip.id: extent for clip, extent in measure(unmeasured.values()) if not isinstance(extent, VideoError)}
     for position, clip in unmeasured.items():
         if clip.id in extents:
             length_s, begins_s = extents[clip.id]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from calmctl.data.inspection import inspect
+from calmctl.data.long import is_length, measure, require_countable
 from calmctl.data.samples import Clip, LeftOut
-from calmctl.data.workers import run_isolated
-from calmctl.errors import BadInput, RunFailed, VideoError
+from calmctl.errors import BadInput, DatasetError, RunFailed, VideoError
 from calmctl.files import read_json, stamp, write_json
 
 Progress = Callable[[str, int, int], None]
+
+MOST_WINDOWS = 2_000_000
+"""Of a folder (our choice): they are listed in memory, a gigabyte."""
 
 
 def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[tuple[float, float]]:
@@ -24,7 +23,11 @@ def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[t
 
     What remains behind the last whole window becomes one of its own, of full length and ending with the video, if it
     is at least half a stride long; else it joins the last. A video shorter than a window is one.
+
+    Raises:
+        VideoError: There would be more than `calmctl.data.long.MOST_PARTS`.
     """
+    require_countable(duration_s, (duration_s - window_s) / stride_s, "windows")
     count = max(1, int((duration_s - window_s) / stride_s + 1e-9) + 1)
     bounds = [(k * stride_s, min(k * stride_s + window_s, duration_s)) for k in range(count)]
     remains = duration_s - bounds[-1][1]
@@ -63,14 +66,17 @@ def windows_of(
     """
     known = _remembered(cache)
     seen = {clip.id: _stat(clip.path) for clip in clips}
+    passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
     unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != seen[clip.id]]
     for done, (clip, found) in enumerate(measure(unknown), start=1):
-        known[clip.id] = [*seen[clip.id], *((found, 0.0) if isinstance(found, str) else found)]
+        known[clip.id] = [*seen[clip.id], *((str(found), 0.0) if isinstance(found, VideoError) else found)]
+        if isinstance(found, VideoError) and found.limit_s is not None:
+            passing.add(clip.id)
         if progress is not None:
             progress("measuring videos", done, len(unknown))
     if unknown:
         with suppress(RunFailed):  # they are measured again the next time
-            write_json(cache, {clip.id: known[clip.id] for clip in clips})
+            write_json(cache, {clip.id: known[clip.id] for clip in clips if clip.id not in passing})
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
@@ -78,24 +84,19 @@ def windows_of(
         if isinstance(length, str):
             left_out.append(LeftOut(clip.id, length))
             continue
-        for start, end in window_bounds(length, window_s, stride_s):
+        try:
+            bounds = window_bounds(length, window_s, stride_s)
+        except VideoError as fault:
+            left_out.append(LeftOut(clip.id, str(fault)))
+            continue
+        for start, end in bounds:
             moment = ",".join(_to_ms(begins_s + each) for each in (start, end))
             windows.append(Clip(f"{clip.id}#t={moment}", clip.path, start, end, begins_s))
+        if len(windows) > MOST_WINDOWS:
+            raise DatasetError(
+                f"more than {MOST_WINDOWS:,} windows in the folder; take longer ones with --window, or --stride"
+            )
     return windows, left_out
-
-
-def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, tuple[float, float] | str]]:
-    """Every clip's file: its length and when it begins by its own clock, in seconds, or why it has none.
-
-    In processes of their own.
-    """
-    for clip, found in run_isolated(_extent, clips):
-        yield clip, str(found) if isinstance(found, VideoError) else (float(found[0]), float(found[1]))
-
-
-def _extent(clip: Clip) -> np.ndarray:
-    source = inspect(clip.path)
-    return np.array([source.duration_s, source.begins_s])
 
 
 def _to_ms(time_s: float) -> str:
@@ -122,5 +123,4 @@ def _remembered(cache: Path) -> dict[str, list[Any]]:
 
 def _fits(length: object, begins_s: object) -> bool:
     """A number of seconds or why there is none, and when it begins."""
-    told = isinstance(length, str) or (isinstance(length, int | float) and 0 < length < inf)
-    return told and isinstance(begins_s, int | float) and -inf < begins_s < inf
+    return (isinstance(length, str) or is_length(length)) and is_length(begins_s)

@@ -82,4 +82,4 @@ def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, 
     from calmctl.data.decode import read_frames
 
     clip, transform = item
-    return transform(read_frames(clip, n_frames))
+    return read_frames(clip, n_frames, transform)

@@ -71,19 +71,20 @@ def train(
     """
     prepared = together(world, lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
-    part_random(world, recipe.seed)
     with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
-        # What was tracked before goes on being tracked: resuming takes no options.
-        tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
-        tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
-        if world.rank == 0:
-            _describe(run, prepared)
+        with _begun(run) if world.rank == 0 and resume is None else nullcontext():
+            part_random(world, recipe.seed)
+            # What was tracked before goes on being tracked: resuming takes no options.
+            tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
+            tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
+            if world.rank == 0:
+                _describe(run, prepared)
+                if watcher:
+                    watcher.begin(run, recipe.optim.epochs)
             if watcher:
-                watcher.begin(run, recipe.optim.epochs)
-        if watcher:
-            for text in prepared.model.backbone.notes:
-                watcher.warn(text)
-        source = prepared.batches(progress, Share(world.rank, world.size))
+                for text in prepared.model.backbone.notes:
+                    watcher.warn(text)
+            source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
         position = run_training(
             Training(
@@ -139,6 +140,16 @@ def _held(run: Run, *, new: bool) -> Iterator[None]:
             raise
         stack.enter_context(interruptible(how_to_resume(run)))
         yield
+
+
+@contextmanager
+def _begun(run: Run) -> Iterator[None]:
+    """Remove the folder of a new run that fails before its first step; one that is interrupted goes on from there."""
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def _describe(run: Run, prepared: Prepared) -> None:

@@ -84,7 +84,7 @@ BAD: dict[str, tuple[Make, str]] = {
     "text.mp4": (lambda p, m: written(p, b"hello world\n" * 99), "not a video"),
     "noise.mp4": (lambda p, m: written(p, np.random.default_rng(0).bytes(9999)), "not a video"),
     "zeros.mp4": (lambda p, m: written(p, bytes(9999)), "not a video"),
-    "playlist.mp4": (lambda p, m: written(p, b"#EXTM3U\n#EXTINF:1,\nother.ts\n"), "a playlist"),
+    "playlist.mp4": (lambda p, m: written(p, b"#EXTM3U\n#EXTINF:1,\nother.ts\n"), "not a video"),
     "concat.mp4": (lambda p, m: written(p, b"ffconcat version 1.0\nfile other.mp4\n"), "a playlist"),
     "image.mp4": (lambda p, m: image(p.with_suffix(".png"), m).rename(p), "a still image"),
     "photo.jpg": (lambda p, m: image(p, m), "a still image"),

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calmctl.data import instants
-from calmctl.data.decode import probe, read_frames
+from calmctl.data import decode
+from calmctl.data.decode import FRAMES_PER_WINDOW, probe, read_frames
 from calmctl.data.inspection import inspect
-from calmctl.data.instants import FRAMES_PER_WINDOW, instants_of, sample_video
+from calmctl.data.instants import instants_of, sample_video
 from calmctl.data.pictures import jpeg, shrink
 from calmctl.data.samples import Clip
 from calmctl.data.sampling import frame_times
@@ -55,26 +55,26 @@ def test_instants_are_bounded_however_long_the_video() -> None:
 @pytest.mark.parametrize("decord", [True, False])
 def test_never_more_than_a_window_of_frames(video: Path, monkeypatch: pytest.MonkeyPatch, decord: bool) -> None:
     if not decord:  # as for a file that it cannot be trusted with
-        monkeypatch.setattr(instants, "suits_decord", lambda source: False)
+        monkeypatch.setattr(decode, "suits_decord", lambda source: False)
     source = inspect(video)
     times_s = frame_times(source.duration_s, 5 * FRAMES_PER_WINDOW + 1)
-    windows = list(instants.frame_windows(source, times_s))
+    windows = list(decode.frame_windows(source, times_s))
     assert max(map(len, windows)) == FRAMES_PER_WINDOW
     np.testing.assert_array_equal(np.concatenate(windows), read_frames(Clip("v", video), len(times_s)))
 
 
 def test_pyav_takes_over_where_decord_gives_up(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    decord = instants.read_with_decord
+    decord = decode.read_with_decord
 
     def gives_up(source, times_s):
         asked.append(len(times_s))
         return None if len(asked) == 2 else decord(source, times_s)
 
-    monkeypatch.setattr(instants, "read_with_decord", gives_up)
+    monkeypatch.setattr(decode, "read_with_decord", gives_up)
     source = inspect(video)
     times_s = frame_times(source.duration_s, 4 * FRAMES_PER_WINDOW)
-    found = np.concatenate(list(instants.frame_windows(source, times_s)))
+    found = np.concatenate(list(decode.frame_windows(source, times_s)))
     assert asked == [FRAMES_PER_WINDOW] * 2
     np.testing.assert_array_equal(found, read_frames(Clip("v", video), len(times_s)))
 

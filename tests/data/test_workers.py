@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from calmctl.data import worker_process
+from calmctl.data.worker import MEMORY_BYTES
 from calmctl.data.workers import available_cores, run_isolated
-from calmctl.errors import RunFailed, VideoError
+from calmctl.errors import BadInput, RunFailed, VideoError
 
 HERE = Path(__file__).parent
 
@@ -56,7 +59,7 @@ def test_every_fault_costs_one_item_and_results_keep_their_order(jobs: ModuleTyp
         "reason": "no video stream",
         "bug": "KeyError: 'frame'",
         "exit": "the decoder ended with exit code 3",
-        "memory": "not enough memory to decode it",
+        "memory": "decoding what it claims takes more than 4 GiB of memory",
         "noise": "noise",
         "read-nowhere": "the decoder crashed (SIGSEGV)",
         "hang-in-c": limit,
@@ -143,3 +146,129 @@ def test_processes_of_one_training_share_the_cores(monkeypatch):
     assert available_cores() == cores
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores * 2))
     assert available_cores() == 1
+
+
+def test_what_is_sent_to_a_whole_job_ends_no_worker(jobs: ModuleType) -> None:
+    ((_, own_session),) = run_isolated(jobs.signals, [0], workers=1)
+    assert own_session[0]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "reason", "limit_s"),
+    [
+        ("SIGKILL", "the decoder was killed twice (SIGKILL, often: out of memory)", 0.0),
+        ("SIGXCPU", "the decoder was killed twice (SIGXCPU)", 0.0),
+        ("SIGSEGV", "the decoder crashed (SIGSEGV)", None),
+    ],
+)
+def test_one_death_is_tried_again_and_two_are_blamed_on_whom_they_tell_of(
+    jobs: ModuleType, tmp_path: Path, name: str, reason: str, limit_s: float | None, times: int
+) -> None:
+    results = run_isolated(jobs.die, [(name, str(tmp_path / "tries"), times), ("SIGKILL", str(tmp_path / "b"), 0)])
+    (_, first), (_, second) = results
+    if times == 1:
+        assert isinstance(first, np.ndarray) and first[0] == 2
+    else:
+        assert isinstance(first, VideoError) and (str(first), first.limit_s) == (reason, limit_s)
+    assert isinstance(second, np.ndarray)
+
+
+def test_a_stream_that_dies_goes_on_where_it_was(jobs: ModuleType, tmp_path: Path) -> None:
+    """Its arrays come one by one, each once, a reason in its place; and a second item is not mixed up with it."""
+    items = [(6, str(tmp_path / "died"), 4), (30, str(tmp_path / "died"), -1)]
+    found: dict[int, list[str | int]] = {6: [], 30: []}
+    for (count, _, _), result in run_isolated(jobs.stream, items, workers=2):
+        found[count].append(str(result) if isinstance(result, VideoError) else int(result[0]))
+    assert found[6] == [0, 1, 2, "three", 4, 5]
+    assert found[30] == [0, 1, 2, "three", *range(4, 30)]
+    assert (tmp_path / "died").exists()
+
+
+def test_a_stream_waits_for_its_consumer_and_closing_ends_it(jobs: ModuleType, tmp_path: Path) -> None:
+    results = run_isolated(jobs.stream, [(10**9, str(tmp_path / "never"), -1)] * 2, workers=2)
+    assert [int(result[0]) for _, result in itertools.islice(results, 3)] == [0, 1, 2]
+    results.close()
+
+
+def test_a_time_limit_is_no_fault_of_the_file(jobs: ModuleType) -> None:
+    ((_, result),) = run_isolated(jobs.misbehave, ["hang"], workers=1, timeout_s=0.3)
+    assert isinstance(result, VideoError) and result.limit_s == 0.3
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan"), 1e10, 1e300])
+def test_a_time_limit_is_a_length_of_time(jobs: ModuleType, timeout_s: float) -> None:
+    with pytest.raises(BadInput, match="time limit"):
+        list(run_isolated(jobs.pid, [0], timeout_s=timeout_s))
+
+
+def test_time_in_which_this_process_was_stopped_does_not_count(
+    jobs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler that suspends a job stops clocks of nothing but its processes: an hour passes between two ticks."""
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr(worker_process.time, "monotonic", lambda: next(hours))
+    monkeypatch.setattr(worker_process, "_TICK_S", 0.01)
+    ((_, result),) = run_isolated(jobs.pid, [0], workers=1, timeout_s=120.0)
+    assert isinstance(result, np.ndarray)
+
+
+def test_the_machine_is_safe_from_what_files_claim(jobs: ModuleType) -> None:
+    ((_, limits),) = run_isolated(jobs.limits, [0], workers=1)
+    assert limits.tolist() == [MEMORY_BYTES, 1000]
+
+
+def test_no_array_is_made_that_a_worker_cannot_have(jobs: ModuleType) -> None:
+    worker = worker_process.Worker(b"")
+    try:
+        for shape in ([10**13], [10**6, 10**6], [-1, -(10**12)], ["x"], [1 << 62, 1 << 62]):
+            assert worker._array({"shape": shape, "dtype": "|u1"}) is None
+    finally:
+        worker.finish()
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path[:] = {path!r}
+import worker_jobs
+from calmctl.data.workers import run_isolated
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a run that ends its step first
+print("begin", flush=True)
+for item, result in run_isolated(worker_jobs.{job}, {items!r}, workers=2):
+    print(item, result, flush=True)
+os._exit(0)  # Python's own way out sets signals back
+"""
+
+
+def script(job: str, items: list[str], folder: Path) -> "subprocess.Popen[str]":
+    text = SCRIPT.format(path=[str(HERE), *sys.path], job=job, items=items)
+    return subprocess.Popen(
+        [sys.executable, "-c", text],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_group_that_is_told_to_end_ends_no_clip(tmp_path: Path) -> None:
+    """The signal comes again and again while workers start and while they work, as `timeout` and Slurm send it."""
+    run = script("misbehave", ["one", "two", "three"], tmp_path)
+    assert run.stdout is not None and run.stdout.readline() == "begin\n"
+    while run.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGTERM)
+        time.sleep(0.002)
+    told, errors = run.communicate()
+    assert (run.returncode, errors) == (0, "")
+    assert len(told.splitlines()) == 3 and "decoder" not in told and "Error" not in told
+
+
+def test_a_hanging_decoder_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    run = script("slow_pid_to_file", ["pid"], tmp_path)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert gone(int((tmp_path / "pid").read_text()))

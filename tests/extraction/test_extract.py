@@ -24,9 +24,10 @@ from calmctl.data.registry import load_dataset
 from calmctl.data.samples import Clip, Dataset, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_merge import merge_stores
-from calmctl.errors import BadInput, RunFailed, StoreError, VideoError
+from calmctl.errors import BadInput, DecodingStopped, RunFailed, StoreError, VideoError
 from calmctl.extraction.extract import LOG, extract
 from calmctl.extraction.report import ExtractReport, Progress
+from calmctl.extraction.work import deserves_another_try
 from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone
 
@@ -346,6 +347,60 @@ def test_left_out_clips_are_tried_again_only_when_asked(
     run(drawn, backbone, store, retry=True)
     assert tried == ["clip3", "clip4", "clip5", "clip6", "clip7"]
     assert content(store) == content(whole)
+
+
+def test_only_faults_of_a_file_are_remembered(
+    drawn: Path, backbone: Backbone, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine ended is tried each time, what a limit ended with a longer one."""
+    faults: dict[str, VideoError] = {
+        "clip0": DecodingStopped("the decoder was killed twice (SIGKILL)", limit_s=0.0),
+        "clip1": DecodingStopped("decoding took longer than 5 s", limit_s=5.0),
+        "clip2": VideoError("damaged"),
+    }
+    tried: list[str] = []
+
+    def decode(clips: Iterable[Clip], **options: Any) -> Any:
+        for clip, frames in decode_here(clips, **options):
+            tried.append(clip.id)
+            yield clip, faults.get(clip.id, frames)
+
+    def again(**options: Any) -> set[str]:
+        tried.clear()
+        run(drawn, backbone, tmp_path / "store", **options)
+        return set(tried)
+
+    monkeypatch.setattr(module, "decode_clips", decode)
+    again(timeout_s=5.0)
+    groups = FeatureStore.open(tmp_path / "store").groups("frames")
+    of = {key: set(group) for group in groups for key in group}
+    assert again(timeout_s=5.0) == of["clip0"]
+    del faults["clip0"]
+    assert again(timeout_s=5.0) == of["clip0"], "and then it is there"
+    assert again(timeout_s=5.0) == again(timeout_s=4.0) == set()
+    del faults["clip1"]
+    assert again(timeout_s=6.0) == of["clip1"]
+    assert again() == set()
+    del faults["clip2"]
+    assert again(retry=True) >= of["clip2"]
+    assert content(tmp_path / "store") == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("reason", "tried"),
+    [
+        ("the decoder ended with exit code 1", True),
+        ("the decoder crashed (SIGTERM)", True),
+        ("the decoder crashed (SIGKILL) (often: out of memory)", True),
+        ("decoding took longer than 0.1 s", True),
+        ("not enough memory to decode it", True),
+        ("the decoder crashed (SIGSEGV)", False),
+        ("the decoder ended with exit code 11", False),
+        ("audio only", False),
+    ],
+)
+def test_what_earlier_versions_remember_of_the_machine_is_forgotten(reason: str, tried: bool) -> None:
+    assert deserves_another_try(LeftOut("x", reason), 120.0) is tried
 
 
 def test_another_backbone_is_refused(whole: Path, drawn: Path) -> None:

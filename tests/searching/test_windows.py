@@ -1,5 +1,6 @@
 """Windows cover a video, each second of it, and files are measured once."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from calmctl.data.demo_draw import encode
 from calmctl.data.samples import Clip
-from calmctl.errors import BadInput
-from calmctl.files import write_json
+from calmctl.errors import BadInput, DatasetError
+from calmctl.files import stamp, write_json
 from calmctl.searching.windows import check_windows, window_bounds, windows_of
 
 
@@ -85,11 +86,11 @@ def test_files_are_measured_once_and_broken_ones_named(tmp_path: Path) -> None:
 
 def test_windows_are_named_by_the_files_own_clock(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"measured before")
-    status, cache = (tmp_path / "a.mp4").stat(), tmp_path / "lengths.json"
+    cache = tmp_path / "lengths.json"
     clips = [Clip("a", tmp_path / "a.mp4")]
 
     def cut(length_s: float, begins_s: float) -> list[Clip]:
-        write_json(cache, {"a": [status.st_size, status.st_mtime_ns, length_s, begins_s]})
+        write_json(cache, {"a": [*stamp(clips[0].path), length_s, begins_s]})
         return windows_of(clips, 0.5, 0.5, cache)[0]
 
     late = cut(1.0, 2.0)
@@ -98,3 +99,33 @@ def test_windows_are_named_by_the_files_own_clock(tmp_path: Path) -> None:
     day = cut(100_800.0, 0.1)
     assert len({each.id for each in day}) == len(day) == 201_600
     assert day[-1].id == "a#t=100799.6,100800.1"
+
+
+def test_lengths_that_no_file_can_have_cost_neither_memory_nor_the_other_files(tmp_path: Path) -> None:
+    """Whether a decoder or the cache says them."""
+    frames = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+    clips = []
+    for name in "abcdef":
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(encode(frames))
+        clips.append(Clip(name, path))
+    cache = tmp_path / "lengths.json"
+    windows_of(clips, 0.5, 0.5, cache)
+    known = json.loads(cache.read_text())
+    for name, length in zip("abcde", (4.3e10, 1e300, float("nan"), float("inf"), [1]), strict=True):
+        known[name][-2] = length
+    cache.write_text(json.dumps(known))
+    windows, left_out = windows_of(clips, 0.5, 0.5, cache)
+    assert [clip.id for clip in left_out] == ["a", "b"]
+    assert "claims 43,000,000,000 s" in left_out[0].reason and "take longer ones" in left_out[0].reason
+    of = {name: [each for each in windows if each.path.stem == name] for name in "cdef"}
+    assert all(len(each) == len(of["f"]) > 1 for each in of.values()), "measured again"
+    assert len({each.id for each in windows}) == len(windows)
+
+
+def test_a_folder_has_an_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = Clip("a", tmp_path / "a.mp4")
+    clip.path.write_bytes(encode(np.zeros((20, 48, 64, 3), np.uint8)))
+    monkeypatch.setattr("calmctl.searching.windows.MOST_WINDOWS", 2)
+    with pytest.raises(DatasetError, match="more than 2 windows"):
+        windows_of([clip], 0.1, 0.1, tmp_path / "lengths.json")

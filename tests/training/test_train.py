@@ -207,6 +207,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_clips(tiny_recipe, tmp
     assert f"the last good checkpoint is {run.state}" in text
 
 
+@pytest.mark.parametrize("fault", [DatasetError("no clip"), ValueError("a bug")])
+def test_a_start_that_fails_leaves_no_folder(tiny_recipe, tmp_path, monkeypatch, fault):
+    """And one that is interrupted does: it is gone on with."""
+
+    def fails(*_):
+        raise fault
+
+    monkeypatch.setattr("calmctl.training.prepared.Prepared.batches", fails)
+    with pytest.raises(type(fault)):
+        train(tiny_recipe(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    fault = KeyboardInterrupt()
+    with pytest.raises(RunFailed, match="interrupted"):
+        train(tiny_recipe(), tmp_path)
+    assert [run.name for run in tmp_path.iterdir()] == ["tiny-001"]
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny_recipe, tmp_path, monkeypatch):
     from calmctl.model import calm
 
