@@ -251,6 +251,11 @@ with locked(Path(sys.argv[1]), RunFailed("busy")):
 """
 
 
+def end(process):
+    process.kill()
+    process.wait()  # until then its number is in use
+
+
 @pytest.mark.parametrize("fault", [0, errno.ENOLCK, errno.ENOSYS])
 def test_a_folder_is_held_by_one_process_also_where_there_are_no_locks(tmp_path, monkeypatch, fault):
     import fcntl
@@ -269,7 +274,7 @@ def test_a_folder_is_held_by_one_process_also_where_there_are_no_locks(tmp_path,
         with pytest.raises(RunFailed, match=told), locked(tmp_path, RunFailed("busy")):
             pass
         waited = []
-        with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(holder.kill())):
+        with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(end(holder))):
             assert len(waited) == 1, "who may wait is told, and goes on when the other process has ended"
     finally:
         holder.kill()
