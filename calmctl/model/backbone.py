@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +16,22 @@ if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
 
+class Normalise:
+    """Uint8 frames to what the vision tower reads: scaled to [0, 1], minus the mean, over the deviation."""
+
+    def __init__(self, mean: Any, std: Any) -> None:
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Normalise uint8 [..., H, W, 3]; returns float32 [..., 3, H, W] on the device of `frames`."""
+        scaled = frames.movedim(-1, -3).float().div_(255)
+        mean, std = (torch.tensor(values, device=frames.device) for values in (self.mean, self.std))
+        return scaled.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1)).contiguous()
+
+
 class Backbone(nn.Module):
-    """CLIP's two towers with their tokenizer; `calmctl.model.preprocess` prepares their frames.
+    """CLIP's two towers with their tokenizer and preprocessing.
 
     Features are projected into the joint space and not L2-normalised (docs/science.md, The heads).
 
@@ -57,6 +72,10 @@ class Backbone(nn.Module):
         """The text tower's token embeddings, [V, width]."""
         weight: Tensor = getattr(self.clip, "text", self.clip).token_embedding.weight
         return weight
+
+    def preprocess(self, frames: np.ndarray) -> Tensor:
+        """Uint8 RGB frames of any one size as the vision tower reads them: float32 [F, 3, H, W]."""
+        return Normalise(self.spec.mean, self.spec.std)(torch.from_numpy(self.spec.frame_resize(frames)))
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Token ids [N, L], padded to the longest sentence where the text tower allows it.

@@ -6,33 +6,18 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from calmctl.data.pixels import FrameResize
-from calmctl.model.backbone import Backbone
+from calmctl.model.backbone import Backbone, Normalise
 
 
 def split_preprocess(backbone: Backbone) -> tuple[FrameResize, Normalise]:
     """The backbone's preprocessing as resizing (uint8, in a worker) and normalising (float, on the device).
 
-    One after the other is open_clip's evaluation transform, to the last bit.
+    One after the other is `Backbone.preprocess`, which is open_clip's evaluation transform to the last bit.
     """
     spec = backbone.spec
     return spec.frame_resize, Normalise(spec.mean, spec.std)
-
-
-class Normalise:
-    """Uint8 frames to what the vision tower reads: scaled to [0, 1], minus the mean, over the deviation."""
-
-    def __init__(self, mean: Any, std: Any) -> None:
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Normalise uint8 [..., H, W, 3]; returns float32 [..., 3, H, W] on the device of `frames`."""
-        scaled = frames.movedim(-1, -3).float().div_(255)
-        mean, std = (torch.tensor(values, device=frames.device) for values in (self.mean, self.std))
-        return scaled.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1)).contiguous()
 
 
 def fingerprint(backbone: Backbone) -> dict[str, Any]:

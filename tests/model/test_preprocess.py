@@ -34,7 +34,7 @@ def test_halves_equal_the_whole_exactly(backbone: Backbone, height: int, width: 
     resize, normalise = split_preprocess(backbone)
     halves = normalise(torch.from_numpy(resize(frames)))
     assert halves.is_contiguous()
-    assert torch.equal(halves, theirs(frames, size=48))
+    assert torch.equal(halves, theirs(frames, size=48)) and torch.equal(halves, backbone.preprocess(frames))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (32, 64), (56, 24)], ids=str)

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError
 from calmctl.model import weights as module
-from calmctl.model.preprocess import Normalise, fingerprint, split_preprocess
+from calmctl.model.backbone import Normalise
+from calmctl.model.preprocess import fingerprint, split_preprocess
 from calmctl.model.spec import CLIP_PIXELS, BackboneSpec, check_backbone, read_architecture, read_pixels, read_spec
 from calmctl.model.weights import build_backbone, build_unrecorded, load_backbone
 from calmctl.tensorfiles import save_tensors
