@@ -21,7 +21,7 @@ from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.runs import TestSet, evaluate_run
 from calmctl.explaining.pages import explain_page
-from calmctl.files import write_json
+from calmctl.files import unused, write_json
 from calmctl.provenance import environment
 from calmctl.recipe import load_recipe, resolve_recipe
 from calmctl.runs.folder import Run
@@ -77,7 +77,7 @@ class Demo:
 
 
 def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: DemoWatcher) -> Demo:
-    """Draw the world, train, evaluate, and write `runs/demo-report.json`.
+    """Draw the world, train, evaluate, and write `runs/demo-report.json`, or a numbered one beside it.
 
     Raises:
         CalmError: As training does.
@@ -106,9 +106,9 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     )
     clip, sentence = _example(root)
     watcher.stage("explaining one clip and its caption on a page")
-    page = runs / "demo-explained.html"
+    # Beside those of earlier demos, whose runs are kept too: a report that is written over would name others' numbers.
+    report, page = (unused(runs / name) for name in ("demo-report.json", "demo-explained.html"))
     explain_page(with_calm, clip, sentence, page)
-    report = runs / "demo-report.json"
     write_json(report, _record(systems, differences) | {"captioner": captions.to_json()})
     return Demo(systems, differences, captioner, captions, report, page, clip, sentence)
 

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,6 +76,12 @@ def append_text(path: Path, text: str) -> None:
             handle.write(text.encode("utf-8"))
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def unused(path: Path) -> Path:
+    """`path`, or where something lies there, the first free one of `NAME-2.SUFFIX`, `NAME-3.SUFFIX`, ..."""
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(each for each in chain([path], others) if not each.exists())
 
 
 def remove_unfinished(folder: Path) -> None:

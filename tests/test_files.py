@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from calmctl.errors import BadInput, RunFailed
-from calmctl.files import read_json, sha256_bytes, sha256_file, write_json, write_text
+from calmctl.files import read_json, sha256_bytes, sha256_file, unused, write_json, write_text
 
 
 def test_a_file_appears_whole_with_ordinary_rights(tmp_path):
@@ -47,3 +47,10 @@ def test_a_missing_file_and_a_folder_are_sentences(tmp_path):
         read_json(tmp_path / "none.json", what="thing")
     with pytest.raises(BadInput, match="cannot read"):
         read_json(tmp_path, what="thing")
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    wanted = tmp_path / "demo-report.json"
+    for name in ("demo-report.json", "demo-report-2.json", "demo-report-3.json"):
+        assert unused(wanted) == tmp_path / name
+        unused(wanted).touch()

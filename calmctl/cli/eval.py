@@ -38,7 +38,9 @@ def evaluate(
     root: Annotated[Path | None, typer.Option(help="Where the datasets of --cross lie.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder of clips, when not under root.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Evaluate on this feature store instead of videos.")] = None,
+    features: Annotated[
+        list[Path] | None, typer.Option(help="Evaluate on this feature store instead of videos; one for each --cross.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.")] = "best",
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     protocol: Annotated[str, typer.Option(help="leak-free; or, labelled: dual-softmax, tmass-released.")] = "leak-free",
@@ -100,10 +102,16 @@ def evaluate(
     if run is None:
         note(f"evaluating the newest run, {printable(str(chosen.folder))}")
     recipe = chosen.recipe()
+    if features and len(features) != max(1, len(cross or ())):
+        raise BadInput(
+            f"{len(features)} x --features and {len(cross or ())} x --cross: a feature store is of one data set; give "
+            "one --features for each --cross, in their order"
+        )
     if cross:
+        stores: list[Path | None] = [*features] if features else [None] * len(cross)
         tests = [
-            TestSet(name, root, annotations, videos, protocol or None, features)
-            for name, _, protocol in (each.partition(":") for each in cross)
+            TestSet(name, root, annotations, videos, protocol or None, store)
+            for (name, _, protocol), store in zip((each.partition(":") for each in cross), stores, strict=True)
         ]
     else:
         own = own_test_set(recipe)
@@ -114,7 +122,7 @@ def evaluate(
                 annotations or own.annotations,
                 videos or own.videos,
                 own.protocol,
-                features or own.features,
+                features[0] if features else own.features,
             )
         ]
     if gap:

@@ -44,6 +44,7 @@ class Split:
         captions: The sentences, in the protocol's order.
         owners: For each caption the index of its clip.
         left_out: Clips of the protocol that are missing, with reasons.
+        differs: In what the annotation files' split is not the published one; nothing where there is none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Split:
     captions: tuple[str, ...]
     owners: tuple[int, ...]
     left_out: tuple[LeftOut, ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class StoredSplit:
         captions: Their sentences.
         owners: For each caption the index of its clip in `ids`.
         left_out: Clips of the protocol without features, with reasons.
+        differs: As in `Split`; None for a store that was made before this was recorded.
     """
 
     name: str
@@ -89,3 +92,4 @@ class StoredSplit:
     captions: tuple[str, ...]
     owners: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
+    differs: tuple[str, ...] | None = None

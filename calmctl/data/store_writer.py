@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calmctl.data import store_format as fmt
+from calmctl.data.identity import content_of, windowed
 from calmctl.data.samples import Clip, Dataset, LeftOut
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file
@@ -22,7 +23,7 @@ CLIPS_PER_SHARD = 64
 """Clips a shard: what a killed extraction loses at most, and what one changed file costs (our choice)."""
 SENTENCES_PER_SHARD = 4096
 
-Source = list[float | int | None]
+Source = list[float | int | str | None]
 
 
 class StoreWriter(FeatureStore):
@@ -74,6 +75,7 @@ class StoreWriter(FeatureStore):
                         captions=[number[caption] for caption in split.captions],
                         owners=list(split.owners),
                         left_out=_entries(split.left_out),
+                        differs=list(split.differs),
                     )
                     for name, split in dataset.splits.items()
                 },
@@ -86,7 +88,7 @@ class StoreWriter(FeatureStore):
         path = self.path / shard_file("frames", group)
         sources = read_metadata(path, what="feature store", error=StoreError).get("sources", {})
         known = (key for key in self.groups("frames")[group] if key in clips)
-        return next((key for key in known if sources.get(key) != source_of(clips[key])), None)
+        return next((key for key in known if not same_source(sources.get(key), clips[key])), None)
 
     def add_frames(
         self, group: int, features: Tensor, sources: Mapping[str, Source | None], left_out: Sequence[LeftOut]
@@ -177,12 +179,29 @@ class StoreWriter(FeatureStore):
 
 
 def source_of(clip: Clip) -> Source | None:
-    """What tells a clip's file from a changed one: size, modification time, and the window used of it."""
+    """What tells a clip's file from a changed one: `file_marks`, and a digest of its content."""
+    marks, content = file_marks(clip), content_of(clip.path)
+    return None if marks is None or content is None else [*marks, windowed(content, clip)]
+
+
+def file_marks(clip: Clip) -> Source | None:
+    """What can be seen of a clip's file without reading it: size, modification time; and the window used of it."""
     try:
         status = clip.path.stat()
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns, clip.start_s, clip.end_s]
+
+
+def same_source(source: Source | None, clip: Clip) -> bool:
+    """Whether a clip's file is the one that `source` was taken of: by its content, whatever its date.
+
+    A store that was made before contents were recorded has nothing but the date to go by.
+    """
+    if source is None or len(source) < 5:
+        return source == file_marks(clip)
+    content = content_of(clip.path)
+    return content is not None and windowed(content, clip) == source[4] and source[2:4] == [clip.start_s, clip.end_s]
 
 
 def _entries(left_out: Iterable[LeftOut]) -> list[LeftOutClip]:

@@ -9,9 +9,8 @@ import torch
 from calmctl.captioning.generate import Search
 from calmctl.evaluation.captioning import CaptionEvaluation, evaluate_captions
 from calmctl.evaluation.captions.scorer import TokenizerChoice
-from calmctl.evaluation.runs import SYSTEMS, Progress, TestSet, check_complete, encode_test_set, trained_protocol_of
+from calmctl.evaluation.runs import Progress, TestSet, check_complete, labels_of, open_test_set
 from calmctl.runs.folder import Run
-from calmctl.runs.lineage import require_unseen, weights_lineage
 from calmctl.runs.load import load_captioner
 
 
@@ -42,25 +41,12 @@ def evaluate_caption_run(
         CalmError: A test set is missing, has no usable clip, or was trained on; see also `score_captions`.
     """
     recipe, model = run.recipe(), load_captioner(run, which, device)
-    trained_on = weights_lineage(str(run.weights(which)))
     evaluations = []
     for test in tests:
-        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress)
-        require_unseen(trained_on, test.dataset, protocol, what=str(run.folder))
+        opened = open_test_set(recipe, test, split)
+        labels = labels_of(run, which, test, opened.record)
+        encoded = opened.encode(model, recipe, device, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
-        evaluations.append(
-            evaluate_captions(
-                model,
-                encoded,
-                Search.of(recipe.caption),
-                dataset=test.dataset,
-                protocol=protocol,
-                trained_on=recipe.data.dataset,
-                trained_protocol=trained_protocol_of(recipe),
-                system=SYSTEMS[which],
-                split=split,
-                tokenizer=tokenizer,
-            )
-        )
+        evaluations.append(evaluate_captions(model, encoded, Search.of(recipe.caption), labels, tokenizer=tokenizer))
     return evaluations

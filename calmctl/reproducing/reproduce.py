@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +160,34 @@ def as_json(filled: Filled) -> dict[str, Any]:
 
 
 def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]:
-    """Write `filled` as JSON and as Markdown into `folder`; returns both paths. Raises `RunFailed` when it cannot."""
+    """Write `filled` as JSON and as Markdown into `folder`; returns both paths. Raises `RunFailed` when it cannot.
+
+    A table of other rows, seeds, keys or data is not written over: the new one gets a number.
+    """
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
-    json_file, markdown_file = folder / f"{stem}.json", folder / f"{stem}.md"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))
+    json_file, markdown_file = folder / f"{name}.json", folder / f"{name}.md"
     about = environment()
     write_json(json_file, {**as_json(filled), **about})
     write_text(markdown_file, as_markdown(filled, command, about))
     return json_file, markdown_file
+
+
+def _asked_alike(path: Path, filled: Filled) -> bool:
+    """Whether there is no table in `path`, or one of the same rows, seeds, keys and data."""
+    if not path.exists():
+        return True
+    there = read_json(path, what="a table")
+    ours = filled.to_json()
+    try:
+        return all(there[key] == ours[key] for key in ("data", "seeds", "overrides")) and _rows(there) == _rows(ours)
+    except (KeyError, TypeError):  # something else of this name
+        return False
+
+
+def _rows(table: Mapping[str, Any]) -> set[str]:
+    return {line["row"] for block in table["blocks"] for line in block["lines"]}
 
 
 def _revision(run: Run) -> str:

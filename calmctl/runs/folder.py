@@ -150,7 +150,18 @@ def find_run(name: str | None, root: Path, *, task: str | None = None) -> Run:
             f"no trained {kind}run in {root}{os.sep}; make one with 'calmctl train {recipe}' or 'calmctl demo', "
             "or name one with --run"
         )
-    return max(trained, key=lambda run: run.weights("best").stat().st_mtime_ns)
+    return max(trained, key=_trained_at)
+
+
+def _trained_at(run: Run) -> tuple[float, str]:
+    """When a run last logged something, as the log says: a file's date changes when it is copied or put back."""
+    times = [0.0]
+    for line in run.log.read_bytes().splitlines() if run.log.is_file() else ():
+        try:
+            times.append(float(json.loads(line)["time"]))
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            continue
+    return max(times), run.folder.name
 
 
 def _is_trained(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_weights
 from calmctl.runs.folder import Run
+from calmctl.runs.identity import require_together
 from calmctl.tensorfiles import load_tensors
 
 
@@ -54,6 +55,7 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
         raise CheckpointError(f"{path} does not exist; finish the run with: calmctl train --resume {run.folder}")
     recipe = run.recipe()
     state, metadata = load_tensors(path, what=f"run {run.folder}")
+    require_together(run, metadata, path)
     # The towers' weights are in the checkpoint: the file they once started from is not needed any more.
     backbone = load_backbone(recipe.backbone.model, None)
     vocabulary = load_vocabulary(run.vocabulary)
