@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,51 +18,41 @@ from typing import Any
 
 from calmctl.counting import counted
 from calmctl.data.samples import Clip, Split, StoredSplit
+from calmctl.files import content_digest
 
 ORDER = "the order of its clips and captions differs"
 _SHORT = 6
 """Bytes of a digest of one clip: 100,000 training clips meet one of 1,000 test clips by chance in 1 of 3 million."""
 _UNKNOWN = bytes(_SHORT)
-_BLOCK = 64 * 1024
 _READERS = 8
 
 
-def content_of(path: Path) -> str | None:
-    """A digest of what is in a file; None where it cannot be read, is no file, or has nothing in it.
-
-    It is of the size and of the first, middle and last 64 KB: enough to tell one video from another, and little beside
-    decoding it. A date is no part of it: copies keep it or change it as they please.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            return None
-        with path.open("rb") as handle:
-            if (size := os.fstat(handle.fileno()).st_size) == 0:
-                return None
-            digest = hashlib.sha256(b"%d\n" % size)
-            if size <= 3 * _BLOCK:
-                digest.update(handle.read())
-            else:
-                for start in (0, (size - _BLOCK) // 2, size - _BLOCK):
-                    handle.seek(start)
-                    digest.update(handle.read(_BLOCK))
-    except OSError:
-        return None
-    return digest.hexdigest()[:32]
-
-
 def contents_of(clips: Iterable[Clip]) -> dict[str, str]:
-    """`content_of` the files of clips that can be read, by clip id; of a window's file, with the window."""
+    """`content_digest` of the files of clips, with the window of each, by clip id.
+
+    Files that cannot be read, or have nothing in them, have none.
+    """
     clips = list(clips)
     paths = list(dict.fromkeys(clip.path for clip in clips))
     with ThreadPoolExecutor(_READERS) as readers:  # on a network's disk the time goes in waiting
-        found = dict(zip(paths, readers.map(content_of, paths), strict=True))
-    return {clip.id: windowed(content, clip) for clip in clips if (content := found[clip.path]) is not None}
+        found = dict(zip(paths, readers.map(_content, paths), strict=True))
+    return {
+        clip.id: windowed(content, clip.start_s, clip.end_s)
+        for clip in clips
+        if (content := found[clip.path]) is not None
+    }
 
 
-def windowed(content: str, clip: Clip) -> str:
+def _content(path: Path) -> str | None:
+    try:
+        return content_digest(path) if path.stat().st_size else None
+    except OSError:
+        return None
+
+
+def windowed(content: str, start_s: float, end_s: float | None) -> str:
     """The digest of a clip that is a window of a file; the file's own where it is all of it."""
-    return content if (clip.start_s, clip.end_s) == (0.0, None) else f"{content} {clip.start_s} {clip.end_s}"
+    return content if (start_s, end_s) == (0.0, None) else f"{content} {float(start_s)} {end_s}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,17 @@ class Clip:
     Attributes:
         id: Unique within its dataset; the field's own name for the clip.
         path: The file.
-        start_s: Start of the window in seconds.
+        start_s: Start of the window in seconds from the first frame.
         end_s: End of the window in seconds (clipped to the duration), or None for the file's end.
+        begins_s: When the first frame is shown by the file's own clock, as far as that is known: people and players
+            want to hear `begins_s + start_s`.
     """
 
     id: str
     path: Path
     start_s: float = 0.0
     end_s: float | None = None
+    begins_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,14 @@ class Dataset:
         protocol: The published protocol's name ("9k", "7k", "full", ...), or "" where there is only one.
         splits: Any of "train", "val", "test".
         notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).
+        folder: Where its clips lie, which tells two folders of one name apart; None where nobody said.
     """
 
     name: str
     protocol: str
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

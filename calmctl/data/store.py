@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from safetensors.torch import load
 from torch import Tensor
 
 from calmctl.data import store_format as fmt
-from calmctl.data.identity import SplitRecord, record_split
+from calmctl.data.identity import SplitRecord, record_split, windowed
 from calmctl.data.samples import LeftOut, StoredSplit
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, ShardEntry, shard_file
 from calmctl.errors import StoreError
-from calmctl.files import sha256_bytes
+from calmctl.files import read_regular, sha256_bytes
 from calmctl.tensorfiles import read_metadata
 
+Source = list[float | int | str | None]
+"""What tells a clip's file from a changed one: size, time of change, window, content (`store_writer.source_of`)."""
+
 NOT_EXTRACTED = "not extracted yet"
+_MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
 _SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
 
 
@@ -128,16 +134,14 @@ class FeatureStore:
     def record(self, name: str) -> SplitRecord:
         """What a split is: of the data that was extracted, whatever it is asked for as."""
         split = self.split(name)
-        sources: dict[str, Any] = {}
+        sources: dict[str, Source | None] = {}
         groups = sorted({self._rows["frames"][key][0] for key in split.ids})
         for group in groups:
-            path = self.path / shard_file("frames", group)
-            noted = read_metadata(path, what="feature store", error=StoreError).get("sources")
-            sources |= noted if isinstance(noted, dict) else {}
+            sources |= read_sources(self.path / shard_file("frames", group))[0]
         texts = {self._rows["texts"][caption][0] for caption in split.captions if caption in self._rows["texts"]}
         shards = [shard_file("frames", group) for group in groups] + [shard_file("texts", t) for t in sorted(texts)]
         made_of = [self.header.model_dump_json(), *(self._index.shards[shard].sha256 for shard in shards)]
-        contents = {key: _content(sources[key]) for key in split.ids if key in sources}
+        contents = {key: _content(sources.get(key)) for key in split.ids}
         return record_split(
             self.header.dataset,
             self.protocol,
@@ -228,7 +232,9 @@ class FeatureStore:
         if entry is None:
             return b"", "is not extracted yet"
         try:
-            content = (self.path / shard_file(kind, group)).read_bytes()
+            # No larger than what the index promises, with room for the names of its clips and where they are from.
+            most = min(4 * prod(self.shape(kind, len(self.groups(kind)[group]))), _MOST_BYTES) + _MOST_HEADER_BYTES
+            content = read_regular(self.path / shard_file(kind, group), most)
         except FileNotFoundError:
             return b"", "is missing"
         except OSError as error:
@@ -276,21 +282,41 @@ class FeatureStore:
         Args:
             backbone: `calmctl.model.preprocess.fingerprint` of a backbone.
         """
-        ours = self.header.backbone
-        # The name of the weights file is for people; the digest of the parameters is what counts.
-        keys = [key for key in {**ours, **backbone} if key != "weights"]
-        different = [key for key in keys if ours.get(key) != backbone.get(key)]
+        ours, theirs = _decisive(self.header.backbone), _decisive(backbone)
+        different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if different:
             raise StoreError(
-                f"{self.path} holds features of {spoken(ours)}, not of {spoken(backbone)} "
-                f"(different: {', '.join(different)}): they cannot be mixed; choose another store"
+                f"{self.path} holds features of {spoken(self.header.backbone)}, not of {spoken(backbone)} "
+                f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
+                "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --weights"
             )
 
 
-def _content(source: Any) -> str | None:
-    """The digest of a clip's file among its `sources`; None in stores that were made before it was recorded."""
-    marks = source if isinstance(source, list) else []
-    return next((each for each in marks if isinstance(each, str)), None)
+def read_sources(shard: Path) -> tuple[dict[str, Source | None], int]:
+    """`source_of` the clips of a shard, and when it was written, in ns."""
+    sources = read_metadata(shard, what="feature store", error=StoreError).get("sources")
+    return sources if isinstance(sources, dict) else {}, shard.stat().st_mtime_ns
+
+
+def _content(source: Source | None) -> str | None:
+    """The content of a clip among its `sources`; None in stores that were made before it was recorded."""
+    match source:
+        case [_, _, float() | int() as start_s, float() | int() | None as end_s, str() as content]:
+            return windowed(content, start_s, end_s)
+        case _:
+            return None
+
+
+def _decisive(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint decides the features, also of stores from before fingerprints had all of it.
+
+    Where the weights came from is for people; the digest of the parameters is what counts.
+    """
+    origin = ("weights", "tag", "source", "revision", "weights_sha256", "architecture")
+    old: dict[str, Any] = {"tokenizer": None, "fill": 0}
+    size = backbone.get("image_size")
+    now = {**old, **backbone, "image_size": [size, size] if isinstance(size, int) else size}
+    return {key: value for key, value in now.items() if key not in origin}
 
 
 def spoken(backbone: Mapping[str, Any]) -> str:

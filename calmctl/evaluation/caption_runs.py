@@ -40,13 +40,16 @@ def evaluate_caption_run(
     Raises:
         CalmError: A test set is missing, has no usable clip, or was trained on; see also `score_captions`.
     """
-    recipe, model = run.recipe(), load_captioner(run, which, device)
+    recipe = run.recipe()
+    opened = [open_test_set(recipe, test, split) for test in tests]
+    model = load_captioner(run, which, device)
     evaluations = []
-    for test in tests:
-        opened = open_test_set(recipe, test, split)
-        labels = labels_of(run, which, test, opened.record)
-        encoded = opened.encode(model, recipe, device, progress)
+    for test, each in zip(tests, opened, strict=True):
+        labels = labels_of(run, which, test, each.record)
+        encoded = each.encode(model, recipe, device, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
+        if progress:
+            progress("writing captions and scoring them", 0, 0)
         evaluations.append(evaluate_captions(model, encoded, Search.of(recipe.caption), labels, tokenizer=tokenizer))
     return evaluations

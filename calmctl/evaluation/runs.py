@@ -18,7 +18,7 @@ from calmctl.evaluation.result import Labels
 from calmctl.evaluation.retrieval import Evaluation, Scorer, evaluate_encoded
 from calmctl.model.aligned import AlignedModel
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run
+from calmctl.runs.folder import WEIGHTS, Run
 from calmctl.runs.identity import (
     Judgement,
     RunIdentity,
@@ -30,7 +30,6 @@ from calmctl.runs.identity import (
 )
 from calmctl.runs.load import load_run
 
-SYSTEMS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -70,15 +69,17 @@ def evaluate_run(
         CalmError: A test set is missing, has no usable clip, or is known to hold clips that were trained on; with
             `require_complete`, any clip left out.
     """
-    recipe, model = run.recipe(), load_run(run, which, device)
+    recipe = run.recipe()
+    # What is not there is said before a model is loaded, which takes seconds.
+    opened = [open_test_set(recipe, test, split) for test in tests]
+    model = load_run(run, which, device)
     evaluations = []
-    for test in tests:
-        opened = open_test_set(recipe, test, split)
-        labels = labels_of(run, which, test, opened.record)
-        encoded = opened.encode(model, recipe, device, progress)
+    for test, each in zip(tests, opened, strict=True):
+        labels = labels_of(run, which, test, each.record)
+        encoded = each.encode(model, recipe, device, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
-        evaluations.append(evaluate_encoded(model, encoded, device, labels, scorer=scorer))
+        evaluations.append(evaluate_encoded(model, encoded, device, labels, scorer=scorer, progress=progress))
     return evaluations
 
 
@@ -94,12 +95,12 @@ def labels_of(run: Run, which: str, test: TestSet, record: SplitRecord) -> Label
     Raises:
         CheckpointError: The run is known to be trained on most of these clips.
     """
-    weights = run.weights(which)
+    weights = run.trained_weights(which)
     require_unseen(weights_lineage(str(weights)), record.dataset, record.protocol, what=str(run.folder))
     recipe, identity = run.recipe(), weights_identity(weights)
     finished = run.results.exists() or not run.log.exists()  # weights that were given away come without either
     found = judge(identity, record, run=run, own=test == own_test_set(recipe), finished=finished)
-    return labelled(record, identity, found, recipe, SYSTEMS[which])
+    return labelled(record, identity, found, recipe, WEIGHTS[which])
 
 
 def labels_of_start(recipe: Recipe, record: SplitRecord) -> Labels:
@@ -174,7 +175,7 @@ class OpenTestSet:
         if isinstance(source, FeatureStore):
             return encode_stored(model, source, self.record.name, device)
         watch = None if progress is None else lambda done, total: progress(f"{name} clips", done, total)
-        return encode_split(model, source, stream_frames(source, model, recipe.data, watch), device)
+        return encode_split(model, source, stream_frames(source, model, recipe.data, watch), device, progress)
 
 
 def open_test_set(recipe: Recipe, test: TestSet, split: str) -> OpenTestSet:

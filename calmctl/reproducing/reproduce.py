@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -12,7 +13,7 @@ import torch
 
 from calmctl.errors import BadInput
 from calmctl.evaluation.runs import Progress, TestSet
-from calmctl.files import read_json, write_json, write_text
+from calmctl.files import TABLE, read_json, write_output
 from calmctl.provenance import environment
 from calmctl.reproducing.cells import legend
 from calmctl.reproducing.ledger import Ledger
@@ -169,8 +170,9 @@ def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]
     name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))
     json_file, markdown_file = folder / f"{name}.json", folder / f"{name}.md"
     about = environment()
-    write_json(json_file, {**as_json(filled), **about})
-    write_text(markdown_file, as_markdown(filled, command, about))
+    content = json.dumps({**as_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_output(json_file, content, TABLE)
+    write_output(markdown_file, as_markdown(filled, command, about), TABLE)
     return json_file, markdown_file
 
 

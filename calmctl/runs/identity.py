@@ -17,18 +17,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from calmctl.anchors.vocabulary import Vocabulary, load_vocabulary
+from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.counting import counted
 from calmctl.data.identity import ORDER, SplitRecord, changes, shared_clips
 from calmctl.data.registry import BENCHMARKS, DATASETS
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_bytes, sha256_file
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run
+from calmctl.runs.folder import IDENTITY, ExportedRun, Run
 from calmctl.tensorfiles import read_metadata
 
-KEY = "identity"
-"""Where run.json and the metadata of weights have it."""
 _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "": ("name", "device"),
     "data": ("root", "annotations", "videos", "features", "workers", "timeout_s"),
@@ -125,16 +123,13 @@ def identify(recipe: Recipe, vocabulary: Vocabulary, start: str, splits: Mapping
 
 
 def run_identity(run: Run) -> RunIdentity | None:
-    """What run.json says its training was begun with; None where it was begun before that was recorded."""
-    if not run.about.exists():
-        return None
-    about = read_json(run.about, what=f"run {run.folder}", error=CheckpointError)
-    return _identity(about.get(KEY) if isinstance(about, dict) else None, str(run.about))
+    """What a run says its training was begun with; None where it was begun before that was recorded."""
+    return _identity(run.record().get(IDENTITY), str(run.folder))
 
 
 def weights_identity(path: Path) -> RunIdentity | None:
     """What a weights file of ours says it was made of; None for one from before that was recorded."""
-    return _identity(read_metadata(path, what="weights").get(KEY), str(path))
+    return _identity(read_metadata(path, what="weights").get(IDENTITY), str(path))
 
 
 def _identity(value: Any, source: str) -> RunIdentity | None:
@@ -181,13 +176,13 @@ def require_together(run: Run, metadata: Mapping[str, Any], path: Path) -> None:
         metadata: Of its weights; those from before this was recorded pass.
         path: The weights file.
     """
-    identity = _identity(metadata.get(KEY), str(path))
-    if identity is None:
+    identity = _identity(metadata.get(IDENTITY), str(path))
+    if identity is None or isinstance(run, ExportedRun):  # which is one file, under one digest
         return
     values = read_json(run.recipe_file, what=f"run {run.folder}", error=CheckpointError)
     found = (
         (run.recipe_file.name, recipe_digest(values), identity.recipe),
-        (run.vocabulary.name, load_vocabulary(run.vocabulary).digest, identity.vocabulary),
+        (run.vocabulary.name, run.anchors().digest, identity.vocabulary),
     )
     for name, ours, theirs in found:
         if ours != theirs:

@@ -12,8 +12,8 @@ import torch
 
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
-from calmctl.runs.folder import Run
-from calmctl.runs.identity import KEY, state_mark
+from calmctl.runs.folder import IDENTITY, Run, export_metadata
+from calmctl.runs.identity import state_mark
 from calmctl.training.collapse import CollapseWatch
 from calmctl.training.job import Training
 from calmctl.training.optim import build_optimizer
@@ -113,11 +113,12 @@ def _finish_epoch(training: Training, position: Position) -> None:
     position.history = [*(position.history or []), record]
     about: dict[str, Any] = {"step": position.step, "epoch": position.epoch, "trained_on": training.trained_on}
     if training.identity is not None:
-        about[KEY] = training.identity.for_weights(len(position.left_out.get("train", {})))
+        about[IDENTITY] = training.identity.for_weights(len(position.left_out.get("train", {})))
     if position.best is None or validation["score"] > position.best["score"]:
         position.best = record
         save_weights(run.weights("best"), model, slim=False, about=about)
-        save_weights(run.weights("slim"), model, slim=True, about=about)
+        export = export_metadata(training.recipe, run.anchors())
+        save_weights(run.weights("slim"), model, slim=True, about={**about, **export})
     if position.epoch == training.recipe.optim.epochs:
         save_weights(run.weights("last"), model, slim=False, about=about)
     record = run.append_log({"step": position.step, "validation": validation, "epoch": position.epoch})

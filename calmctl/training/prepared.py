@@ -25,7 +25,7 @@ from calmctl.evaluation.encoding import (
 )
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
-from calmctl.model.preprocess import parameters_digest
+from calmctl.model.preprocess import fingerprint, parameters_digest
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import RunIdentity, dataset_name, identify, weights_lineage
 from calmctl.training.batches import WHOLE, FeatureBatches, PairBatches, Share, store_batches, video_batches
@@ -176,6 +176,7 @@ class Prepared:
                 "anchors": len(self.vocabulary),
                 "digest": self.vocabulary.digest,
             },
+            "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }

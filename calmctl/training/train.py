@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from calmctl.interruption import interruptible
 from calmctl.model.caption import CaptionModel
 from calmctl.provenance import environment
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run, create_run
-from calmctl.runs.identity import KEY, RunIdentity, judge, require_unchanged, run_identity, weights_identity
+from calmctl.runs.folder import IDENTITY, Run, create_run
+from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
 from calmctl.runs.load import load_captioner, load_run
 from calmctl.training.batches import FeatureBatches, PairBatches, Share
 from calmctl.training.frames import CachedFrames
@@ -72,11 +73,16 @@ def train(
     prepared = together(world, lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
     part_random(world, recipe.seed)
-    with _held(run) if world.rank == 0 else nullcontext():
+    with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
         # What was tracked before goes on being tracked: resuming takes no options.
         tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
         tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
         identity = _describe(run, prepared) if world.rank == 0 else None
+        if world.rank == 0 and watcher:
+            watcher.begin(run, recipe.optim.epochs)
+        if watcher:
+            for text in prepared.model.backbone.notes:
+                watcher.warn(text)
         source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
         position = run_training(
@@ -123,9 +129,16 @@ def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
 
 
 @contextmanager
-def _held(run: Run) -> Iterator[None]:
+def _held(run: Run, *, new: bool) -> Iterator[None]:
     """The run for this process alone; what interrupts the block says how to go on."""
-    with run.locked(), interruptible(how_to_resume(run)):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+        except RunFailed:
+            if new:  # nothing was begun in it
+                shutil.rmtree(run.folder, ignore_errors=True)
+            raise
+        stack.enter_context(interruptible(how_to_resume(run)))
         yield
 
 
@@ -141,7 +154,7 @@ def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
         raise RunFailed(f"{run.folder} was begun with other anchors than its recipe names now; train it anew")
     identity = prepared.identity()
     if not run.about.exists():
-        about = {**environment(), **prepared.describe(), "seed": prepared.recipe.seed, KEY: identity.to_json()}
+        about = {**environment(), **prepared.describe(), "seed": prepared.recipe.seed, IDENTITY: identity.to_json()}
         write_json(run.about, about)
         return identity
     before = run_identity(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from calmctl.data.identity import ORDER, SplitRecord, changes, content_of, contents_of, record_split, shared_clips
+from calmctl.data.identity import ORDER, SplitRecord, changes, contents_of, record_split, shared_clips
 from calmctl.data.registry import load_dataset
 from calmctl.data.samples import Clip, LeftOut, Split, StoredSplit
 
@@ -21,6 +21,10 @@ def clips_of(folder: Path, names: str) -> tuple[Clip, ...]:
         if not path.exists():
             path.write_bytes(f"video {name}".encode())
     return tuple(Clip(name, folder / f"{name}.mp4") for name in names)
+
+
+def content_of(path: Path) -> str | None:
+    return contents_of([Clip("x", path)]).get("x")
 
 
 def record(
@@ -57,7 +61,9 @@ def test_a_date_a_copy_and_a_link_are_no_other_content(tmp_path: Path) -> None:
 
 def test_what_is_no_file_has_no_content_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert content_of(tmp_path / "pipe") is content_of(tmp_path) is content_of(tmp_path / "nothing") is None
+    (tmp_path / "empty").touch()
+    for name in ("pipe", ".", "nothing", "empty"):
+        assert content_of(tmp_path / name) is None
 
 
 def test_the_same_split_read_again_is_the_same(tmp_path: Path) -> None:

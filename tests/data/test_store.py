@@ -18,7 +18,7 @@ from calmctl.data.samples import Clip, Dataset, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import CATALOGUE, INDEX, Header
 from calmctl.data.store_merge import merge_stores
-from calmctl.data.store_writer import StoreWriter, file_marks, source_of
+from calmctl.data.store_writer import StoreWriter, source_of
 from calmctl.errors import StoreError
 
 F, D = 3, 4
@@ -319,17 +319,17 @@ def test_a_changed_file_is_noticed(filled: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "videos")
     clips = {clip.id: clip for clip in data.splits["test"].clips}
     with StoreWriter.create(filled, HEADER) as store:
-        assert [store.changed_clip(group, clips) for group in range(3)] == [None, None, None]
+        assert [store.changed_clips(group, clips) for group in range(3)] == [[], [], []]
         clips["d"].path.write_text("longer than it was")
         before = clips["e"].path.stat()
         # As long and as old, and another file.
         clips["e"].path.write_bytes(bytes(byte ^ 1 for byte in clips["e"].path.read_bytes()))
         os.utime(clips["e"].path, ns=(before.st_atime_ns, before.st_mtime_ns))
         os.utime(clips["a"].path, ns=(0, 1))  # another date and the same file
-        assert [store.changed_clip(group, clips) for group in range(3)] == [None, "d", "e"]
+        assert [store.changed_clips(group, clips) for group in range(3)] == [[], ["d"], ["e"]]
         clips["a"] = Clip("a", clips["a"].path, start_s=1.0)
-        assert store.changed_clip(0, clips) == "a", "another window of the same file"
-        assert store.changed_clip(0, {}) is None, "a clip that is not asked for cannot have changed"
+        assert store.changed_clips(0, clips) == ["a"], "another window of the same file"
+        assert store.changed_clips(0, {}) == [], "a clip that is not asked for cannot have changed"
 
 
 def test_a_shard_that_was_renewed_under_a_reader_is_not_called_damaged(filled: Path) -> None:
@@ -368,10 +368,10 @@ def test_a_store_from_before_splits_were_compared_is_read(filled: Path) -> None:
 def test_an_old_shard_is_judged_by_size_and_date(filled: Path, tmp_path: Path) -> None:
     clips = {clip.id: clip for clip in dataset(tmp_path / "videos").splits["test"].clips}
     with StoreWriter.create(filled, HEADER) as store:
-        store.add_frames(0, torch.ones(2, F, D), {key: file_marks(clips[key]) for key in "ab"}, [])
-        assert store.changed_clip(0, clips) is None
+        store.add_frames(0, torch.ones(2, F, D), {key: source_of(clips[key])[:4] for key in "ab"}, [])
+        assert store.changed_clips(0, clips) == []
         os.utime(clips["b"].path, (1, 1))
-        assert store.changed_clip(0, clips) == "b"
+        assert store.changed_clips(0, clips) == ["b"]
 
 
 def test_a_store_is_used_as_what_it_is(filled: Path) -> None:

@@ -257,7 +257,7 @@ def test_other_backbones(name, dim, kind, tmp_path):
         overrides=["anchors.vocabulary=shapes@1", "anchors.subset=3", f"head.kind={kind}", "head.layers=1"],
     )
     model = build_model(recipe, recipe_vocabulary(recipe))
-    size = model.backbone.image_size
+    size, _ = model.backbone.spec.image_size
     frames = torch.zeros(2, 3, size, size, 3, dtype=torch.uint8)
     losses = model(Batch(model.backbone.tokenize(["a dog", "a cat runs"]), frames, torch.arange(2)))
     assert model.anchors.position.shape == (3, dim) and losses.total.isfinite()

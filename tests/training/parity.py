@@ -171,7 +171,7 @@ def build(overrides: Sequence[str]) -> AlignedModel:
 
 def batch_of(model: AlignedModel, rows: slice) -> Batch:
     """Some of the six rows."""
-    size = model.backbone.image_size
+    size, _ = model.backbone.spec.image_size
     generator = torch.Generator().manual_seed(2)
     frames = torch.randint(256, (len(CLIPS), 2, size, size, 3), generator=generator, dtype=torch.uint8)
     captions = None
