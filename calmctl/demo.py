@@ -15,7 +15,7 @@ from calmctl.data.demo import generate_demo, load_demo
 from calmctl.data.samples import Clip
 from calmctl.demo_captions import caption_demo
 from calmctl.device import choose_device
-from calmctl.errors import RunFailed
+from calmctl.errors import BadInput, RunFailed
 from calmctl.evaluation.bootstrap import PairedDifference, paired_differences
 from calmctl.evaluation.captioning import CaptionEvaluation
 from calmctl.evaluation.metrics import Ranks, rank_queries
@@ -23,7 +23,7 @@ from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.runs import TestSet, evaluate_run
 from calmctl.explaining.pages import explain_page
-from calmctl.files import write_json
+from calmctl.files import read_json, unused, write_json
 from calmctl.provenance import environment
 from calmctl.recipe import load_recipe, resolve_recipe
 from calmctl.reproducing.ledger import Ledger
@@ -82,6 +82,8 @@ class Demo:
 def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: DemoWatcher) -> Demo:
     """Draw the world, train what is not trained yet, evaluate, and write `runs/demo-report.json`.
 
+    A report of other runs stays, and the new one gets a number: written over, it would name the numbers of others.
+
     Raises:
         CalmError: As training does.
     """
@@ -113,9 +115,9 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     )
     clip, sentence = _example(root)
     watcher.stage("explaining one clip and its caption on a page")
-    page = runs / "demo-explained.html"
+    report = unused(runs / "demo-report.json", lambda path: path.exists() and not _reports(path, systems))
+    page = report.with_name(report.name.replace("report", "explained")).with_suffix(".html")
     explain_page(with_calm, clip, sentence, page)
-    report = runs / "demo-report.json"
     write_json(report, _record(systems, differences) | {"captioner": captions.to_json()})
     return Demo(systems, differences, captioner, captions, report, page, clip, sentence)
 
@@ -145,6 +147,15 @@ def _example(root: Path) -> tuple[Clip, str]:
 
 def _ranks(evaluation: Evaluation) -> Ranks:
     return rank_queries(evaluation.scores, evaluation.encoded.owners)
+
+
+def _reports(path: Path, systems: tuple[System, ...]) -> bool:
+    """Whether a report is of the same runs."""
+    try:
+        earlier = read_json(path, what="report")["systems"]
+        return {name: each["run"] for name, each in earlier.items()} == {s.name: str(s.run.folder) for s in systems}
+    except (BadInput, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _record(systems: tuple[System, ...], differences: tuple[PairedDifference, ...]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -215,6 +215,12 @@ def append_text(path: Path, text: str) -> None:
             handle.write(text.encode("utf-8"))
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """`path`, or where that is taken, the first of `NAME-2.SUFFIX`, `NAME-3.SUFFIX`, ... that is not."""
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(each for each in chain([path], others) if not is_taken(each))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -24,6 +24,7 @@ from calmctl.files import (
     require_output,
     sha256_bytes,
     sha256_file,
+    unused,
     write_json,
     write_output,
     write_text,
@@ -72,6 +73,14 @@ def test_a_missing_file_and_a_folder_are_sentences(tmp_path):
         read_json(tmp_path / "none.json", what="thing")
     with pytest.raises(BadInput, match="cannot read"):
         read_json(tmp_path, what="thing")
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    wanted = tmp_path / "demo-report.json"
+    for name in ("demo-report.json", "demo-report-2.json", "demo-report-3.json"):
+        assert unused(wanted) == tmp_path / name
+        unused(wanted).touch()
+    assert unused(wanted, lambda path: path.name == "demo-report.json") == tmp_path / "demo-report-2.json"
 
 
 # --- what is no file -------------------------------------------------------------------------------------

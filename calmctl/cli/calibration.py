@@ -44,6 +44,8 @@ def print_calibration(found: Calibration) -> None:
     out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
     out.print(f"{found.queries} sentences among {found.clips} clips, R@1 {100 * found.accuracy:z.1f} %\n")
     out.print(f"[bold]{printable(found.conclusion)}[/]\n")
+    for caveat in found.caveats:
+        out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
     table = Sheet(header_style="dim")
     table.add_column("confidence")
     for heading in ("AUROC", "95 %", "AURC", "ECE"):

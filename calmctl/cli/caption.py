@@ -183,10 +183,10 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
 
 
 def _encode_dataset(model: CaptionModel, recipe: Recipe, test: TestSet, split: str, bar: Progress) -> EncodedSplit:
-    from calmctl.evaluation.runs import encode_test_set
+    from calmctl.evaluation.runs import open_test_set
 
     device = next(model.parameters()).device
-    return encode_test_set(model, recipe, test, split, device, readings(bar))[0]
+    return open_test_set(recipe, test, split).encode(model, recipe, device, readings(bar))
 
 
 def _encode_videos(

@@ -57,7 +57,8 @@ def evaluate(
         Path | None, typer.Option(help="Folder of clips, when not under root.", rich_help_panel=_DATA)
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(metavar="STORE", help="A feature store instead of videos.", rich_help_panel=_DATA)
+        list[Path] | None,
+        typer.Option(metavar="STORE", help="A feature store instead; one a --cross.", rich_help_panel=_DATA),
     ] = None,
     split: Annotated[str, typer.Option(help="test or val.", rich_help_panel=_DATA)] = "test",
     require_complete: Annotated[
@@ -127,6 +128,11 @@ def evaluate(
     crossed = [(name, wanted or None) for name, _, wanted in (each.partition(":") for each in cross or [])]
     for name, wanted in crossed:
         resolve(name, protocol_for(recipe.task, name, wanted))
+    if features and len(features) != max(1, len(crossed)):
+        raise BadInput(
+            f"{len(features)} x --features and {len(crossed)} x --cross: a feature store is of one data set; give "
+            "one --features for each --cross, in their order"
+        )
     for other in others:
         if other.task != chosen.task:
             raise BadInput(f"{chosen.folder} and {other.folder} are runs of two tasks, which share no number")
@@ -140,7 +146,11 @@ def evaluate(
     from calmctl.evaluation.runs import TestSet, own_test_set
 
     if crossed:
-        tests = [TestSet(name, root, annotations, videos, wanted, features) for name, wanted in crossed]
+        stores: list[Path | None] = [*features] if features else [None] * len(crossed)
+        tests = [
+            TestSet(name, root, annotations, videos, wanted, store)
+            for (name, wanted), store in zip(crossed, stores, strict=True)
+        ]
     else:
         own = own_test_set(recipe)
         tests = [
@@ -150,7 +160,7 @@ def evaluate(
                 annotations or own.annotations,
                 videos or own.videos,
                 own.protocol,
-                features or own.features,
+                features[0] if features else own.features,
             )
         ]
     if gap:
@@ -211,7 +221,7 @@ def _evaluate(
     first, *others = evaluated
     left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.encoded.left_out} for each in first}
     differences = [
-        (each.result.dataset, run, compare(theirs, each))
+        (theirs.result, run, compare(theirs, each))
         for run, other in zip(runs[1:], others, strict=True)
         for each, theirs in zip(first, other, strict=True)
     ]
@@ -219,11 +229,12 @@ def _evaluate(
         results = results_json([each.result for each in first])
         compared = [
             {
-                "dataset": dataset,
+                "dataset": theirs.dataset,
                 "against": str(run.folder),
+                "caveats": list(theirs.caveats),
                 **{way: {name: asdict(each) for name, each in found.items()} for way, found in by_direction.items()},
             }
-            for dataset, run, by_direction in differences
+            for theirs, run, by_direction in differences
         ]
         record = {"run": str(runs[0].folder), "results": results, "left_out": left_out}
         print_json({**record, **({"differences": compared} if compared else {}), **environment()})
@@ -232,12 +243,12 @@ def _evaluate(
             if len(runs) > 1:
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
             stdout().print(retrieval_table([each.result for each in evaluations]))
-        for dataset, run, by_direction in differences:
+        for theirs, run, by_direction in differences:
             for direction in ("text_to_video", "video_to_text"):
                 if (found := by_direction.get(direction)) is None:
                     continue
                 way = direction.replace("_", " ")
-                print_differences(f"{dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR"))
+                print_differences(f"{theirs.dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR"))
     print_left_out(left_out)
     keep_evaluations(runs, weights, evaluated)
 

@@ -59,14 +59,19 @@ def evaluate_captioners(
     first, *others = evaluated
     left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.left_out} for each in first}
     differences = [
-        (each.result.dataset, run, compare_captions(theirs, each))
+        (theirs.result, run, compare_captions(theirs, each))
         for run, other in zip(runs[1:], others, strict=True)
         for each, theirs in zip(first, other, strict=True)
     ]
     if as_json:
         compared = [
-            {"dataset": dataset, "against": str(run.folder), **{name: asdict(each) for name, each in found.items()}}
-            for dataset, run, found in differences
+            {
+                "dataset": theirs.dataset,
+                "against": str(run.folder),
+                "caveats": list(theirs.caveats),
+                **{name: asdict(each) for name, each in found.items()},
+            }
+            for theirs, run, found in differences
         ]
         record = {"run": str(runs[0].folder), "results": [each.to_json() for each in first], "left_out": left_out}
         print_json({**record, **({"differences": compared} if compared else {}), **environment()})
@@ -75,7 +80,7 @@ def evaluate_captioners(
             if len(runs) > 1:
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
             print_evaluations(evaluations)
-        for dataset, run, found in differences:
-            print_differences(f"{dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
+        for theirs, run, found in differences:
+            print_differences(f"{theirs.dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
     print_left_out(left_out)
     keep_evaluations(runs, weights, evaluated)

@@ -179,6 +179,8 @@ def print_failures(found: Failures) -> None:
         f"{found.failed} of {found.queries} sentences do not find their clip first among {found.clips} clips; "
         f"the worst {len(found.worst)}:"
     )
+    for caveat in found.caveats:
+        out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
     for failure in found.worst:
         grid = _section(out, f"rank {failure.rank:g}  {printable(failure.query)}")
         grid.add_row("[dim]sentence[/]", _weighed(failure.anchors))

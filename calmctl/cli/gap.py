@@ -53,6 +53,7 @@ def show_gap(
                 "dataset": each.dataset,
                 "vocabulary": each.vocabulary,
                 **each.gap.to_json(),
+                "caveats": list(each.caveats),
             }
             for each in found
         ]
@@ -81,6 +82,8 @@ def _print(found: Sequence[SystemGap], split: str) -> None:
         f"KL(S_p || V_p) in nats over {first.vocabulary} ({first.gap.n_anchors} prompts, no offsets, tau 100).",
     ):
         out.print(Text(line, style="dim"))
+    for caveat in dict.fromkeys(caveat for each in found for caveat in each.caveats):
+        out.print(Text(f"!! {caveat}", style="bold red"))
 
 
 def _grid(systems: Sequence[SystemGap]) -> Sheet:

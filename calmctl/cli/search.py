@@ -258,10 +258,14 @@ def _open(
 
 def _say_left_out(engine: Search) -> None:
     from calmctl.cli.train import print_left_out
+    from calmctl.data.store import NOT_EXTRACTED
 
     collection = engine.collection
     if collection.extracted:
         note(f"extracted {counted(collection.extracted, collection.unit)} into {printable(str(collection.store.path))}")
+    if pending := sum(clip.reason == NOT_EXTRACTED for clip in collection.left_out):
+        whole = counted(sum(len(shard.ids) for shard in collection.shards) + pending, "clip")
+        note(f"[bold red]!! {pending:,} of {whole} are not extracted yet and cannot be found[/]")
     if engine.not_kept is not None:
         note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
     print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})

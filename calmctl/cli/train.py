@@ -185,6 +185,8 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
         print_evaluations(captioned)
     print_left_out(trained.left_out)
     folder = trained.run.folder
+    if not trained.results:
+        note("[yellow]the data has no test split: there are no test numbers[/], the best epoch is that on validation")
     stdout().print(
         f"run      {folder}\nweights  {trained.run.weights('best')}\n"
         f"slim     {trained.run.weights('slim')} (all that inference needs)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calmctl.data.layout import Places, VideoFiles, listing, places
@@ -110,7 +110,10 @@ def load_benchmark(
         raise DatasetError(next(iter(absent.values())))
 
     listed = list_videos(benchmark, where, found.values())
-    splits = {name: build_split(title, name, split, listed.find) for name, split in found.items()}
+    splits = {
+        name: replace(build_split(title, name, split, listed.find), differs=_differences(name, split, protocol))
+        for name, split in found.items()
+    }
     if not any(split.clips for split in splits.values()):
         n_clips = len({clip_id for split in found.values() for clip_id in split.clip_ids})
         raise DatasetError(
@@ -119,7 +122,7 @@ def load_benchmark(
         )
     notes = [f"annotations: {listing([f'{file.name} (SHA-256 {sha256_file(file)[:12]})' for file in used])}"]
     for name, split in found.items():
-        notes += [f"{name}: {note}" for note in (*split.notes, *_oddities(split, protocol.published.get(name)))]
+        notes += [f"{name}: {note}" for note in (*split.notes, *_oddities(split), *splits[name].differs)]
     notes += [f"{name}: not one of its clips was found" for name, split in splits.items() if not split.clips]
     notes += absent.values()
     if "val" not in protocol.files and "train" in splits:
@@ -163,8 +166,13 @@ def list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]
     return listed
 
 
-def _oddities(split: Annotated, published: Published | None) -> list[str]:
-    """A note for what differs from the published split, and for what could not be used."""
+def _differences(name: str, split: Annotated, protocol: Protocol) -> tuple[str, ...]:
+    published = protocol.published.get(name)
+    return () if published is None else tuple(differences(split, published))
+
+
+def _oddities(split: Annotated) -> list[str]:
+    """A note for what could not be used."""
     notes = []
     blank = sum(not sentence.strip() for _, sentence in split.captions)
     repeated = len(split.clip_ids) - len(set(split.clip_ids))
@@ -172,7 +180,7 @@ def _oddities(split: Annotated, published: Published | None) -> list[str]:
         notes.append(f"{blank:,} empty captions left out")
     if repeated:
         notes.append(f"{repeated:,} clips are listed more than once; each is taken once")
-    return notes if published is None else [*notes, *differences(split, published)]
+    return notes
 
 
 def differences(split: Annotated, published: Published) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from calmctl.counting import counted
 from calmctl.data.benchmark import (
     Benchmark,
     Protocol,
@@ -19,6 +21,7 @@ from calmctl.data.benchmark import (
     missing_ways,
 )
 from calmctl.data.check_report import CheckReport, Finding
+from calmctl.data.identity import contents_of
 from calmctl.data.layout import Places, listing, places
 from calmctl.data.registry import BENCHMARKS, load_dataset, resolve
 from calmctl.data.samples import Clip
@@ -76,6 +79,16 @@ def check_dataset(
 
 Clips = dict[str, list[Clip]]
 """Of each split, those that are there."""
+
+
+def _copies(clips: Clips) -> Iterator[Finding]:
+    """A finding for each two splits that share files: what was trained on tests nothing."""
+    contents = {split: contents_of(some) for split, some in clips.items()}
+    for first, second in combinations(contents, 2):
+        seen = set(contents[first].values())
+        if shared := [key for key, content in contents[second].items() if content in seen]:
+            text = f"{counted(len(shared), 'clip')} shared with {first}: the files are the same (first: {shared[0]})"
+            yield Finding("shared file", second, "wrong", text)
 
 
 def _check_benchmark(benchmark: Benchmark, protocol_name: str, where: Places) -> tuple[CheckReport, Clips]:
@@ -176,9 +189,11 @@ def _check_other(
         findings.append(Finding("split", split.name, "ok", size))
     missing = {split.name: {clip.id: clip.reason for clip in split.left_out} for split in dataset.splits.values()}
     findings += [_videos(split.name, len(split.clips), missing[split.name]) for split in dataset.splits.values()]
+    clips = {split.name: list(split.clips) for split in dataset.splits.values()}
+    findings += _copies(clips)
     folders = [tuple(path for path in (given or root,) if path) for given in (annotations, videos)]
     report = CheckReport(name, protocol, folders[0], folders[1], tuple(findings), missing)
-    return report, {split.name: list(split.clips) for split in dataset.splits.values()}
+    return report, clips
 
 
 def _undecodable(

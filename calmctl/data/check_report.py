@@ -19,7 +19,7 @@ class Finding:
         text: What was found; for a missing file also what it is for and who gives it out.
     """
 
-    part: Literal["annotation file", "split", "video files", "decoding"]
+    part: Literal["annotation file", "split", "video files", "shared file", "decoding"]
     name: str
     state: Literal["ok", "unused", "missing", "wrong"]
     text: str

@@ -54,6 +54,7 @@ class Split:
         captions: The sentences, in the protocol's order.
         owners: For each caption the index of its clip.
         left_out: Clips of the protocol that are missing, with reasons.
+        differs: In what the annotation files' split is not the published one; nothing where there is none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Split:
     captions: tuple[str, ...]
     owners: tuple[int, ...]
     left_out: tuple[LeftOut, ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class StoredSplit:
         captions: Their sentences.
         owners: For each caption the index of its clip in `ids`.
         left_out: Clips of the protocol without features, with reasons.
+        differs: As in `Split`; None for a store that was made before this was recorded.
     """
 
     name: str
@@ -101,3 +104,4 @@ class StoredSplit:
     captions: tuple[str, ...]
     owners: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
+    differs: tuple[str, ...] | None = None

@@ -152,4 +152,5 @@ def _part(split: Split, name: str, keep: Callable[[str], bool]) -> Split:
         captions=tuple(caption for caption, _ in pairs),
         owners=tuple(owner for _, owner in pairs),
         left_out=split.left_out if name == split.name else (),
+        differs=split.differs if name == split.name else (),
     )

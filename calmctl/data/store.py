@@ -13,11 +13,17 @@ from safetensors.torch import load
 from torch import Tensor
 
 from calmctl.data import store_format as fmt
+from calmctl.data.identity import SplitRecord, record_split, windowed
 from calmctl.data.samples import LeftOut, StoredSplit
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, ShardEntry, shard_file
 from calmctl.errors import StoreError
 from calmctl.files import read_regular, sha256_bytes
+from calmctl.tensorfiles import read_metadata
 
+Source = list[float | int | str | None]
+"""What tells a clip's file from a changed one: size, time of change, window, content (`store_writer.source_of`)."""
+
+NOT_EXTRACTED = "not extracted yet"
 _MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
 _MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
 _SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
@@ -115,13 +121,42 @@ class FeatureStore:
             if split.clips[owner] in position
         ]
         reasons = {clip.id: clip.reason for clip in self.left_out}
-        absent = [LeftOut(key, reasons.get(key, "not extracted yet")) for key in split.clips if key not in position]
+        absent = [LeftOut(key, reasons.get(key, NOT_EXTRACTED)) for key in split.clips if key not in position]
         return StoredSplit(
             name=name,
             ids=ids,
             captions=tuple(caption for caption, _ in described),
             owners=tuple(owner for _, owner in described),
             left_out=(*(LeftOut(clip.id, clip.reason) for clip in split.left_out), *absent),
+            differs=None if split.differs is None else tuple(split.differs),
+        )
+
+    def record(self, name: str) -> SplitRecord:
+        """What a split is: of the data that was extracted, whatever it is asked for as."""
+        split = self.split(name)
+        sources: dict[str, Source | None] = {}
+        groups = sorted({self._rows["frames"][key][0] for key in split.ids})
+        for group in groups:
+            sources |= read_sources(self.path / shard_file("frames", group))[0]
+        texts = {self._rows["texts"][caption][0] for caption in split.captions if caption in self._rows["texts"]}
+        shards = [shard_file("frames", group) for group in groups] + [shard_file("texts", t) for t in sorted(texts)]
+        made_of = [self.header.model_dump_json(), *(self._index.shards[shard].sha256 for shard in shards)]
+        contents = {key: _content(sources.get(key)) for key in split.ids}
+        return record_split(
+            self.header.dataset,
+            self.protocol,
+            split,
+            {key: content for key, content in contents.items() if content},
+            dtype=self.header.dtype,
+            features=sha256_bytes("\n".join(made_of).encode()),
+        )
+
+    @property
+    def pending(self) -> int:
+        """How many clips and sentences are planned and not extracted yet."""
+        kinds: tuple[Kind, ...] = ("frames", "texts")
+        return sum(
+            len(keys) for kind in kinds for group, keys in enumerate(self.groups(kind)) if not self.entry(kind, group)
         )
 
     def frames(self, ids: Sequence[str]) -> Tensor:
@@ -170,9 +205,8 @@ class FeatureStore:
             except (SafetensorError, KeyError):
                 pass
             fault = "does not hold what the index promises"
-        raise StoreError(
-            f"{self.path / shard_file(kind, group)} {fault}; run the same `calmctl extract` again to replace this shard"
-        )
+        way = "start again" if "anew" in fault else "run the same `calmctl extract` again to replace this shard"
+        raise StoreError(f"{self.path / shard_file(kind, group)} {fault}; {way}")
 
     def shape(self, kind: Kind, rows: int) -> tuple[int, ...]:
         """[rows, F, D] for frames, [rows, D] for texts."""
@@ -205,8 +239,13 @@ class FeatureStore:
             return b"", "is missing"
         except OSError as error:
             return b"", f"cannot be read ({error.strerror or error})"
-        whole = sha256_bytes(content) == entry.sha256
-        return content, None if whole else "is damaged (its SHA-256 is not the one in the index)"
+        digest = sha256_bytes(content)
+        if digest == entry.sha256:
+            return content, None
+        now = fmt.read_document(self.path / fmt.INDEX, Index).shards.get(shard_file(kind, group))
+        if now is not None and now.sha256 == digest:
+            return content, "was extracted anew since this process opened the store, which holds other features now"
+        return content, "is damaged (its SHA-256 is not the one in the index)"
 
     def verify(self) -> tuple[str, ...]:
         """Check every planned shard against its digest; returns a line for each faulty one."""
@@ -216,6 +255,15 @@ class FeatureStore:
             for group in range(len(self.groups(kind)))
             if (fault := self.shard(kind, group)[1])
         )
+
+    def require_dataset(self, dataset: str, protocol: str | None) -> None:
+        """Raise `StoreError`, naming both, unless the features are of `dataset` under `protocol`, None being any."""
+        ours, theirs = f"{self.header.dataset} {self.protocol}".strip(), f"{dataset} {protocol or ''}".strip()
+        if self.header.dataset != dataset or protocol not in (None, self.protocol):
+            raise StoreError(
+                f"{self.path} holds features of {ours}, not of {theirs}: numbers on it "
+                "would stand under a false name; name the store of that data set, or the data set of this store"
+            )
 
     def require(self, header: Header) -> None:
         """Raise `StoreError`, naming both, unless the features of this store are those of `header`."""
@@ -242,6 +290,21 @@ class FeatureStore:
                 f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
                 "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --weights"
             )
+
+
+def read_sources(shard: Path) -> tuple[dict[str, Source | None], int]:
+    """`source_of` the clips of a shard, and when it was written, in ns."""
+    sources = read_metadata(shard, what="feature store", error=StoreError).get("sources")
+    return sources if isinstance(sources, dict) else {}, shard.stat().st_mtime_ns
+
+
+def _content(source: Source | None) -> str | None:
+    """The content of a clip among its `sources`; None in stores that were made before it was recorded."""
+    match source:
+        case [_, _, float() | int() as start_s, float() | int() | None as end_s, str() as content]:
+            return windowed(content, start_s, end_s)
+        case _:
+            return None
 
 
 def _decisive(backbone: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,12 +102,16 @@ class Index(_Part):
 
 
 class CatalogueSplit(_Part):
-    """A split: `captions[i]` numbers a sentence of the catalogue, which describes `clips[owners[i]]`."""
+    """A split: `captions[i]` numbers a sentence of the catalogue, which describes `clips[owners[i]]`.
+
+    `differs` is as in `samples.Split`; None in stores that were made before it was recorded.
+    """
 
     clips: list[str]
     captions: list[Row]
     owners: list[Row]
     left_out: list[LeftOutClip]
+    differs: list[str] | None = None
 
     @model_validator(mode="after")
     def _numbers_exist(self) -> CatalogueSplit:
@@ -171,7 +175,7 @@ def read_document(path: Path, form: type[Document]) -> Document:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise StoreError(f"{path}: {place}: {first['msg']}; extract again, into another folder") from None
-    if digest != _digest(document):
+    if digest != _digest(value):  # of what the file says: keys that it lacks are those of later versions
         raise StoreError(
             f"{path} is damaged or was changed by hand (its own SHA-256 does not fit); "
             "extract again, into another folder"
@@ -181,11 +185,12 @@ def read_document(path: Path, form: type[Document]) -> Document:
 
 def write_document(path: Path, document: Index | Catalogue) -> None:
     """Write one of the two JSON files atomically, with the digest of its own content."""
-    content = {**document.model_dump(), "sha256": _digest(document)}
+    value = document.model_dump()
+    content = {**value, "sha256": _digest(value)}
     indent = 1 if isinstance(document, Index) else None  # people read the index; the catalogue is long
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
-def _digest(document: Index | Catalogue) -> str:
-    canonical = json.dumps(document.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _digest(value: dict[str, Any]) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256_bytes(canonical.encode("ascii"))

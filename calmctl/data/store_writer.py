@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calmctl.data import store_format as fmt
 from calmctl.data.samples import Clip, Dataset, LeftOut
-from calmctl.data.store import FeatureStore
+from calmctl.data.store import FeatureStore, Source, read_sources
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file
 from calmctl.errors import StoreError
 from calmctl.files import (
@@ -28,13 +28,12 @@ from calmctl.files import (
     write_bytes,
     write_text,
 )
-from calmctl.tensorfiles import read_metadata, save_tensors
+from calmctl.tensorfiles import save_tensors
 
 CLIPS_PER_SHARD = 64
 """Clips a shard: what a killed extraction loses at most, and what one changed file costs (our choice)."""
 SENTENCES_PER_SHARD = 4096
 
-Source = list[float | int | str | None]
 _ORIGIN = ".origin"  # no part of what makes stores equal
 
 
@@ -105,6 +104,7 @@ class StoreWriter(FeatureStore):
                         captions=[number[caption] for caption in split.captions],
                         owners=list(split.owners),
                         left_out=_entries(split.left_out),
+                        differs=list(split.differs),
                     )
                     for name, split in dataset.splits.items()
                 },
@@ -235,25 +235,20 @@ def source_of(clip: Clip) -> Source | None:
         return None
 
 
-def read_sources(shard: Path) -> tuple[dict[str, Source | None], int]:
-    """`source_of` the clips of a shard, and when it was written, in ns."""
-    metadata = read_metadata(shard, what="feature store", error=StoreError)
-    return metadata.get("sources", {}), shard.stat().st_mtime_ns
-
-
 def is_unchanged(clip: Clip, source: Source | None, since_ns: int) -> bool:
-    """Whether a clip's file is the one that `source` tells of.
+    """Whether a clip's file is the one that `source` tells of: its content decides, whatever its date.
 
-    Size and time of change can be equal by accident or by intent. Nobody can set back the time of change of a file's
-    entry: where it is later than `since_ns`, when the features were written, the content decides. (A copied folder has
-    new ones too, and is not extracted again for that.)
+    Copies have another time of change, and what was written over may have the same one, by accident or by intent.
+    Nobody can set back the time of change of a file's entry: where the first is the same and the second is before
+    `since_ns`, when the features were written, the content need not be read.
     """
     try:
         size, changed_ns, entry_ns, _ = stamp(clip.path)
-        if source is None or source[:4] != [size, changed_ns, clip.start_s, clip.end_s]:
+        if source is None or [source[0], *source[2:4]] != [size, clip.start_s, clip.end_s]:
             return False
-        # Stores made before there were digests have none to compare.
-        return len(source) == 4 or entry_ns < since_ns or source[4] == content_digest(clip.path)
+        if len(source) == 4:  # of a store made before there were digests
+            return source[1] == changed_ns
+        return (source[1] == changed_ns and entry_ns < since_ns) or source[4] == content_digest(clip.path)
     except OSError:
         return False
 

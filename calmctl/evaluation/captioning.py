@@ -14,6 +14,7 @@ from calmctl.evaluation.captions.result import CaptionResult
 from calmctl.evaluation.captions.scorer import TokenizerChoice, score_captions
 from calmctl.evaluation.captions.tokens import tokenize, tokenize_references
 from calmctl.evaluation.encoding import EncodedSplit
+from calmctl.evaluation.result import Labels
 from calmctl.model.caption import CaptionModel
 from calmctl.recipe.schema import CaptionSection
 
@@ -87,16 +88,11 @@ def evaluate_captions(
     model: CaptionModel,
     encoded: EncodedSplit,
     search: Search,
+    labels: Labels,
     *,
-    dataset: str,
-    protocol: str,
-    trained_on: str,
-    trained_protocol: str,
-    system: str,
-    split: str = "test",
     tokenizer: TokenizerChoice = "ptb",
 ) -> CaptionEvaluation:
-    """Caption a split and score it; the keyword arguments label the result, except for `tokenizer`.
+    """Caption a split and score it.
 
     Raises:
         DatasetError: No clip of the split has a sentence to be compared with.
@@ -104,16 +100,13 @@ def evaluate_captions(
     """
     references = references_of(encoded)
     if not references:
-        raise DatasetError(f"{dataset}: no clip of the {split} split has captions, so there is nothing to score with")
+        raise DatasetError(
+            f"{labels.dataset}: no clip of the {labels.split} split has captions, so there is nothing to score with"
+        )
     captions = {clip: made for clip, made in caption_split(model, encoded, search).items() if clip in references}
     result = CaptionResult(
         score_captions({clip: made.text for clip, made in captions.items()}, references, tokenizer=tokenizer),
-        dataset=dataset,
-        protocol=protocol,
-        split=split,
-        trained_on=trained_on,
-        trained_protocol=trained_protocol,
-        system=system,
+        **labels.values(),
         left_out=len(encoded.left_out),
     )
     return CaptionEvaluation(result, search, captions, references, encoded.left_out)

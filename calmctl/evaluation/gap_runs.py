@@ -10,8 +10,10 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.gap import Gap, measure_gap, one_sentence_a_clip
-from calmctl.evaluation.runs import Progress, TestSet, encode_test_set
+from calmctl.evaluation.result import left_out_caveats
+from calmctl.evaluation.runs import Progress, TestSet, labels_of, labels_of_start, open_test_set
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
@@ -31,6 +33,7 @@ class SystemGap:
         loss: The run's `alignment.kind`, "" before training.
         dataset: Tested on.
         vocabulary: The anchors that S_p and V_p are over, as bare prompts.
+        caveats: What must be said wherever it is shown.
     """
 
     system: str
@@ -38,6 +41,7 @@ class SystemGap:
     dataset: str
     vocabulary: str
     gap: Gap
+    caveats: tuple[str, ...] = ()
 
 
 def gaps_of_runs(
@@ -58,7 +62,7 @@ def gaps_of_runs(
         CalmError: A run or a test set cannot be read, or the start of a run is not at hand any more.
     """
     vocabulary = runs[0].anchors()
-    found = []
+    found: list[tuple[str, str, Recipe, CalmModel, Run | None]] = []
     starts: dict[tuple[str, str | None, int | None], str] = {}
     for run in runs:
         recipe = run.recipe()
@@ -66,20 +70,22 @@ def gaps_of_runs(
         start = (recipe.backbone.model, weights, recipe.seed if weights is None else None)
         if start not in starts:
             starts[start] = "before training" if not starts else f"before {run.folder.name}"
-            found.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device)))
+            found.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device), None))
     for run in runs:
-        found.append((str(run.folder), run.recipe().alignment.kind, run.recipe(), load_run(run, which, device)))
-    return [
-        SystemGap(
-            system,
-            kind,
-            test.dataset,
-            vocabulary.reference,
-            _gap(model, recipe, test, split, vocabulary, device, progress),
-        )
-        for test in tests
-        for system, kind, recipe, model in found
-    ]
+        model = load_run(run, which, device)
+        found.append((str(run.folder), run.recipe().alignment.kind, run.recipe(), model, run))
+    measured = []
+    for test in tests:
+        for system, kind, recipe, model, trained in found:
+            opened = open_test_set(recipe, test, split)
+            labels = labels_of_start(recipe, opened.record)
+            if trained is not None:
+                labels = labels_of(trained, which, test, opened.record)
+            encoded = opened.encode(model, recipe, device, progress)
+            gap = _gap(model, recipe, encoded, vocabulary, device)
+            caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
+            measured.append(SystemGap(system, kind, labels.dataset, vocabulary.reference, gap, caveats))
+    return measured
 
 
 def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> CalmModel:
@@ -91,16 +97,7 @@ def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> 
         return build_model(bare, vocabulary, recipe_backbone(recipe)).eval().to(device)
 
 
-def _gap(
-    model: CalmModel,
-    recipe: Recipe,
-    test: TestSet,
-    split: str,
-    vocabulary: Vocabulary,
-    device: torch.device,
-    progress: Progress | None,
-) -> Gap:
-    encoded, _ = encode_test_set(model, recipe, test, split, device, progress)
+def _gap(model: CalmModel, recipe: Recipe, encoded: EncodedSplit, vocabulary: Vocabulary, device: torch.device) -> Gap:
     clips = mean_frame_feature(encoded.frames, recipe.anchors.frame_mean)
     texts, videos = one_sentence_a_clip(encoded, model.sentences(encoded.texts), clips)
     with torch.no_grad():

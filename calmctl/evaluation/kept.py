@@ -37,7 +37,7 @@ def keep(run: Run, which: str, evaluation: Evaluation | CaptionEvaluation) -> Pa
     record: dict[str, Any] = {
         "run": str(run.folder),
         "weights": which,
-        "weights_sha256": sha256_file(run.weights(which)),
+        "weights_sha256": sha256_file(run.trained_weights(which)),
         "result": result.to_json(),
     }
     if isinstance(evaluation, Evaluation):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -22,17 +22,43 @@ _CAVEATS = {  # what a reader must know of every scorer but the honest one
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RetrievalResult:
-    """Retrieval on one test set.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What a number is of, and what must be said of that wherever it is shown.
 
     Attributes:
-        dataset: Name of the dataset tested on.
+        dataset: Name of the dataset tested on, "" where it is not known.
         protocol: Its protocol, "" where there is only one.
         split: "test" or "val".
-        trained_on: Name of the dataset trained on, "" where nothing was trained.
+        trained_on: Name of the dataset trained on, "" where nothing was trained or it is not known.
         trained_protocol: Its protocol.
         system: What was evaluated: "last", "best-on-validation", ...
+        published: Whether training and test split are the published ones, as far as is known: the paper's numbers
+            stand beside nothing else.
+        concerns: Caveats about the data, the training and the run (`calmctl.runs.identity.judge`).
+        test_set: What was tested on, in digests (`SplitRecord.summary`); None where it is not known.
+    """
+
+    dataset: str = ""
+    protocol: str = ""
+    split: str = "test"
+    trained_on: str = ""
+    trained_protocol: str = ""
+    system: str = ""
+    published: bool = False
+    concerns: tuple[str, ...] = ()
+    test_set: Mapping[str, Any] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """By name, for a result that has them."""
+        return {each.name: getattr(self, each.name) for each in fields(Labels)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalResult(Labels):
+    """Retrieval on one test set, under the labels of what it is of.
+
+    Attributes:
         scorer: Protocol of the scores; anything but "leak-free" is labelled wherever it is shown.
         paper_method: The method of the paper's Tables 1 to 3 to stand beside, "" for none.
         n_clips: Clips evaluated.
@@ -42,12 +68,6 @@ class RetrievalResult:
         intervals: By direction; None where one clip leaves nothing to resample.
     """
 
-    dataset: str
-    protocol: str
-    split: str
-    trained_on: str
-    trained_protocol: str
-    system: str
     scorer: str
     paper_method: str
     n_clips: int
@@ -58,8 +78,8 @@ class RetrievalResult:
 
     @property
     def paper(self) -> PaperRetrieval | None:
-        """The paper's text-to-video numbers where training set, test set and protocols are the paper's."""
-        if self.split != "test":
+        """The paper's text-to-video numbers where training set and test set are the paper's, and whole."""
+        if self.split != "test" or not self.published or self.left_out:
             return None
         return paper_retrieval(
             self.trained_on,
@@ -75,35 +95,37 @@ class RetrievalResult:
         caveats = []
         if self.scorer != HONEST_SCORER:
             caveats.append(f"{self.scorer}: {_CAVEATS.get(self.scorer, 'not the default scorer')}")
-        if self.left_out:
-            caveats.append(
-                f"{self.dataset}: {self.left_out:,} of {counted(self.n_clips + self.left_out, 'clip')} left out; fewer "
-                "candidates make retrieval easier, so these are no numbers for the whole test set"
-            )
+        caveats += left_out_caveats(self.dataset, self.n_clips, self.left_out)
         if self.split != "test":
             caveats.append(f"{self.dataset}: the {self.split} split, not the test set")
-        return tuple(caveats)
+        return (*caveats, *self.concerns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and for the record of a run."""
-        paper = self.paper
+        paper, values = self.paper, asdict(self)
+        del values["concerns"]  # among the caveats
         return {
-            **asdict(self),
+            **values,
             "paper": None if paper is None else asdict(paper),
             "caveats": list(self.caveats),
         }
 
 
+def left_out_caveats(dataset: str, n_clips: int, left_out: int) -> tuple[str, ...]:
+    """What must be said of a number on `n_clips` clips of a test set when `left_out` of it were not used."""
+    if not left_out:
+        return ()
+    return (
+        f"{dataset}: {left_out:,} of {counted(n_clips + left_out, 'clip')} left out; fewer "
+        "candidates make retrieval easier, so these are no numbers for the whole test set",
+    )
+
+
 def retrieval_result(
     scores: ArrayLike,
     owners: ArrayLike,
+    labels: Labels,
     *,
-    dataset: str,
-    protocol: str = "",
-    split: str = "test",
-    trained_on: str = "",
-    trained_protocol: str = "",
-    system: str = "",
     scorer: str = HONEST_SCORER,
     paper_method: str = "CALM",
     left_out: int = 0,
@@ -128,12 +150,7 @@ def retrieval_result(
         for direction in DIRECTIONS
     }
     return RetrievalResult(
-        dataset=dataset,
-        protocol=protocol,
-        split=split,
-        trained_on=trained_on,
-        trained_protocol=trained_protocol,
-        system=system,
+        **labels.values(),
         scorer=scorer,
         paper_method=paper_method,
         n_clips=ranks["text_to_video"].n_candidates,

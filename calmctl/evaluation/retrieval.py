@@ -16,7 +16,7 @@ from calmctl.evaluation.metrics import retrieval_metrics
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.released import score_tmass_released
 from calmctl.evaluation.rerank import dual_softmax
-from calmctl.evaluation.result import RetrievalResult, retrieval_result
+from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
 from calmctl.evaluation.scoring import score_all
 from calmctl.model.calm import CalmModel
 
@@ -81,17 +81,12 @@ def evaluate_encoded(
     model: CalmModel,
     encoded: EncodedSplit,
     device: torch.device,
+    labels: Labels,
     *,
-    dataset: str,
-    protocol: str,
-    trained_on: str,
-    trained_protocol: str,
-    system: str,
-    split: str = "test",
     scorer: Scorer = "leak-free",
     progress: Stages | None = None,
 ) -> Evaluation:
-    """Score a split and measure it both ways, with bootstrap intervals; the arguments label the result."""
+    """Score a split and measure it both ways, with bootstrap intervals."""
     scoring = None if progress is None else partial(progress, "scoring pairs")
     scores = score_split(model, encoded, device, scorer=scorer, progress=scoring)
     if progress:
@@ -103,13 +98,8 @@ def evaluate_encoded(
     result = retrieval_result(
         scores,
         encoded.owners,
+        labels,
         scores_of_videos=back,
-        dataset=dataset,
-        protocol=protocol,
-        split=split,
-        trained_on=trained_on,
-        trained_protocol=trained_protocol,
-        system=system,
         scorer=scorer,
         paper_method=paper_method(model),
         left_out=len(encoded.left_out),

@@ -8,15 +8,26 @@ from pathlib import Path
 
 import torch
 
+from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.data.samples import Dataset
+from calmctl.data.samples import Dataset, Split
 from calmctl.data.store import FeatureStore
 from calmctl.errors import DatasetError
 from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_stored, stream_frames
+from calmctl.evaluation.result import Labels
 from calmctl.evaluation.retrieval import Evaluation, Scorer, evaluate_encoded
 from calmctl.model.aligned import AlignedModel
 from calmctl.recipe import Recipe
 from calmctl.runs.folder import WEIGHTS, Run
+from calmctl.runs.identity import (
+    Judgement,
+    RunIdentity,
+    judge,
+    require_unseen,
+    split_faults,
+    weights_identity,
+    weights_lineage,
+)
 from calmctl.runs.load import load_run
 
 Progress = Callable[[str, int, int], None]
@@ -55,34 +66,70 @@ def evaluate_run(
     """Evaluate the weights `which` of `run` on the `split` of each test set, the model untouched.
 
     Raises:
-        CalmError: A test set is missing or has no usable clip; with `require_complete`, any clip left out.
+        CalmError: A test set is missing, has no usable clip, or is known to hold clips that were trained on; with
+            `require_complete`, any clip left out.
     """
     recipe = run.recipe()
     # What is not there is said before a model is loaded, which takes seconds.
-    datasets = [None if test.features else load_test_set(test, recipe) for test in tests]
+    opened = [open_test_set(recipe, test, split) for test in tests]
     model = load_run(run, which, device)
-    trained_protocol = trained_protocol_of(recipe)
     evaluations = []
-    for test, dataset in zip(tests, datasets, strict=True):
-        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress, dataset)
+    for test, each in zip(tests, opened, strict=True):
+        labels = labels_of(run, which, test, each.record)
+        encoded = each.encode(model, recipe, device, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
-        evaluations.append(
-            evaluate_encoded(
-                model,
-                encoded,
-                device,
-                dataset=test.dataset,
-                protocol=protocol,
-                trained_on=recipe.data.dataset,
-                trained_protocol=trained_protocol,
-                system=WEIGHTS[which],
-                split=split,
-                scorer=scorer,
-                progress=progress,
-            )
-        )
+        evaluations.append(evaluate_encoded(model, encoded, device, labels, scorer=scorer, progress=progress))
     return evaluations
+
+
+def labels_of(run: Run, which: str, test: TestSet, record: SplitRecord) -> Labels:
+    """The labels of what the weights `which` of a run give on a test set.
+
+    Args:
+        run: The run.
+        which: "best", "last" or "slim".
+        test: What was asked for.
+        record: What was read: names are taken from here.
+
+    Raises:
+        CheckpointError: The run is known to be trained on most of these clips.
+    """
+    weights = run.trained_weights(which)
+    require_unseen(weights_lineage(str(weights)), record.dataset, record.protocol, what=str(run.folder))
+    recipe, identity = run.recipe(), weights_identity(weights)
+    finished = run.results.exists() or not run.log.exists()  # weights that were given away come without either
+    found = judge(identity, record, run=run, own=test == own_test_set(recipe), finished=finished)
+    return labelled(record, identity, found, recipe, WEIGHTS[which])
+
+
+def labels_of_start(recipe: Recipe, record: SplitRecord) -> Labels:
+    """The labels of what the weights that a run started from give; of a pretrained tag only the test set is known."""
+    weights = recipe.backbone.weights
+    caveats = tuple(split_faults(record))
+    if weights_lineage(weights):
+        caveats = judge(weights_identity(Path(str(weights))), record, run=None, own=False).caveats
+    return Labels(dataset=record.dataset, protocol=record.protocol, split=record.name, concerns=caveats)
+
+
+def labelled(
+    record: SplitRecord, identity: RunIdentity | None, found: Judgement, recipe: Recipe, system: str
+) -> Labels:
+    """Labels from what was read and trained on; the recipe is asked where the weights do not say."""
+    trained = (recipe.data.dataset, trained_protocol_of(recipe))
+    if identity is not None:
+        trained = (identity.train.dataset, identity.train.protocol)
+    return Labels(
+        dataset=record.dataset,
+        protocol=record.protocol,
+        split=record.name,
+        trained_on=trained[0],
+        trained_protocol=trained[1],
+        system=system,
+        published=found.published,
+        concerns=found.caveats,
+        test_set=record.summary(),
+    )
 
 
 def check_complete(encoded: EncodedSplit, dataset: str, split: str) -> None:
@@ -113,51 +160,72 @@ def trained_protocol_of(recipe: Recipe) -> str:
     return protocol_for(recipe.task, recipe.data.dataset, recipe.data.protocol)
 
 
-def encode_test_set(
-    model: AlignedModel,
-    recipe: Recipe,
-    test: TestSet,
-    split: str,
-    device: torch.device,
-    progress: Progress | None,
-    dataset: Dataset | None = None,
-) -> tuple[EncodedSplit, str]:
-    """Features of the `split` of a test set with a run's model, and the protocol they are of.
+@dataclass(frozen=True, slots=True)
+class OpenTestSet:
+    """A test set that was read and not encoded yet: what it is, known before time is spent on it."""
 
-    `dataset` is what `load_test_set` reads, where it was read already.
+    record: SplitRecord
+    source: Split | FeatureStore
+
+    def encode(
+        self, model: AlignedModel, recipe: Recipe, device: torch.device, progress: Progress | None
+    ) -> EncodedSplit:
+        """Its features with a run's model. Raises `StoreError` where a store is of another backbone."""
+        name, source = self.record.dataset, self.source
+        if isinstance(source, FeatureStore):
+            return encode_stored(model, source, self.record.name, device)
+        watch = None if progress is None else lambda done, total: progress(f"{name} clips", done, total)
+        return encode_split(model, source, stream_frames(source, model, recipe.data, watch), device, progress)
+
+
+def open_test_set(recipe: Recipe, test: TestSet, split: str) -> OpenTestSet:
+    """The `split` of a test set, for a run of `recipe`.
 
     Raises:
-        CalmError: The test set is missing or has no usable clip, or a feature store is of another backbone.
+        CalmError: The test set is missing, or a feature store is of another dataset.
     """
     if test.features is not None:
-        store = FeatureStore.open(test.features)
-        protocol = protocol_for(recipe.task, test.dataset, store.protocol)
-        return encode_stored(model, store, split, device), protocol
-    dataset = dataset or load_test_set(test, recipe)
+        store = open_store(test.features, recipe.task, test.dataset, test.protocol)
+        return OpenTestSet(store.record(split), store)
+    dataset = load_test_set(test, recipe, split)
     if split not in dataset.splits:
         raise DatasetError(f"{test.dataset} has no {split} split; it has {', '.join(dataset.splits)}")
     chosen = dataset.splits[split]
-    watch = None if progress is None else lambda done, total: progress(f"{test.dataset} clips", done, total)
-    frames = stream_frames(chosen, model, recipe.data, watch)
-    return encode_split(model, chosen, frames, device, progress), dataset.protocol
+    return OpenTestSet(record_split(dataset.name, dataset.protocol, chosen, contents_of(chosen.clips)), chosen)
 
 
-def load_test_set(test: TestSet, recipe: Recipe) -> Dataset:
+def open_store(path: Path, task: str, dataset: str, protocol: str | None) -> FeatureStore:
+    """A feature store that is asked for as `dataset`, under `protocol` where one is named.
+
+    Raises:
+        StoreError: It holds features of another dataset or protocol.
+        DatasetError: Its protocol does not do for the task.
+    """
+    store = FeatureStore.open(path)
+    store.require_dataset(dataset, protocol)
+    protocol_for(task, dataset, store.protocol)
+    return store
+
+
+def load_test_set(test: TestSet, recipe: Recipe, split: str = "test") -> Dataset:
     """The dataset of a test set from where it was said to be; else beside the training data, then from data/NAME.
 
     Raises:
         DatasetError: It is in none of these places, or cannot be read.
     """
     places = [test.root] if test.root else [Path(recipe.data.root), Path("data") / test.dataset]
+    protocol = protocol_for(recipe.task, test.dataset, test.protocol)
+    # A run's validation clips were carved from its own training list: no other protocol, and no test split, has them.
+    own = split != "test" and (test.dataset, protocol) == (recipe.data.dataset, trained_protocol_of(recipe))
     for number, place in enumerate(places, start=1):
         try:
             return load_dataset(
                 test.dataset,
                 place,
-                protocol=protocol_for(recipe.task, test.dataset, test.protocol),
+                protocol=protocol,
                 annotations=test.annotations,
                 videos=test.videos,
-                val_clips=recipe.data.val_clips if test.dataset == recipe.data.dataset else None,
+                val_clips=recipe.data.val_clips if own else None,
                 val_seed=recipe.data.val_seed,
             )
         except DatasetError:

@@ -69,6 +69,7 @@ class Calibration:
         accuracy: R@1, in [0, 1].
         signals: The candidates, the plain one first.
         conclusion: One sentence for a person.
+        caveats: What must be said of these numbers, beside that the split may be no test split.
     """
 
     run: str
@@ -79,6 +80,7 @@ class Calibration:
     accuracy: float
     signals: tuple[Signal, ...]
     conclusion: str
+    caveats: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -102,6 +104,7 @@ def calibrate(explainer: Explainer, collection: Collection) -> Calibration:
         accuracy=float(correct.mean()),
         signals=signals,
         conclusion=_conclusion(signals, len(correct)),
+        caveats=collection.caveats,
     )
 
 

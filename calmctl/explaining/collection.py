@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from calmctl.anchors.distribution import kl_divergence
-from calmctl.data.registry import load_dataset
-from calmctl.data.samples import Clip
-from calmctl.data.store import FeatureStore
-from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_stored, stream_frames
-from calmctl.evaluation.runs import own_test_set
+from calmctl.data.samples import Clip, Split
+from calmctl.errors import BadInput
+from calmctl.evaluation.encoding import EncodedSplit
+from calmctl.evaluation.result import left_out_caveats
+from calmctl.evaluation.runs import labels_of, open_test_set, own_test_set
 from calmctl.evaluation.scoring import score_all
 from calmctl.explaining.distributions import without
 from calmctl.explaining.explainer import Explainer
@@ -34,12 +32,14 @@ class Collection:
         split: The split's name.
         encoded: Its features, captions and owners.
         clips: The clips' files by id; empty where features were extracted and only they are at hand.
+        caveats: What must be said of numbers on it.
     """
 
     dataset: str
     split: str
     encoded: EncodedSplit
     clips: dict[str, Clip]
+    caveats: tuple[str, ...] = ()
 
 
 def open_collection(explainer: Explainer, split: str, progress: Progress | None = None) -> Collection:
@@ -51,27 +51,15 @@ def open_collection(explainer: Explainer, split: str, progress: Progress | None 
     """
     if explainer.run is None:
         raise BadInput("a bare backbone has no dataset to look at; name a run with --run")
-    data = explainer.run.recipe().data
-    if data.features is not None:
-        store = FeatureStore.open(Path(data.features))
-        return Collection(data.dataset, split, encode_stored(explainer.model, store, split, explainer.device), {})
-    place = own_test_set(explainer.run.recipe())
-    assert place.root is not None
-    dataset = load_dataset(
-        place.dataset,
-        place.root,
-        protocol=place.protocol,
-        annotations=place.annotations,
-        videos=place.videos,
-        val_clips=data.val_clips,
-        val_seed=data.val_seed,
-    )
-    if split not in dataset.splits:
-        raise DatasetError(f"{data.dataset} has no {split} split; it has {', '.join(dataset.splits)}")
-    chosen = dataset.splits[split]
-    frames = stream_frames(chosen, explainer.model, data, progress)
-    encoded = encode_split(explainer.model, chosen, frames, explainer.device)
-    return Collection(data.dataset, split, encoded, {clip.id: clip for clip in chosen.clips})
+    recipe = explainer.run.recipe()
+    test = own_test_set(recipe)
+    opened = open_test_set(recipe, test, split)
+    labels = labels_of(explainer.run, explainer.which, test, opened.record)
+    watch = None if progress is None else lambda _, done, total: progress(done, total)
+    encoded = opened.encode(explainer.model, recipe, explainer.device, watch)
+    clips = {clip.id: clip for clip in opened.source.clips} if isinstance(opened.source, Split) else {}
+    caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
+    return Collection(labels.dataset, split, encoded, clips, caveats)
 
 
 def collection_scores(explainer: Explainer, texts: Tensor, frames: Tensor) -> np.ndarray:

@@ -43,6 +43,7 @@ class Explainer:
         n_frames: F, the frames that a clip's score is made from.
         device: Where the model is.
         run: The run, or None for the bare backbone.
+        which: Which of the run's weights.
         notes: What a reader must know about the choice.
     """
 
@@ -57,6 +58,7 @@ class Explainer:
     device: torch.device
     run: Run | None
     notes: tuple[str, ...]
+    which: str = "best"
 
     def log_s(self, texts: Tensor) -> Tensor:
         """log S_p, [N, K], of texts as `encode_texts` gives them (Eq. 6)."""
@@ -130,6 +132,7 @@ def explain_with_run(
         device=device,
         run=run,
         notes=tuple(notes),
+        which=which,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -120,6 +120,8 @@ def explain(
     Raises:
         BadInput: The collection's clips have another number of frames than the video was seen with.
     """
+    if collection is not None and collection.caveats:
+        explainer = replace(explainer, notes=(*explainer.notes, *collection.caveats))
     text = explainer.encode_texts([sentence])[0]
     log_s, log_v = explainer.log_s(text), explainer.log_v(seen.frames)
     pair = score_pair(explainer.model.head, text, seen.frames)

@@ -79,6 +79,7 @@ class Failures:
         queries, clips: How many sentences searched how many clips.
         failed: How many queries did not find their clip first (ties count as failed).
         worst: The worst of them, worst first.
+        caveats: What must be said of these numbers.
     """
 
     run: str
@@ -88,6 +89,7 @@ class Failures:
     clips: int
     failed: int
     worst: tuple[Failure, ...]
+    caveats: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -139,6 +141,7 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
         clips=scores.shape[1],
         failed=len(order),
         worst=tuple(explain_one(query) for query in order[:count]),
+        caveats=collection.caveats,
     )
 
 

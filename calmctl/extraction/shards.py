@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from calmctl.data.samples import Clip, LeftOut
-from calmctl.data.store_writer import Source, source_of
+from calmctl.data.store import Source
+from calmctl.data.store_writer import source_of
 from calmctl.data.workers import TIMEOUT_S, available_cores, decode_clips
 from calmctl.errors import VideoError
 from calmctl.extraction.encoder import Encoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from calmctl.data.store import FeatureStore
-from calmctl.data.store_format import INDEX
 from calmctl.errors import BadInput
 from calmctl.evaluation.caption_runs import evaluate_caption_run
 from calmctl.evaluation.metrics import rank_queries, text_to_video
 from calmctl.evaluation.result import HONEST_SCORER
 from calmctl.evaluation.retrieval import evaluate_encoded, score_split
-from calmctl.evaluation.runs import Progress, TestSet, encode_test_set, load_test_set, trained_protocol_of
+from calmctl.evaluation.runs import Progress, TestSet, labels_of, open_test_set
 from calmctl.evaluation.seeds import ClipSums, clip_sums
-from calmctl.files import content_digest, read_json, sha256_bytes, sha256_file, write_json
+from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import WEIGHTS, Run
+from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
 
 _WEIGHTS = "best"
@@ -43,6 +40,7 @@ class Outcome:
         n_queries: Sentences or, for captions, clips.
         left_out: Clips of the test set that could not be used.
         scorer: How it was scored.
+        published: Whether the paper's numbers may stand beside these (`Labels.published`, and no clip left out).
         leak_r1: R@1 of the same weights under the released T-MASS protocol: an audit of a leak. None for other
             heads, and where a clip has several sentences.
         caveats: What must be said wherever the numbers are shown.
@@ -56,6 +54,7 @@ class Outcome:
     n_queries: int
     left_out: int
     scorer: str
+    published: bool
     leak_r1: float | None
     caveats: tuple[str, ...]
 
@@ -101,17 +100,10 @@ def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progres
     recipe, model = run.recipe(), load_run(run, _WEIGHTS, device)
     outcomes = []
     for test in tests:
-        encoded, protocol = encode_test_set(model, recipe, test, "test", device, progress)
-        evaluation = evaluate_encoded(
-            model,
-            encoded,
-            device,
-            dataset=test.dataset,
-            protocol=protocol,
-            trained_on=recipe.data.dataset,
-            trained_protocol=trained_protocol_of(recipe),
-            system=WEIGHTS[_WEIGHTS],
-        )
+        opened = open_test_set(recipe, test, "test")
+        labels = labels_of(run, _WEIGHTS, test, opened.record)
+        encoded = opened.encode(model, recipe, device, progress)
+        evaluation = evaluate_encoded(model, encoded, device, labels)
         result = evaluation.result
         ranks = rank_queries(evaluation.scores, encoded.owners)
         numbers = {name: float(getattr(ranks.metrics(), name)) for name in ("r1", "r5", "r10", "mdr", "mnr")}
@@ -124,14 +116,15 @@ def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progres
                 leak = None
         outcomes.append(
             Outcome(
-                test.dataset,
-                protocol,
-                recipe.data.dataset,
+                result.dataset,
+                result.protocol,
+                result.trained_on,
                 dict(numbers),
                 clip_sums(ranks, encoded.ids),
                 result.n_captions,
                 result.left_out,
                 HONEST_SCORER,
+                result.published and not result.left_out,
                 leak,
                 result.caveats,
             )
@@ -156,6 +149,7 @@ def _caption(run: Run, tests: Sequence[TestSet], device: torch.device, progress:
                 scores.n,
                 result.left_out,
                 f"pycocoevalcap {scores.pycocoevalcap}, tokens of {scores.tokenizer}",
+                result.published and not result.left_out,
                 None,
                 result.caveats,
             )
@@ -168,17 +162,8 @@ def _file(run: Run, test: TestSet) -> Path:
 
 
 def _contents(test: TestSet, recipe: Recipe) -> str:
-    """A digest of a test set's clips, captions and gaps: data that was completed later is measured again."""
-    if test.features is not None:
-        return sha256_file(FeatureStore.open(test.features).path / INDEX)
-    dataset = load_test_set(test, recipe)
-    split = dataset.splits.get("test")
-    if split is None:  # `encode_test_set` says so, in a sentence
-        return ""
-    clips = [(clip.id, content_digest(clip.path), clip.start_s, clip.end_s) for clip in split.clips]
-    gaps = [(clip.id, clip.reason) for clip in split.left_out]
-    held = [dataset.name, dataset.protocol, clips, split.captions, split.owners, gaps]
-    return sha256_bytes(json.dumps(held).encode())
+    """A digest of a test set's clips, captions and gaps: data that was completed or exchanged is measured again."""
+    return open_test_set(recipe, test, "test").record.whole
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +161,35 @@ def as_json(filled: Filled) -> dict[str, Any]:
 
 
 def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]:
-    """Write `filled` as JSON and as Markdown into `folder`; returns both paths. Raises `RunFailed` when it cannot."""
+    """Write `filled` as JSON and as Markdown into `folder`; returns both paths. Raises `RunFailed` when it cannot.
+
+    A table of other rows, seeds, keys or data is not written over: the new one gets a number.
+    """
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
-    json_file, markdown_file = folder / f"{stem}.json", folder / f"{stem}.md"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))
+    json_file, markdown_file = folder / f"{name}.json", folder / f"{name}.md"
     about = environment()
     content = json.dumps({**as_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_output(json_file, content, TABLE)
     write_output(markdown_file, as_markdown(filled, command, about), TABLE)
     return json_file, markdown_file
+
+
+def _asked_alike(path: Path, filled: Filled) -> bool:
+    """Whether there is no table in `path`, or one of the same rows, seeds, keys and data."""
+    if not path.exists():
+        return True
+    there = read_json(path, what="a table")
+    ours = filled.to_json()
+    try:
+        return all(there[key] == ours[key] for key in ("data", "seeds", "overrides")) and _rows(there) == _rows(ours)
+    except (KeyError, TypeError):  # something else of this name
+        return False
+
+
+def _rows(table: Mapping[str, Any]) -> set[str]:
+    return {line["row"] for block in table["blocks"] for line in block["lines"]}
 
 
 def _revision(run: Run) -> str:

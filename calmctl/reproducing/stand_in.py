@@ -18,6 +18,8 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.data.demo import generate_demo
 from calmctl.data.registry import load_dataset
+from calmctl.data.store import FeatureStore
+from calmctl.data.store_format import INDEX
 from calmctl.errors import BadInput
 from calmctl.evaluation.runs import TestSet
 from calmctl.extraction.extract import extract
@@ -75,8 +77,13 @@ def find_stand_in(root: Path, runs: Path) -> World | None:
         return None
     run = Ledger(runs).finished(_backbone(root))
     world = None if run is None else _world(root, runs, run)
-    there = world and all(test.features and (test.features / "index.json").is_file() for test in world.tests.values())
+    there = world and all(test.features and _extracted(test.features) for test in world.tests.values())
     return world if there and (runs / _MERGED).is_file() else None
+
+
+def _extracted(features: Path) -> bool:
+    """Whether there is a store, and nothing of it is left to extract."""
+    return (features / INDEX).is_file() and FeatureStore.open(features).pending == 0
 
 
 def planned_stand_in(root: Path, runs: Path) -> World:

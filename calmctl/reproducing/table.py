@@ -212,8 +212,11 @@ def _line(
 ) -> Line:
     row, outcomes = rows[key], here[key]
     base = here.get(row.baseline)
-    paper = row.paper_on(tested_on)
-    paper_base = rows[row.baseline].paper_on(tested_on) if row.baseline in rows else {}
+    # The paper's numbers stand beside its own data alone, and nothing is subtracted from them elsewhere. A stand-in
+    # shows them as what they are: of another world.
+    stands = table.stand_in or all(each.published for each in (*outcomes, *(base or ())))
+    paper = row.paper_on(tested_on) if stands else {}
+    paper_base = rows[row.baseline].paper_on(tested_on) if row.baseline in rows and stands else {}
     metric = headline(outcomes[0].numbers)
     return Line(
         key,

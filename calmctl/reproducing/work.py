@@ -10,7 +10,7 @@ from typing import Literal
 
 from calmctl.files import read_json, write_json
 from calmctl.recipe import Recipe
-from calmctl.reproducing.ledger import Ledger, recipe_digest
+from calmctl.reproducing.ledger import Ledger, digest_of
 from calmctl.reproducing.tables import Row, Table
 from calmctl.reproducing.world import World
 from calmctl.runs.folder import Run
@@ -51,7 +51,7 @@ def jobs_of(tables: Sequence[Table], world: World, seeds: int, runs: Path, overr
     for seed in range(seeds):
         for row in (row for table in tables for row in table.rows):
             recipe = world.recipe(row, seed, overrides)
-            digest = recipe_digest(recipe)
+            digest = "\n".join(map(str, (digest_of(recipe), recipe.anchors.vocabulary, recipe.data.features)))
             if digest in jobs:
                 continue
             if (run := ledger.finished(recipe)) is not None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.runs import TestSet, own_test_set
+from calmctl.data.store_format import INDEX
+from calmctl.errors import BadInput, CalmError, DatasetError
+from calmctl.evaluation.runs import TestSet, open_store, own_test_set
 from calmctl.recipe import Recipe
 from calmctl.reproducing.tables import Row, Table
 
@@ -108,9 +109,15 @@ def needs(world: World, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str,
 
 def _dataset(test: TestSet, recipe: Recipe) -> Found:
     if test.features is not None:
-        present = (test.features / "index.json").is_file()
-        says = f"features in {test.features}" if present else f"no feature store in {test.features}"
-        return Found(test.dataset, present, says)
+        if not (test.features / INDEX).is_file():
+            return Found(test.dataset, False, f"no feature store in {test.features}")
+        try:
+            store = open_store(test.features, recipe.task, test.dataset, test.protocol)
+        except CalmError as fault:
+            return Found(test.dataset, False, str(fault))
+        if store.pending:
+            return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
+        return Found(test.dataset, True, f"features in {test.features}")
     own = test.dataset == recipe.data.dataset
     try:
         dataset = load_dataset(

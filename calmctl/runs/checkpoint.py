@@ -57,10 +57,12 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     position: Position,
     random: Sequence[dict[str, Tensor]],
+    *,
+    run: str = "",
 ) -> None:
     """Write everything a run needs to go on from here, as one file that appears whole.
 
-    `random` has the `random_state` of every process.
+    `random` has the `random_state` of every process; `run` tells the run from others (`identity.state_mark`).
     """
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     for name, moments in _moments(model, optimizer).items():
@@ -77,17 +79,24 @@ def save_state(
             "history": position.history or [],
             "left_out": position.left_out,
             "processes": position.processes,
+            "run": run,
             "backbone": fingerprint(model.backbone),
         },
     )
 
 
-def load_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer, *, rank: int = 0) -> Position:
-    """Restore what `save_state` wrote; raises `CheckpointError` if it is damaged or of another recipe.
+def load_state(
+    path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer, *, rank: int = 0, run: str = ""
+) -> Position:
+    """Restore what `save_state` wrote; raises `CheckpointError` if it is damaged, of another recipe or of another run.
 
     Random numbers become those of process `rank`, where there was such a process.
     """
     tensors, metadata = load_tensors(path, what="checkpoint")
+    if run and metadata.get("run") and metadata["run"] != run:
+        raise CheckpointError(
+            f"{path} is not of the run that run.json beside it describes; put back its own, or start anew"
+        )
     position = _position(metadata, source=str(path))
     spec = read_spec(metadata, source=str(path))
     if spec is not None:

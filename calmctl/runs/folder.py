@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -38,6 +38,8 @@ from calmctl.recipe import Recipe, recipe_from_dict
 
 WEIGHTS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
 """The weights files of a run, and what to call what they evaluate to."""
+IDENTITY = "identity"
+"""Where run.json and the metadata of weights have what the training was made of (`runs/identity.py`)."""
 PINNED = "default"
 """`ln -s msrvtt-001 runs/default` pins a run. A link and no setting (our choice): it lies beside the runs, `ls` shows
 where it leads, it goes with the folder, and it is a name for --run already."""
@@ -121,22 +123,22 @@ class Run:
         except (BadInput, KeyError, TypeError):
             return ""
 
+    def record(self) -> dict[str, Any]:
+        """What was written down when it was begun, unchecked; raises `CheckpointError` where that cannot be read."""
+        if not self.about.exists():
+            return {}
+        about = read_json(self.about, what=f"run {self.folder}", error=CheckpointError)
+        return about if isinstance(about, dict) else {}
+
     @property
     def trained_on(self) -> TrainedOn:
         """What the training saw, read without checking the rest of recipe and record; raises `RunNotFound`."""
         recipe = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
-        record = read_json(self.about, what=f"run {self.folder}") if self.about.is_file() else {}
         try:
             dataset = f"{recipe['data']['dataset']} {recipe['data'].get('protocol') or ''}".strip()
         except (KeyError, TypeError, AttributeError):
             raise RunNotFound(f"run {self.folder}: {self.recipe_file} names no data; train it anew") from None
-        try:
-            train, ids = record["data"]["train"], record["validation_ids"]
-            return TrainedOn(
-                dataset, int(train["clips"]), int(train["left_out"]), dataset.startswith("demo") or drawn(ids)
-            )
-        except (KeyError, TypeError, ValueError):
-            return TrainedOn(dataset, None, 0, dataset.startswith("demo"))
+        return _trained_on(dataset, self.record())
 
     @property
     def task(self) -> str:
@@ -222,16 +224,36 @@ class ExportedRun(Run):
         """What was trained."""
         return self.recipe().task
 
+    def record(self) -> dict[str, Any]:
+        """What its file carries."""
+        return self._metadata
+
     @property
     def trained_on(self) -> TrainedOn:
-        """The data set of the training; how much of it was used, its folder knows."""
+        """The data set of the training, and how much of it was used where the file says so."""
         data = self.recipe().data
-        dataset = f"{data.dataset} {data.protocol or ''}".strip()
-        return TrainedOn(dataset, None, 0, dataset.startswith("demo"))
+        return _trained_on(f"{data.dataset} {data.protocol or ''}".strip(), self._metadata)
 
     def recipe_to_resume(self) -> Recipe:
         """Raises `RunFailed`: nothing of the training is left."""
         raise RunFailed(f"{self.folder} is an export and cannot go on; to train from its towers, set backbone.weights")
+
+
+def _trained_on(dataset: str, record: Mapping[str, Any]) -> TrainedOn:
+    """From what the training was made of; from the counts of run.json for a run from before that was recorded."""
+    train, undecodable = None, 0
+    try:
+        if (identity := record.get(IDENTITY)) is not None:
+            train, undecodable = identity["splits"]["train"], int(identity["undecodable"])
+            dataset = f"{train['dataset']} {train['protocol']}".strip()
+        elif "data" in record:
+            train = record["data"]["train"]
+        shapes = dataset.startswith("demo") or drawn(record.get("validation_ids") or ())
+        if train is not None:
+            return TrainedOn(dataset, int(train["clips"]) - undecodable, int(train["left_out"]) + undecodable, shapes)
+    except (KeyError, TypeError, ValueError):  # a damaged record tells nothing
+        shapes = dataset.startswith("demo")
+    return TrainedOn(dataset, None, 0, shapes)
 
 
 def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -335,7 +357,18 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
 
 
 def _newest(runs: list[Run]) -> Run:
-    return max(runs, key=lambda run: run.trained_weights("best").stat().st_mtime_ns)
+    return max(runs, key=_trained_at)
+
+
+def _trained_at(run: Run) -> tuple[float, str]:
+    """When a run last logged something, as the log says: a file's date changes when it is copied or put back."""
+    times = [0.0]
+    for line in read_regular(run.log).splitlines() if run.log.is_file() else ():
+        try:
+            times.append(float(json.loads(line)["time"]))
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            continue
+    return max(times), run.folder.name
 
 
 def describe_choice(run: Run) -> str:

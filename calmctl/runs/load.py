@@ -14,6 +14,7 @@ from calmctl.model.weights import build_backbone, build_unrecorded
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_weights
 from calmctl.runs.folder import Run
+from calmctl.runs.identity import require_together
 from calmctl.tensorfiles import load_tensors
 
 
@@ -60,6 +61,7 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
         raise CheckpointError(f"{path} does not exist; finish the run with: calmctl train --resume {run.folder}")
     recipe = run.recipe()
     state, metadata = load_tensors(path, what=f"run {run.folder}")
+    require_together(run, metadata, path)
     # The towers' weights are in the checkpoint, and so is what they are: the model's name and the file that they once
     # started from are not asked any more.
     spec = read_spec(metadata, source=str(path))

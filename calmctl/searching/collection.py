@@ -11,9 +11,9 @@ from pathlib import Path
 from calmctl.data.folder_clips import FolderClips
 from calmctl.data.layout import VideoFiles
 from calmctl.data.samples import Clip, Dataset, LeftOut, Split
-from calmctl.data.store import FeatureStore
+from calmctl.data.store import NOT_EXTRACTED, FeatureStore, read_sources
 from calmctl.data.store_format import INDEX, shard_file
-from calmctl.data.store_writer import is_unchanged, read_sources, record_origin
+from calmctl.data.store_writer import is_unchanged, record_origin
 from calmctl.data.workers import TIMEOUT_S
 from calmctl.errors import DatasetError, RunFailed, StoreError
 from calmctl.extraction.extract import extract
@@ -114,7 +114,13 @@ def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
             found = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
             if found is not None:
                 clips[key] = Clip(key, found)
-    return Collection(path, store, shards, clips, store.left_out, 0, True)
+    pending = [
+        LeftOut(key, NOT_EXTRACTED)
+        for group, keys in enumerate(store.groups("frames"))
+        if store.entry("frames", group) is None
+        for key in keys
+    ]
+    return Collection(path, store, shards, clips, (*store.left_out, *pending), 0, True)
 
 
 def _open_folder(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from calmctl.data.long import measure
 from calmctl.data.samples import Clip
+from calmctl.data.store import Source, read_sources
 from calmctl.data.store_format import shard_file
-from calmctl.data.store_writer import Source, read_sources
 from calmctl.errors import VideoError
 from calmctl.searching.collection import Collection
 from calmctl.searching.mapped import MappedFrames

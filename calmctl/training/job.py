@@ -12,6 +12,7 @@ from calmctl.model.aligned import AlignedModel
 from calmctl.model.batch import Batch
 from calmctl.recipe import Recipe
 from calmctl.runs.folder import Run
+from calmctl.runs.identity import RunIdentity
 from calmctl.training.trackers import Tracker
 from calmctl.training.world import SINGLE, World
 
@@ -62,6 +63,8 @@ class Training:
 
     Attributes:
         trained_on: The datasets that the weights will have seen, told in every weights file.
+        identity: What the training is made of, told there too; None for a run from before it was recorded, and for
+            processes that write no files.
         validate: Numbers of the validation split with the current weights; "score" decides what is best.
         left_out: The clips that this process has met and could not use, by split, with reasons.
         watcher: Whom to tell; the first process has one at most.
@@ -77,6 +80,7 @@ class Training:
     device: torch.device
     tracker: Tracker
     left_out: Callable[[], dict[str, dict[str, str]]]
+    identity: RunIdentity | None = None
     watcher: Watcher | None = None
     world: World = SINGLE
 

@@ -12,7 +12,8 @@ import torch
 
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
-from calmctl.runs.folder import Run, export_metadata
+from calmctl.runs.folder import IDENTITY, Run, export_metadata
+from calmctl.runs.identity import state_mark
 from calmctl.training.collapse import CollapseWatch
 from calmctl.training.job import Training
 from calmctl.training.optim import build_optimizer
@@ -72,14 +73,16 @@ def _save(training: Training, optimizer: torch.optim.Optimizer, position: Positi
             position.left_out.setdefault(split, {}).update(reasons)
     random = world.everyone(random_state())
     if world.rank == 0:
-        save_state(training.run.state, training.model, optimizer, position, random)
+        mark = "" if training.identity is None else state_mark(training.identity)
+        save_state(training.run.state, training.model, optimizer, position, random, run=mark)
 
 
 def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: CollapseWatch) -> Position:
     """Everything as the last checkpoint has it, and no line in the log that comes after it."""
     run, world, position = training.run, training.world, Position(history=[])
     if world.everyone(run.state.exists())[0]:  # what the first process, which writes it, sees
-        position = load_state(run.state, training.model, optimizer, rank=world.rank)
+        mark = "" if training.identity is None else state_mark(training.identity)
+        position = load_state(run.state, training.model, optimizer, rank=world.rank, run=mark)
         if position.processes != world.size:
             part_random(world, training.recipe.seed, position.step)
             training.warn(
@@ -108,7 +111,9 @@ def _finish_epoch(training: Training, position: Position) -> None:
     validation = training.validate()
     record = {"epoch": float(position.epoch), **validation}
     position.history = [*(position.history or []), record]
-    about = {"step": position.step, "epoch": position.epoch, "trained_on": training.trained_on}
+    about: dict[str, Any] = {"step": position.step, "epoch": position.epoch, "trained_on": training.trained_on}
+    if training.identity is not None:
+        about[IDENTITY] = training.identity.for_weights(len(position.left_out.get("train", {})))
     if position.best is None or validation["score"] > position.best["score"]:
         position.best = record
         save_weights(run.weights("best"), model, slim=False, about=about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -9,18 +10,20 @@ import torch
 from calmctl.anchors.combine import subset
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.data.samples import Dataset
 from calmctl.data.store import FeatureStore
 from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
+from calmctl.evaluation.runs import open_store
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
 from calmctl.model.caption_vocabulary import training_vocabulary, whole_vocabulary
 from calmctl.model.preprocess import fingerprint
 from calmctl.recipe import Recipe
-from calmctl.runs.lineage import require_unseen, weights_lineage
+from calmctl.runs.identity import require_unseen, weights_lineage
 from calmctl.training.prepared import Prepared
 
 
@@ -33,10 +36,12 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     device = choose_device(recipe.device)
     vocabulary = recipe_vocabulary(recipe)
-    store = FeatureStore.open(Path(recipe.data.features)) if recipe.data.features else None
-    dataset = None if store is not None else recipe_dataset(recipe)
-    if recipe.task == "caption":
-        _require_caption_data(recipe, dataset, store)
+    data, dataset, store = recipe.data, None, None
+    if data.features:
+        store = open_store(Path(data.features), recipe.task, data.dataset, data.protocol)
+    else:
+        dataset = recipe_dataset(recipe)
+    _require_unseen(recipe, dataset, store)
     torch.manual_seed(recipe.seed)
     model = _build(recipe, vocabulary, dataset, store)
     if store is not None:
@@ -71,14 +76,11 @@ def _train_captions(dataset: Dataset | None, store: FeatureStore | None) -> tupl
     return dataset.splits["train"].captions if "train" in dataset.splits else ()
 
 
-def _require_caption_data(recipe: Recipe, dataset: Dataset | None, store: FeatureStore | None) -> None:
-    """Refuse protocols without all references, and weights that saw the clips that captions are tested on."""
-    name, protocol = recipe.data.dataset, dataset.protocol if dataset is not None else ""
-    if store is not None:
-        name, protocol = store.header.dataset, protocol_for("caption", store.header.dataset, store.protocol)
-    require_unseen(
-        weights_lineage(recipe.backbone.weights), name, protocol, what=f"backbone.weights: {recipe.backbone.weights}"
-    )
+def _require_unseen(recipe: Recipe, dataset: Dataset | None, store: FeatureStore | None) -> None:
+    """Refuse weights that are known to have seen most clips of the test split."""
+    protocol = dataset.protocol if dataset is not None else store.protocol if store is not None else ""
+    weights = recipe.backbone.weights
+    require_unseen(weights_lineage(weights), recipe.data.dataset, protocol, what=f"backbone.weights: {weights}")
 
 
 def recipe_vocabulary(recipe: Recipe) -> Vocabulary:
@@ -103,6 +105,23 @@ def recipe_dataset(recipe: Recipe) -> Dataset:
     )
 
 
+def own_records(recipe: Recipe) -> dict[str, SplitRecord]:
+    """What the splits of a recipe's data are now, by name.
+
+    Raises:
+        CalmError: The data is missing.
+    """
+    data = recipe.data
+    if data.features:
+        store = open_store(Path(data.features), recipe.task, data.dataset, data.protocol)
+        return {name: store.record(name) for name in store.splits}
+    dataset = recipe_dataset(recipe)
+    return {
+        name: record_split(dataset.name, dataset.protocol, split, contents_of(split.clips))
+        for name, split in dataset.splits.items()
+    }
+
+
 def _require_splits(prepared: Prepared) -> None:
     recipe, counts = prepared.recipe, prepared.counts()
     for name in ("train", "val"):
@@ -111,6 +130,18 @@ def _require_splits(prepared: Prepared) -> None:
                 f"{recipe.data.dataset}: the {name} split has no clip with a caption; "
                 "check data.root, data.videos and data.val_clips"
             )
+    if "test" in counts and counts["test"]["captions"] == 0:
+        reasons = Counter(entry.reason for entry in prepared.left_out()["test"])
+        why = f" ({counts['test']['left_out']} clips are missing: {reasons.most_common(1)[0][0]})" if reasons else ""
+        raise DatasetError(
+            f"{recipe.data.dataset}: the test split has no clip with a caption{why}, so the training would end without "
+            "a number; bring its clips, or leave the test split out of the annotations"
+        )
+    if prepared.store is not None and prepared.store.pending:
+        raise StoreError(
+            f"{prepared.store.path} is not complete: {prepared.store.pending:,} of its clips and sentences are not "
+            "extracted yet; run the same 'calmctl extract' again, or merge its parts"
+        )
     missing = {name: entries for name, entries in prepared.left_out().items() if entries}
     if recipe.data.require_complete and missing:
         name, entries = next(iter(missing.items()))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.samples import Dataset, LeftOut
 from calmctl.data.store import FeatureStore
 from calmctl.evaluation.encoding import (
@@ -24,9 +25,9 @@ from calmctl.evaluation.encoding import (
 )
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
-from calmctl.model.preprocess import fingerprint
+from calmctl.model.preprocess import fingerprint, parameters_digest
 from calmctl.recipe import Recipe
-from calmctl.runs.lineage import dataset_name, weights_lineage
+from calmctl.runs.identity import RunIdentity, dataset_name, identify, weights_lineage
 from calmctl.training.batches import WHOLE, FeatureBatches, PairBatches, Share, store_batches, video_batches
 from calmctl.training.frames import Decoded
 
@@ -112,6 +113,20 @@ class Prepared:
             return None
         captioner = self.model.captioner
         return lambda sentences: captioner.vocabulary.encode(sentences, captioner.max_tokens)
+
+    def identity(self) -> RunIdentity:
+        """What this training is made of, before its first step: every file is looked into, a few seconds of work."""
+        names = self.store.splits if self.store is not None else tuple(self.dataset.splits) if self.dataset else ()
+        splits = {name: self.record(name) for name in names}
+        return identify(self.recipe, self.vocabulary, parameters_digest(self.model.backbone), splits)
+
+    def record(self, split: str) -> SplitRecord:
+        """What a split is."""
+        if self.store is not None:
+            return self.store.record(split)
+        assert self.dataset is not None
+        chosen = self.dataset.splits[split]
+        return record_split(self.dataset.name, self.dataset.protocol, chosen, contents_of(chosen.clips))
 
     @property
     def trained_on(self) -> tuple[str, ...]:

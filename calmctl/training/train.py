@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
 
 from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.captioning.generate import Search
@@ -16,12 +15,14 @@ from calmctl.evaluation.captioning import CaptionEvaluation, caption_validation,
 from calmctl.evaluation.encoding import EncodedSplit, encode_split, stream_frames
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import evaluate_encoded, validation_numbers
+from calmctl.evaluation.runs import labelled
 from calmctl.files import write_json
 from calmctl.interruption import interruptible
 from calmctl.model.caption import CaptionModel
 from calmctl.provenance import environment
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run, create_run
+from calmctl.runs.folder import IDENTITY, Run, create_run
+from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
 from calmctl.runs.load import load_captioner, load_run
 from calmctl.training.batches import FeatureBatches, PairBatches, Share
 from calmctl.training.frames import CachedFrames
@@ -77,10 +78,9 @@ def train(
             # What was tracked before goes on being tracked: resuming takes no options.
             tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
             tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
-            if world.rank == 0:
-                _describe(run, prepared)
-                if watcher:
-                    watcher.begin(run, recipe.optim.epochs)
+            identity = _describe(run, prepared) if world.rank == 0 else None
+            if world.rank == 0 and watcher:
+                watcher.begin(run, recipe.optim.epochs)
             if watcher:
                 for text in prepared.model.backbone.notes:
                     watcher.warn(text)
@@ -97,6 +97,7 @@ def train(
                 prepared.device,
                 tracker,
                 lambda: _left_out(source, validation.encoded),
+                identity,
                 watcher,
                 world,
             ),
@@ -152,14 +153,25 @@ def _begun(run: Run) -> Iterator[None]:
         raise
 
 
-def _describe(run: Run, prepared: Prepared) -> None:
-    """Write what a run is made of, where that is not there yet: a kill may have come before it."""
+def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
+    """Write what a run is made of, where that is not there yet: a kill may have come before it; else compare.
+
+    Raises:
+        RunFailed: A run that goes on was begun with other anchors, other data or another recipe.
+    """
     if not run.vocabulary.exists():
         save_vocabulary(prepared.vocabulary, run.vocabulary)
     elif load_vocabulary(run.vocabulary) != prepared.vocabulary:
         raise RunFailed(f"{run.folder} was begun with other anchors than its recipe names now; train it anew")
+    identity = prepared.identity()
     if not run.about.exists():
-        write_json(run.about, {**environment(), **prepared.describe(), "seed": prepared.recipe.seed})
+        about = {**environment(), **prepared.describe(), "seed": prepared.recipe.seed, IDENTITY: identity.to_json()}
+        write_json(run.about, about)
+        return identity
+    before = run_identity(run)
+    if before is not None:
+        require_unchanged(run, before, identity)
+    return before
 
 
 class _Validation:
@@ -199,6 +211,7 @@ def _test(
     """The test split, once, with the best weights on validation and with the last ones."""
     if prepared.counts().get("test", {}).get("captions", 0) == 0:
         return ()
+    record = prepared.record("test")
     results: list[RetrievalResult | CaptionEvaluation] = []
     for which, system in (("best", "best on validation"), ("last", "last epoch")):
         if best_is_last and results:
@@ -206,20 +219,14 @@ def _test(
             continue
         load = load_captioner if prepared.recipe.task == "caption" else load_run
         prepared.model = load(run, which, prepared.device)
+        weights = weights_identity(run.weights(which))  # as an evaluation will read it later
         encoded = prepared.encoded("test", progress)
         left_out["test"] = {entry.id: entry.reason for entry in encoded.left_out}
-        labels: _Labels = {
-            "dataset": prepared.recipe.data.dataset,
-            "protocol": prepared.protocol,
-            "trained_on": prepared.recipe.data.dataset,
-            "trained_protocol": prepared.protocol,
-            "system": system,
-        }
+        labels = labelled(record, weights, judge(weights, record, run=run, own=True), prepared.recipe, system)
         if isinstance(prepared.model, CaptionModel):
-            search = Search.of(prepared.recipe.caption)
-            results.append(evaluate_captions(prepared.model, encoded, search, **labels))
+            results.append(evaluate_captions(prepared.model, encoded, Search.of(prepared.recipe.caption), labels))
         else:
-            results.append(evaluate_encoded(prepared.model, encoded, prepared.device, **labels).result)
+            results.append(evaluate_encoded(prepared.model, encoded, prepared.device, labels).result)
     return tuple(results)
 
 
@@ -227,14 +234,6 @@ def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> Ret
     if isinstance(result, CaptionEvaluation):
         return replace(result, result=replace(result.result, system=system))
     return replace(result, system=system)
-
-
-class _Labels(TypedDict):
-    dataset: str
-    protocol: str
-    trained_on: str
-    trained_protocol: str
-    system: str
 
 
 def _left_out(source: PairBatches | FeatureBatches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:

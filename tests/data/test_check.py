@@ -181,3 +181,14 @@ def test_benchmarks_publish_only_splits_they_have() -> None:
     for known in BENCHMARKS.values():
         for protocol in known.protocols.values():
             assert set(protocol.published) == set(protocol.files)
+
+
+def test_clips_of_a_folder_that_are_in_two_splits_are_found(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+        (tmp_path / f"{name}.mp4").write_bytes(content)
+    (tmp_path / "captions.csv").write_text("video,caption,split\na.mp4,x,train\nb.mp4,y,test\nc.mp4,z,test\n")
+    report = check_dataset("folder", tmp_path)
+    text = "1 clip shared with train: the files are the same (first: c)"
+    assert told(report, "shared file") == {"test": ("wrong", text)} and not report.complete
+    (tmp_path / "c.mp4").write_bytes(b"six")
+    assert check_dataset("folder", tmp_path).complete

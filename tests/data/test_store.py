@@ -1,7 +1,9 @@
 """The feature store: what goes in comes out, and nothing damaged, mixed or half written is ever trusted."""
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -319,11 +321,70 @@ def test_a_changed_file_is_noticed(filled: Path, tmp_path: Path) -> None:
     with StoreWriter.create(filled, HEADER) as store:
         assert [store.changed_clips(group, clips) for group in range(3)] == [[], [], []]
         clips["d"].path.write_text("longer than it was")
-        os.utime(clips["e"].path, ns=(0, 1))
+        before = clips["e"].path.stat()
+        # As long and as old, and another file.
+        clips["e"].path.write_bytes(bytes(byte ^ 1 for byte in clips["e"].path.read_bytes()))
+        os.utime(clips["e"].path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(clips["a"].path, ns=(0, 1))  # another date and the same file
         assert [store.changed_clips(group, clips) for group in range(3)] == [[], ["d"], ["e"]]
         clips["a"] = Clip("a", clips["a"].path, start_s=1.0)
         assert store.changed_clips(0, clips) == ["a"], "another window of the same file"
         assert store.changed_clips(0, {}) == [], "a clip that is not asked for cannot have changed"
+
+
+def test_a_shard_that_was_renewed_under_a_reader_is_not_called_damaged(filled: Path) -> None:
+    reader = FeatureStore.open(filled)
+    with StoreWriter.create(filled, HEADER) as store:
+        store.add_frames(0, torch.ones(2, F, D), {}, [])
+    with pytest.raises(StoreError, match=r"was extracted anew since this process opened the store.*start again"):
+        reader.frames(["a"])
+    assert torch.equal(FeatureStore.open(filled).frames(["a"]), torch.ones(1, F, D))
+
+
+def test_a_record_of_a_split_changes_with_its_features_alone(filled: Path, tmp_path: Path) -> None:
+    before = FeatureStore.open(filled).record("test")
+    assert (before.dataset, before.protocol, before.clips, before.captions) == ("folder", "p", 5, 10)
+    assert before.knows_files and before.dtype == "float32" and before.differs == ()
+    assert FeatureStore.open(Path(shutil.copytree(filled, tmp_path / "moved"))).record("test") == before
+    with StoreWriter.create(filled, HEADER) as store:
+        store.add_frames(0, torch.ones(2, F, D), {}, [])
+    after = FeatureStore.open(filled).record("test")
+    assert after.digest == before.digest and after.features != before.features and not after.knows_files
+
+
+def test_a_store_from_before_splits_were_compared_is_read(filled: Path) -> None:
+    """Written by hand as the first version wrote it, without `differs`."""
+    catalogue = json.loads((filled / CATALOGUE).read_text())
+    for split in catalogue["splits"].values():
+        del split["differs"]
+    del catalogue["sha256"]
+    canonical = json.dumps(catalogue, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    (filled / CATALOGUE).write_text(json.dumps({**catalogue, "sha256": digest}))
+    store = FeatureStore.open(filled)
+    assert store.record("test").differs is None and len(store.split("test").ids) == 5
+
+
+def test_an_old_shard_is_judged_by_size_and_date(filled: Path, tmp_path: Path) -> None:
+    clips = {clip.id: clip for clip in dataset(tmp_path / "videos").splits["test"].clips}
+    with StoreWriter.create(filled, HEADER) as store:
+        store.add_frames(0, torch.ones(2, F, D), {key: source_of(clips[key])[:4] for key in "ab"}, [])
+        assert store.changed_clips(0, clips) == []
+        os.utime(clips["b"].path, (1, 1))
+        assert store.changed_clips(0, clips) == ["b"]
+
+
+def test_a_store_is_used_as_what_it_is(filled: Path) -> None:
+    store = FeatureStore.open(filled)
+    store.require_dataset("folder", None)
+    store.require_dataset("folder", "p")
+    for wrong in (("msrvtt", None), ("folder", "q")):
+        with pytest.raises(StoreError, match="holds features of folder p, not of"):
+            store.require_dataset(*wrong)
+    assert store.pending == 0
+    with StoreWriter.create(filled, HEADER) as writer:
+        writer.plan(dataset(filled.parent / "videos", "abcdefg"))
+        assert writer.pending == 2 + 4
 
 
 def test_parts_merge_into_the_store_of_one_machine(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.cli.main import app
 from calmctl.errors import BadInput
 from calmctl.evaluation.gap_runs import _untrained, gaps_of_runs
-from calmctl.evaluation.runs import encode_test_set, own_test_set
+from calmctl.evaluation.runs import open_test_set, own_test_set
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
@@ -52,7 +52,9 @@ def test_before_and_after_with_and_without(pair: tuple[Run, Run]) -> None:
     ]
     assert all(each.gap.n_clips == 12 and each.gap.n_anchors == 5 for each in found)
     model = load_run(pair[0], "best", CPU)
-    encoded, _ = encode_test_set(model, pair[0].recipe(), tests[0], "train", CPU, None)
+    recipe = pair[0].recipe()
+    encoded = open_test_set(recipe, tests[0], "train").encode(model, recipe, CPU, None)
+    assert any("12 of 12 train clips were trained on" in caveat for caveat in found[1].caveats)
     texts = np.stack([encoded.texts[list(encoded.owners).index(clip)].numpy() for clip in range(12)]).astype(float)
     videos = encoded.frames.double().mean(1).numpy()
     tokens = model.backbone.tokenize(load_vocabulary(pair[0].vocabulary).prompts)

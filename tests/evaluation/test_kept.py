@@ -10,7 +10,7 @@ from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.kept import compare, keep
 from calmctl.evaluation.metrics import rank_queries
-from calmctl.evaluation.result import retrieval_result
+from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.files import sha256_file
 from calmctl.runs.folder import Run
@@ -25,7 +25,7 @@ def evaluation(seed: int, *, noise: float = 1.0, ids: str = "clip", scorer: str 
     names = tuple(f"{ids}{n}" for n in range(30))
     captions = tuple(f"caption {n}" for n in range(60))
     encoded = EncodedSplit(torch.zeros(60, 4), torch.zeros(30, 2, 4), OWNERS, names, captions)
-    result = retrieval_result(scores, OWNERS, dataset="demo", protocol="retrieval", scorer=scorer)
+    result = retrieval_result(scores, OWNERS, Labels(dataset="demo", protocol="retrieval"), scorer=scorer)
     return Evaluation(result, scores, encoded)
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from calmctl.evaluation.metrics import rank_queries
-from calmctl.evaluation.result import RetrievalResult, retrieval_result
+from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
 from calmctl.evaluation.tables import results_json, retrieval_table
 
 
@@ -18,7 +18,9 @@ def result(n: int = 60, seed: int = 0, captions: int = 1, **options: Any) -> Ret
     owners = np.repeat(np.arange(n), captions)
     scores = rng.standard_normal((len(owners), n))
     scores[np.arange(len(owners)), owners] += 2
-    return retrieval_result(scores, owners, **{"dataset": "msrvtt", "replicates": 100, **options})
+    names = Labels.__dataclass_fields__.keys() & options.keys()
+    labels = Labels(**{"dataset": "msrvtt", "published": True, **{name: options.pop(name) for name in names}})
+    return retrieval_result(scores, owners, labels, **{"replicates": 100, **options})
 
 
 def render(*results: RetrievalResult) -> str:
@@ -71,6 +73,8 @@ def test_out_of_domain_is_marked_and_has_its_own_row_of_the_paper() -> None:
         {"split": "val", "trained_on": "msrvtt"},
         {"trained_on": "msrvtt", "paper_method": ""},
         {"trained_on": ""},
+        {"trained_on": "msrvtt", "published": False},
+        {"trained_on": "msrvtt", "left_out": 1},
         {"dataset": "msvd", "trained_on": "msrvtt"},
     ],
 )
@@ -103,7 +107,9 @@ def test_whatever_is_not_the_default_is_loud(options: dict[str, Any], in_block: 
 def test_the_table_fits_80_columns_with_large_numbers() -> None:
     rng = np.random.default_rng(0)
     owners = rng.integers(0, 3000, 3000)
-    big = retrieval_result(rng.standard_normal((3000, 3000), np.float32), owners, dataset="msrvtt", replicates=100)
+    big = retrieval_result(
+        rng.standard_normal((3000, 3000), np.float32), owners, Labels(dataset="msrvtt"), replicates=100
+    )
     one = result(1, dataset="folder")
     lines = render(big, one, result(system="best-on-validation", left_out=3, scorer="tmass-released")).splitlines()
     assert max(map(len, lines)) <= 80
@@ -122,7 +128,8 @@ def test_json_is_plain_and_complete() -> None:
     (data,) = json.loads(json.dumps(results_json([got]), allow_nan=False))
     assert data["metrics"]["video_to_text_plain"]["n_candidates"] == 120
     assert data["intervals"]["text_to_video"]["r1"]["low"] <= data["metrics"]["text_to_video"]["r1"]
-    assert data["paper"]["r1"] == 50.8
+    assert data["paper"] is None, "not beside a test set with gaps"
+    assert result(trained_on="msrvtt").to_json()["paper"]["r1"] == 50.8
     assert data["scorer"] == "dual-softmax"
     assert len(data["caveats"]) == 2
     assert data["left_out"] == 2
@@ -131,6 +138,15 @@ def test_json_is_plain_and_complete() -> None:
 def test_metrics_of_a_result_are_those_of_the_ranks() -> None:
     rng = np.random.default_rng(4)
     scores, owners = rng.standard_normal((30, 10)), rng.integers(0, 10, 30)
-    got = retrieval_result(scores, owners, dataset="x", replicates=100)
+    got = retrieval_result(scores, owners, Labels(dataset="x"), replicates=100)
     for direction, metrics in got.metrics.items():
         assert metrics == rank_queries(scores, owners, direction).metrics()
+
+
+def test_what_stands_against_a_number_is_in_table_and_json() -> None:
+    got = result(trained_on="msrvtt", published=False, concerns=("trained on 12 of 9,000 training clips",))
+    assert "!! trained on 12 of 9,000 training clips" in render(got)
+    data = got.to_json()
+    assert data["caveats"] == ["trained on 12 of 9,000 training clips"]
+    assert (data["paper"], data["published"]) == (None, False)
+    json.dumps(data)

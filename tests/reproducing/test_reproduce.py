@@ -17,7 +17,7 @@ from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation import runs as evaluation_runs
 from calmctl.reproducing.estimate import estimate
-from calmctl.reproducing.ledger import Ledger, recipe_digest
+from calmctl.reproducing.ledger import Ledger, digest_of
 from calmctl.reproducing.reproduce import choose_rows, measure, plan_tables, require_present, write_table
 from calmctl.reproducing.tables import Row, Table
 from calmctl.reproducing.work import duration_s, work_off
@@ -208,8 +208,16 @@ def test_a_run_of_weights_that_have_changed_since_does_not_count(
     chosen = choose_rows(table, ["t-mass"])
     work_off(plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs, tmp_path)
     assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "finished"
-    os.utime(start)
+    os.utime(start, (2**32, 2**32))  # a date ahead of every clock is no other content
+    assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "finished"
+    start.write_bytes(run.weights("last").read_bytes())
     assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "new"
+
+
+def test_a_moved_folder_of_runs_is_recognised(table: Table, world: World, runs: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(runs, tmp_path / "moved", ignore=shutil.ignore_patterns("*.mp4"))
+    old, new = (Ledger(place).finished(world.recipe(table.rows[1], 0)) for place in (runs, moved))
+    assert old is not None and new is not None and new.folder == moved / old.folder.name
 
 
 def test_a_run_of_anchors_that_have_changed_since_does_not_count(table: Table, world: World, tmp_path: Path) -> None:
@@ -241,9 +249,9 @@ def test_the_cost_is_from_finished_runs_or_from_measured_steps(table: Table, wor
 
 def test_digests_tell_recipes_apart(table: Table, world: World) -> None:
     recipe = world.recipe(table.rows[0], 0)
-    assert recipe_digest(recipe) == recipe_digest(recipe.model_copy(update={"name": "other", "device": "cpu"}))
-    assert recipe_digest(recipe) != recipe_digest(world.recipe(table.rows[0], 1))
-    assert recipe_digest(recipe) != recipe_digest(world.recipe(table.rows[0], 0, ("head.dropout=0.2",)))
+    assert digest_of(recipe) == digest_of(recipe.model_copy(update={"name": "other", "device": "cpu"}))
+    assert digest_of(recipe) != digest_of(world.recipe(table.rows[0], 1))
+    assert digest_of(recipe) != digest_of(world.recipe(table.rows[0], 0, ("head.dropout=0.2",)))
 
 
 def test_missing_data_is_listed_and_can_be_left_out(table: Table, tiny_world: Path, tmp_path: Path) -> None:

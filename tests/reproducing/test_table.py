@@ -1,6 +1,8 @@
 """Filling a table: numbers, differences and stars from outcomes that are made up here."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +13,19 @@ from calmctl.provenance import environment
 from calmctl.reproducing import cells
 from calmctl.reproducing.markdown import as_markdown
 from calmctl.reproducing.outcomes import Outcome
+from calmctl.reproducing.reproduce import write_table
 from calmctl.reproducing.table import Filled, fill
 from calmctl.reproducing.tables import Row, Table
 
 N = 400
 
 
-def outcome(hits: np.ndarray, dataset: str = "msrvtt", leak: float | None = None) -> Outcome:
+def outcome(hits: np.ndarray, dataset: str = "msrvtt", leak: float | None = None, published: bool = True) -> Outcome:
     """One query a clip, right where `hits` is 1 and second where it is 0."""
     sums = np.stack([100.0 * hits, 100.0 * np.ones(N), 100.0 * np.ones(N), 2.0 - hits], axis=1)
     made = ClipSums(tuple(map(str, range(N))), QUERY_METRICS, sums, np.ones(N))
     numbers = {**made.means, "mdr": float(np.median(2 - hits))}
-    return Outcome(dataset, "9k", "msrvtt", numbers, made, N, 0, "leak-free", leak, ())
+    return Outcome(dataset, "9k", "msrvtt", numbers, made, N, 0, "leak-free", published, leak, ())
 
 
 def hits(share: float, seed: int) -> np.ndarray:
@@ -126,3 +129,25 @@ def test_everything_is_plain_data_too(filled: Filled) -> None:
     page = as_markdown(filled, "calmctl reproduce table9", environment())
     widths = {row.count("|") for row in page.splitlines() if row.startswith("|")}
     assert len(widths) == 1 and "    calmctl reproduce table9" in page
+
+
+def test_the_papers_numbers_stand_beside_its_own_data_alone() -> None:
+    base, better = hits(0.5, 0), hits(0.6, 1)
+    measured = {"base": {"msrvtt": [outcome(base)]}, "better": {"msrvtt": [outcome(better, published=False)]}}
+    runs = {key: [f"runs/{key}"] for key in measured}
+    (block,) = fill(table(), measured, runs, data="data", seeds=(24,), overrides=(), left_out={}).blocks
+    first, second = block.lines
+    assert first.paper and first.paper_gap is not None
+    assert (second.paper, second.paper_gap, second.paper_gain) == ({}, None, None)
+
+
+def test_a_table_of_other_seeds_or_rows_is_written_beside_the_first(filled: Filled, tmp_path: Path) -> None:
+    def written(which: Filled) -> str:
+        return write_table(which, tmp_path, "calmctl reproduce table9")[0].name
+
+    fewer = replace(filled, blocks=tuple(replace(block, lines=block.lines[:2]) for block in filled.blocks))
+    others = (replace(filled, seeds=(24,)), replace(filled, overrides=()), fewer)
+    assert written(filled) == "table9.json"
+    assert [written(other) for other in others] == ["table9-2.json", "table9-3.json", "table9-4.json"]
+    assert written(filled) == "table9.json" and written(fewer) == "table9-4.json", "the same is measured again"
+    assert json.loads((tmp_path / "table9.json").read_text())["seeds"] == [24, 25, 26]

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from calmctl.data import store_writer
 from calmctl.data.demo_draw import encode
-from calmctl.data.samples import Clip
+from calmctl.data.samples import Clip, LeftOut
+from calmctl.data.store import NOT_EXTRACTED
+from calmctl.data.store_format import INDEX, Index, read_document, shard_file, write_document
 from calmctl.errors import DatasetError, StoreError, VideoError
 from calmctl.extraction.extract import LOG
 from calmctl.searching.collection import open_collection
@@ -57,6 +60,17 @@ def searched(collection) -> list[str]:
 
 def extractions(collection) -> int:
     return len((collection.store.path / LOG).read_text().splitlines())
+
+
+def test_a_store_that_is_not_complete_says_what_cannot_be_found(folder, seekers, monkeypatch):
+    monkeypatch.setattr(store_writer, "CLIPS_PER_SHARD", 2)
+    place = open_collection(folder, seekers[0]).store.path
+    index = read_document(place / INDEX, Index)
+    shards = {name: entry for name, entry in index.shards.items() if name != shard_file("frames", 1)}
+    write_document(place / INDEX, index.model_copy(update={"shards": shards}))
+    half = open_collection(place, seekers[0])
+    assert searched(half) == ["clip0", "clip1"]
+    assert half.left_out == (LeftOut("clip2", NOT_EXTRACTED),)
 
 
 def test_only_new_and_changed_files_are_extracted_and_gone_ones_drop_out(folder, seekers):

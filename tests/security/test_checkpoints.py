@@ -10,7 +10,7 @@ import torch
 
 from calmctl.errors import CheckpointError
 from calmctl.model.weights import load_backbone
-from calmctl.runs.lineage import weights_lineage
+from calmctl.runs.identity import weights_lineage
 from calmctl.runs.load import load_run
 from calmctl.tensorfiles import load_tensors, save_tensors
 

@@ -8,7 +8,7 @@ import torch
 
 from calmctl.errors import CheckpointError, DatasetError, RecipeError
 from calmctl.runs.folder import find_run
-from calmctl.runs.lineage import require_unseen, weights_lineage
+from calmctl.runs.identity import require_unseen, weights_lineage
 from calmctl.runs.load import load_captioner, load_run
 from calmctl.tensorfiles import load_tensors, save_tensors
 from calmctl.training.plan import plan_training

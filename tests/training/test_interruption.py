@@ -263,6 +263,11 @@ def test_data_or_anchors_that_changed_since_are_told(recipe, tmp_path):
         train(recipe, tmp_path, watcher=Signal(signal.SIGTERM, step=5))
     run = find_run("tiny-001", tmp_path)
     other = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": 60})})
+    with pytest.raises(RunFailed, match=r"recipe\.json was edited since it was begun"):
+        train(other, tmp_path, resume=run)
+    about = json.loads(run.about.read_text())
+    del about["identity"]  # a run from before this was recorded
+    run.about.write_text(json.dumps(about))
     with pytest.raises(Exception, match="does not fit epochs of 1 steps: the data has changed since"):
         train(other, tmp_path, resume=run)
     other = recipe.model_copy(update={"anchors": recipe.anchors.model_copy(update={"subset": 4})})

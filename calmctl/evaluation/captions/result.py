@@ -8,42 +8,33 @@ from typing import Any
 from calmctl.counting import counted
 from calmctl.evaluation.captions.scores import CaptionScores
 from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
+from calmctl.evaluation.result import Labels
 
 # The paper captions MSR-VTT's full split: 6,513 / 497 / 2,990 clips (docs/captioning.md); "" stands for the paper's.
 _PROTOCOLS = {"msrvtt": {"", "full"}}
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionResult:
-    """Captions of one test set, scored.
+class CaptionResult(Labels):
+    """Captions of one test set, scored, under the labels of what they are of.
 
     Attributes:
         scores: The metrics.
         name: What is shown as its name where no dataset is known, such as a file's name.
-        dataset: Name of the dataset tested on, "" where it is not known.
-        protocol: Its protocol, "" where there is only one.
-        split: "test" or "val".
-        trained_on: Name of the dataset trained on, "" where it is not known.
-        trained_protocol: Its protocol.
-        system: What was evaluated: "last", "best on validation", ...
         left_out: Clips of the protocol that could not be captioned.
     """
 
     scores: CaptionScores
     name: str = ""
-    dataset: str = ""
-    protocol: str = ""
-    split: str = "test"
-    trained_on: str = ""
-    trained_protocol: str = ""
-    system: str = ""
     left_out: int = 0
 
     @property
     def paper(self) -> tuple[PaperCaptioning, ...]:
-        """The rows of Tables 4 and 5 for this training and test set; none where the protocol is another."""
+        """The rows of Tables 4 and 5 for this training and test set; none where they are not the paper's, and whole."""
         if (
             self.split != "test"
+            or not self.published
+            or self.left_out
             or self.protocol not in _PROTOCOLS.get(self.dataset, {self.protocol})
             or self.trained_protocol not in _PROTOCOLS.get(self.trained_on, {self.trained_protocol})
         ):
@@ -59,13 +50,15 @@ class CaptionResult:
         if self.split != "test":
             caveats.append(f"the {self.split} split, not the test set")
         label = self.dataset or self.name
-        return tuple(f"{label}: {caveat}" if label else caveat for caveat in caveats)
+        return (*(f"{label}: {caveat}" if label else caveat for caveat in caveats), *self.concerns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and for the record of a run."""
-        fields = ("name", "dataset", "protocol", "split", "trained_on", "trained_protocol", "system", "left_out")
+        labels = {name: value for name, value in self.values().items() if name != "concerns"}  # among the caveats
         return {
-            **{name: getattr(self, name) for name in fields},
+            "name": self.name,
+            **labels,
+            "left_out": self.left_out,
             "scores": self.scores.to_json(),
             "paper": [asdict(row) for row in self.paper],
             "caveats": list(self.caveats),

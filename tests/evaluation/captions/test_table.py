@@ -32,7 +32,9 @@ def render(*results: CaptionResult) -> str:
 
 
 def test_numbers_stand_times_100_beside_the_papers() -> None:
-    text = render(CaptionResult(scores(), dataset="msvd", trained_on="msvd", system="best on validation"))
+    text = render(
+        CaptionResult(scores(), dataset="msvd", trained_on="msvd", system="best on validation", published=True)
+    )
     assert "msvd  best on validation, trained on msvd, 2990 captions, 59800 references\n" in text
     assert "tokenizer ptb-java; no SPICE" in text
     ours, bounds, table, *papers = text.splitlines()[3:11]
@@ -54,17 +56,25 @@ def test_numbers_stand_times_100_beside_the_papers() -> None:
     ],
 )
 def test_every_setting_of_the_paper_has_its_rows(trained_on: str, dataset: str, protocol: str, cider: str) -> None:
-    result = CaptionResult(scores(), dataset=dataset, trained_on=trained_on, protocol=protocol)
+    result = CaptionResult(scores(), dataset=dataset, trained_on=trained_on, protocol=protocol, published=True)
     calm = next(line for line in render(result).splitlines() if line.startswith("CALM"))
     assert calm.split()[-1] == cider
     assert ("→ " in render(result)) == (trained_on != dataset)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"split": "val"}, {"protocol": "9k"}, {"trained_protocol": "7k"}, {"trained_on": "demo"}]
+    "changes",
+    [
+        {"split": "val"},
+        {"protocol": "9k"},
+        {"trained_protocol": "7k"},
+        {"trained_on": "demo"},
+        {"published": False},
+        {"left_out": 1},
+    ],
 )
-def test_another_setting_has_none(changes: dict[str, str]) -> None:
-    result = CaptionResult(scores(), **{"dataset": "msrvtt", "trained_on": "msrvtt", **changes})
+def test_another_setting_has_none(changes: dict[str, Any]) -> None:
+    result = CaptionResult(scores(), **{"dataset": "msrvtt", "trained_on": "msrvtt", "published": True, **changes})
     assert result.paper == ()
     assert "paper" not in render(result)
 
