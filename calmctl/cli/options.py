@@ -28,7 +28,7 @@ class Range:
             max=self.most,
             callback=_number,
             help=help,
-            metavar=metavar,
+            metavar=metavar or "N",  # the range is told when it is missed, and takes half a line in the help
             rich_help_panel=panel,
         )
 

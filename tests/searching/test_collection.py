@@ -143,9 +143,11 @@ def test_windows_are_moments(folder, seekers):
     windows = [key for key in searched(found) if key.startswith("long")]
     assert len(windows) > 3
     hits = Search(seekers[0], found).sentences(["a thing"], 100).answers[0].hits
-    assert len(hits) == len(searched(found))
-    moments = {hit.clip: (hit.file, hit.start_s, hit.end_s) for hit in hits}
-    assert moments["long#t=0.5,1.5"] == (folder / "long.mp4", 0.5, 1.5)
+    # Windows that overlap or adjoin a better one are counted with it: nothing is lost, and no moment is told twice.
+    assert sum(1 + hit.neighbours for hit in hits) == len(searched(found))
+    long = [hit for hit in hits if hit.clip.startswith("long")]
+    assert long and all(hit.file == folder / "long.mp4" and hit.end_s - hit.start_s == 1.0 for hit in long)
+    assert all(hit.clip == f"long#t={hit.start_s:g},{hit.end_s:g}" for hit in long)
     with pytest.raises(StoreError, match="--window is for a folder"):
         open_collection(found.store.path, seekers[0], window_s=1.0, stride_s=1.0)
 
