@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -153,11 +154,11 @@ def _ray() -> Iterator[Any]:
 
     A Ray of this machine alone is for this process alone: it asks for a token that only this process and its
     children know (older versions of Ray know none), and keeps its session in a folder that nobody else can enter.
-    Its servers listen on all addresses, whatever address Ray is given (2.60 turns 127.0.0.1 into the machine's own).
+    Its servers listen on all addresses all the same (2.60 turns 127.0.0.1 into the machine's own where it has one).
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no report to Ray's makers
     alone = "RAY_ADDRESS" not in os.environ
-    if alone and "RAY_AUTH_MODE" not in os.environ:  # Ray reads them when it is imported
+    if alone and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # it reads them on being imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
@@ -175,7 +176,7 @@ def _ray() -> Iterator[Any]:
             folder = session.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
             options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
             # One level down: Ray opens its own folder to everybody.
-            options["_temp_dir"] = os.path.join(folder, "ray")
+            options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": os.path.join(folder, "ray")}
         ray.init(**options)
         session.callback(ray.shutdown)
         yield ray
