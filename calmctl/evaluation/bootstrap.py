@@ -136,7 +136,9 @@ def bootstrap_intervals(
     mean = total.sum() / sizes.sum()
     error = _relative_error(total, sizes, np.ones((1, n_clusters), np.int64))[0]
     low, high = np.quantile(np.concatenate(studentized), [(1 - level) / 2, (1 + level) / 2])
-    mnr = Interval(float(mean * np.exp(-high * error)), float(mean * np.exp(-low * error)))
+    # No mean rank is below 1 or above the number of candidates, which few clips say nothing against.
+    lower, upper = np.clip([-high * error, -low * error], -np.log(mean), np.log(ranks.n_candidates / mean))
+    mnr = Interval(float(mean * np.exp(lower)), float(mean * np.exp(upper)))
     mdr = _percentiles(np.concatenate(medians), level)
     return Intervals(r1, r5, r10, mdr, mnr, level, replicates, seed, n_clusters)
 

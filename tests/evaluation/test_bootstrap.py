@@ -194,6 +194,13 @@ def test_nothing_but_right_answers_leave_room_below_100_percent() -> None:
     assert many is not None and many.r1.low == pytest.approx(got.r1.low)  # 50 clips, however many captions they have
 
 
+@pytest.mark.parametrize("ranks", [[1, 1, 2], [1, 2, 3], [3, 3, 2], [1, 1, 1], [1, 3, 3]])
+def test_few_clips_leave_the_mean_rank_between_first_and_last(ranks: list[int]) -> None:
+    places = np.array(ranks)
+    found = bootstrap_intervals(Ranks(places - 1, places * 0, places * 0 + 1, np.arange(3), 3))
+    assert found is not None and 1.0 <= found.mnr.low <= places.mean() <= found.mnr.high <= 3.0 + 1e-9
+
+
 def test_seeds_repeat_and_differ() -> None:
     ranks = successes(np.random.default_rng(0).random(60) < 0.5)
     assert bootstrap_intervals(ranks, seed=1) == bootstrap_intervals(ranks, seed=1)

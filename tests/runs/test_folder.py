@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 
@@ -87,7 +86,7 @@ def trained(root, name, age, *, dataset="folder", task="retrieval", clips=16, mi
     """A run that looks trained `age` seconds ago."""
     run = create_run(root, recipe_from_dict({"name": name, "task": task, "data": {"dataset": dataset}}))
     run.weights("best").touch()
-    os.utime(run.weights("best"), (1e9 - age, 1e9 - age))
+    run.log.write_text(json.dumps({"step": 1, "time": 1e9 - age}) + "\n")
     record = {"data": {"train": {"clips": clips, "left_out": missing}}, "validation_ids": list(ids)}
     run.about.write_text(json.dumps(record))
     return run
@@ -99,6 +98,9 @@ def test_a_run_says_what_it_was_trained_on_and_on_how_much(tmp_path):
     assert str(whole.trained_on) == "trained on msrvtt, 9,000 clips"
     assert str(trial.trained_on) == "trained on msrvtt, 12 of 9,000 clips"
     assert str(trained(tmp_path, "c", 0, clips=1).trained_on) == "trained on folder, 1 clip"
+    seen = {"dataset": "msrvtt", "protocol": "9k", "clips": 20, "left_out": 8980}
+    trial.about.write_text(json.dumps({"identity": {"splits": {"train": seen}, "undecodable": 1}}))
+    assert str(trial.trained_on) == "trained on msrvtt 9k, 19 of 9,000 clips", "as its weights were made"
     whole.about.unlink()
     assert str(whole.trained_on) == "trained on msrvtt"
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from calmctl.errors import CheckpointError, RunFailed, RunNotFound
-from calmctl.evaluation.runs import evaluate_run, own_test_set
+from calmctl.evaluation.runs import evaluate_run, labels_of, open_test_set, own_test_set
 from calmctl.explaining.explainer import explain_with_run
 from calmctl.model.spec import CLIP_PIXELS
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.folder import Run, find_run
+from calmctl.runs.identity import run_identity
 from calmctl.runs.load import load_run
 from calmctl.tensorfiles import load_tensors, read_metadata, save_tensors
 from calmctl.training.train import train
@@ -76,11 +77,13 @@ def test_a_resume_refuses_another_reading(finished, tmp_path):
     recipe, run = finished
     copy = Run(shutil.copytree(run.folder, tmp_path / run.folder.name))
     copy.results.unlink()
-    config = tmp_path / "wide.json"
+    config = Path(recipe.backbone.model)
     config.write_text(json.dumps(CONFIG | {"preprocess_cfg": CONFIG["preprocess_cfg"] | {"mean": [0.4, 0.4, 0.4]}}))
-    changed = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"model": str(config)})})
-    with pytest.raises(CheckpointError, match=r"mean \(0\.5, 0\.5, 0\.5\), and that of its recipe now has \(0\.4"):
-        train(changed, tmp_path, resume=copy)
+    try:
+        with pytest.raises(CheckpointError, match=r"mean \(0\.5, 0\.5, 0\.5\), and that of its recipe now has \(0\.4"):
+            train(recipe, tmp_path, resume=copy)
+    finally:
+        config.unlink()
 
 
 def test_the_slim_file_is_a_run_by_itself(finished, given):
@@ -95,6 +98,18 @@ def test_the_slim_file_is_a_run_by_itself(finished, given):
         load_run(alone, "last", CPU)
     with pytest.raises(RunFailed, match="is an export and cannot go on"):
         alone.recipe_to_resume()
+
+
+def test_the_slim_file_says_what_it_was_made_of(finished, given):
+    recipe, run = finished
+    alone, begun = find_run(str(given), Path("nowhere")), run_identity(run)
+    told = run_identity(alone)
+    assert told.train == begun.train.lean() and (told.recipe, told.vocabulary) == (begun.recipe, begun.vocabulary)
+    assert alone.anchors().digest == told.vocabulary
+    assert alone.trained_on == run.trained_on and alone.trained_on.clips == begun.train.clips
+    opened = open_test_set(recipe, own_test_set(recipe), "train")
+    (concern, *_) = labels_of(alone, "best", own_test_set(recipe), opened.record).concerns
+    assert f"{begun.train.clips} of {begun.train.clips} train clips were trained on" in concern
 
 
 def test_a_folder_with_slim_weights_only_is_a_run(finished, given, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calmctl.errors import CheckpointError, DatasetError, RecipeError
-from calmctl.runs.folder import find_run
+from calmctl.runs.folder import Run, find_run
 from calmctl.runs.identity import require_unseen, weights_lineage
 from calmctl.runs.load import load_captioner, load_run
 from calmctl.tensorfiles import load_tensors, save_tensors
@@ -28,6 +28,9 @@ class Stop:
 
     def __init__(self, at: int) -> None:
         self.at = at
+
+    def begin(self, run: Run, epochs: int) -> None:
+        pass
 
     def step(self, done: int, total: int, loss: float) -> None:
         if done == self.at:

@@ -43,6 +43,9 @@ class Stop:
     def __init__(self, after: int) -> None:
         self.left = after
 
+    def begin(self, run: Run, epochs: int) -> None:
+        pass
+
     def step(self, done: int, total: int, loss: float) -> None:
         self.left -= 1
         if self.left < 0:

@@ -98,6 +98,9 @@ class Signal:
     def __init__(self, number: int, *, step: int = 0, epoch: int = 0) -> None:
         self.number, self.at_step, self.at_epoch = number, step, epoch
 
+    def begin(self, run: Run, epochs: int) -> None:
+        pass
+
     def step(self, done: int, total: int, loss: float) -> None:
         if done == self.at_step:
             os.kill(os.getpid(), self.number)

@@ -35,6 +35,9 @@ def test_a_run_that_goes_on_has_every_step_once_in_the_event_files(tiny_recipe, 
         pass
 
     class Watcher:
+        def begin(self, run, epochs):
+            pass
+
         def step(self, done, total, loss):
             if done == 5:  # one step behind the checkpoint
                 raise Killed

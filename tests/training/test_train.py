@@ -29,6 +29,9 @@ class Stop:
     def __init__(self, at: int) -> None:
         self.at = at
 
+    def begin(self, run: Run, epochs: int) -> None:
+        pass
+
     def step(self, done: int, total: int, loss: float) -> None:
         if done == self.at:
             raise Killed
