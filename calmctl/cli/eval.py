@@ -176,7 +176,13 @@ def _print(evaluations: list[Evaluation], run: str, as_json: bool) -> None:
         for evaluation in evaluations
     }
     if as_json:
-        print_json({"run": run, "results": results_json(results), "left_out": left_out, **environment()})
+        notes = {evaluation.result.dataset: list(evaluation.notes) for evaluation in evaluations}
+        print_json(
+            {"run": run, "results": results_json(results), "left_out": left_out, "notes": notes, **environment()}
+        )
         return
     stdout().print(retrieval_table(results))
+    for evaluation in evaluations:
+        for text in evaluation.notes:
+            note(f"[yellow]{printable(evaluation.result.dataset)}: {text}[/]")
     print_left_out(left_out)

@@ -92,6 +92,8 @@ def explain(
             **({"backbone": backbone} if backbone else {}),
         )
     )
+    if cut := explainer.model.backbone.tokens.cut([sentence], "sentence"):
+        note(f"[yellow]{cut}[/]")
     removed = find_anchors(explainer.vocabulary, without or [])
     seen = see_video(explainer, Clip(video.stem, video), instants=instants, pictures=html is not None)
     among = open_with_progress(explainer, collection) if collection else None

@@ -107,11 +107,14 @@ def extract(
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
     chosen = device if ray and device != "auto" else choose_device(device)
+    encoder = load_backbone(backbone, weights)
+    cut = encoder.tokens.cut([caption for split in dataset.splits.values() for caption in split.captions])
+    notes = [*dataset.notes, *([cut] if cut else [])]
     bar = Bar()
     try:
         report = run_extract(
             dataset,
-            load_backbone(backbone, weights),
+            encoder,
             out or _default_store(sources[0], dataset, backbone, part),
             n_frames=frames,
             dtype=dtype,
@@ -127,9 +130,10 @@ def extract(
     finally:
         bar.stop()
     if as_json:
-        print_json(report.as_json())
+        unread = {each.id: each.reason for each in dataset.unread}
+        print_json({**report.as_json(), "notes": notes, "unread": unread})
     else:
-        print_extracted(report, dataset)
+        print_extracted(report, dataset, notes)
     if not report.clips_extracted + report.clips_kept and report.undecodable:
         note("[bold red]error:[/] no clip could be decoded")
         raise typer.Exit(1)
@@ -143,7 +147,7 @@ def _load(
     captions: Path | None,
     protocol: str | None,
 ) -> Dataset:
-    from calmctl.data.registry import DATASETS, load_dataset
+    from calmctl.data.registry import DATASETS, load_dataset, require_dataset_or_folder
 
     if source in DATASETS and source != "folder":
         if captions is not None:
@@ -151,12 +155,10 @@ def _load(
         if annotations is not None and videos is not None:
             return load_dataset(source, None, protocol=protocol, annotations=annotations, videos=videos)
         return load_dataset(source, root, protocol=protocol, annotations=annotations, videos=videos)
-    folder = Path(source)
-    if not folder.is_dir():
-        raise BadInput(f"{source} is neither a dataset ({', '.join(DATASETS)}) nor a folder")
+    require_dataset_or_folder(source)
     if annotations is not None and captions is not None:
         raise BadInput("--captions and --annotations both name a folder's captions; give one")
-    return load_dataset("folder", folder, protocol=protocol, annotations=captions or annotations, videos=videos)
+    return load_dataset("folder", Path(source), protocol=protocol, annotations=captions or annotations, videos=videos)
 
 
 def _default_store(source: str, dataset: Dataset, backbone: str, part: tuple[int, int]) -> Path:

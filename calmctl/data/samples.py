@@ -62,12 +62,14 @@ class Dataset:
         protocol: The published protocol's name ("9k", "7k", "full", ...), or "" where there is only one.
         splits: Any of "train", "val", "test".
         notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).
+        unread: Folders and files of it that could not be read, or were not, with reasons: what is in them is lost.
     """
 
     name: str
     protocol: str
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
+    unread: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def extract(
     tell = on_progress or (lambda progress: None)
     missing = tuple(clip for split in dataset.splits.values() for clip in split.left_out)
     if strict:
-        _refuse(missing)
+        _refuse((*dataset.unread, *missing))
     header = Header(dataset=dataset.name, backbone=fingerprint(backbone), n_frames=n_frames, dtype=dtype)
     clips = {clip.id: clip for split in dataset.splits.values() for clip in split.clips}
     with (

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from calmctl.errors import CheckpointError
+from calmctl.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -24,6 +25,7 @@ class Backbone(nn.Module):
     Attributes:
         identity: What this backbone is: model name, activation, where its weights came from, image size, dim.
         dim: Width D of the joint space.
+        tokens: What makes tokens of sentences.
     """
 
     def __init__(self, clip: nn.Module, tokenizer: Any, transform: Any, identity: dict[str, Any]) -> None:
@@ -32,7 +34,7 @@ class Backbone(nn.Module):
         self.identity = identity
         self.dim = int(identity["dim"])
         self.image_size = int(identity["image_size"])
-        self._tokenizer = tokenizer
+        self.tokens = Tokens(tokenizer, int(identity["context_length"]))
         self.transform = transform
 
     @property
@@ -46,12 +48,13 @@ class Backbone(nn.Module):
         """CLIP's byte-pair tokenizer. Raises `CheckpointError` where this backbone has another kind of tokens."""
         from open_clip.tokenizer import SimpleTokenizer
 
-        if not isinstance(self._tokenizer, SimpleTokenizer):
+        tokenizer = self.tokens.tokenizer
+        if not isinstance(tokenizer, SimpleTokenizer):
             raise CheckpointError(
                 f"backbone.model: {self.identity['model']} does not use CLIP's byte pairs "
-                f"({type(self._tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
+                f"({type(tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
             )
-        return self._tokenizer
+        return tokenizer
 
     @property
     def token_embedding(self) -> Tensor:
@@ -69,7 +72,7 @@ class Backbone(nn.Module):
         CLIP's text tower is causal and pools at the end token, so padding behind it changes nothing but the
         time it takes. Other towers get their full context length.
         """
-        tokens: Tensor = self._tokenizer(list(sentences))
+        tokens = self.tokens(sentences)
         if not self._pads_short:
             return tokens
         # The end token has CLIP's largest id, so its position is the arg-max; the pad id is 0.

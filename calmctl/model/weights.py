@@ -18,11 +18,13 @@ from torch import Tensor
 
 from calmctl.errors import CheckpointError
 from calmctl.model.backbone import Backbone
+from calmctl.model.tokens import Tokens
 from calmctl.tensorfiles import load_tensors
 
 _OWN_CONFIGS = Path(__file__).parent / "configs"
 TOWERS_PREFIX = "backbone.clip."
 """What the names of the two towers' weights begin with in a checkpoint of ours."""
+CLIP_CONTEXT_LENGTH = 77
 _HUB_FILE = "open_clip_model.safetensors"
 
 
@@ -75,6 +77,22 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
     if state is not None:
         backbone.load_weights(state, source=str(weights))
     return backbone
+
+
+def load_tokens(model: str) -> Tokens:
+    """The tokenizer of a model, without its towers.
+
+    Raises:
+        CheckpointError: Unknown name, or a tokenizer that is not at hand.
+    """
+    import open_clip
+
+    name, config = _model_config(model)
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as fault:  # as in load_backbone
+        raise CheckpointError(f"open_clip cannot build the tokenizer of {name}: {fault}") from fault
+    return Tokens(tokenizer, int(config["text_cfg"].get("context_length", CLIP_CONTEXT_LENGTH)))
 
 
 def _model_config(model: str) -> tuple[str, dict[str, Any]]:

@@ -38,6 +38,7 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
             f"{counted(c['left_out'], 'clip')} left out"
             for name, c in counts.items()
         },
+        **{f"  {note.partition(': ')[0]} captions": note.partition(": ")[2] for note in prepared.cut_captions()},
         "backbone": f"{recipe.backbone.model}, weights {recipe.backbone.weights}"
         + (", frozen" if recipe.frozen else ""),
         "head": recipe.head.kind if recipe.task == "retrieval" else _captioner(recipe, prepared),

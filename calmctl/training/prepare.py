@@ -11,6 +11,7 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.data.samples import Dataset
+from calmctl.data.splits import Splits
 from calmctl.data.store import FeatureStore
 from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
@@ -35,6 +36,10 @@ def prepare(recipe: Recipe) -> Prepared:
     vocabulary = recipe_vocabulary(recipe)
     store = FeatureStore.open(Path(recipe.data.features)) if recipe.data.features else None
     dataset = None if store is not None else recipe_dataset(recipe)
+    if dataset is not None and isinstance(dataset.splits, Splits):
+        for name in ("train", "val"):
+            if name in dataset.splits.absent:  # why, before the model is built
+                raise DatasetError(dataset.splits.absent[name])
     if recipe.task == "caption":
         _require_caption_data(recipe, dataset, store)
     torch.manual_seed(recipe.seed)
@@ -112,6 +117,8 @@ def _require_splits(prepared: Prepared) -> None:
                 "check data.root, data.videos and data.val_clips"
             )
     missing = {name: entries for name, entries in prepared.left_out().items() if entries}
+    if prepared.dataset is not None and prepared.dataset.unread:
+        missing["what could not be read"] = list(prepared.dataset.unread)
     if recipe.data.require_complete and missing:
         name, entries = next(iter(missing.items()))
         total = sum(len(entries) for entries in missing.values())

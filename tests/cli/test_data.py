@@ -61,7 +61,12 @@ def test_undecodable_is_1_and_listed(root: Path) -> None:
 
 def test_a_folder_is_named_by_its_path(root: Path) -> None:
     result = calmctl("check", root)
+    assert result.exit_code == 0 and "3 clips, 3 captions" in result.stdout
+    assert "captions: captions_msvd.json" in result.stdout, "clear by its content: it names the clips that are here"
+    (root / "captions_msvd.json").unlink()
+    result = calmctl("check", root)
     assert result.exit_code == 0 and "3 clips, 0 captions" in result.stdout
+    assert "enough to search, not to train" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 from calmctl.data.textfiles import expect, read_text, shown
 from calmctl.errors import DatasetError
+from calmctl.files import NotJson, parse_json
 
 _ID_KEYS = ("image_id", "video_id")
 _LIST_KEYS = ("annotations", "sentences")  # coco-caption's and MSR-VTT's name for the list of captions
@@ -86,18 +87,8 @@ def _text(caption: Any, place: str) -> str:
 
 
 def _parse(path: Path) -> Any:
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):  # JSON's readers keep the last one and say nothing
-            seen: set[str] = set()
-            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise DatasetError(f"{path}: {shown(repeated)} stands twice in one object")
-        return found
-
     text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=without_repeats)
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
-        raise DatasetError(f"{path}: not JSON that can be read: {error}") from None
+        return parse_json(text)
+    except NotJson as fault:
+        raise DatasetError(f"{path} {fault}") from None

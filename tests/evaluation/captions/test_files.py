@@ -72,7 +72,7 @@ def test_a_video_may_be_called_annotations(file: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a": "x",\n"b": }', r"it\.json:2: not JSON"),
+        (b'{"a": "x",\n"b": }', r"it\.json is not JSON \(line 2"),
         (b'{"a": "x\xff"}', r"it\.json:1: not UTF-8"),
         (b'{"a": "x", "b": "y", "a": "z"}', "'a' stands twice in one object"),
         (b"[" * 100_000, "not JSON that can be read"),
