@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.data.check_report import CheckReport
+    from calmctl.model.tokens import Tokens
 
 CHECK_EXAMPLES = """Examples:
 
@@ -97,9 +98,14 @@ def _cut_captions(backbone: str | None, captions: Sequence[str]) -> str | None:
     """On captions that the text tower of `backbone`, or CLIP's, would not read to their end."""
     if backbone is None and all(len(text) < _SURELY_READ and text.isascii() and "&" not in text for text in captions):
         return None  # the tokenizer's library takes seconds to load
+    return _tokens(backbone or "ViT-B-32").cut(captions)
+
+
+@cache
+def _tokens(backbone: str) -> Tokens:
     from calmctl.model.weights import load_tokens
 
-    return load_tokens(backbone or "ViT-B-32").cut(captions)
+    return load_tokens(backbone)
 
 
 def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Path | None]:

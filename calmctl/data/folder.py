@@ -76,7 +76,8 @@ def load_folder(
         raise DatasetError(f"{folder}: no validation clips can be carved, it has a val split; leave val_clips out")
     if no_split:
         notes.append(no_split)
-    absent = {name: f"{folder}: there is no {name} split: {no_split}" for name in ("train", "val") if no_split}
+    lacking = [name for name in ("train", "val") if no_split and name not in splits]
+    absent = {name: f"{folder}: there is no {name} split: {no_split}" for name in lacking}
     return Dataset("folder", "", Splits(splits, absent), tuple(notes), unread)
 
 
@@ -183,7 +184,7 @@ def _looked_into(tables: list[Path], clips: FolderClips) -> tuple[dict[Path, Cap
 
 
 def _members(row_ids: list[str], beside: _Beside, clips: FolderClips) -> tuple[dict[str, dict[str, None]], str | None]:
-    """Clip ids of every split; where nothing tells splits, also what to do about it.
+    """Clip ids of every split; where none is for training, also why, and what to do about it.
 
     Raises:
         DatasetError: When a row tells no split beside others that do, or a clip is in two splits.
@@ -216,7 +217,9 @@ def _members(row_ids: list[str], beside: _Beside, clips: FolderClips) -> tuple[d
         if split_of.setdefault(clip_id, split) != split:
             raise DatasetError(f"{place}: {shown(clip_id)} is in {split} and in {split_of[clip_id]}; choose one")
         splits.setdefault(split, {})[clip_id] = None
-    return splits, None
+    if "train" in splits:
+        return splits, None
+    return splits, "no clip is said to be in train: enough to search and to evaluate, not to train"
 
 
 def _require_clips(folder: Path, splits: dict[str, Split], beside: _Beside) -> None:

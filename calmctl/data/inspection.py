@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
+from calmctl.data.layout import utf8_name
 from calmctl.errors import VideoError
 
 # FFmpeg would follow what these name to other files, or to the network.
@@ -103,8 +104,9 @@ def reasons(head: bytes = b"") -> Iterator[None]:
 
 def _check_file(path: Path) -> bytes:
     """Its first bytes, if `path` is a file with anything in it."""
+    if unusable := utf8_name(os.fspath(path))[1]:
+        raise VideoError(unusable)
     try:
-        os.fspath(path).encode("utf-8")
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise VideoError("a folder, not a file")
@@ -112,8 +114,6 @@ def _check_file(path: Path) -> bytes:
             raise VideoError("not a regular file")
         with path.open("rb") as handle:
             head = handle.read(16)
-    except UnicodeEncodeError:
-        raise VideoError("its path is not valid UTF-8: rename it") from None
     except FileNotFoundError:
         raise VideoError("dangling link" if path.is_symlink() else "missing file") from None
     except OSError as error:

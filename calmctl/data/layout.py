@@ -116,9 +116,8 @@ class VideoFiles:
 
 def not_there(unread: Sequence[LeftOut]) -> str:
     """The reason for a name that no file has, as far as the folders could be read."""
-    return "no video file of this name" + (
-        f" in what can be read ({counted(len(unread), 'folder')} cannot)" if unread else ""
-    )
+    elsewhere = f" in what was read ({counted(len(unread), 'folder')} {'was' if len(unread) == 1 else 'were'} not)"
+    return "no video file of this name" + (elsewhere if unread else "")
 
 
 class Listing:
