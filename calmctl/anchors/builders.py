@@ -106,7 +106,7 @@ def _clean(entry: Entry, where: str, spell_out: bool) -> Entry:
 
 
 def _without_repeats(entries: list[Entry], where: str, keep_first: bool) -> tuple[list[Entry], tuple[str, ...]]:
-    """Refuse or drop labels that CLIP's tokenizer reads alike: the same ones, and those that differ in capitals only."""
+    """Refuse or drop labels that CLIP's tokenizer reads alike: equal ones, or but for capitals."""
     alike: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         alike[entry.text.lower()].append(entry)

@@ -107,14 +107,11 @@ def extract(
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
     chosen = device if ray and device != "auto" else choose_device(device)
-    encoder = load_backbone(backbone, weights)
-    cut = encoder.tokens.cut([caption for split in dataset.splits.values() for caption in split.captions])
-    notes = [*dataset.notes, *([cut] if cut else [])]
     bar = Bar()
     try:
         report = run_extract(
             dataset,
-            encoder,
+            load_backbone(backbone, weights),
             out or _default_store(sources[0], dataset, backbone, part),
             n_frames=frames,
             dtype=dtype,
@@ -130,10 +127,9 @@ def extract(
     finally:
         bar.stop()
     if as_json:
-        unread = {each.id: each.reason for each in dataset.unread}
-        print_json({**report.as_json(), "notes": notes, "unread": unread})
+        print_json(report.as_json())
     else:
-        print_extracted(report, dataset, notes)
+        print_extracted(report, dataset)
     if not report.clips_extracted + report.clips_kept and report.undecodable:
         note("[bold red]error:[/] no clip could be decoded")
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calmctl.cli.console import note, printable, progress_bar, stdout
@@ -43,7 +42,7 @@ class Bar:
             self._bar = None
 
 
-def print_extracted(report: ExtractReport, dataset: Dataset, notes: Sequence[str]) -> None:
+def print_extracted(report: ExtractReport, dataset: Dataset) -> None:
     """Print what an extraction did, notes on its data, and what was left out."""
     from rich.markup import escape
     from rich.table import Table
@@ -64,14 +63,14 @@ def print_extracted(report: ExtractReport, dataset: Dataset, notes: Sequence[str
         table.add_row("speed", f"{report.clips_per_s:.1f} clips/s")
     for reason in report.redone:
         table.add_row("redone", escape(reason))
-    for text in notes:
+    for text in report.notes:
         table.add_row("note", printable(text))
     if report.shard == (1, 1):
         table.add_row("next", escape(f"calmctl train RECIPE data.features={report.store}"))
     else:
         table.add_row("next", "when all parts are there: calmctl extract --merge PARTS --out STORE")
     stdout().print(table)
-    print_left_out({"not read": _listed(dataset.unread)}, noun="place")
+    print_left_out({"not read": _listed(report.unread)}, noun="place")
     print_left_out({"not decodable": _listed(report.undecodable), "missing": _listed(report.missing)})
 
 

@@ -128,7 +128,7 @@ def test_labels_that_clip_reads_alike_are_repeats(tmp_path: Path) -> None:
     assert case_twins(("Cat", "dog", "cat", "dog")) == [("Cat", "cat")]
     text = "Red Shape\ndog\nred shape\nRed Shape\n"
     with pytest.raises(
-        VocabularyError, match="1 label repeats .CLIP ignores capitals.: 'Red Shape', 'red shape' .line 1, l"
+        VocabularyError, match=r"1 label repeats .CLIP ignores capitals.: 'Red Shape', 'red shape' .line 1, l"
     ):
         build(tmp_path, "a.txt", text)
     built = build(tmp_path, "a.txt", text, keep_first=True)

@@ -377,7 +377,9 @@ def test_why_there_is_nothing_to_train_on(folder: Path) -> None:
         with pytest.raises(DatasetError, match="no train split: no captions file: enough to search, not to train"):
             load(folder, **options).splits["train"]
     (folder / "captions.csv").write_text("video,caption\nclip0,one\n")
-    with pytest.raises(DatasetError, match="no val split: nothing tells which clips to train on: .*add a column split"):
+    with pytest.raises(
+        DatasetError, match=r"no val split: nothing tells which clips to train on: .*add a column split"
+    ):
         load(folder).splits["val"]
     (folder / "captions.csv").write_text("video,caption,split\nclip0,one,test\n17,two,val\n")
     dataset = load(folder)
