@@ -394,3 +394,23 @@ def test_captions_without_a_place_are_counted(folder: Path) -> None:
     notes = load(folder).notes
     assert "1 empty caption left out" in notes and "2 captions left out: of videos in no split" in notes
     assert "2 videos of the folder are in no split" in notes
+
+
+def test_training_names_the_cause_and_the_captions_that_are_cut(folder: Path) -> None:
+    from calmctl.recipe import load_recipe, resolve_recipe
+    from calmctl.training.prepare import prepare
+
+    keys = [f"data.root={folder}", "backbone.model=demo-clip", "backbone.weights=null", "device=cpu"]
+    recipe = load_recipe(resolve_recipe("folder"), [*keys, "data.val_clips=1", "alignment.kind=none"])
+    with pytest.raises(DatasetError, match="no captions file: enough to search, not to train"):
+        prepare(recipe)
+    long = "word " * 40
+    (folder / "captions.csv").write_text(
+        f"video,caption,split\nclip0,{long},train\nclip1,short,train\n17,{long},test\n"
+    )
+    notes = prepare(recipe).describe()["notes"]
+    told = {note.partition(": ")[0] for note in notes if note.endswith("longer than 32 tokens; the rest is not read")}
+    assert told >= {"test"} and told <= {"train", "val", "test"} and len(told) == 2
+    (folder / "out").symlink_to("/")
+    with pytest.raises(DatasetError, match="out of what could not be read: a link out of the folder"):
+        prepare(load_recipe(resolve_recipe("folder"), [*keys, "data.val_clips=1", "data.require_complete=true"]))
