@@ -1,5 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything else is for people working on calmctl.
-# Nothing is installed outside .venv; pip only brings uv, and uv installs the locked dependencies.
+# Nothing is installed outside .venv; pip only brings uv, and uv installs the locked dependencies. So `calmctl` is a
+# command after `source .venv/bin/activate`, which README, `make install` and the demo's last lines say.
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +27,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 install: $(INSTALLED)
+	@echo "installed; then: source $(BIN)/activate && calmctl --help"
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -44,7 +44,7 @@ def problem(options: argparse.Namespace, chunk: int) -> tuple[AlignedModel, Batc
     }
     torch.manual_seed(0)
     model = build_model(recipe_from_dict(values), resolve_vocabulary("charades@1")).train().to(options.device)
-    size = model.backbone.image_size
+    size, _ = model.backbone.spec.image_size
     frames = torch.randint(256, (options.batch, options.frames, size, size, 3), dtype=torch.uint8)
     texts = model.backbone.tokenize(["a person opens a door and walks through it"] * options.batch)
     return model, Batch(texts, frames, torch.arange(options.batch)).to(torch.device(options.device))

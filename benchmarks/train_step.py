@@ -102,7 +102,7 @@ class Stepper:
         self.optimizer = build_optimizer(self.model, recipe.optim)
         set_learning_rate(self.optimizer, 1e-3)
         self.forward: Any = torch.compile(self.model) if options.compile else self.model
-        size = self.model.backbone.image_size
+        size, _ = self.model.backbone.spec.image_size
         self.batch = Batch(
             self.model.backbone.tokenize([SENTENCE] * options.batch),
             torch.randint(0, 256, (options.batch, options.frames, size, size, 3), dtype=torch.uint8),

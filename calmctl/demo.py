@@ -1,7 +1,8 @@
 """The demo: the whole of calmctl on a drawn world, in minutes, with nothing to download.
 
 A small CLIP is trained from nothing on the demo world; from it, the same recipe is trained twice, without and
-with CALM's loss; all three are evaluated in and out of domain.
+with CALM's loss; all three are evaluated in and out of domain. Given again it goes on where it was: what is finished is
+recognised by its recipe and its weights, as `reproduce` does, and what was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from calmctl.data.demo import generate_demo, load_demo
 from calmctl.data.samples import Clip
 from calmctl.demo_captions import caption_demo
 from calmctl.device import choose_device
+from calmctl.errors import RunFailed
 from calmctl.evaluation.bootstrap import PairedDifference, paired_differences
 from calmctl.evaluation.captioning import CaptionEvaluation
 from calmctl.evaluation.metrics import Ranks, rank_queries
@@ -24,6 +26,7 @@ from calmctl.explaining.pages import explain_page
 from calmctl.files import write_json
 from calmctl.provenance import environment
 from calmctl.recipe import load_recipe, resolve_recipe
+from calmctl.reproducing.ledger import Ledger
 from calmctl.runs.folder import Run
 from calmctl.training.job import Watcher
 from calmctl.training.train import train
@@ -58,7 +61,7 @@ class Demo:
 
     Attributes:
         systems: Backbone alone, without CALM's loss, with it.
-        differences: R@1 with minus without CALM's loss on each of `TESTS`, by paired bootstrap.
+        differences: R@1 with minus without CALM's loss on each of `TESTS`, paired over clips.
         captioner: The captioning run.
         captions: What it says of the test clips, and its scores.
         report: The JSON file with everything.
@@ -77,7 +80,7 @@ class Demo:
 
 
 def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: DemoWatcher) -> Demo:
-    """Draw the world, train, evaluate, and write `runs/demo-report.json`.
+    """Draw the world, train what is not trained yet, evaluate, and write `runs/demo-report.json`.
 
     Raises:
         CalmError: As training does.
@@ -85,24 +88,28 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     watcher.stage("drawing the world: captioned H.264 clips, and a shifted domain")
     generate_demo(root, progress=lambda done, total: watcher.reading("drawing clips", done, total))
     shared = [f"data.root={root}", f"seed={seed}", *overrides]
-    watcher.stage("training a small CLIP on it, from nothing")
-    backbone = _train("demo-backbone", shared, runs, watcher)
+    backbone = _train("demo-backbone", shared, runs, watcher, "training a small CLIP on it, from nothing")
     start = f"backbone.weights={backbone.weights('slim')}"
-    watcher.stage("training on from there without CALM's loss")
-    without = _train("demo", [*shared, start, "name=demo-without", "alignment.kind=none"], runs, watcher)
-    watcher.stage("the same with CALM's loss")
-    with_calm = _train("demo", [*shared, start], runs, watcher)
+    plain = [*shared, start, "name=demo-without", "alignment.kind=none"]
+    without = _train("demo", plain, runs, watcher, "training on from there without CALM's loss")
+    with_calm = _train("demo", [*shared, start], runs, watcher, "the same with CALM's loss")
     watcher.stage("evaluating in and out of domain")
     named = (("backbone alone", backbone), ("without CALM", without), ("with CALM", with_calm))
     tests = [TestSet(name, root) for name in TESTS]
     device = choose_device("auto")
     evaluated = [(name, run, evaluate_run(run, tests, device=device)) for name, run in named]
     systems = tuple(System(name, run, tuple(e.result for e in each)) for name, run, each in evaluated)
-    plain, calm = ([_ranks(e) for e in each] for _, _, each in evaluated[1:])
-    differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(plain, calm, strict=True))
-    watcher.stage("training a captioner on the same backbone, with CALM's loss")
+    first, second = ([_ranks(e) for e in each] for _, _, each in evaluated[1:])
+    differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(first, second, strict=True))
     captioner, captions = caption_demo(
-        root, runs, backbone, seed=seed, overrides=overrides, watcher=watcher, progress=watcher.reading
+        root,
+        runs,
+        backbone,
+        seed=seed,
+        overrides=overrides,
+        watcher=watcher,
+        progress=watcher.reading,
+        stage=watcher.stage,
     )
     clip, sentence = _example(root)
     watcher.stage("explaining one clip and its caption on a page")
@@ -113,9 +120,20 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     return Demo(systems, differences, captioner, captions, report, page, clip, sentence)
 
 
-def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher) -> Run:
+def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher, stage: str) -> Run:
     recipe = load_recipe(resolve_recipe(name), overrides)
-    return train(recipe, runs, watcher=watcher, progress=watcher.reading).run
+    ledger = Ledger(runs)
+    if (run := ledger.finished(recipe)) is not None:
+        watcher.stage(f"{stage}: done before, {run.folder}")
+        return run
+    begun = ledger.unfinished(recipe)
+    watcher.stage(stage if begun is None else f"{stage}: going on with {begun.folder}")
+    try:
+        run = train(recipe, runs, resume=begun, watcher=watcher, progress=watcher.reading).run
+    except RunFailed as error:
+        raise RunFailed(f"{error}. Or give the same calmctl demo again: it goes on here and does the rest") from error
+    run.drop_state()
+    return run
 
 
 def _example(root: Path) -> tuple[Clip, str]:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from calmctl.errors import BadInput, CheckpointError
-from calmctl.files import write_atomic
+from calmctl.files import open_regular, write_atomic
 
 # Metadata of safetensors is str -> str: ours is one JSON document under one namespaced key.
 _METADATA_KEY = "calmctl"
@@ -55,6 +55,7 @@ def load_tensors(
             which carry no digest.
     """
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as handle:
             metadata = _metadata(handle)
             whole = _is_whole(path)
@@ -68,19 +69,24 @@ def load_tensors(
         raise error(f"{what}: {path} does not exist") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as fault:
         raise error(
-            f"{what}: {path} is not a readable safetensors file ({fault}); it is damaged or of another format"
+            f"{what}: {path} is not a readable safetensors file ({_reason(fault)}); it is damaged or of another format"
         ) from None
 
 
 def read_metadata(path: Path, *, what: str, error: type[BadInput] = CheckpointError) -> dict[str, Any]:
     """Read only our metadata from a safetensors file, unchecked; other faults become `error`."""
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as handle:
             return _metadata(handle)
     except FileNotFoundError:
         raise error(f"{what}: {path} does not exist") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as fault:
-        raise error(f"{what}: {path} is not a readable safetensors file ({fault})") from None
+        raise error(f"{what}: {path} is not a readable safetensors file ({_reason(fault)})") from None
+
+
+def _reason(fault: Exception) -> str:
+    return str((isinstance(fault, OSError) and fault.strerror) or fault)
 
 
 def _metadata(handle: Any) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def _metadata(handle: Any) -> dict[str, Any]:
 
 def _is_whole(path: Path) -> bool | None:
     """Whether the file is the one its digest was taken of; None where it has none in the place of ours."""
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         opening, told = handle.read(_PLACE), handle.read(64)
         if opening[8:] != _OPENING:
             return None

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from calmctl.errors import BadInput
+from calmctl.files import read_regular
 
 MAX_BYTES = 4 * 1024 * 1024  # 20,000 labels fit in 1 MiB; our choice
 MAX_DEPTH = 32  # our choice; a recipe is 4 deep
@@ -175,7 +176,7 @@ def load_yaml(path: Path, *, what: str, error: type[BadInput] = BadInput, most_b
     try:
         if path.stat().st_size > most_bytes:
             raise error(f"{where} {_TOO_LARGE.format(most_bytes // 1024)}")
-        content = path.read_bytes()
+        content = read_regular(path, most_bytes)
     except FileNotFoundError:
         raise error(f"{where} does not exist") from None
     except OSError as fault:

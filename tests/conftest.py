@@ -26,6 +26,12 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see what a terminal of 80 columns shows; in a pipe without COLUMNS lines stay whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real annotation files and clips, where one is at hand."""

@@ -15,7 +15,8 @@ import calmctl
 
 REPOSITORY = Path(__file__).parents[1]
 # Torch, numpy and whatever brings them: seconds of start-up that `--help` must not cost.
-HEAVY = ("torch", "open_clip", "numpy", "av", "decord", "PIL")
+HEAVY = ("torch", "open_clip", "numpy", "av", "decord", "PIL", "yaml", "jinja2")
+OURS = "calmctl.anchors.vocabulary"  # its schema is pydantic's
 
 
 def examples() -> list[Any]:
@@ -37,6 +38,20 @@ def test_importing_costs_nothing(module: str) -> None:
     code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["anchors", "--help"], ["anchors", "build", "--help"]])
+def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> None:
+    # typer itself takes pydantic, where it is installed, for the parameters of a subcommand.
+    names = (*HEAVY, OURS, "pydantic") if arguments == ["--help"] else (*HEAVY, OURS)
+    code = (
+        f"import sys; sys.argv = ['calmctl', *{arguments}]\n"
+        "from calmctl.cli.main import main\n"
+        "try: main()\n"
+        f"except SystemExit: print('loaded:', *(name for name in {names} if name in sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Usage" in said and said.splitlines()[-1] == "loaded:"
 
 
 @pytest.mark.parametrize("name", calmctl.__all__)

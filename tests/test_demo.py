@@ -1,7 +1,10 @@
 """The demo on a tiny world: everything runs and is recorded; the numbers are not judged here."""
 
 import json
+import re
+import shutil
 from functools import partial
+from pathlib import Path
 
 from typer.testing import CliRunner
 
@@ -15,10 +18,10 @@ def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = partial(generate_demo, counts=DemoCounts(train=12, val=6, test=6, shifted=6))
     monkeypatch.setattr(demo, "generate_demo", tiny)
-    result = CliRunner().invoke(
-        app, ["demo", "optim.epochs=1", "optim.batch_size=30", "data.frames=2", "data.workers=1"]
-    )
+    command = ["demo", "optim.epochs=1", "optim.batch_size=30", "data.frames=2", "data.workers=1"]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
+    first = json.loads((tmp_path / "runs" / "demo-report.json").read_text())
     tables = result.stdout.partition("Next:")[0]  # commands to copy may be longer
     assert max(map(len, tables.splitlines())) <= 80
     for text in ("backbone alone", "without CALM", "with CALM", "chance is 16.7 %", "CIDEr", "explain", "Next:"):
@@ -31,3 +34,32 @@ def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
     assert "<script" in (tmp_path / "runs" / "demo-explained.html").read_text()
     assert report["captioner"]["captions"]
     assert set(report["calm_minus_without"]) == {"demo", "demo-shifted"}
+    shown = re.sub(r"[-+]?\d+(\.\d+)?", "#", " ".join(result.stdout.split()))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("    CALM's loss, in domain") : readme.index("    clip      caption")]
+    assert re.sub(r"[-+]?\d+(\.\d+)?", "#", " ".join(block.split())) in shown  # the README shows what is printed
+    assert "noise" not in result.stdout and "One seed" in result.stdout  # no verdict from one
+
+    # Interrupted in the second training and never begun with the others: what is whole stays, the rest is done.
+    runs = tmp_path / "runs"
+    weights = {path: path.read_bytes() for path in runs.glob("*/best.safetensors")}
+    (runs / "demo-without-001" / "results.json").unlink()
+    shutil.rmtree(runs / "demo-001")
+    shutil.rmtree(runs / "demo-caption-001")
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    said = " ".join(again.stderr.split())
+    assert "from nothing: done before, runs/demo-backbone-001" in said
+    assert "without CALM's loss: going on with runs/demo-without-001" in said
+    assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == [
+        "demo-001", "demo-backbone-001", "demo-caption-001", "demo-without-001",
+    ]  # fmt: skip
+    assert {path: path.read_bytes() for path in weights} == weights
+    report = json.loads((runs / "demo-report.json").read_text())
+    assert report["systems"] == first["systems"] and report["captioner"]["captions"] == first["captioner"]["captions"]
+
+    changed = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
+    finished = CliRunner().invoke(app, command)
+    assert finished.exit_code == 0 and " ".join(finished.stderr.split()).count("done before") == 4
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")} == changed
+    assert finished.stdout == again.stdout

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import VocabularyError
-from calmctl.files import NotJson, parse_json
+from calmctl.files import NotJson, parse_json, read_regular
 
 _WHAT = "label list"
 _MAX_BYTES = 16 * 1024 * 1024  # a list for people; a larger file was named by mistake
@@ -84,7 +84,7 @@ def _read(path: Path, where: str) -> str:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise VocabularyError(f"{where} is larger than {_MAX_BYTES // 1024**2} MiB: no list of labels")
-        return path.read_bytes().decode("utf-8-sig")
+        return read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise VocabularyError(f"{where} does not exist") from None
     except UnicodeDecodeError as fault:

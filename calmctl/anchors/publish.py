@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from calmctl.anchors.shipped import load_shipped, shipped_vocabularies
-from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, save_vocabulary
+from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary
 from calmctl.errors import VocabularyError
+from calmctl.files import VOCABULARY, read_regular, require_output, write_output
 
 Status = Literal["new", "unchanged", "reworded"]
 
@@ -23,7 +24,8 @@ def publication_status(vocabulary: Vocabulary, path: Path) -> Status:
         VocabularyError: The file holds other labels, ids or another prompt, or is damaged: a published
             version is never replaced.
     """
-    if not path.exists():
+    require_output(path, VOCABULARY)
+    if not path.is_file():  # none, or a device or pipe, which is written to
         return "new"
     try:
         existing = load_vocabulary(path)
@@ -34,7 +36,7 @@ def publication_status(vocabulary: Vocabulary, path: Path) -> Status:
             f"{path} exists with other contents, and a published version never changes: raise the version "
             f"(--version {existing.version + 1}), or delete the file if nobody used it"
         )
-    return "unchanged" if path.read_bytes() == format_vocabulary(vocabulary).encode() else "reworded"
+    return "unchanged" if read_regular(path) == format_vocabulary(vocabulary).encode() else "reworded"
 
 
 def publish(vocabulary: Vocabulary, path: Path) -> Status:
@@ -42,6 +44,7 @@ def publish(vocabulary: Vocabulary, path: Path) -> Status:
 
     Raises:
         VocabularyError: As there; also when a shipped vocabulary of that name and version holds other labels.
+        BadInput: `path` is a folder, or a disk.
         RunFailed: The file cannot be written.
     """
     if vocabulary.version in shipped_vocabularies().get(vocabulary.name, ()):
@@ -53,5 +56,5 @@ def publish(vocabulary: Vocabulary, path: Path) -> Status:
             )
     status = publication_status(vocabulary, path)
     if status != "unchanged":
-        save_vocabulary(vocabulary, path)
+        write_output(path, format_vocabulary(vocabulary), VOCABULARY)
     return status

@@ -14,6 +14,9 @@ from calmctl.shipped import shipped_folder
 
 _FILE_SUFFIXES = (".yaml", ".yml", ".txt", ".csv", ".tsv", ".json")
 
+BARE = "charades@1"
+"""The anchors of a backbone that no run chose any for."""
+
 
 def shipped_vocabularies() -> dict[str, list[int]]:
     """Names of the shipped vocabularies and their versions, both ascending."""

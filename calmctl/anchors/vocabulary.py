@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ from pydantic_core import PydanticCustomError
 
 from calmctl.errors import VocabularyError
 from calmctl.files import write_text
-from calmctl.yaml_strict import dump_yaml, load_yaml
+from calmctl.yaml_strict import dump_yaml, load_yaml, parse_yaml
 
 PROMPT = "The content of {label}"  # paper, section 3 (docs/science.md)
 MAX_LABEL_CHARS = 300  # about CLIP's 77 tokens; the longest label of 20 public lists has 121
@@ -163,8 +163,16 @@ def load_vocabulary(path: Path, *, check_digest: bool = True) -> Vocabulary:
     Raises:
         VocabularyError: File missing, not YAML, a wrong field, repeats, or a digest that does not fit.
     """
-    where = f"{_WHAT}: {path}"
-    document = load_yaml(path, what=_WHAT, error=VocabularyError)
+    return _read(load_yaml(path, what=_WHAT, error=VocabularyError), f"{_WHAT}: {path}", path, check_digest)
+
+
+def parse_vocabulary(text: str, *, source: Path) -> Vocabulary:
+    """Read what `format_vocabulary` wrote into `source`; raises as `load_vocabulary`."""
+    where = f"{_WHAT} in {source}"
+    return _read(parse_yaml(text, where=where, error=VocabularyError), where, source, check_digest=True)
+
+
+def _read(document: Any, where: str, path: Path, check_digest: bool) -> Vocabulary:
     if not isinstance(document, dict) or not isinstance(document.get("labels"), dict):
         raise VocabularyError(
             f"{where} is no vocabulary: it needs 'labels:' with lines 'id: label'; "
@@ -234,3 +242,24 @@ def vocabulary_json(vocabulary: Vocabulary) -> Mapping[str, Any]:
     """A vocabulary as plain data for `--json` and for the provenance of a result."""
     return {**vocabulary.model_dump(exclude={"labels"}), "digest": vocabulary.digest,
             "labels": [label.model_dump() for label in vocabulary.labels]}  # fmt: skip
+
+
+def find_anchors(vocabulary: Vocabulary, names: Sequence[str]) -> tuple[int, ...]:
+    """Places of the anchors that `names` mean: ids or labels, whatever their capitals.
+
+    Raises:
+        VocabularyError: No such anchor (the nearest is named), or fewer than two would remain.
+    """
+    known = {label.text.casefold(): place for place, label in enumerate(vocabulary.labels)}
+    known |= {label.id.casefold(): place for place, label in enumerate(vocabulary.labels)}
+    found = []
+    for name in names:
+        if name.casefold() not in known:
+            near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.3)
+            hint = f"did you mean {vocabulary.texts[known[near[0]]]!r}?" if near else ""
+            more = f"'calmctl anchors show {vocabulary.name}' lists them"
+            raise VocabularyError(f"--without: {vocabulary.reference} has no anchor {name!r}; {hint or more}")
+        found.append(known[name.casefold()])
+    if len(vocabulary) - len(set(found)) < 2:
+        raise VocabularyError(f"--without: at least 2 of the {len(vocabulary)} anchors must remain")
+    return tuple(dict.fromkeys(found))

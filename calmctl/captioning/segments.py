@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from calmctl.captioning.generate import Caption, Search, caption_features
-from calmctl.data.long import frames_at, video_duration_s
+from calmctl.data.long import frames_at, video_extent
 from calmctl.data.sampling import frame_times
 from calmctl.model.caption import CaptionModel
 from calmctl.model.preprocess import split_preprocess
@@ -22,7 +22,7 @@ SEGMENTS_PER_PASS = 64
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A window of a video, in seconds from its first frame, and what is said of it."""
+    """A window of a video, in seconds by the file's own clock, as players show it, and what is said of it."""
 
     start_s: float
     end_s: float
@@ -60,13 +60,16 @@ def caption_segments(
     Raises:
         VideoError: The video cannot be decoded.
     """
-    duration_s = video_duration_s(video)
+    begins_s, duration_s = video_extent(video)
     bounds = segment_bounds(duration_s, segment_s)
     found: list[Segment] = []
     for first in range(0, len(bounds), SEGMENTS_PER_PASS):
         some = bounds[first : first + SEGMENTS_PER_PASS]
         captions = caption_features(model, _features(model, video, duration_s, some, n_frames), search)
-        found += [Segment(*window, caption) for window, caption in zip(some, captions, strict=True)]
+        found += [
+            Segment(begins_s + start_s, begins_s + end_s, caption)
+            for (start_s, end_s), caption in zip(some, captions, strict=True)
+        ]
         if progress:
             progress(len(found), len(bounds))
     return found

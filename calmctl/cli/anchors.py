@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.anchors.builders import build_vocabulary, case_twins
-from calmctl.anchors.checks import check as check_one
-from calmctl.anchors.checks import check_shipped
-from calmctl.anchors.combine import merge as merge_vocabularies
-from calmctl.anchors.combine import subset
-from calmctl.anchors.publish import publish
-from calmctl.anchors.shipped import load_shipped, resolve_vocabulary, shipped_path, shipped_vocabularies
-from calmctl.anchors.sources import build_shipped
-from calmctl.anchors.vocabulary import Vocabulary, vocabulary_json
-from calmctl.cli.console import print_json, stdout
+from calmctl.cli.console import Group, Sheet, print_json, stdout
 from calmctl.cli.coverage import coverage
 from calmctl.errors import VocabularyError
 
+if TYPE_CHECKING:  # the vocabularies' schema is pydantic's, which no `--help` needs
+    from calmctl.anchors.vocabulary import Vocabulary
+
 app = typer.Typer(
+    cls=Group,
     help="Build, inspect, merge and check anchor vocabularies.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -79,7 +73,12 @@ def build(
     out: _Out = None,
 ) -> None:
     """Make a vocabulary from a label list, or rebuild the shipped ones from their sources."""
+    from calmctl.anchors.builders import build_vocabulary
+    from calmctl.anchors.shipped import shipped_path, shipped_vocabularies
+
     if source is None:
+        from calmctl.anchors.sources import build_shipped
+
         given = (name, version, prompt, origin, licence, note, column, out)
         if keep_first or spell_out or any(value is not None for value in given):
             raise VocabularyError("options need a SOURCE: a label list, or the name of a shipped vocabulary")
@@ -89,7 +88,8 @@ def build(
         changed = sum(result.status != "unchanged" for result in results)
         _print(f"{changed} of {len(results)} written." if changed else "Nothing changed.")
         return
-    path = _path_of_shipped(source) or Path(source)
+    known = shipped_vocabularies()
+    path = shipped_path(source, known[source][-1]) if source in known else Path(source)
     built = build_vocabulary(
         path, name=name, version=version, source=origin, licence=licence, note=note, prompt=prompt,
         column=column, keep_first=keep_first, spell_out=spell_out,
@@ -101,12 +101,9 @@ def build(
     _publish(built.vocabulary, out)
 
 
-def _path_of_shipped(name: str) -> Path | None:
-    known = shipped_vocabularies()
-    return shipped_path(name, known[name][-1]) if name in known else None
-
-
 def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
+    from calmctl.anchors.publish import publish
+
     path = out or Path(f"{vocabulary.reference}.yaml")
     status = publish(vocabulary, path)
     _print(f"{status:<10} {path}  ({vocabulary.reference}, {len(vocabulary)} labels, {vocabulary.digest[:19]})")
@@ -115,13 +112,16 @@ def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
 @app.command("list", epilog=_examples("calmctl anchors list", "calmctl anchors list --json"))
 def list_(as_json: _AsJson = False) -> None:
     """List the shipped vocabularies."""
+    from calmctl.anchors.shipped import load_shipped, shipped_vocabularies
+    from calmctl.anchors.vocabulary import vocabulary_json
+
     vocabularies = [load_shipped(name, each) for name, all_ in shipped_vocabularies().items() for each in all_]
     if as_json:
         rows = [{key: value for key, value in vocabulary_json(each).items() if key != "labels"}
                 | {"n_labels": len(each)} for each in vocabularies]  # fmt: skip
         print_json(rows)
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Sheet()
     for heading, justify in (
         ("vocabulary", "left"),
         ("labels", "right"),
@@ -148,6 +148,10 @@ def show(
     as_json: _AsJson = False,
 ) -> None:
     """Show a vocabulary: where it is from, its digest, its labels."""
+    from calmctl.anchors.combine import subset
+    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.anchors.vocabulary import vocabulary_json
+
     shown = resolve_vocabulary(vocabulary)
     if count is not None:
         shown = subset(shown, count, seed)
@@ -183,6 +187,10 @@ def merge(
     out: _Out = None,
 ) -> None:
     """Concatenate vocabularies; of exactly equal labels the first stays."""
+    from calmctl.anchors.builders import case_twins
+    from calmctl.anchors.combine import merge as merge_vocabularies
+    from calmctl.anchors.shipped import resolve_vocabulary
+
     parts = [resolve_vocabulary(each) for each in vocabularies]
     merged = merge_vocabularies(parts, name=name, version=version, note=note, prompt=prompt)
     for label in merged.removed:
@@ -202,6 +210,9 @@ def check(
     as_json: _AsJson = False,
 ) -> None:
     """Verify vocabularies: schema, repeats, digests, and that the shipped ones follow from their sources."""
+    from calmctl.anchors.checks import check as check_one
+    from calmctl.anchors.checks import check_shipped
+
     checked = [check_one(each) for each in vocabularies] if vocabularies else check_shipped()
     faults = [each for each in checked if each.fault]
     if as_json:

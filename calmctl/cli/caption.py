@@ -1,20 +1,26 @@
-"""`calmctl caption`: a sentence for a video, for every clip of a data set, or for every segment of a long video."""
+"""`calmctl caption`: a sentence for a video, for every clip of a folder or data set, or for each segment of a video."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, readings
+from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
+from calmctl.counting import counted
 from calmctl.errors import BadInput, VideoError
+from calmctl.files import SUBTITLES, require_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from calmctl.captioning.generate import Search
     from calmctl.captioning.segments import Segment
+    from calmctl.data.samples import Clip, LeftOut
     from calmctl.evaluation.encoding import EncodedSplit
     from calmctl.evaluation.runs import TestSet
     from calmctl.model.caption import CaptionModel
@@ -24,70 +30,104 @@ EXAMPLES = """Examples:
 
 calmctl caption video.mp4
 
-calmctl caption clips/*.mp4 --run runs/msrvtt-caption-001 --json
+calmctl caption holidays --out holidays.csv    # a line a video, which search and train read
 
-calmctl caption lecture.mp4 --segment-s 10 --srt lecture.srt
+calmctl caption lectures --segment-s 10 --srt subtitles    # subtitles/NAME.srt for each video
+
+calmctl caption lecture.mp4 --srt lecture.srt
+
+calmctl caption clips/*.mp4 --run runs/msrvtt-caption-001 --json
 
 calmctl caption msvd --root /data/msvd --beam 1"""
 
+Value = TypeVar("Value")
 SEGMENT_S = 10.0
+_CAPTIONS_FILES = (".csv", ".json", ".jsonl")
+_DATA, _HOW, _LONG, _RUN = "Of a data set", "How captions are found", "Of long videos", "How it runs"
 
 
 def caption(
-    sources: Annotated[list[str], typer.Argument(metavar="VIDEO...|DATASET", help="Video files, or one data set.")],
-    run: Annotated[str | None, typer.Option(help="A captioning run; the newest one by default.")] = None,
-    weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.")] = "best",
+    sources: Annotated[
+        list[str], typer.Argument(metavar="VIDEO|FOLDER...|DATASET", help="Videos and folders of them, or a data set.")
+    ],
+    run: Annotated[
+        str | None, typer.Option(help="A captioning run; by default the newest that knows such clips.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a captions file: .csv, .json or .jsonl.")
+    ] = None,
     beam: Annotated[
-        int | None, typer.Option(min=1, help="Beams, 1 for greedy; the recipe's, usually 5, by default.")
+        int | None, typer.Option(min=1, help="Beams; 1: greedy; the recipe's, usually 5.", rich_help_panel=_HOW)
     ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(min=0, help="Beams are compared by log p / length^this; the recipe's by default.")
+        float | None,
+        typer.Option(min=0, help="Beams compare by log p / length^this; the recipe's.", rich_help_panel=_HOW),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Draw words instead of searching; 1 draws from the model, less is safer.")
+        float | None, typer.Option(help="Draw words instead; 1: as the model does.", rich_help_panel=_HOW)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws of --temperature.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws of --temperature.", rich_help_panel=_HOW)] = 0,
     segment_s: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Caption every so many seconds; 10 with --srt.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Caption every so many; 10 with --srt.", rich_help_panel=_LONG),
     ] = None,
-    srt: Annotated[Path | None, typer.Option(metavar="FILE.srt", help="Write the segments as subtitles.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of clips, when not under root.")] = None,
-    split: Annotated[str, typer.Option(help="Of the data set: test or val.")] = "test",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    srt: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.srt|FOLDER", help="Write segments as subtitles.", rich_help_panel=_LONG),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where it lies.", rich_help_panel=_DATA)] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of annotation files, when not under root.", rich_help_panel=_DATA)
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of clips, when not under root.", rich_help_panel=_DATA)
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or val.", rich_help_panel=_DATA)] = "test",
+    weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.", rich_help_panel=_RUN)] = "best",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
+    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_RUN)] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the captions as JSON.")] = False,
 ) -> None:
     """Caption videos with a trained captioner."""
+    from calmctl.data.demo_world import drawn
     from calmctl.data.registry import DATASETS
-    from calmctl.runs.folder import find_run
+    from calmctl.device import check_device
+    from calmctl.runs.folder import WEIGHTS
 
     segmented = segment_s is not None or srt is not None
     dataset = sources[0] if len(sources) == 1 and sources[0] in DATASETS and not Path(sources[0]).is_file() else None
-    if dataset is None:
-        _require_files(sources)
+    clips, unreadable = ([], []) if dataset is not None else _clips(sources)
     if segmented and dataset is not None:
         raise BadInput(f"--segment-s and --srt are for a video; {dataset} is a data set of clips")
-    if srt is not None and len(sources) != 1:
-        raise BadInput(f"--srt writes the subtitles of one video, and {len(sources)} are given")
+    if srt is not None and srt.suffix == ".srt" and len(clips) != 1:
+        raise BadInput(f"--srt {srt} holds the subtitles of one video, and there are {len(clips)}; name a folder")
+    if srt is not None and srt.suffix == ".srt":
+        require_output(srt, SUBTITLES)
+    if out is not None and segmented:
+        raise BadInput("--out holds one caption a video; with --segment-s or --srt there are many, which --json has")
+    if out is not None and out.suffix.lower() not in _CAPTIONS_FILES:
+        raise BadInput(f"--out {out}: captions can be written as {', '.join(_CAPTIONS_FILES)}")
+    if out is not None and out.exists():
+        raise BadInput(f"--out {out} exists already; name a new file, so that no caption of yours is lost")
     if segment_s is not None and not segment_s >= 0.1:
         raise BadInput(f"--segment-s {segment_s:g}: a segment must be at least 0.1 seconds long")
     if temperature is not None and not temperature > 0:
         raise BadInput(f"--temperature {temperature:g} must be above 0; for the likeliest words, use --beam 1")
     if temperature is not None and (beam is not None or length_penalty is not None):
         raise BadInput("--temperature draws words, --beam and --length-penalty search for them; give one of the two")
-    chosen = find_run(run, runs, task="caption")
+    if weights not in WEIGHTS:
+        raise BadInput(f"--weights {weights} is not known; use one of {', '.join(WEIGHTS)}")
+    check_device(device)
+    shapes = drawn([clip.path.stem for clip in clips]) if dataset is None else dataset.startswith("demo")
+    chosen = choose_run(run, runs, shapes, "captioning", task="caption")
+    assert chosen is not None
+    loading(str(chosen.folder))
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.captioning.generate import Search
     from calmctl.device import choose_device
-    from calmctl.evaluation.runs import SYSTEMS, TestSet
+    from calmctl.evaluation.runs import TestSet
     from calmctl.runs.load import load_captioner
 
-    if weights not in SYSTEMS:
-        raise BadInput(f"--weights {weights} is not known; use one of {', '.join(SYSTEMS)}")
-    if run is None:
-        note(f"captioning with the newest run, {printable(str(chosen.folder))}")
     recipe = chosen.recipe()
     keys = recipe.caption
     search = Search(
@@ -97,30 +137,58 @@ def caption(
         seed,
     )
     model = load_captioner(chosen, weights, choose_device(device))
-    about: dict[str, Any] = {"run": str(chosen.folder), "weights": weights, "search": search.describe()}
+    warning = chosen.trained_on.warning(shapes)
+    about: dict[str, Any] = {
+        "run": str(chosen.folder),
+        "trained_on": str(chosen.trained_on),
+        **({"warning": warning} if warning else {}),
+        "weights": weights,
+        "search": search.describe(),
+    }
     with progress_bar("clips") as bar:
         if segmented:
-            found = _segments(model, recipe, [Path(s) for s in sources], segment_s or SEGMENT_S, search, bar)
+            found, broken = _segments(model, recipe, clips, segment_s or SEGMENT_S, search, bar)
         elif dataset is not None:
             test = TestSet(dataset, root, annotations, videos)
             encoded = _encode_dataset(model, recipe, test, split, bar)
         else:
-            encoded = _encode_videos(model, recipe, [Path(source) for source in sources], bar)
+            encoded = _encode_videos(model, recipe, clips, unreadable, bar)
     if segmented:
-        _print_segments(found, about, srt, as_json)
+        left_out = {clip.id: clip.reason for clip in [*unreadable, *broken]}
+        _print_segments(found, left_out, about, srt, as_json)
     else:
-        _print_clips(model, encoded, search, about, as_json)
+        _print_clips(model, encoded, search, about, out, as_json)
 
 
-def _require_files(sources: list[str]) -> None:
+def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
+    """The videos that are meant, in order, a folder's in that of their paths; and those that cannot be read."""
+    from calmctl.data.folder_clips import FolderClips
     from calmctl.data.registry import DATASETS
+    from calmctl.data.samples import Clip, LeftOut
 
-    for source in sources:
-        if not Path(source).is_file():
+    clips: list[Clip] = []
+    unreadable: list[LeftOut] = []
+    for source in map(Path, sources):
+        if source.is_file():
+            clips.append(Clip(str(source), source))
+            continue
+        if not source.is_dir():
             names = ", ".join(name for name in DATASETS if name != "folder")
-            raise VideoError(f"{source} is no file and no data set; give videos, or one of {names}")
-    if len(set(sources)) < len(sources):
+            raise VideoError(f"{source} is no file and no data set, nor a folder; give videos, or one of {names}")
+        folder = FolderClips(source)
+        if not folder.ids:
+            raise VideoError(f"{source}: {folder.no_video()}; give videos, or another folder")
+        for path in map(folder.find, folder.ids):
+            if isinstance(path, Path):
+                clips.append(Clip(str(path), path))
+        faults = [(name, folder.find(name)) for name in folder.ids]
+        unreadable += [LeftOut(str(source / name), fault) for name, fault in faults if isinstance(fault, str)]
+        unreadable += [LeftOut(str(source / place.id), place.reason) for place in folder.unread]
+        if over := folder.passed_over():
+            note(f"[dim]{printable(over)}[/]")
+    if len({clip.path.resolve() for clip in clips}) < len(clips):
         raise BadInput("a video is given twice; name each once")
+    return clips, unreadable
 
 
 def _encode_dataset(model: CaptionModel, recipe: Recipe, test: TestSet, split: str, bar: Progress) -> EncodedSplit:
@@ -130,53 +198,75 @@ def _encode_dataset(model: CaptionModel, recipe: Recipe, test: TestSet, split: s
     return encode_test_set(model, recipe, test, split, device, readings(bar))[0]
 
 
-def _encode_videos(model: CaptionModel, recipe: Recipe, videos: list[Path], bar: Progress) -> EncodedSplit:
-    from calmctl.data.samples import Clip, Split
+def _encode_videos(
+    model: CaptionModel, recipe: Recipe, clips: list[Clip], unreadable: list[LeftOut], bar: Progress
+) -> EncodedSplit:
+    from calmctl.data.samples import Split
     from calmctl.evaluation.encoding import encode_split, stream_frames
 
-    split = Split("given", tuple(Clip(str(path), path) for path in videos), (), ())
+    split = Split("given", tuple(clips), (), (), tuple(unreadable))
     bars = readings(bar)
     frames = stream_frames(split, model, recipe.data, lambda done, total: bars("decoding", done, total))
     return encode_split(model, split, frames, next(model.parameters()).device)
 
 
 def _segments(
-    model: CaptionModel, recipe: Recipe, videos: list[Path], segment_s: float, search: Search, bar: Progress
-) -> dict[str, list[Segment]]:
+    model: CaptionModel, recipe: Recipe, clips: list[Clip], segment_s: float, search: Search, bar: Progress
+) -> tuple[dict[str, list[Segment]], list[LeftOut]]:
+    """The segments of each video, and the videos that have none; of a single video that is an error."""
     from calmctl.captioning.segments import caption_segments
+    from calmctl.data.samples import LeftOut
 
     bars = readings(bar)
-    return {
-        str(video): caption_segments(
-            model,
-            video,
-            segment_s,
-            n_frames=recipe.data.frames,
-            search=search,
-            progress=lambda done, total, name=video.name: bars(name, done, total),  # type: ignore[misc]
-        )
-        for video in videos
-    }
+    found: dict[str, list[Segment]] = {}
+    broken: list[LeftOut] = []
+    for clip in clips:
+        try:
+            found[clip.id] = caption_segments(
+                model,
+                clip.path,
+                segment_s,
+                n_frames=recipe.data.frames,
+                search=search,
+                progress=lambda done, total, name=clip.path.name: bars(name, done, total),  # type: ignore[misc]
+            )
+        except VideoError as fault:
+            if len(clips) == 1:
+                raise
+            broken.append(LeftOut(clip.id, str(fault).removeprefix(f"{clip.path}: ")))
+    if not found:
+        raise VideoError(f"none of {len(clips)} videos can be decoded (first: {broken[0].id}: {broken[0].reason})")
+    return found, broken
 
 
-def _print_segments(found: dict[str, list[Segment]], about: dict[str, Any], srt: Path | None, as_json: bool) -> None:
+def _print_segments(
+    found: dict[str, list[Segment]], left_out: dict[str, str], about: dict[str, Any], srt: Path | None, as_json: bool
+) -> None:
     from calmctl.captioning.segments import srt as subtitles
     from calmctl.cli.caption_view import print_segments
-    from calmctl.files import write_text
+    from calmctl.cli.train import print_left_out
+    from calmctl.files import write_output
 
-    if srt is not None:
-        write_text(srt, subtitles(next(iter(found.values()))))
+    written: dict[Path, list[Segment]] = {}
+    if srt is not None and srt.suffix == ".srt":
+        written[srt] = next(iter(found.values()))
+    elif srt is not None:  # a folder: one file a video, in folders like the videos' own
+        written = {srt / name: segments for name, segments in _below(found, ".srt")}
+    for path, segments in written.items():
+        write_output(path, subtitles(segments), SUBTITLES)
     if as_json:
-        print_json({**about, "segments": {name: [s.to_json() for s in each] for name, each in found.items()}})
+        segments_of = {name: [s.to_json() for s in each] for name, each in found.items()}
+        print_json({**about, "segments": segments_of, "left_out": left_out})
     else:
         for name, segments in found.items():
             print_segments(name, segments)
-    if srt is not None:
-        note(f"wrote {printable(str(srt))}")
+    print_left_out({"captions": left_out})
+    if written:
+        note(f"wrote {printable(str(srt))}" + (f", {counted(len(written), 'file')}" if srt not in written else ""))
 
 
 def _print_clips(
-    model: CaptionModel, encoded: EncodedSplit, search: Search, about: dict[str, Any], as_json: bool
+    model: CaptionModel, encoded: EncodedSplit, search: Search, about: dict[str, Any], out: Path | None, as_json: bool
 ) -> None:
     from calmctl.cli.caption_view import print_captions
     from calmctl.cli.train import print_left_out
@@ -187,6 +277,26 @@ def _print_clips(
     if as_json:
         found = {clip: {"caption": made.text, "log_prob": made.log_prob} for clip, made in captions.items()}
         print_json({**about, "captions": found, "left_out": left_out})
-        return
-    print_captions(list(captions.items()))
-    print_left_out({"captions": left_out})
+    else:
+        print_captions(list(captions.items()))
+        print_left_out({"captions": left_out})
+    if out is not None:
+        from calmctl.data.captions_file import write_captions
+
+        splits = write_captions(out, {video: made.text for video, made in _below(captions)})
+        told = f" ({', '.join(f'{count} {name}' for name, count in splits.items())})" if splits else ""
+        note(f"wrote {printable(str(out))}, {counted(len(captions), 'caption')}{told}")
+
+
+def _below(found: Mapping[str, Value], suffix: str | None = None) -> list[tuple[str, Value]]:
+    """The values by video, each named by its path below the folder that holds all of them; with another suffix."""
+    parents = [os.path.dirname(name) or "." for name in found]
+    common = os.path.commonpath(parents) if len(set(map(os.path.isabs, parents))) == 1 else ""
+    below = {name: Path(os.path.relpath(name, common or ".")) for name in found}
+    if suffix is not None:
+        stems = Counter(path.with_suffix("") for path in below.values())
+        below = {
+            name: path.with_suffix(suffix) if stems[path.with_suffix("")] == 1 else path.with_name(path.name + suffix)
+            for name, path in below.items()
+        }
+    return [(below[name].as_posix(), value) for name, value in found.items()]

@@ -29,7 +29,8 @@ def score_caption_files(
     choice = next((known for known in TOKENIZER_CHOICES if known == tokenizer), None)
     if choice is None:
         raise BadInput(f"--tokenizer {tokenizer} is not known; use one of {', '.join(TOKENIZER_CHOICES)}")
-    hypotheses, known = read_hypotheses(captions), read_references(references)
+    known = read_references(references)
+    hypotheses = read_hypotheses(captions, known)
     with progress_bar("captions") as bar:
         task = bar.add_task("METEOR", total=len(hypotheses), note="")
         scores = score_captions(

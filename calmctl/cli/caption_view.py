@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from calmctl.cli.console import printable, stdout
+from calmctl.cli.console import Sheet, printable, stdout
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from calmctl.captioning.generate import Caption
     from calmctl.captioning.segments import Segment
     from calmctl.evaluation.captioning import CaptionEvaluation
@@ -28,7 +26,7 @@ def print_evaluations(evaluations: Sequence[CaptionEvaluation]) -> None:
         out.print(examples_table(evaluation, EXAMPLES_SHOWN))
 
 
-def examples_table(evaluation: CaptionEvaluation, count: int) -> Table:
+def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
     """The captions of the first `count` clips of an evaluation beside one true sentence each."""
     table = _table("clip", "caption", "one of its true captions")
     for clip, caption in list(evaluation.captions.items())[:count]:
@@ -41,7 +39,7 @@ def print_captions(captions: Sequence[tuple[str, Caption]]) -> None:
     table = _table("video", "caption")
     table.add_column("log p", justify="right")
     for video, caption in captions:
-        table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:.2f}")
+        table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:z.2f}")
     stdout().print(table)
 
 
@@ -56,14 +54,13 @@ def print_segments(video: str, segments: Sequence[Segment]) -> None:
     for segment in segments:
         caption = segment.caption
         times = (timestamp(segment.start_s), timestamp(segment.end_s))
-        table.add_row(*times, printable(caption.text), f"{caption.log_prob:.2f}")
+        table.add_row(*times, printable(caption.text), f"{caption.log_prob:z.2f}")
     stdout().print(table)
 
 
-def _table(*columns: str) -> Table:
-    from rich.table import Table
+def _table(*columns: str) -> Sheet:
 
-    table = Table(box=None, pad_edge=False)
+    table = Sheet()
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

@@ -1,14 +1,21 @@
-"""Consoles, progress bars and small tables that every subcommand shares."""
+"""What every subcommand shares: consoles, tables, progress bars, notes, and how its options are shown."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,10 +27,90 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
-WIDTH = 80
-"""Tables fit this many columns, also where output is not a terminal."""
+from calmctl.counting import visible
+from calmctl.errors import BadInput, RunFailed, RunNotFound
+
+if TYPE_CHECKING:
+    from calmctl.runs.folder import Run
+
+UNBROKEN = 10_000
+"""Columns where output is no terminal: a program that reads a table wants every row, path and caption on one line."""
+_FOLDED = 12
+"""Columns below which a path or a name is not folded (our choice)."""
+
+
+class ReaderLeft(Exception):
+    """Whoever read standard output, as `head` does, has read enough: no error of ours."""
+
+
+class Stream:
+    """Standard output or standard error, whatever becomes of it.
+
+    The work goes on where nobody can read what it says: there may be files to write. Results that were lost are an
+    error at the end. Only a reader that has left on purpose ends the work.
+    """
+
+    def __init__(self, stream: TextIO, *, for_results: bool) -> None:
+        self._stream, self._for_results = stream, for_results
+        self._lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write; raises `ReaderLeft` where these are results."""
+        try:
+            return self._stream.write(text)
+        except OSError as fault:
+            self._give_up(fault)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush; raises as `write`."""
+        try:
+            self._stream.flush()
+        except OSError as fault:
+            self._give_up(fault)
+
+    def _give_up(self, fault: OSError) -> None:
+        # What is still in buffers, and all that follows, goes nowhere: it must not fail again when Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        if self._for_results and isinstance(fault, BrokenPipeError):
+            raise ReaderLeft from None
+        self._lost = fault
+
+    def require_whole(self) -> None:
+        """Raise `RunFailed` where something was lost."""
+        self.flush()  # now, where what goes wrong can still be told
+        if self._lost is not None:
+            reason = "it is closed" if self._lost.errno == errno.EBADF else self._lost.strerror
+            raise RunFailed(f"standard output: {reason}; what was to be written to files is there")
+
+
+def secure_streams() -> Stream:
+    """Make the standard streams usable where they are closed, full, or of an odd encoding; returns standard output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Or the next file that is opened becomes standard output, and what is printed goes into it. This one cannot
+            # be written to either, so that results which nobody sees are an error.
+            os.open(os.devnull, os.O_RDONLY if descriptor < 2 else os.O_WRONLY)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    out, notes = (
+        Stream(stream or open(descriptor, "w", encoding="utf-8", closefd=False), for_results=descriptor == 1)  # noqa: SIM115
+        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
+    for stream in (out, notes):
+        stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, notes)
+    return out
 
 
 class Terminal(Console):
@@ -39,17 +126,73 @@ class Terminal(Console):
             if segment.control or segment.text.isprintable():
                 yield segment
             else:
-                yield Segment("".join(c if c == "\n" else visible(c) for c in segment.text), segment.style)
+                yield Segment("\n".join(map(visible, segment.text.split("\n"))), segment.style)
+
+
+def _width(stream: TextIO) -> int | None:
+    """Columns of a stream: a terminal's own, or what COLUMNS says (rich asks both); else lines stay whole."""
+    return None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else UNBROKEN
 
 
 def stdout() -> Console:
     """The console results go to."""
-    return Terminal(width=None if sys.stdout.isatty() else WIDTH, highlight=False, emoji=False)
+    return Terminal(width=_width(sys.stdout), highlight=False, emoji=False)
 
 
 def stderr() -> Console:
     """The console progress, notes and errors go to."""
-    return Terminal(stderr=True, width=None if sys.stderr.isatty() else WIDTH, highlight=False, emoji=False)
+    return Terminal(stderr=True, width=_width(sys.stderr), highlight=False, emoji=False)
+
+
+class Sheet(Table):
+    """A table without lines that never cuts: text wraps, paths fold, and where that is not enough rows are stacked.
+
+    Right-justified columns hold numbers, which stay whole. A terminal too narrow for them gets each row as a list of
+    "heading value" instead.
+    """
+
+    def __init__(self, *headings: str, **options: Any) -> None:
+        super().__init__(*headings, **{"box": None, "pad_edge": False, **options})
+
+    def add_column(  # type: ignore[override]
+        self,
+        header: RenderableType = "",
+        *,
+        justify: Literal["left", "center", "right"] = "left",
+        overflow: Literal["fold", "ellipsis"] = "fold",
+        no_wrap: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """Add a column; numbers do not wrap, everything else may."""
+        whole = justify == "right" if no_wrap is None else no_wrap
+        super().add_column(header, justify=justify, overflow=overflow, no_wrap=whole, **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, or its rows one below the other."""
+        if self._least(console, options) <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        if self.title:
+            yield self.title if not isinstance(self.title, str) else Text.from_markup(self.title)
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            grid = Table.grid(padding=(0, 1))
+            grid.add_column(overflow="fold", max_width=max(_FOLDED, options.max_width // 2))
+            grid.add_column(overflow="fold")
+            shown = [(column.header, cell) for column, cell in zip(self.columns, row, strict=True) if cell]
+            for number, (header, cell) in enumerate(shown):
+                grid.add_row(header if not isinstance(header, str) else f"{'' if number == 0 else '  '}{header}", cell)
+            yield grid
+
+    def _least(self, console: Console, options: ConsoleOptions) -> int:
+        """The columns without which something would be cut."""
+        wide, least = options.update(width=UNBROKEN), len(self.columns) - 1
+        for column in self.columns:
+            cells = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+            if column.no_wrap:
+                least += max(cell.maximum for cell in cells)
+            else:  # a heading and every word of text stay whole; what is longer is a path, which folds
+                least += max(min(cell.minimum, _FOLDED) for cell in cells)
+        return least
 
 
 def note(text: str) -> None:
@@ -64,18 +207,77 @@ def print_json(value: Any) -> None:
     print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in written))
 
 
+def print_text(text: str) -> None:
+    """Print the text of a file as it is on stdout, but for what a terminal would obey."""
+    print("".join(c if c in "\n\t" else visible(c) for c in text), end="")
+
+
 def printable(text: str) -> str:
     """`text` with markup escaped and control characters shown instead of obeyed."""
     return escape(visible(text))
 
 
-def visible(text: str) -> str:
-    """`text` with whatever is not printable shown as Python would write it."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def loading(what: str) -> None:
+    """Say at once what takes seconds: the model library is imported after this."""
+    note(f"[dim]loading {printable(what)} ...[/]")
+
+
+def choose_run(
+    name: str | None, runs: Path, drawn: bool, doing: str, *, task: str = "retrieval", must: bool = True
+) -> Run | None:
+    """The run for some clips, and a word on which it is where nobody named one; None for the bare backbone.
+
+    Args:
+        name: What --run says; None for the pinned run, or else the newest that was trained on such clips.
+        runs: Folder of runs.
+        drawn: Whether the clips are the demo's drawn shapes.
+        doing: What is being done, such as "searching".
+        task: "retrieval" or "caption".
+        must: Without a run there is nothing to do it with: an error.
+
+    Raises:
+        RunNotFound: There is none, and one must be.
+    """
+    from calmctl.runs.folder import describe_choice, find_run
+
+    try:
+        run = find_run(name, runs, task=task, drawn=drawn)
+    except RunNotFound as fault:
+        if name is not None or must:
+            raise
+        note(f"{printable(str(fault))}\n{doing} with the bare backbone")
+        return None
+    if name is None:
+        note(f"{doing} with {printable(describe_choice(run))}, {printable(str(run.trained_on))}")
+    if warning := run.trained_on.warning(drawn):
+        note(f"[bold red]!! {printable(str(run.folder))}: {printable(warning)}[/]")
+    return run
+
+
+def activation() -> str | None:
+    """The line after which `calmctl ...` can be typed; None where it can be already.
+
+    After `make demo` the program lies in .venv, which no shell knows yet: without this line every command that is
+    printed, by an error as well, would be "command not found".
+    """
+    if shutil.which("calmctl"):
+        return None
+    script = Path(sys.prefix, "bin", "activate")
+    if not script.is_file():
+        return f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    return f"source {shlex.quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))}"
+
+
+def print_next(*commands: str) -> None:
+    """Print what can be pasted next, whole lines each."""
+    out, lines = stdout(), [line for line in (activation(), *commands) if line]
+    out.print("Next:")
+    for line in lines:
+        out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):
-    """Items a second, such as "41.2 clips/s"."""
+    """Items a second, such as "41.2 clips/s"; what an item is, the bar's own words say ("reading val clips")."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -84,7 +286,17 @@ class RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The rate of `task` so far."""
         rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:.1f} {self._unit}/s")
+        last = task.description.rpartition(" ")[2]
+        unit = last if last.endswith("s") else self._unit
+        return Text("" if rate is None or task.total is None else f"{rate:.1f} {unit}/s")
+
+
+class _CountColumn(MofNCompleteColumn):
+    """Such as "3/10", and nothing where nothing is counted."""
+
+    def render(self, task: Task) -> Text:
+        """The count of `task`."""
+        return Text("") if task.total is None else super().render(task)
 
 
 def progress_bar(unit: str) -> Progress:
@@ -92,7 +304,7 @@ def progress_bar(unit: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        _CountColumn(),
         RateColumn(unit),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
@@ -103,12 +315,66 @@ def progress_bar(unit: str) -> Progress:
 
 
 def readings(bar: Progress) -> Callable[[str, int, int], None]:
-    """A progress callback (what is done, items done, items in all) that gives each "what" a bar of its own."""
+    """A progress callback (what is done, items done, items in all) that shows each "what" while it lasts.
+
+    0 of 0 is work that cannot be counted: its name stands there until the next begins.
+    """
     tasks: dict[str, TaskID] = {}
 
     def progress(what: str, done: int, total: int) -> None:
+        for former in [name for name in tasks if name != what and bar.tasks and _endless(bar, tasks[name])]:
+            bar.remove_task(tasks.pop(former))
         if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total, note="")
+            tasks[what] = bar.add_task(what, total=total or None, note="")
         bar.update(tasks[what], completed=done)
+        if total and done >= total:
+            bar.remove_task(tasks.pop(what))
 
     return progress
+
+
+def _endless(bar: Progress, task: TaskID) -> bool:
+    return next(each.total for each in bar.tasks if each.id == task) is None
+
+
+def _plain(params: list[Any]) -> list[Any]:
+    """Parameters whose help says nothing of a flag's type: it takes no value."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
+class Group(TyperGroup):
+    """A group of subcommands; their flags, and its own, are shown without a type."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters of the group itself."""
+        return _plain(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A subcommand by name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _plain(command.get_params(ctx))
+        return command
+
+
+class RecipeCommand(TyperCommand):
+    """A subcommand that takes recipe keys: whoever writes one as an option is shown how it is set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`; raises `BadInput` for an option that does not exist."""
+        known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
+        for place, word in enumerate(args):
+            name, _, value = word.partition("=")
+            if name.startswith("--") and name != "--" and name not in known:
+                from calmctl.recipe.load import nearest_keys
+
+                value = value or next(iter(args[place + 1 :]), "VALUE")
+                options = get_close_matches(name, known, n=1, cutoff=0.75)
+                keys = [] if options else nearest_keys(name[2:].replace("-", "_"))
+                hints = options or [f"{key}={value}" for key in keys]
+                hint = f"did you mean {' or '.join(hints)}?" if hints else "recipe keys are set as optim.epochs=3"
+                raise BadInput(f"there is no option {name}; {hint}")
+        return super().parse_args(ctx, args)

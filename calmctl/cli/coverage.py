@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from calmctl.cli.console import note, print_json, printable, stdout
+from calmctl.cli.console import Sheet, loading, note, print_json, printable, stdout
+from calmctl.files import VOCABULARY, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.coverage import Coverage
@@ -28,9 +28,15 @@ def coverage(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show which anchors a dataset uses, which it never does, and which say the same."""
+    from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.runs.folder import find_run
 
     chosen = find_run(run, runs, task="retrieval")
+    if vocabulary is not None:
+        resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
+    if out is not None:
+        require_output(out, VOCABULARY)
+    loading(str(chosen.folder))
     from calmctl.cli.explain import open_with_progress
     from calmctl.device import choose_device
     from calmctl.explaining.coverage import coverage as measure
@@ -61,13 +67,13 @@ def print_coverage(found: Coverage) -> None:
         soft_wrap=True,
     )
     console.print(f"{found.clips} clips and {found.captions} captions of {found.dataset}, {found.split} split")
-    console.print(f"The mass is as on {found.effective:.1f} anchors with equal shares.\n")
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    console.print(f"The mass is as on {found.effective:z.1f} anchors with equal shares.\n")
+    table = Sheet(header_style="dim")
     table.add_column("anchor", ratio=1)
     for heading in ("mass in V_p", "in S_p", "clips", "captions"):
         table.add_column(heading, justify="right", no_wrap=True)
     for use in found.anchors[:_SHOWN]:
-        masses = (f"{100 * use.video_mass:.1f} %", f"{100 * use.text_mass:.1f} %")
+        masses = (f"{100 * use.video_mass:z.1f} %", f"{100 * use.text_mass:z.1f} %")
         table.add_row(printable(use.label), *masses, str(use.clips), str(use.captions))
     console.print(table)
     if len(found.anchors) > _SHOWN:
@@ -79,10 +85,10 @@ def print_coverage(found: Coverage) -> None:
         console.print(f"\n[bold]Near-duplicates[/] ({len(found.twins)}), which rise and fall together")
         like: dict[str, list[str]] = {}
         for twins in found.twins:
-            like.setdefault(twins.kept, []).append(f"{printable(twins.dropped)} [dim]{twins.correlation:.2f}[/]")
+            like.setdefault(twins.kept, []).append(f"{printable(twins.dropped)} [dim]{twins.correlation:z.2f}[/]")
         for kept, dropped in like.items():
             console.print(f"  {printable(kept)} = {', '.join(dropped)}")
     console.print(
-        f"\nSuggested: the {len(found.suggested)} others, which carry {100 * found.kept_mass:.1f} % of the mass; "
+        f"\nSuggested: the {len(found.suggested)} others, which carry {100 * found.kept_mass:z.1f} % of the mass; "
         "--out FILE writes them as a vocabulary."
     )

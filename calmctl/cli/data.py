@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, stdout
+from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _SURELY_READ = 75  # characters: as many tokens at most, and CLIP reads 77 with 
 _COLOUR = {"ok": "green", "unused": "dim", "note": "cyan", "missing": "yellow", "wrong": "red"}
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Check what a dataset needs and where it is looked for.",
     epilog="Examples:  calmctl data where msrvtt    calmctl data check msrvtt --root /data",
@@ -121,11 +122,10 @@ def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Pat
 
 
 def _print(report: CheckReport) -> None:
-    from rich.table import Table
 
     from calmctl.cli.train import print_left_out
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Sheet(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", max_width=38)
     table.add_column(overflow="fold")
@@ -156,6 +156,9 @@ def where(
     dataset: Annotated[str | None, typer.Argument(help="One dataset; all of them by default.")] = None,
 ) -> None:
     """Explain which files a dataset needs, what they are called, who gives them out and where they belong."""
-    from calmctl.data.whereabouts import explain_dataset, overview
+    from calmctl.data.whereabouts import explain_dataset, kept_for_searches, overview
 
-    stdout().print(overview() if dataset is None else explain_dataset(dataset), markup=False, soft_wrap=True)
+    text = (
+        explain_dataset(dataset) if dataset else "\n\n".join(part for part in (overview(), kept_for_searches()) if part)
+    )
+    stdout().print(text, markup=False, soft_wrap=True)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, readings, stdout
-from calmctl.errors import BadInput
+from calmctl.cli.console import Sheet, loading, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.counting import counted
+from calmctl.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
+    from calmctl.evaluation.bootstrap import PairedDifference
+    from calmctl.evaluation.captioning import CaptionEvaluation
     from calmctl.evaluation.retrieval import Evaluation
+    from calmctl.evaluation.runs import TestSet
     from calmctl.runs.folder import Run
+
+PROTOCOLS = ("leak-free", "tmass-released", "dual-softmax")
 
 EXAMPLES = """Examples:
 
@@ -22,51 +30,70 @@ calmctl eval --cross lsmdc                # the newest run, out of domain
 
 calmctl eval runs/msrvtt-001 --cross didemo --cross lsmdc --root /data
 
+calmctl eval runs/demo-001 --against runs/demo-without-001    # the paired difference
+
 calmctl eval runs/msrvtt-001 --protocol tmass-released    # audit of a leak, not a result
 
 calmctl eval runs/demo-001 --gap --against runs/demo-without-001    # the modality gap
 
 calmctl eval --captions hyp.json --references ref.json    # any system's captions"""
 
+_DATA, _INSTEAD, _HOW = "Where the test sets are", "Instead", "How"
+
 
 def evaluate(
-    run: Annotated[str | None, typer.Argument(help="A run folder; the newest run by default.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run; the pinned or the newest one by default.")] = None,
     cross: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATASET[:PROTOCOL]", help="Evaluate on this dataset's test set; repeatable."),
+        list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this dataset; repeatable.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the datasets of --cross lie.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of clips, when not under root.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Evaluate on this feature store instead of videos.")] = None,
-    weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.")] = "best",
-    split: Annotated[str, typer.Option(help="test or val.")] = "test",
-    protocol: Annotated[str, typer.Option(help="leak-free; or, labelled: dual-softmax, tmass-released.")] = "leak-free",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Compare with this run, on the same queries; repeatable.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the datasets of --cross lie.", rich_help_panel=_DATA)] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of annotation files, when not under root.", rich_help_panel=_DATA)
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of clips, when not under root.", rich_help_panel=_DATA)
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="A feature store instead of videos.", rich_help_panel=_DATA)
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or val.", rich_help_panel=_DATA)] = "test",
     require_complete: Annotated[
-        bool, typer.Option("--require-complete", help="Missing or broken clips are an error.")
+        bool, typer.Option("--require-complete", help="A clip left out is an error.", rich_help_panel=_DATA)
     ] = False,
+    weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.", rich_help_panel=_HOW)] = "best",
+    protocol: Annotated[
+        str,
+        typer.Option(help="leak-free; or, labelled: dual-softmax, tmass-released.", rich_help_panel=_HOW),
+    ] = "leak-free",
+    tokenizer: Annotated[
+        str, typer.Option(help="Of captions: ptb (CoreNLP's), ptb-python or none.", rich_help_panel=_HOW)
+    ] = "ptb",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_HOW)] = "auto",
+    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_HOW)] = Path("runs"),
     captions: Annotated[
-        Path | None, typer.Option(metavar="HYP.json", help="Score these captions instead of a run.")
+        Path | None, typer.Option(metavar="HYP.json", help="Score these captions.", rich_help_panel=_INSTEAD)
     ] = None,
     references: Annotated[
-        Path | None, typer.Option(metavar="REF.json", help="The references of --captions, by the same ids.")
+        Path | None, typer.Option(metavar="REF.json", help="Their references, by id.", rich_help_panel=_INSTEAD)
     ] = None,
-    tokenizer: Annotated[str, typer.Option(help="Of captions: ptb (CoreNLP's), ptb-python or none.")] = "ptb",
     calibration: Annotated[
-        bool, typer.Option("--calibration", help="Instead: does its uncertainty know its errors on validation?")
+        bool, typer.Option("--calibration", help="Does it know when it is wrong?", rich_help_panel=_INSTEAD)
     ] = False,
-    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="With --calibration: also write a page.")] = None,
-    gap: Annotated[
-        bool, typer.Option("--gap", help="Instead: how far sentences and clips lie apart, before training and after.")
-    ] = False,
-    against: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="With --gap: another run beside it; repeatable.")
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="With --calibration: a page.", rich_help_panel=_INSTEAD)
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    gap: Annotated[
+        bool, typer.Option("--gap", help="How far sentences and clips lie apart.", rich_help_panel=_INSTEAD)
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Evaluate a run: retrieval both ways, or captions, with confidence intervals, beside the paper's numbers."""
+    """Evaluate a run: retrieval both ways, or captions, with confidence intervals, beside the paper's numbers.
+
+    Results are kept in RUN/evals, each query's rank with them.
+    """
     if captions is not None or references is not None:
         if run is not None or cross:
             raise BadInput("--captions scores a file, not a run; leave out the run and --cross")
@@ -76,35 +103,44 @@ def evaluate(
             captions, references, tokenizer=tokenizer, require_complete=require_complete, as_json=as_json
         )
         return
-    from calmctl.runs.folder import find_run
+    from calmctl.data.registry import protocol_for, resolve
+    from calmctl.device import check_device
+    from calmctl.runs.folder import WEIGHTS, describe_choice, find_run
 
-    chosen = find_run(run, runs)  # before torch is imported, which takes seconds: most mistakes are here
+    chosen = find_run(run, runs)
+    others = [find_run(name, runs) for name in against or []]
+    check_device(device)
     if calibration and gap:
         raise BadInput("--gap and --calibration are two questions; ask one after the other")
     if calibration:
         _calibrate(chosen, weights, cross, device, html, as_json)
         return
-    if against and not gap:
-        raise BadInput("--against belongs to --gap; evaluate one run after the other")
     if html is not None:
         raise BadInput("--html belongs to --calibration; --json prints the results of an evaluation")
-    from calmctl.device import choose_device
-    from calmctl.evaluation.retrieval import SCORERS
-    from calmctl.evaluation.runs import SYSTEMS, TestSet, evaluate_run, own_test_set
-
-    scorer = next((known for known in SCORERS if known == protocol), None)
-    if scorer is None:
-        raise BadInput(f"--protocol {protocol} is not known; use one of {', '.join(SCORERS)}")
-    if weights not in SYSTEMS:
-        raise BadInput(f"--weights {weights} is not known; use one of {', '.join(SYSTEMS)}")
-    if run is None:
-        note(f"evaluating the newest run, {printable(str(chosen.folder))}")
+    if protocol not in PROTOCOLS:
+        raise BadInput(f"--protocol {protocol} is not known; use one of {', '.join(PROTOCOLS)}")
+    if weights not in WEIGHTS:
+        raise BadInput(f"--weights {weights} is not known; use one of {', '.join(WEIGHTS)}")
+    if split not in ("test", "val"):
+        raise BadInput(f"--split {split} is not known; use test or val")
     recipe = chosen.recipe()
-    if cross:
-        tests = [
-            TestSet(name, root, annotations, videos, protocol or None, features)
-            for name, _, protocol in (each.partition(":") for each in cross)
-        ]
+    crossed = [(name, wanted or None) for name, _, wanted in (each.partition(":") for each in cross or [])]
+    for name, wanted in crossed:
+        resolve(name, protocol_for(recipe.task, name, wanted))
+    for other in others:
+        if other.task != chosen.task:
+            raise BadInput(f"{chosen.folder} and {other.folder} are runs of two tasks, which share no number")
+    if recipe.task == "caption" and protocol != "leak-free":
+        raise BadInput(f"--protocol {protocol} is about retrieval; {chosen.folder} is a captioning run")
+    if gap and protocol != "leak-free":
+        raise BadInput(f"--gap compares features and no scores: leave out --protocol {protocol}")
+    if run is None:
+        note(f"evaluating {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
+    loading(", ".join(str(each.folder) for each in (chosen, *others)))
+    from calmctl.evaluation.runs import TestSet, own_test_set
+
+    if crossed:
+        tests = [TestSet(name, root, annotations, videos, wanted, features) for name, wanted in crossed]
     else:
         own = own_test_set(recipe)
         tests = [
@@ -118,20 +154,14 @@ def evaluate(
             )
         ]
     if gap:
-        if scorer != "leak-free":
-            raise BadInput(f"--gap compares features and no scores: leave out --protocol {protocol}")
         from calmctl.cli.gap import show_gap
 
-        others = [find_run(name, runs) for name in against or []]
         show_gap([chosen, *others], tests, which=weights, split=split, device=device, as_json=as_json)
-        return
-    if recipe.task == "caption":
-        if scorer != "leak-free":
-            raise BadInput(f"--protocol {protocol} is about retrieval; {chosen.folder} is a captioning run")
-        from calmctl.cli.eval_captions import evaluate_captioner
+    elif recipe.task == "caption":
+        from calmctl.cli.eval_captions import evaluate_captioners
 
-        evaluate_captioner(
-            chosen,
+        evaluate_captioners(
+            [chosen, *others],
             tests,
             weights=weights,
             split=split,
@@ -140,19 +170,113 @@ def evaluate(
             require_complete=require_complete,
             as_json=as_json,
         )
-        return
+    else:
+        _evaluate([chosen, *others], tests, weights, split, protocol, device, require_complete, as_json)
+
+
+def _evaluate(
+    runs: list[Run],
+    tests: list[TestSet],
+    weights: str,
+    split: str,
+    protocol: str,
+    device: str,
+    require_complete: bool,
+    as_json: bool,
+) -> None:
+    """Evaluate retrieval runs on the same test sets, print and keep the results, compare the first with others."""
+    from calmctl.cli.train import print_left_out
+    from calmctl.device import choose_device
+    from calmctl.evaluation.kept import compare
+    from calmctl.evaluation.retrieval import SCORERS
+    from calmctl.evaluation.runs import evaluate_run
+    from calmctl.evaluation.tables import results_json, retrieval_table
+    from calmctl.provenance import environment
+
+    evaluated = []
     with progress_bar("clips") as bar:
-        evaluations = evaluate_run(
-            chosen,
-            tests,
-            which=weights,
-            split=split,
-            scorer=scorer,
-            device=choose_device(device),
-            require_complete=require_complete,
-            progress=readings(bar),
-        )
-    _print(evaluations, str(chosen.folder), as_json)
+        for run in runs:
+            evaluated.append(
+                evaluate_run(
+                    run,
+                    tests,
+                    which=weights,
+                    split=split,
+                    scorer=next(known for known in SCORERS if known == protocol),
+                    device=choose_device(device),
+                    require_complete=require_complete,
+                    progress=readings(bar),
+                )
+            )
+    first, *others = evaluated
+    left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.encoded.left_out} for each in first}
+    differences = [
+        (each.result.dataset, run, compare(theirs, each))
+        for run, other in zip(runs[1:], others, strict=True)
+        for each, theirs in zip(first, other, strict=True)
+    ]
+    if as_json:
+        results = results_json([each.result for each in first])
+        compared = [
+            {
+                "dataset": dataset,
+                "against": str(run.folder),
+                **{way: {name: asdict(each) for name, each in found.items()} for way, found in by_direction.items()},
+            }
+            for dataset, run, by_direction in differences
+        ]
+        notes = {each.result.dataset: list(each.notes) for each in first}
+        record = {"run": str(runs[0].folder), "results": results, "left_out": left_out, "notes": notes}
+        print_json({**record, **({"differences": compared} if compared else {}), **environment()})
+    else:
+        for run, evaluations in zip(runs, evaluated, strict=True):
+            if len(runs) > 1:
+                stdout().print(f"[bold]{printable(str(run.folder))}[/]")
+            stdout().print(retrieval_table([each.result for each in evaluations]))
+            for each in evaluations:
+                for text in each.notes:
+                    note(f"[yellow]{printable(each.result.dataset)}: {text}[/]")
+        for dataset, run, by_direction in differences:
+            for direction in ("text_to_video", "video_to_text"):
+                if (found := by_direction.get(direction)) is None:
+                    continue
+                way = direction.replace("_", " ")
+                print_differences(f"{dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR"))
+    print_left_out(left_out)
+    keep_evaluations(runs, weights, evaluated)
+
+
+def keep_evaluations(
+    runs: Sequence[Run], weights: str, evaluated: Sequence[Sequence[Evaluation | CaptionEvaluation]]
+) -> None:
+    """Write evaluations into their runs' folders; where that fails the numbers are printed all the same."""
+    from calmctl.evaluation.kept import keep
+
+    kept = []
+    for run, evaluations in zip(runs, evaluated, strict=True):
+        try:
+            kept += [keep(run, weights, each) for each in evaluations]
+        except RunFailed as fault:  # somebody else's run, say: its numbers are on the screen
+            note(f"[yellow]these results are not kept: {printable(str(fault))}[/]")
+    if kept:
+        note(f"kept with each query's result: {printable(', '.join(map(str, kept)))}")
+
+
+def print_differences(
+    what: str, run: Run, other: Run, found: Mapping[str, PairedDifference], names: Sequence[str]
+) -> None:
+    """Print one run minus another on the same queries, within 60 columns."""
+    out, table = stdout(), Sheet(header_style="dim")
+    out.print(f"[bold]{printable(what)}[/]: {printable(str(run.folder))} minus {printable(str(other.folder))}")
+    table.add_column("")
+    for heading in ("difference", "95 % interval", "p"):
+        table.add_column(heading, justify="right")
+    for name, each in zip(names, found.values(), strict=True):
+        interval = f"{each.interval.low:+.1f} to {each.interval.high:+.1f}"
+        table.add_row(name, f"{each.difference:+.1f}", interval, f"{each.p_value:.3f}")
+    out.print(table)
+    clips = next(iter(found.values())).n_clusters
+    out.print(f"[dim]paired over {counted(clips, 'clip')}; one run each: seeds differ as well[/]\n")
 
 
 def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, html: Path | None, as_json: bool) -> None:
@@ -162,27 +286,5 @@ def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, htm
         raise BadInput(
             "--calibration looks at the validation split of the run's own dataset, with --weights best or last"
         )
+    loading(str(run.folder))
     show_calibration(run, which=weights, split="val", device=device, html=html, as_json=as_json)
-
-
-def _print(evaluations: list[Evaluation], run: str, as_json: bool) -> None:
-    from calmctl.cli.train import print_left_out
-    from calmctl.evaluation.tables import results_json, retrieval_table
-    from calmctl.provenance import environment
-
-    results = [evaluation.result for evaluation in evaluations]
-    left_out = {
-        evaluation.result.dataset: {entry.id: entry.reason for entry in evaluation.encoded.left_out}
-        for evaluation in evaluations
-    }
-    if as_json:
-        notes = {evaluation.result.dataset: list(evaluation.notes) for evaluation in evaluations}
-        print_json(
-            {"run": run, "results": results_json(results), "left_out": left_out, "notes": notes, **environment()}
-        )
-        return
-    stdout().print(retrieval_table(results))
-    for evaluation in evaluations:
-        for text in evaluation.notes:
-            note(f"[yellow]{printable(evaluation.result.dataset)}: {text}[/]")
-    print_left_out(left_out)

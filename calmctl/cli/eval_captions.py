@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from calmctl.cli.console import print_json, progress_bar, readings
+from calmctl.cli.console import print_json, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
-    from calmctl.evaluation.captioning import CaptionEvaluation
     from calmctl.evaluation.runs import TestSet
     from calmctl.runs.folder import Run
 
 
-def evaluate_captioner(
-    run: Run,
+def evaluate_captioners(
+    runs: list[Run],
     tests: list[TestSet],
     *,
     weights: str,
@@ -24,41 +24,58 @@ def evaluate_captioner(
     require_complete: bool,
     as_json: bool,
 ) -> None:
-    """Caption the test sets with a run, score the captions and print both.
+    """Caption the test sets with runs, score the captions, print and keep both, and compare the first with the others.
 
     Raises:
         CalmError: As `evaluate_caption_run`.
     """
+    from calmctl.cli.caption_view import print_evaluations
+    from calmctl.cli.eval import keep_evaluations, print_differences
+    from calmctl.cli.train import print_left_out
     from calmctl.device import choose_device
     from calmctl.evaluation.caption_runs import evaluate_caption_run
     from calmctl.evaluation.captions.scorer import TOKENIZER_CHOICES
+    from calmctl.evaluation.kept import compare_captions
+    from calmctl.provenance import environment
 
     choice = next((known for known in TOKENIZER_CHOICES if known == tokenizer), None)
     if choice is None:
         raise BadInput(f"--tokenizer {tokenizer} is not known; use one of {', '.join(TOKENIZER_CHOICES)}")
+    evaluated = []
     with progress_bar("clips") as bar:
-        evaluations = evaluate_caption_run(
-            run,
-            tests,
-            which=weights,
-            split=split,
-            tokenizer=choice,
-            device=choose_device(device),
-            require_complete=require_complete,
-            progress=readings(bar),
-        )
-    _print(evaluations, str(run.folder), as_json)
-
-
-def _print(evaluations: list[CaptionEvaluation], run: str, as_json: bool) -> None:
-    from calmctl.cli.caption_view import print_evaluations
-    from calmctl.cli.train import print_left_out
-    from calmctl.provenance import environment
-
-    left_out = {each.result.dataset: {entry.id: entry.reason for entry in each.left_out} for each in evaluations}
+        for run in runs:
+            evaluated.append(
+                evaluate_caption_run(
+                    run,
+                    tests,
+                    which=weights,
+                    split=split,
+                    tokenizer=choice,
+                    device=choose_device(device),
+                    require_complete=require_complete,
+                    progress=readings(bar),
+                )
+            )
+    first, *others = evaluated
+    left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.left_out} for each in first}
+    differences = [
+        (each.result.dataset, run, compare_captions(theirs, each))
+        for run, other in zip(runs[1:], others, strict=True)
+        for each, theirs in zip(first, other, strict=True)
+    ]
     if as_json:
-        results = [each.to_json() for each in evaluations]
-        print_json({"run": run, "results": results, "left_out": left_out, **environment()})
-        return
-    print_evaluations(evaluations)
+        compared = [
+            {"dataset": dataset, "against": str(run.folder), **{name: asdict(each) for name, each in found.items()}}
+            for dataset, run, found in differences
+        ]
+        record = {"run": str(runs[0].folder), "results": [each.to_json() for each in first], "left_out": left_out}
+        print_json({**record, **({"differences": compared} if compared else {}), **environment()})
+    else:
+        for run, evaluations in zip(runs, evaluated, strict=True):
+            if len(runs) > 1:
+                stdout().print(f"[bold]{printable(str(run.folder))}[/]")
+            print_evaluations(evaluations)
+        for dataset, run, found in differences:
+            print_differences(f"{dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
     print_left_out(left_out)
+    keep_evaluations(runs, weights, evaluated)

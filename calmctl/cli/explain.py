@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar
-from calmctl.errors import BadInput, RunNotFound, VideoError
+from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar
+from calmctl.errors import BadInput, VideoError
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from calmctl.explaining.collection import Collection
     from calmctl.explaining.explainer import Explainer
-    from calmctl.runs.folder import Run
 
 EXAMPLES = """Examples:
 
@@ -57,44 +58,67 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Explain a video and a sentence by their distributions over the anchors, or a run's worst failures."""
+    from calmctl.anchors.shipped import BARE, resolve_vocabulary
+    from calmctl.anchors.vocabulary import find_anchors
+    from calmctl.data.demo_world import drawn as drawn_clips
+    from calmctl.data.long import video_extent
+    from calmctl.device import check_device
+
+    if html is not None:
+        require_output(html, PAGE)
     bare = zero_shot or backbone is not None or weights is not None
     if bare and run is not None:
         raise BadInput("--run and --zero-shot (or --backbone, --weights) exclude each other; give one of them")
     if failures is not None:
         if video is not None or bare:
             raise BadInput("--failures looks at a run's whole split; give it --run, and no video and no --zero-shot")
-        _explain_failures(_newest(run, runs, must=True), failures, split, vocabulary, device, html, as_json)
+        check_device(device)
+        _explain_failures(run, runs, failures, split, vocabulary, device, html, as_json)
         return
     if video is None or sentence is None or not sentence.strip():
         raise BadInput('give a video and a sentence, such as: calmctl explain video.mp4 "a man talking"')
     if not video.is_file():
         raise VideoError(f"{video} is no file; give the path of a video")
-    chosen = None if bare else _newest(run, runs, must=False)
+    check_device(device)
+    # A process of its own looks into the file: what is no video is said before a model is loaded, which takes seconds.
+    video_extent(video)
+    drawn = drawn_clips([video.stem])
+    chosen = None if bare else choose_run(run, runs, drawn, "explaining", must=False)
     if chosen is None and collection is not None:
         raise BadInput("--collection needs a run, whose dataset it is; name one with --run")
+    if chosen is None:
+        from calmctl.model.spec import check_backbone
+        from calmctl.recipe.schema import BackboneSection
+
+        plain = BackboneSection()
+        check_backbone(backbone or plain.model, weights or plain.weights)
+    own = chosen.anchors() if chosen is not None else None
+    anchors = resolve_vocabulary(vocabulary or BARE) if vocabulary or own is None else own
+    removed = find_anchors(anchors, without or [])
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
+    loading(str(chosen.folder) if chosen else backbone or "the bare backbone")
     from calmctl.data.samples import Clip
     from calmctl.device import choose_device
     from calmctl.explaining.explainer import explain_with_run, explain_zero_shot
     from calmctl.explaining.explanation import explain as explain_pair
-    from calmctl.explaining.explanation import find_anchors
     from calmctl.explaining.video import see_video
 
     where = choose_device(device)
-    explainer = (
-        explain_with_run(chosen, where, vocabulary=vocabulary)
-        if chosen is not None
-        else explain_zero_shot(
+    if chosen is not None:
+        explainer = explain_with_run(chosen, where, vocabulary=vocabulary)
+        explainer = replace(explainer, name=f"{explainer.name}, {chosen.trained_on}")
+        if warning := chosen.trained_on.warning(drawn):
+            explainer = replace(explainer, notes=(f"!! {warning}", *explainer.notes))
+    else:
+        explainer = explain_zero_shot(
             where,
             vocabulary=vocabulary,
             weights=weights,
-            notes=() if bare else (f"there is no trained run in {runs}: this is the bare backbone",),
+            notes=() if bare else (f"no run in {runs} was trained on such clips: this is the bare backbone",),
             **({"backbone": backbone} if backbone else {}),
         )
-    )
     if cut := explainer.model.backbone.tokens.cut([sentence], "sentence"):
         note(f"[yellow]{cut}[/]")
-    removed = find_anchors(explainer.vocabulary, without or [])
     seen = see_video(explainer, Clip(video.stem, video), instants=instants, pictures=html is not None)
     among = open_with_progress(explainer, collection) if collection else None
     explanation = explain_pair(explainer, seen, sentence, removed=removed, collection=among)
@@ -111,22 +135,6 @@ def explain(
     _say_written(html)
 
 
-def _newest(name: str | None, runs: Path, *, must: bool) -> Run | None:
-    """The run that was named; else the newest, and which that is; None where there is none and none must be."""
-    from calmctl.runs.folder import find_run
-
-    try:
-        found = find_run(name, runs, task="retrieval")
-    except RunNotFound:
-        if name is not None or must:
-            raise
-        note(f"there is no trained run in {printable(str(runs))}: asking the bare backbone")
-        return None
-    if name is None:
-        note(f"explaining with the newest run, {printable(str(found.folder))}")
-    return found
-
-
 def open_with_progress(explainer: Explainer, split: str) -> Collection:
     """Encode a split of the explainer's run under a progress bar."""
     from calmctl.cli.train import print_left_out
@@ -140,13 +148,28 @@ def open_with_progress(explainer: Explainer, split: str) -> Collection:
 
 
 def _explain_failures(
-    run: Run | None, count: int, split: str, vocabulary: str | None, device: str, html: Path | None, as_json: bool
+    name: str | None,
+    runs: Path,
+    count: int,
+    split: str,
+    vocabulary: str | None,
+    device: str,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
+    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.runs.folder import describe_choice, find_run
+
+    run = find_run(name, runs, task="retrieval")
+    if name is None:
+        note(f"explaining with {printable(describe_choice(run))}")
+    if vocabulary is not None:
+        resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
+    loading(str(run.folder))
     from calmctl.device import choose_device
     from calmctl.explaining.explainer import explain_with_run
     from calmctl.explaining.failures import find_failures
 
-    assert run is not None
     explainer = explain_with_run(run, choose_device(device), vocabulary=vocabulary)
     collection = open_with_progress(explainer, split)
     found = find_failures(explainer, collection, count)

@@ -9,9 +9,9 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from calmctl.cli.console import printable, stdout
+from calmctl.cli.console import Sheet, printable, stdout
 from calmctl.explaining.distributions import worth_saying
-from calmctl.explaining.words import percent, seconds, summary
+from calmctl.explaining.words import explain_terms, percent, seconds, summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,9 @@ def print_pair(explanation: Explanation) -> None:
     for note in explainer.notes:
         facts.add_row("[dim]note[/]", f"[yellow]{printable(note)}[/]")
     out.print(facts, "")
-    for line in summary(explanation):
-        out.print(printable(line))
+    for number, line in enumerate(summary(explanation)):
+        out.print(printable(line), style="bold" if number == 0 else None)
+    out.print(f"[dim]{explain_terms(explanation)['short']}[/]")
     _print_distributions(out, explanation)
     _print_vae(out, explanation)
     _print_score(out, explanation)
@@ -65,10 +66,11 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
     related.add_row("[dim]only sentence[/]", _listed((c.text - c.shared), labels, 3))
     related.add_row(
         "[dim]in numbers[/]",
-        f"overlap {percent(c.overlap)}, KL(S_p || V_p) {c.divergence:.3f} nats,\n"
-        f"H(V_p) {c.video_entropy:.2f}, H(S_p) {c.text_entropy:.2f} of at most {_log(len(labels)):.2f} nats",
+        f"overlap {percent(c.overlap)}, KL(S_p || V_p) {c.divergence:z.3f} nats,\n"
+        f"H(V_p) {c.video_entropy:z.2f}, H(S_p) {c.text_entropy:z.2f} of at most {_log(len(labels)):z.2f} nats",
     )
     out.print(related)
+    out.print(f"[dim]{explain_terms(explanation)['distributions']}[/]")
 
 
 def _print_vae(out: Console, explanation: Explanation) -> None:
@@ -77,36 +79,44 @@ def _print_vae(out: Console, explanation: Explanation) -> None:
         return
     grid = _section(out, "What the VAE makes of it")
     grid.add_row("[dim]S_hat[/]", _listed(found.text, explanation.labels, 3))
-    closed = "nothing to close" if found.closed is None else f"closes {_share(found.closed)} of the divergence"
-    grid.add_row("[dim]divergence[/]", f"{found.divergence:.3f} nats, {closed};\n{found.prior_divergence:.3f} at z = 0")
+    if found.closed is None:
+        closed = "nothing to close"
+    elif not found.sees_the_clip:
+        closed = "no nearer than a decoder that knows nothing"
+    else:
+        closed = f"closes {_share(found.closed)} of the divergence"
+    grid.add_row(
+        "[dim]divergence[/]", f"{found.divergence:z.3f} nats, {closed};\n{found.prior_divergence:z.3f} at z = 0"
+    )
     grid.add_row(
         "[dim]posterior[/]",
-        f"mean sigma {found.sigma:.2f}, {found.active} of {found.units} units active, KL {found.kl:.2f} nats;\n"
+        f"mean sigma {found.sigma:z.2f}, {found.active} of {found.units} units active, KL {found.kl:z.2f} nats;\n"
         f"S_hat moves by {percent(found.spread)} of its mass between samples of z",
     )
     out.print(grid)
+    out.print(f"[dim]{explain_terms(explanation)['vae']}[/]")
 
 
 def _print_score(out: Console, explanation: Explanation) -> None:
     pair, split, labels = explanation.pair, explanation.split, explanation.labels
-    grid = _section(out, f"Why the score is {pair.score:.3f} (cosine, head {explanation.explainer.model.head.name})")
+    grid = _section(out, f"Why the score is {pair.score:z.3f} (cosine, head {explanation.explainer.model.head.name})")
     times, weights = explanation.seen.times_s, pair.weights
     if pair.conditioned:
         best = ", ".join(f"{seconds(float(times[f]))} ({percent(weights[f])})" for f in _top(weights, 2))
         grid.add_row("[dim]frames[/]", f"{sparkline(weights.tolist())}  attention; most at {best}")
     else:
-        best = ", ".join(f"{seconds(float(times[f]))} ({float(pair.cosines[f]):.3f})" for f in _top(pair.cosines, 2))
+        best = ", ".join(f"{seconds(float(times[f]))} ({float(pair.cosines[f]):z.3f})" for f in _top(pair.cosines, 2))
         grid.add_row("[dim]frames[/]", f"{sparkline(pair.cosines.tolist())}  equal weights; nearest at {best}")
     ups = [k for k in _top(split.anchors, 5) if split.anchors[k] > 0]
     downs = [k for k in _top(-split.anchors, 2) if split.anchors[k] < 0]
     for name, ks in (("for it", ups), ("against it", downs)):
-        lines = [f"{float(split.anchors[k]):+.3f} {printable(labels[k])}{_denied(explanation, k)}" for k in ks]
+        lines = [f"{float(split.anchors[k]):+z.3f} {printable(labels[k])}{_denied(explanation, k)}" for k in ks]
         grid.add_row(f"[dim]{name}[/]", "\n".join(lines))
     other = float(split.anchors.sum()) - sum(float(split.anchors[k]) for k in (*ups, *downs))
     grid.add_row(
         "[dim]the rest[/]",
-        f"{other:+.3f} all other anchors, {split.shared:+.3f} what all anchors share,\n"
-        f"{split.rest:+.3f} what no anchor covers",
+        f"{other:+z.3f} all other anchors, {split.shared:+z.3f} what all anchors share,\n"
+        f"{split.rest:+z.3f} what no anchor covers",
     )
     out.print(grid)
 
@@ -123,7 +133,7 @@ def _print_timeline(out: Console, explanation: Explanation) -> None:
     table.columns[-1].justify = "right"
     for segment in line.segments:
         when = f"{seconds(segment.start_s)} - {seconds(segment.end_s)}"
-        table.add_row(when, _listed(segment.video, labels, 3), f"{segment.cosine:.3f}")
+        table.add_row(when, _listed(segment.video, labels, 3), f"{segment.cosine:z.3f}")
     out.print(table)
     grid = _grid()
     for k in line.strongest(4):
@@ -147,10 +157,10 @@ def _print_without(out: Console, explanation: Explanation) -> None:
         column.justify = "right"
     for name, with_it, without_it in (
         ("mass on them in V_p, in S_p", f"{percent(less.mass[0])}, {percent(less.mass[1])}", ""),
-        ("KL(S_p || V_p), nats", f"{c.divergence:.3f}", f"{less.divergence:.3f}"),
-        ("H(V_p), nats", f"{c.video_entropy:.3f}", f"{less.video_entropy:.3f}"),
-        ("H(S_p), nats", f"{c.text_entropy:.3f}", f"{less.text_entropy:.3f}"),
-        ("score, their direction taken out", f"{explanation.pair.score:.3f}", f"{less.score:.3f}"),
+        ("KL(S_p || V_p), nats", f"{c.divergence:z.3f}", f"{less.divergence:z.3f}"),
+        ("H(V_p), nats", f"{c.video_entropy:z.3f}", f"{less.video_entropy:z.3f}"),
+        ("H(S_p), nats", f"{c.text_entropy:z.3f}", f"{less.text_entropy:z.3f}"),
+        ("score, their direction taken out", f"{explanation.pair.score:z.3f}", f"{less.score:z.3f}"),
     ):
         table.add_row(name, with_it, without_it)
     if standing is not None and less.standing is not None:
@@ -174,16 +184,16 @@ def print_failures(found: Failures) -> None:
         grid.add_row("[dim]sentence[/]", _weighed(failure.anchors))
         grid.add_row(f"[{GOOD}]right[/]", _candidate(failure.right))
         grid.add_row(f"[{BAD}]confusing[/]", _candidate(failure.confusing))
-        pulled = ", ".join(f"{printable(each.anchor)} {each.value:+.3f}" for each in failure.pulled)
+        pulled = ", ".join(f"{printable(each.anchor)} {each.value:+z.3f}" for each in failure.pulled)
         lead = failure.confusing.score - failure.right.score
-        grid.add_row("[dim]pulled by[/]", f"{pulled}\nof a lead of {lead:+.3f}")
+        grid.add_row("[dim]pulled by[/]", f"{pulled}\nof a lead of {lead:+z.3f}")
         out.print(grid)
 
 
 def _candidate(candidate: Candidate) -> str:
     said = f"\n“{printable(candidate.captions[0])}”" if candidate.captions else ""
     anchors = _weighed(candidate.anchors)
-    return f"[bold]{printable(candidate.clip)}[/] {candidate.score:.3f}  {anchors}{said}"
+    return f"[bold]{printable(candidate.clip)}[/] {candidate.score:z.3f}  {anchors}{said}"
 
 
 def _weighed(anchors: Sequence[Weighed]) -> str:
@@ -243,9 +253,7 @@ def _section(out: Console, title: str) -> Table:
 
 
 def _table(title: str, first: str, *columns: tuple[str, int]) -> Table:
-    table = Table(
-        box=None, pad_edge=False, title=f"\n[bold]{title}[/]", title_justify="left", title_style="", header_style="dim"
-    )
+    table = Sheet(title=f"\n[bold]{title}[/]", title_justify="left", title_style="", header_style="dim")
     table.add_column(first, ratio=1)
     for name, cells in columns:
         table.add_column(name)

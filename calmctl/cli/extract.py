@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calmctl.cli.console import note, print_json
+from calmctl.cli.console import loading, note, print_json, printable
 from calmctl.cli.extract_view import Bar, print_extracted, print_merged
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.data.samples import Dataset
+
+MODEL, WEIGHTS, FRAMES = "ViT-B-32-quickgelu", "openai", 12
 
 EXAMPLES = """Examples:
 
@@ -22,6 +24,8 @@ calmctl extract msrvtt --root /data
 calmctl extract my-videos --captions captions.csv
 
 calmctl extract my-videos --backbone ViT-B-16 --weights b16.safetensors
+
+calmctl extract my-videos --run runs/msrvtt-001    # by its fine-tuned towers, to search with it
 
 calmctl extract lsmdc --root /data --shard 3/16 --out parts/3
 
@@ -53,12 +57,20 @@ def extract(
         str | None, typer.Option(help="The dataset's protocol, e.g. 9k.", rich_help_panel=_DATA)
     ] = None,
     backbone: Annotated[
-        str, typer.Option(metavar="MODEL", help="open_clip model, demo-clip, or config.", rich_help_panel=_MODEL)
-    ] = "ViT-B-32-quickgelu",
+        str | None,
+        typer.Option(metavar="MODEL", help=f"open_clip model, demo-clip, config; {MODEL}.", rich_help_panel=_MODEL),
+    ] = None,
     weights: Annotated[
-        str, typer.Option(help="Pretrained tag, .safetensors file, or checkpoint.", rich_help_panel=_MODEL)
-    ] = "openai",
-    frames: Annotated[int, typer.Option(min=1, help="Frames sampled from a clip.", rich_help_panel=_MODEL)] = 12,
+        str | None,
+        typer.Option(help=f"Tag, .safetensors file, or checkpoint; {WEIGHTS}.", rich_help_panel=_MODEL),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="The towers that this run has trained, instead.", rich_help_panel=_MODEL)
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_MODEL)] = Path("runs"),
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a clip; 12, or the run's.", rich_help_panel=_MODEL)
+    ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store float16: half the size, rounded.", rich_help_panel=_MODEL)
     ] = False,
@@ -92,30 +104,47 @@ def extract(
 
     Damaged shards and clips whose file has changed are made again; what does not decode is listed.
     """
+    from calmctl.device import check_device
+    from calmctl.runs.folder import find_run
+
     if merge:
         _merge([Path(source) for source in sources], out, as_json)
         return
     if len(sources) != 1:
         raise BadInput(f"extract takes one dataset or folder, got {len(sources)}; to merge stores, add --merge")
     part = _shard(shard)
+    from calmctl.model.spec import check_backbone
+
+    check_device(device)
+    if run is not None and (backbone is not None or weights is not None):
+        raise BadInput("--run and --backbone (or --weights) exclude each other; give one of them")
+    chosen = find_run(run, runs) if run is not None else None
+    if chosen is None:
+        check_backbone(backbone or MODEL, weights or WEIGHTS)  # before torch and open_clip, which take seconds
     dataset = _load(sources[0], root, annotations, videos, captions, protocol)
+    named = chosen.folder.name if chosen else backbone or MODEL
+    loading(str(chosen.folder) if chosen else named)
 
     from calmctl.device import choose_device
     from calmctl.extraction.extract import extract as run_extract
     from calmctl.model.weights import load_backbone
+    from calmctl.runs.load import load_towers
 
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
-    chosen = device if ray and device != "auto" else choose_device(device)
+    where = device if ray and device != "auto" else choose_device(device)
+    encoder = load_towers(chosen) if chosen else load_backbone(backbone or MODEL, weights or WEIGHTS)
+    for text in encoder.notes:
+        note(printable(text))
     bar = Bar()
     try:
         report = run_extract(
             dataset,
-            load_backbone(backbone, weights),
-            out or _default_store(sources[0], dataset, backbone, part),
-            n_frames=frames,
+            encoder,
+            out or _default_store(sources[0], dataset, named, part),
+            n_frames=frames or (chosen.recipe().data.frames if chosen else FRAMES),
             dtype=dtype,
-            device=chosen,
+            device=where,
             workers=workers,
             timeout_s=timeout_s,
             shard=part,
@@ -129,7 +158,13 @@ def extract(
     if as_json:
         print_json(report.as_json())
     else:
-        print_extracted(report, dataset)
+        recipe = chosen.recipe() if chosen else None
+        used = {
+            "backbone.model": (recipe.backbone.model if recipe else backbone or MODEL, MODEL),
+            "backbone.weights": (str(chosen.weights("best")) if chosen else weights or WEIGHTS, WEIGHTS),
+            "data.frames": (frames or (recipe.data.frames if recipe else FRAMES), FRAMES),
+        }
+        print_extracted(report, dataset, [f"{key}={value}" for key, (value, usual) in used.items() if value != usual])
     if not report.clips_extracted + report.clips_kept and report.undecodable:
         note("[bold red]error:[/] no clip could be decoded")
         raise typer.Exit(1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from calmctl.cli.console import note, printable, progress_bar, stdout
+from calmctl.cli.console import Sheet, note, print_next, printable, progress_bar, stdout
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -42,14 +44,16 @@ class Bar:
             self._bar = None
 
 
-def print_extracted(report: ExtractReport, dataset: Dataset) -> None:
-    """Print what an extraction did, notes on its data, and what was left out."""
+def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]) -> None:
+    """Print what an extraction did, notes on its data, what was left out, and what its features are for.
+
+    `keys` name their backbone.
+    """
     from rich.markup import escape
-    from rich.table import Table
 
     from calmctl.cli.train import print_left_out
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Sheet(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     name = " ".join(word for word in (report.dataset, report.protocol) if word)
@@ -65,13 +69,18 @@ def print_extracted(report: ExtractReport, dataset: Dataset) -> None:
         table.add_row("redone", escape(reason))
     for text in report.notes:
         table.add_row("note", printable(text))
-    if report.shard == (1, 1):
-        table.add_row("next", escape(f"calmctl train RECIPE data.features={report.store}"))
-    else:
+    if report.shard != (1, 1):
         table.add_row("next", "when all parts are there: calmctl extract --merge PARTS --out STORE")
     stdout().print(table)
     print_left_out({"not read": _listed(report.unread)}, noun="place")
     print_left_out({"not decodable": _listed(report.undecodable), "missing": _listed(report.missing)})
+    if report.shard == (1, 1):
+        store = shlex.quote(str(report.store))
+        if dataset.splits.keys() >= {"train", "val"}:
+            words = [f"data.features={store}", "backbone.adapter=linear", *map(shlex.quote, keys)]
+            print_next(f"calmctl train recipes/{dataset.name}.yaml {' '.join(words)}")
+        else:
+            print_next(f'calmctl search "a man talking" --in {store}')
 
 
 def _counts(extracted: int, kept: int) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
-from calmctl.cli.console import print_json, progress_bar, readings, stdout
+from calmctl.cli.console import Sheet, print_json, progress_bar, readings, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,8 +83,8 @@ def _print(found: Sequence[SystemGap], split: str) -> None:
         out.print(Text(line, style="dim"))
 
 
-def _grid(systems: Sequence[SystemGap]) -> Table:
-    grid = Table(box=None, pad_edge=False, header_style="bold")
+def _grid(systems: Sequence[SystemGap]) -> Sheet:
+    grid = Sheet(header_style="bold")
     grid.add_column("", no_wrap=True)
     for each in systems:
         name = Path(each.system).name
@@ -104,4 +103,4 @@ def _measure(gap: Gap, field: str) -> Measure:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:z.1f}"

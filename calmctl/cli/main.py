@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
 from calmctl.cli.anchors import app as anchors_app
 from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
 from calmctl.cli.caption import caption
-from calmctl.cli.console import printable, stderr
+from calmctl.cli.console import Group, ReaderLeft, RecipeCommand, printable, secure_streams, stderr
 from calmctl.cli.data import app as data_app
 from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from calmctl.cli.demo import demo
@@ -32,23 +33,24 @@ from calmctl.errors import CalmError
 
 app = typer.Typer(
     name="calmctl",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: calmctl demo    Any command takes --debug to show the traceback of an error.",
 )
-app.command(epilog=DEMO_EXAMPLES)(demo)
+app.command(cls=RecipeCommand, epilog=DEMO_EXAMPLES)(demo)
 app.add_typer(anchors_app, name="anchors")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.command(epilog=EXTRACT_EXAMPLES)(extract)
-app.command(epilog=TRAIN_EXAMPLES)(train)
+app.command(cls=RecipeCommand, epilog=TRAIN_EXAMPLES)(train)
 app.command(name="eval", epilog=EVAL_EXAMPLES)(evaluate)
 app.command(epilog=CAPTION_EXAMPLES)(caption)
 app.command(epilog=EXPLAIN_EXAMPLES)(explain)
 app.command(epilog=SEARCH_EXAMPLES)(search)
-app.command(epilog=REPRODUCE_EXAMPLES)(reproduce)
+app.command(cls=RecipeCommand, epilog=REPRODUCE_EXAMPLES)(reproduce)
 
 
 @app.callback(invoke_without_command=True)
@@ -66,14 +68,18 @@ def main() -> None:
     fault: BaseException
     debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    out = secure_streams()
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            out.require_whole()
+            raise
     except CalmError as error:
         fault, code, text = error, error.exit_code, str(error)
     except KeyboardInterrupt as error:
         fault, code, text = error, 130, "interrupted"
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderLeft:
         sys.exit(0)
     except Exception as error:
         fault, code = error, 1
@@ -83,4 +89,6 @@ def main() -> None:
     # Plain text: a message may quote input that looks like markup or carries terminal controls.
     for line in text.splitlines() or [""]:
         stderr().print(f"[bold red]error:[/] {printable(line)}", soft_wrap=True, highlight=False)
+    with suppress(ReaderLeft):
+        out.flush()
     sys.exit(code)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from calmctl.cli.console import print_json, progress_bar, stdout
+from calmctl.cli.console import loading, print_json, progress_bar, stdout
 from calmctl.errors import BadInput, CalmError
 
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "ablations")
@@ -58,6 +58,10 @@ def reproduce(
     unknown = [name for name in names if name not in TABLES]
     if unknown or not names:
         raise BadInput(f"{f'there is no {unknown[0]}; ' if unknown else ''}name one or more of {', '.join(TABLES)}")
+    from calmctl.device import check_device
+
+    check_device(device)
+    loading("the model library")
     from calmctl.cli.reproduce_view import StageWatcher, plan_json, print_plan, print_tables
     from calmctl.device import choose_device
     from calmctl.reproducing.estimate import Cost, estimate
@@ -85,8 +89,10 @@ def reproduce(
             world, made = folder_world(data, chosen), True
         plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
         if dry_run:
+            drawn = "not measured: the demo world is not drawn yet, which the command without --dry-run does first"
             try:
-                cost = Cost(None, None, "not measured: data is missing") if plan.missing else estimate(plan.jobs)
+                missing = "not measured: data is missing" if made else drawn
+                cost = Cost(None, None, missing) if plan.missing or not made else estimate(plan.jobs)
             except CalmError as fault:  # weights that are not at hand, say: a plan is wanted all the same
                 cost = Cost(None, None, f"not measured: {fault}")
             if as_json:

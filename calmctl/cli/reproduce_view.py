@@ -7,17 +7,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from calmctl.cli.console import printable, stderr, stdout
+from calmctl.cli.console import Sheet, printable, stderr, stdout
 from calmctl.cli.train import BarWatcher
+from calmctl.counting import counted
 
 if TYPE_CHECKING:
     from calmctl.reproducing.estimate import Cost
     from calmctl.reproducing.reproduce import Plan
     from calmctl.reproducing.table import Block, Filled
     from calmctl.reproducing.work import Job
+    from calmctl.runs.folder import Run
 
 _PAPER_TIME = (
     "the paper gives 1.14 s a batch of 128, on hardware it does not name: 2.2 hours for the 7,035 batches of MSR-VTT"
@@ -35,6 +36,10 @@ class StageWatcher(BarWatcher):
         """Print which run begins."""
         goes_on = " goes on" if job.state == "interrupted" else ""
         self._bar.console.print(f"[bold]run {number} of {total}: {printable(job.recipe.name)}{goes_on}[/]")
+
+    def begin(self, run: Run, epochs: int) -> None:
+        """Nothing is printed: a table's runs are many, and `job` has named this one."""
+        self._epochs = epochs
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:
         """Nothing: a table's runs are many, and their validation numbers are in their folders."""
@@ -61,23 +66,25 @@ def print_plan(plan: Plan, cost: Cost, *, made: bool, to_stderr: bool = False) -
     """Print what tables need and take, within 80 columns."""
     out = stderr() if to_stderr else stdout()
     for table in plan.tables:
-        out.print(Text(f"{table.title}: {len(table.rows)} rows", style="bold"))
+        out.print(Text(f"{table.title}: {counted(len(table.rows), 'row')}", style="bold"))
     if not made:
         out.print("The demo world is not made yet: it is drawn, and its CLIP trained, in a few minutes at first.")
-    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid = Sheet(show_header=False)
     grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, max_width=28)
+    grid.add_column(max_width=28)
     grid.add_column(overflow="fold")
     for each in plan.found.values():
         mark = Text("there", style="green") if each.present else Text("missing", style="bold red")
+        if not (each.present or made):
+            mark = Text("to come", style="yellow")  # the command makes it, nobody has to bring it
         if each.online:
             mark = Text("online", style="yellow")
-        grid.add_row(mark, printable(each.what), printable(each.says))
+        grid.add_row(mark, printable(each.what), printable(each.says if each.present or made else "is made first"))
     out.print(grid)
     states = Counter(job.state for job in plan.jobs)
     kinds = ", ".join(f"{states[state]} {state}" for state in ("finished", "interrupted", "new") if states[state])
-    out.print(f"{len(plan.jobs)} runs ({kinds}); rows that several tables share run once")
-    _print_cost(out, cost)
+    out.print(f"{counted(len(plan.jobs), 'run')} ({kinds}); rows that several tables share run once")
+    _print_cost(out, cost, made=made)
     for name, reasons in plan.left_out.items():
         for what, why in reasons.items():
             out.print(f"[yellow]left out of {name}[/]: {printable(what)}: {printable(why)}", soft_wrap=True)
@@ -101,28 +108,24 @@ def print_tables(filled: list[Filled]) -> None:
             out.print(Text(line, style=style))
 
 
-def _print_cost(out: Console, cost: Cost) -> None:
+def _print_cost(out: Console, cost: Cost, *, made: bool) -> None:
     if cost.seconds is None:
-        out.print(f"time and memory {printable(cost.how)}; {_PAPER_TIME}")
+        out.print(f"time and memory {printable(cost.how)}{f'; {_PAPER_TIME}' if made else ''}")
         return
-    memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:.1f} GiB"
-    out.print(f"time for the rest: about {_spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
+    from calmctl.training.plan import spoken
+
+    memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:z.1f} GiB"
+    out.print(f"time for the rest: about {spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
 
 
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _grid(block: Block, *, stand_in: bool) -> Table:
+def _grid(block: Block, *, stand_in: bool) -> Sheet:
     from calmctl.reproducing import cells
 
     captions = "cider" in block.lines[0].numbers
     metrics = ("bleu4", "meteor", "cider", "rouge_l") if captions else ("r1", "r5", "mnr")
     printed = any(line.paper for line in block.lines)
     leaks = any(line.leak_r1 is not None for line in block.lines)
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    grid = Sheet(padding=(0, 1, 0, 0), header_style="bold")
     grid.add_column("", no_wrap=True)
     names = [cells.NAMES[metric] for metric in metrics]
     names += ["paper", "diff."] if printed else []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, readings
+from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
 from calmctl.counting import counted
-from calmctl.errors import BadInput, RunNotFound, StoreError, VideoError
+from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
+from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -58,7 +61,12 @@ def search(
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
     ] = None,
-    run: Annotated[str | None, typer.Option(help="A run; the newest by default.", rich_help_panel=_WHO)] = None,
+    features: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where features of folders are kept.", rich_help_panel=_WHAT)
+    ] = Path("features/search"),
+    run: Annotated[
+        str | None, typer.Option(help="A run or a slim.safetensors; the newest.", rich_help_panel=_WHO)
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_WHO)] = Path("runs"),
     backbone: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A bare open_clip model instead.", rich_help_panel=_WHO)
@@ -83,14 +91,18 @@ def search(
 ) -> None:
     """Search videos with sentences, or with a clip.
 
-    A folder is extracted first, into features/search, and after that only what is new or changed.
+    A folder is extracted first, into --features, and after that only what is new or changed.
 
     The search is exact unless --approximate is given, and says which it was.
     """
     from calmctl.data.layout import require_folder
+    from calmctl.data.long import video_extent
+    from calmctl.device import check_device
     from calmctl.searching.windows import check_windows
 
     stride_s = check_windows(window, stride)
+    if html is not None:
+        require_output(html, PAGE)
     if video is not None and (queries or queries_file):
         raise BadInput("search with sentences or with --video, not both; to rank sentences for a clip, add --captions")
     if captions is not None and video is None:
@@ -116,7 +128,11 @@ def search(
         from calmctl.searching.approximate import require_usearch
 
         require_usearch()
-    seeker = _seeker(run, runs, backbone, weights, device, why)
+    check_device(device)
+    if video is not None:
+        video_extent(video)  # what is no video is said before a model is loaded
+    drawn = _drawn([video] if captions is not None and video is not None else [], where)
+    seeker = _seeker(run, runs, backbone, weights, device, why, drawn)
     if captions is not None:
         assert video is not None
         _rank(seeker, video, captions, top, as_json)
@@ -124,7 +140,7 @@ def search(
     if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
         note(f"[yellow]{cut}[/]")
     with progress_bar("items") as bar:
-        engine = _open(seeker, where, window, stride_s, videos, bar)
+        engine = _open(seeker, where, window, stride_s, videos, features, bar)
         if recall:
             measured = engine.recall(sentences or engine.sampled_captions(), **_given(candidates))
         elif video is not None:
@@ -168,39 +184,72 @@ def _given(candidates: int | None) -> dict[str, int]:
     return {} if candidates is None else {"candidates": candidates}
 
 
-def _seeker(name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool) -> Seeker:
-    """The run that was named, else the bare backbone that was, else the newest run, else the published backbone."""
-    from calmctl.runs.folder import find_run
+def _drawn(clips: list[Path], where: Path) -> bool:
+    """Whether what is searched are the demo's drawn shapes: `clips`, or else what lies in a folder or store.
 
-    run = None
-    if backbone is None and weights is None:
-        try:
-            run = find_run(name, runs, task="retrieval")
-        except RunNotFound:
-            if name is not None:
-                raise
-            note(f"there is no trained run in {printable(str(runs))}: searching with the bare backbone")
-        else:
-            if name is None:
-                note(f"searching with the newest run, {printable(str(run.folder))}")
+    Raises:
+        DatasetError: There is nothing to search, which is said before a model is asked for.
+    """
+    from calmctl.data.demo_world import drawn
+    from calmctl.data.folder_clips import FolderClips
+    from calmctl.data.store_format import INDEX
+    from calmctl.files import read_json
+
+    if clips:
+        return drawn([clip.stem for clip in clips])
+    if (where / INDEX).is_file():
+        index = read_json(where / INDEX, what="feature store", error=StoreError)
+        header = index.get("header") if isinstance(index, dict) else None
+        return isinstance(header, dict) and str(header.get("dataset")).startswith("demo")
+    found = FolderClips(where)
+    if not found.ids:
+        raise DatasetError(f"{where}: {found.no_video()}; name another folder or a feature store with --in")
+    return drawn([Path(name).name for name in found.ids])
+
+
+def _seeker(
+    name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
+) -> Seeker:
+    """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
+    bare = backbone is not None or weights is not None
+    run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
+    if run is None:
+        from calmctl.model.spec import check_backbone
+        from calmctl.recipe.schema import BackboneSection
+
+        plain = BackboneSection()
+        check_backbone(backbone or plain.model, weights or plain.weights)
+    loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
     from calmctl.searching.seeker import seek_bare, seek_with_run
 
     chosen = choose_device(device)
     if run is not None:
-        return seek_with_run(run, chosen, why=why)
-    return seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+        seeker = seek_with_run(run, chosen, why=why)
+        warning = run.trained_on.warning(drawn)
+        return replace(seeker, name=f"{seeker.name} !! {warning}") if warning else seeker
+    seeker = seek_bare(chosen, backbone=backbone, weights=weights, why=why)
+    for text in seeker.model.backbone.notes:
+        note(printable(text))
+    return seeker
 
 
 def _open(
-    seeker: Seeker, where: Path, window: float | None, stride: float | None, videos: Path | None, bar: Progress
+    seeker: Seeker,
+    where: Path,
+    window: float | None,
+    stride: float | None,
+    videos: Path | None,
+    features: Path,
+    bar: Progress,
 ) -> Search:
     from calmctl.searching.collection import open_collection
     from calmctl.searching.search import Search
 
     tell = readings(bar)
-    collection = open_collection(where, seeker, window_s=window, stride_s=stride, videos=videos, progress=tell)
+    opened = partial(open_collection, where, seeker, window_s=window, stride_s=stride, stores=features, progress=tell)
+    collection = opened(videos=videos)
     try:
         return Search(seeker, collection, tell)
     except StoreError:
@@ -208,8 +257,7 @@ def _open(
             raise
     # Features of a folder are ours to make again; of a store they are not.
     note("a file of the extracted features is damaged: making it again")
-    again = open_collection(where, seeker, window_s=window, stride_s=stride, verify=True, progress=tell)
-    return Search(seeker, again, tell)
+    return Search(seeker, opened(verify=True), tell)
 
 
 def _say_left_out(engine: Search) -> None:
@@ -218,6 +266,8 @@ def _say_left_out(engine: Search) -> None:
     collection = engine.collection
     if collection.extracted:
         note(f"extracted {counted(collection.extracted, collection.unit)} into {printable(str(collection.store.path))}")
+    if engine.not_kept is not None:
+        note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
     print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})
     not_read = {each.id: each.reason for each in collection.unread}
     print_left_out({f"{collection.name}, not read": not_read}, noun="place")

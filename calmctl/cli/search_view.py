@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from calmctl.cli.console import printable, stdout
+from calmctl.cli.console import Sheet, printable, stdout
 from calmctl.counting import counted
 
 if TYPE_CHECKING:
@@ -27,7 +25,9 @@ def print_found(found: Found) -> None:
         table = _table("clip", "when")
         for hit in answer.hits:
             name = str(hit.file) if hit.file is not None else hit.clip
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", printable(name), moment(hit))
+            table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
+            if hit.neighbours:
+                table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
             if hit.shared is not None:
                 table.add_row("", "", _anchors(hit.shared), "")
         out.print(table, "")
@@ -43,7 +43,7 @@ def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:
     out.print(f"[bold]{printable(video)}[/]", soft_wrap=True)
     table = _table("sentence")
     for each in ranked:
-        table.add_row(str(each.rank), f"{each.score:.3f}", printable(each.sentence))
+        table.add_row(str(each.rank), f"{each.score:z.3f}", printable(each.sentence))
         if each.shared is not None:
             table.add_row("", "", _anchors(each.shared))
     out.print(table)
@@ -53,9 +53,9 @@ def print_recall(recall: Recall) -> None:
     """Print what the first stage keeps."""
     out = stdout()
     out.print(
-        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:.1f} %[/]\n"
+        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:z.1f} %[/]\n"
         f"(share of the exact best {recall.at} among its {recall.candidates:,} candidates; "
-        f"its own best {recall.at} alone would hold {100 * recall.first:.1f} %)"
+        f"its own best {recall.at} alone would hold {100 * recall.first:z.1f} %)"
     )
 
 
@@ -66,8 +66,8 @@ def _anchors(shared: Sequence[Shared]) -> str:
     return f"[dim]{named or 'no anchor in common'}[/]"
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+def _table(*columns: str) -> Sheet:
+    table = Sheet(header_style="dim")
     table.add_column("", justify="right")
     table.add_column("score")
     for number, column in enumerate(columns):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli.console import note, print_json, printable, progress_bar, stdout
+from calmctl.cli.console import Sheet, loading, note, print_json, print_next, printable, progress_bar, stdout
 from calmctl.counting import counted
 from calmctl.errors import BadInput
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from calmctl.recipe import Recipe
+    from calmctl.runs.folder import Run
     from calmctl.training.train import Trained
 
 EXAMPLES = """Examples:
@@ -45,6 +47,9 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a recipe end to end from videos, or on extracted features, and test the result."""
+    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.data.registry import protocol_for, resolve
+    from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
     from calmctl.runs.folder import find_run
 
@@ -55,8 +60,16 @@ def train(
         resolved = former.recipe_to_resume()
     else:
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
+        from calmctl.model.spec import check_backbone
+
+        check_backbone(resolved.backbone.model, resolved.backbone.weights)
+    check_device(resolved.device)
+    resolve_vocabulary(resolved.anchors.vocabulary)
+    resolve(resolved.data.dataset, protocol_for(resolved.task, resolved.data.dataset, resolved.data.protocol))
+    loading("the model library")
     if dry_run:
-        _print_plan(resolved, as_json)
+        start = f"--resume {resume}" if resume else shlex.join([str(recipe), *(overrides or [])])
+        _print_plan(resolved, f"calmctl train {start}", as_json)
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # or every process repeats torch's advice to programmers
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -68,7 +81,7 @@ def train(
         if world.rank > 0:  # the first process speaks for all
             run_train(resolved, runs, resume=former, world=world)
             return
-        with progress_bar("steps") as bar:
+        with progress_bar("items") as bar:
             watcher = BarWatcher(bar)
             trained = run_train(
                 resolved,
@@ -79,6 +92,7 @@ def train(
                 progress=watcher.reading,
                 world=world,
             )
+            trained.run.drop_state()
     _print_trained(trained, as_json)
 
 
@@ -87,13 +101,20 @@ class BarWatcher:
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
+        self._epochs = 1
         self._tasks: dict[str, TaskID] = {}
+
+    def begin(self, run: Run, epochs: int) -> None:
+        """Say where the run is, also where stderr is no terminal: whoever stops it wants to know."""
+        self._epochs = epochs
+        self._bar.console.print(f"run {printable(str(run.folder))}", soft_wrap=True)
 
     def step(self, done: int, total: int, loss: float) -> None:
         """Advance the bar of the training."""
-        self._show("training", done, total, f"loss {loss:.3f}")
+        epoch = max(1, -(-done * self._epochs // total))
+        self._show("training steps", done, total, f"epoch {epoch}/{self._epochs}, loss {loss:.3f}")
         if done == total:
-            self._bar.remove_task(self._tasks.pop("training"))
+            self._bar.remove_task(self._tasks.pop("training steps"))
 
     def reading(self, what: str, done: int, total: int) -> None:
         """Advance the bar of some reading; it goes away when it is full."""
@@ -124,21 +145,22 @@ class BarWatcher:
         self._bar.update(self._tasks[what], completed=done, total=total, note=text)
 
 
-def _print_plan(recipe: Recipe, as_json: bool) -> None:
-    from rich.table import Table
-
+def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
     from calmctl.training.plan import plan_training
 
     plan = plan_training(recipe)
     if as_json:
         print_json(plan)
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Sheet(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for key, value in plan["summary"].items():
-        table.add_row(key, value)
+        table.add_row(key, printable(value))
     stdout().print(table)
     print_left_out(plan["left_out"])
-    note(f"nothing was trained; start it with: calmctl train ... (recipe {recipe.name})")
+    note("nothing was trained")
+    print_next(command)
 
 
 def _print_trained(trained: Trained, as_json: bool) -> None:
@@ -165,11 +187,11 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
     folder = trained.run.folder
     stdout().print(
         f"run      {folder}\nweights  {trained.run.weights('best')}\n"
-        f"slim     {trained.run.weights('slim')} (all that inference needs)\n"
-        f"next     calmctl eval {folder}",
+        f"slim     {trained.run.weights('slim')} (all that inference needs)",
         markup=False,
         soft_wrap=True,
     )
+    print_next(f"calmctl eval {shlex.quote(str(folder))}")
 
 
 def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: str = "clip") -> None:

@@ -1,9 +1,13 @@
-"""Captions of somebody's own videos: CSV, TSV, JSON or JSONL."""
+"""Captions of somebody's own videos, read and written: CSV, TSV, JSON or JSONL."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 from calmctl.data.layout import listing
 from calmctl.data.textfiles import expect, read_json_file, read_lines, read_table, shown
 from calmctl.errors import DatasetError
-from calmctl.files import NotJson, parse_json
+from calmctl.files import NotJson, parse_json, write_text
 
 CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 # The first to be taken first, where no column names more clips than another.
@@ -166,3 +170,35 @@ def _one_of(record: dict[str, Any], keys: tuple[str, ...], place: str) -> Any:
             return record[key]
     what = "video" if keys[0] in _VIDEO_KEYS else "caption"
     raise DatasetError(f"{place}: no {what!r}; it has {shown(', '.join(sorted(record)))}")
+
+
+def write_captions(path: Path, captions: Mapping[str, str]) -> dict[str, int]:
+    """Write one caption a video so that `read_captions` reads it back, and a training can start from it.
+
+    Of ten videos in order one is for the test and one for validation, from three videos on (our choice); the column
+    is the user's to change.
+
+    Args:
+        path: The file; its suffix says which kind.
+        captions: By path below the folder of videos.
+
+    Returns:
+        How many videos of each split were written; none where there are too few to split.
+    """
+    rows = [{"video": video, "caption": caption} for video, caption in captions.items()]
+    if len(rows) > 2:
+        for number, row in enumerate(rows):
+            place = number % 10 if len(rows) >= 10 else 9 - number
+            row["split"] = {8: "val", 9: "test"}.get(place, "train")
+    match path.suffix.lower():
+        case ".csv":
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(path, text.getvalue())
+        case ".jsonl":
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        case _:
+            write_text(path, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    return dict(Counter(row["split"] for row in rows if "split" in row))

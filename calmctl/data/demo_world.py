@@ -9,6 +9,8 @@ every sentence names the whole of it, so a sentence describes exactly one clip.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -203,3 +205,12 @@ def plan(seed: int, counts: DemoCounts) -> list[PlannedClip]:
             captions = describe(scene, SHIFTED if shifted else IN_DOMAIN, rng)
             clips.append(PlannedClip(identifier, shifted, split, scene, captions))
     return clips
+
+
+_NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
+
+
+def drawn(names: Sequence[str]) -> bool:
+    """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
+    ours = sum(_NAME.fullmatch(name) is not None for name in names)
+    return ours > 0 and 2 * ours >= len(names)

@@ -121,6 +121,12 @@ class FolderClips:
         were = "was" if len(others) == 1 else "were"
         return f"{counted(len(others), 'file')} without a video suffix {were} not taken ({some})"
 
+    def no_video(self) -> str:
+        """That there is none, with what may be the cause."""
+        told = [f" ({each.id}: {each.reason})" for each in self.unread[:1]]
+        over = self.passed_over()
+        return "there is no video in it" + "".join(told) + (f" ({over})" if over else "")
+
     def unnamed_videos(self) -> list[LeftOut]:
         """Files that begin as videos do and have no video suffix."""
         return [

@@ -34,6 +34,8 @@ def instants_of(length_s: float) -> int:
 class Sampled:
     """A video looked at twice: as scoring samples it, and at finer instants.
 
+    Times are those of the file's own clock, which a player shows: the first frame may come after a while of sound.
+
     Attributes:
         start_s: Where the clip's window begins.
         end_s: Where it ends.
@@ -107,10 +109,10 @@ def _sample(
     buffer = BytesIO()
     np.savez(
         buffer,
-        window_s=np.array([clip.start_s, end_s]),
-        times_s=times_s,
+        window_s=source.begins_s + np.array([clip.start_s, end_s]),
+        times_s=source.begins_s + times_s,
         frames=frames[np.searchsorted(every_s, times_s)],
-        instants_s=instants_s,
+        instants_s=source.begins_s + instants_s,
         instants=frames[np.searchsorted(every_s, instants_s)],
         pictures=np.concatenate(pictures) if pictures else np.empty(0, np.uint8),
     )

@@ -14,9 +14,14 @@ from calmctl.data.workers import TIMEOUT_S, run_isolated
 from calmctl.errors import VideoError
 
 
-def video_duration_s(path: Path) -> float:
-    """Length of a video in seconds. Raises `VideoError`."""
-    return float(_isolated(_duration, path, TIMEOUT_S)[0])
+def video_extent(path: Path) -> tuple[float, float]:
+    """When the first frame is shown by the file's own clock, and the length from there, in seconds.
+
+    Raises:
+        VideoError: The video cannot be opened.
+    """
+    begins_s, duration_s = _isolated(_extent, path, TIMEOUT_S).tolist()
+    return begins_s, duration_s
 
 
 def frames_at(path: Path, times_s: np.ndarray, transform: Transform) -> np.ndarray:
@@ -43,8 +48,9 @@ def _isolated(job: Callable[[Path], np.ndarray], path: Path, timeout_s: float) -
     return found
 
 
-def _duration(path: Path) -> np.ndarray:
-    return np.array([inspect(path).duration_s])
+def _extent(path: Path) -> np.ndarray:
+    source = inspect(path)
+    return np.array([source.begins_s, source.duration_s])
 
 
 def _read(path: Path, *, times_s: np.ndarray, transform: Transform) -> np.ndarray:

@@ -19,20 +19,25 @@ class FrameResize:
     uint8 frames of the input size are all that has to cross from process to process.
 
     Attributes:
-        size: Side S of the square result in pixels.
-        mode: "shortest": the short side becomes S, the centre is kept; "longest": the long side becomes S,
-            the rest is `fill`; "squash": both sides become S.
+        size: Side of the square result in pixels, or height and width of the result.
+        mode: "shortest": the frame is scaled until it just covers the result, the centre is kept; "longest": until it
+            just fits into it, the rest is `fill`; "squash": to the result's height and width.
         interpolation: The filter, antialiased.
         fill: Grey value around a "longest" frame.
     """
 
-    size: int
+    size: int | tuple[int, int]
     mode: Literal["shortest", "longest", "squash"] = "shortest"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     fill: int = 0
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Resize uint8 RGB [F, H, W, 3] to uint8 [F, S, S, 3]."""
+        """Resize uint8 RGB frames of any one size to uint8 [F, H, W, 3]."""
         return np.stack([self._resize(frame) for frame in frames])
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
@@ -41,23 +46,24 @@ class FrameResize:
         if scaled != (height, width):
             image = Image.fromarray(frame).resize(scaled[::-1], _FILTERS[self.interpolation])
             frame = np.asarray(image)
-        return frame if scaled == (self.size, self.size) else self._centred(frame)
+        return frame if scaled == self.shape else self._centred(frame)
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after scaling; open_clip truncates in one mode and rounds in the other."""
-        size = self.size
+        """Height and width after scaling; open_clip truncates where squares are covered and rounds elsewhere."""
+        target_height, target_width = self.shape
         if self.mode == "squash":
-            return size, size
-        if self.mode == "longest":
-            ratio = max(height, width) / size
-            return round(height / ratio), round(width / ratio)
-        long = int(size * max(height, width) / min(height, width))
-        return (long, size) if width <= height else (size, long)
+            return self.shape
+        if self.mode == "shortest" and target_height == target_width:
+            long = int(target_width * max(height, width) / min(height, width))
+            return (long, target_width) if width <= height else (target_height, long)
+        ratios = height / target_height, width / target_width
+        ratio = max(ratios) if self.mode == "longest" else min(ratios)
+        return round(height / ratio), round(width / ratio)
 
     def _centred(self, frame: np.ndarray) -> np.ndarray:
-        """The middle S x S of `frame`, padded with `fill` where it is smaller."""
-        canvas = np.full((self.size, self.size, 3), self.fill, dtype=np.uint8)
-        source, target = zip(*(_overlap(length, self.size) for length in frame.shape[:2]), strict=True)
+        """The middle of `frame`, padded with `fill` where it is smaller than the result."""
+        canvas = np.full((*self.shape, 3), self.fill, dtype=np.uint8)
+        source, target = zip(*map(_overlap, frame.shape[:2], self.shape), strict=True)
         canvas[target] = frame[source]
         return canvas
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from calmctl.data.inspection import Source, open_video, reasons, upright
 from calmctl.data.sampling import displayed_frames, instants_before
@@ -27,9 +28,12 @@ _DECORD_DOES = {
     "mov": {"h264", "mpeg4", "vp9", "mjpeg"},
     "matroska": {"h264", "mpeg4", "vp8", "vp9"},
     "avi": {"mpeg4", "mjpeg"},
-    "flv": {"h264"},
 }
 _MOST_UNDECODED = 0.1
+# No codec shows a frame more than so many places after it was decoded.
+_DEEPEST_REORDERING = 16
+# What is shown before the first key frame refers to what is not there; these decoders know where it does not.
+_KNOW_LEADING = {"mpeg1video", "mpeg2video", "hevc", "vvc"}
 
 
 def suits_decord(source: Source) -> bool:
@@ -99,30 +103,119 @@ def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarra
 
 def _decoded(source: Source) -> Generator[tuple[float, Any], None, None]:
     """All frames in display order, each with its start in seconds from the first."""
+    if source.timed:
+        yield from _by_time(source, source.packets_s)
+        return
+    # Packets have an order only. FFmpeg's guesses are wrong for reordered H.264; but frames come out in display
+    # order, so the n-th belongs to the n-th place, and a packet that gives no frame leaves one place empty.
+    waiting: set[int] = set()
+    n_out = gone = lost = n_seen = 0
+    for n_fed, packet, frame in _frames(source):
+        # How much of a head is lost shows only at the end.
+        if frame is not None and not n_out and (packet or source.open_head):
+            yield from _by_time(source, _placed(source))
+            return
+        waiting.update(k for k in range(n_seen, n_fed) if not np.isnan(source.packets_s[k]))
+        n_seen = n_fed
+        waiting.discard(packet)
+        empty = {k for k in waiting if k < n_fed - _DEEPEST_REORDERING or (k in source.silent and k < packet)}
+        waiting -= empty
+        gone += len(empty) + (frame is None)
+        lost += len(empty - source.silent) + (frame is None)
+        _check_lost(source, lost)
+        if frame is not None:
+            yield float(source.starts_s[min(n_out + gone, len(source.starts_s) - 1)]), frame
+            n_out += 1
+    _check_lost(source, lost + len(waiting - source.silent))
+
+
+def _by_time(source: Source, packets_s: np.ndarray) -> Generator[tuple[float, Any], None, None]:
+    """Frames at the times of the packets [P] they were decoded from; FFmpeg drops some without an error."""
+    waiting: set[int] = set()  # packets whose frames did not come out yet
+    excused = set(source.silent)
+    lost = n_seen = 0
+    for n_fed, packet, frame in _frames(source):
+        waiting.update(k for k in range(n_seen, n_fed) if not np.isnan(packets_s[k]))
+        n_seen = n_fed
+        if frame is None or packet not in waiting:
+            continue
+        waiting.discard(packet)
+        if frame.interlaced_frame:  # its second field may be a packet of its own
+            excused.add(packet + 1)
+        # Frames come out in display order: what should have been shown before this one will not come any more.
+        passed = {k for k in waiting if packets_s[k] < packets_s[packet]}
+        waiting -= passed
+        lost += len(passed - excused)
+        _check_lost(source, lost)
+        yield float(packets_s[packet]), frame
+    _check_lost(source, lost + len(waiting - excused))
+
+
+def _check_lost(source: Source, lost: int) -> None:
+    if lost > _MOST_UNDECODED * len(source.starts_s):
+        raise VideoError(f"damaged: {lost} or more of {len(source.starts_s)} frames cannot be decoded")
+
+
+def _placed(source: Source) -> np.ndarray:
+    """The start of every packet's frame [P], where packets have an order only: by decoding all of them once."""
+    shown = np.flatnonzero(~np.isnan(source.packets_s))
+    decoded = (packet for _, packet, frame in _frames(source) if frame is not None)
+    came = np.array([packet for packet in dict.fromkeys(decoded) if packet in shown])
+    lost = np.setdiff1d(shown, came)
+    # What is lost behind the first key frame was to be shown before it, as what is lost before it.
+    behind = came[0] + 1
+    while behind in lost:
+        behind += 1
+    places = np.arange(len(came)) + np.searchsorted(lost, np.maximum(came, behind))
+    packets_s = source.packets_s.copy()
+    packets_s[came] = source.starts_s[places]
+    packets_s[lost] = np.delete(source.starts_s, places)
+    return packets_s
+
+
+def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
+    """Frames as they come out of the decoder: packets fed so far, the frame's own packet, and the frame.
+
+    The frame is None where that packet raises an error. Nothing comes out before the first key frame: some
+    decoders invent what is missing there (MPEG-4 part 2 starts from grey, H.264 from whatever it has).
+    """
     container, video = open_video(source.path)
     with closing(container):
-        n_decoded = failed = 0
-        tick_s = float(video.time_base)  # the frames that the decoder held to the end do not know theirs
-        first: int | None = None
+        keys: set[int] = set()
+        opened = unseen = False
+        n_fed = 0
         packets = (packet for packet in container.demux(video) if packet.size)
         for packet in chain(packets, [None]):  # None: the end, and the decoder hands out what it still holds
-            try:
-                frames = video.decode(packet)
-            except av.error.FFmpegError:
-                failed += 1
-                if failed > _MOST_UNDECODED * len(source.starts_s):
-                    raise VideoError(
-                        f"damaged: {failed} or more of {len(source.starts_s)} frames cannot be decoded"
-                    ) from None
-                continue
-            for frame in frames:
-                if source.timed and frame.pts is not None:
-                    first = frame.pts if first is None else first
-                    start_s = (frame.pts - first) * tick_s
-                else:  # FFmpeg's guesses are wrong for reordered H.264; frames do come out in display order
-                    start_s = float(source.starts_s[min(n_decoded + failed, len(source.starts_s) - 1)])
-                n_decoded += 1
-                yield start_s, frame
+            cut = packet is not None and n_fed in source.cuts
+            for each in [None, packet] if cut else [packet]:
+                if each is not None:
+                    # The one number that decoders hand on from a packet to its frame, whatever their order.
+                    each.pts = each.dts = n_fed
+                    if each.is_keyframe:
+                        keys.add(n_fed)
+                        unseen = unseen or each.is_discard  # before the beginning that an edit list sets
+                    n_fed += 1
+                try:
+                    frames = video.decode(each)
+                except av.error.FFmpegError:
+                    if each is not None:
+                        yield n_fed, n_fed - 1, None
+                    continue
+                for frame in frames:
+                    number = n_fed - 1 if frame.pts is None else frame.pts
+                    opened = opened or frame.key_frame or frame.pict_type == PictureType.I
+                    # Containers call things key frames that are none; they are asked where the decoder is silent.
+                    silent = frame.pict_type not in (PictureType.P, PictureType.B)
+                    opened = opened or (silent and (number in keys or not source.keyed))
+                    # H.264 may come to rest without a key frame (intra refresh), and then says so with a P frame.
+                    opened = opened or (source.codec == "h264" and frame.pict_type == PictureType.P)
+                    opened = opened or (unseen and any(key < number for key in keys))
+                    if opened or source.codec in _KNOW_LEADING:
+                        yield n_fed, number, frame
+                if cut and each is None:
+                    video.codec_context.flush_buffers()
+                    opened = False
+                    keys.clear()
 
 
 def _rgb(frame: Any, source: Source) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -144,7 +144,19 @@ def load_dataset(
     Raises:
         DatasetError: An unknown name or protocol, a missing or malformed file, or not one clip.
     """
-    protocol = resolve(name, protocol)
+    dataset = _load(name, root, resolve(name, protocol), annotations, videos, val_clips, val_seed)
+    return replace(dataset, folder=videos or root)
+
+
+def _load(
+    name: str,
+    root: Path | None,
+    protocol: str,
+    annotations: Path | None,
+    videos: Path | None,
+    val_clips: int | None,
+    val_seed: int,
+) -> Dataset:
     if name in BENCHMARKS:
         return load_benchmark(
             BENCHMARKS[name],

@@ -14,14 +14,17 @@ class Clip:
     Attributes:
         id: Unique within its dataset; the field's own name for the clip.
         path: The file.
-        start_s: Start of the window in seconds.
+        start_s: Start of the window in seconds from the first frame.
         end_s: End of the window in seconds (clipped to the duration), or None for the file's end.
+        begins_s: When the first frame is shown by the file's own clock, as far as that is known: people and players
+            want to hear `begins_s + start_s`.
     """
 
     id: str
     path: Path
     start_s: float = 0.0
     end_s: float | None = None
+    begins_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Dataset:
         splits: Any of "train", "val", "test".
         notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).
         unread: Folders and files of it that could not be read, or were not, with reasons: what is in them is lost.
+        folder: Where its clips lie, which tells two folders of one name apart; None where nobody said.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Dataset:
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
     unread: tuple[LeftOut, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

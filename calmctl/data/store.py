@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from calmctl.data import store_format as fmt
 from calmctl.data.samples import LeftOut, StoredSplit
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, ShardEntry, shard_file
 from calmctl.errors import StoreError
-from calmctl.files import sha256_bytes
+from calmctl.files import read_regular, sha256_bytes
 
+_MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
 _SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
 
 
@@ -195,7 +198,9 @@ class FeatureStore:
         if entry is None:
             return b"", "is not extracted yet"
         try:
-            content = (self.path / shard_file(kind, group)).read_bytes()
+            # No larger than what the index promises, with room for the names of its clips and where they are from.
+            most = min(4 * prod(self.shape(kind, len(self.groups(kind)[group]))), _MOST_BYTES) + _MOST_HEADER_BYTES
+            content = read_regular(self.path / shard_file(kind, group), most)
         except FileNotFoundError:
             return b"", "is missing"
         except OSError as error:
@@ -229,15 +234,26 @@ class FeatureStore:
         Args:
             backbone: `calmctl.model.preprocess.fingerprint` of a backbone.
         """
-        ours = self.header.backbone
-        # The name of the weights file is for people; the digest of the parameters is what counts.
-        keys = [key for key in {**ours, **backbone} if key != "weights"]
-        different = [key for key in keys if ours.get(key) != backbone.get(key)]
+        ours, theirs = _decisive(self.header.backbone), _decisive(backbone)
+        different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if different:
             raise StoreError(
-                f"{self.path} holds features of {spoken(ours)}, not of {spoken(backbone)} "
-                f"(different: {', '.join(different)}): they cannot be mixed; choose another store"
+                f"{self.path} holds features of {spoken(self.header.backbone)}, not of {spoken(backbone)} "
+                f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
+                "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --weights"
             )
+
+
+def _decisive(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint decides the features, also of stores from before fingerprints had all of it.
+
+    Where the weights came from is for people; the digest of the parameters is what counts.
+    """
+    origin = ("weights", "tag", "source", "revision", "weights_sha256", "architecture")
+    old: dict[str, Any] = {"tokenizer": None, "fill": 0}
+    size = backbone.get("image_size")
+    now = {**old, **backbone, "image_size": [size, size] if isinstance(size, int) else size}
+    return {key: value for key, value in now.items() if key not in origin}
 
 
 def spoken(backbone: Mapping[str, Any]) -> str:

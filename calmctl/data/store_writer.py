@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,27 @@ from calmctl.data import store_format as fmt
 from calmctl.data.samples import Clip, Dataset, LeftOut
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file
-from calmctl.errors import RunFailed, StoreError
-from calmctl.files import sha256_file, write_bytes
+from calmctl.errors import StoreError
+from calmctl.files import (
+    content_digest,
+    locked,
+    make_folder,
+    read_regular,
+    remove_unfinished,
+    sha256_bytes,
+    sha256_file,
+    stamp,
+    write_bytes,
+    write_text,
+)
 from calmctl.tensorfiles import read_metadata, save_tensors
 
 CLIPS_PER_SHARD = 64
 """Clips a shard: what a killed extraction loses at most, and what one changed file costs (our choice)."""
 SENTENCES_PER_SHARD = 4096
 
-Source = list[float | int | None]
+Source = list[float | int | str | None]
+_ORIGIN = ".origin"  # no part of what makes stores equal
 
 
 class StoreWriter(FeatureStore):
@@ -30,8 +43,15 @@ class StoreWriter(FeatureStore):
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, header: Header) -> Generator[StoreWriter, None, None]:
+    def create(
+        cls, path: Path, header: Header, on_wait: Callable[[], None] | None = None
+    ) -> Generator[StoreWriter, None, None]:
         """Open the store at `path` for adding, or start an empty one, and keep other writers out.
+
+        Args:
+            path: The store's folder.
+            header: What its features are.
+            on_wait: Called before waiting for another process that adds to it; None makes that an error.
 
         Raises:
             StoreError: It holds features of another backbone, dataset, sampling or number format; another
@@ -39,12 +59,18 @@ class StoreWriter(FeatureStore):
             RunFailed: The folder cannot be written.
         """
         if not (path / fmt.INDEX).exists():
-            _require_vacant(path)
-            fmt.write_document(path / fmt.CATALOGUE, Catalogue())
-            fmt.write_document(path / fmt.INDEX, Index(header=header))
-        with _only_writer(path):
-            for unfinished in path.glob(".*.tmp"):  # what a killed writer left
-                unfinished.unlink(missing_ok=True)
+            _require_vacant(path)  # before anything is put into what may be somebody's folder
+        make_folder(path)
+        busy = StoreError(
+            f"another process is extracting into {path}; wait for it, or give each its own --out and merge them"
+        )
+        with locked(path, busy, on_wait):
+            remove_unfinished(path)
+            # Only now: another process may have begun the store between the look above and the lock.
+            if not (path / fmt.INDEX).exists():
+                _require_vacant(path)
+                fmt.write_document(path / fmt.CATALOGUE, Catalogue())
+                fmt.write_document(path / fmt.INDEX, Index(header=header))
             index = fmt.read_document(path / fmt.INDEX, Index)
             store = cls(path, index, fmt.read_document(path / fmt.CATALOGUE, Catalogue))
             store.require(header)
@@ -55,7 +81,12 @@ class StoreWriter(FeatureStore):
 
         Groups never change once they are planned, so what is extracted stays valid when a dataset grows, and
         machines that extract some of the groups each make the shards that one machine would make.
+
+        Raises:
+            StoreError: The store holds the features of another folder, which have the same names.
         """
+        if dataset.folder is not None:
+            self._require_folder(dataset.folder, dataset)
         splits = dataset.splits.values()
         clips = _extended(self._catalogue.clips, (clip.id for split in splits for clip in split.clips), CLIPS_PER_SHARD)
         sentences = _extended(
@@ -81,12 +112,27 @@ class StoreWriter(FeatureStore):
             dataset.protocol,
         )
 
-    def changed_clip(self, group: int, clips: Mapping[str, Clip]) -> str | None:
-        """The first clip of a complete, whole shard whose file is not the one it was extracted from."""
-        path = self.path / shard_file("frames", group)
-        sources = read_metadata(path, what="feature store", error=StoreError).get("sources", {})
-        known = (key for key in self.groups("frames")[group] if key in clips)
-        return next((key for key in known if sources.get(key) != source_of(clips[key])), None)
+    def _require_folder(self, folder: Path, dataset: Dataset) -> None:
+        """Refuse a dataset from another folder than that of the features; a folder that was moved is the same one."""
+        ours, here = _read_origin(self.path), _origin(folder)
+        clips = {clip.id: clip for split in dataset.splits.values() for clip in split.clips}
+        if ours != here:
+            complete = [group for group in range(len(self.groups("frames"))) if self.shard("frames", group)[1] is None]
+            held = [key for group in complete for key in self.groups("frames")[group]]
+            changed = {key for group in complete for key in self.changed_clips(group, clips)}
+            same = sum(key in clips and key not in changed for key in held)
+            if same * 2 < len(held):
+                raise StoreError(
+                    f"{self.path} holds features of another folder than {folder}: of its {len(held):,} clips "
+                    f"{same:,} are here unchanged; give this folder a store of its own with --out, or delete that one"
+                )
+        record_origin(self.path, folder)
+
+    def changed_clips(self, group: int, clips: Mapping[str, Clip]) -> list[str]:
+        """The clips of a complete shard whose file is not the one it was extracted from, of those in `clips`."""
+        known = [key for key in self.groups("frames")[group] if key in clips]
+        sources, since_ns = read_sources(self.path / shard_file("frames", group))
+        return [key for key in known if not is_unchanged(clips[key], sources.get(key), since_ns)]
 
     def add_frames(
         self, group: int, features: Tensor, sources: Mapping[str, Source | None], left_out: Sequence[LeftOut]
@@ -135,6 +181,10 @@ class StoreWriter(FeatureStore):
         other.require(self.header)
         if not self._catalogue.clips and not self._index.shards:
             self._record(other._catalogue, other.protocol)
+            if (origin := _read_origin(other.path)) is not None:
+                write_text(self.path / _ORIGIN, origin + "\n")
+        elif _read_origin(self.path) != _read_origin(other.path):
+            (self.path / _ORIGIN).unlink(missing_ok=True)  # two machines, two paths: the clips tell
         if (self._catalogue, self.protocol) != (other._catalogue, other.protocol):
             raise StoreError(
                 f"{other.path} and {self.path} were not made from the same list of clips and captions: only "
@@ -177,12 +227,52 @@ class StoreWriter(FeatureStore):
 
 
 def source_of(clip: Clip) -> Source | None:
-    """What tells a clip's file from a changed one: size, modification time, and the window used of it."""
+    """What tells a clip's file from a changed one: size, modification time, the window used of it, its content."""
     try:
-        status = clip.path.stat()
+        size, changed_ns, *_ = stamp(clip.path)
+        return [size, changed_ns, clip.start_s, clip.end_s, content_digest(clip.path)]
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns, clip.start_s, clip.end_s]
+
+
+def read_sources(shard: Path) -> tuple[dict[str, Source | None], int]:
+    """`source_of` the clips of a shard, and when it was written, in ns."""
+    metadata = read_metadata(shard, what="feature store", error=StoreError)
+    return metadata.get("sources", {}), shard.stat().st_mtime_ns
+
+
+def is_unchanged(clip: Clip, source: Source | None, since_ns: int) -> bool:
+    """Whether a clip's file is the one that `source` tells of.
+
+    Size and time of change can be equal by accident or by intent. Nobody can set back the time of change of a file's
+    entry: where it is later than `since_ns`, when the features were written, the content decides. (A copied folder has
+    new ones too, and is not extracted again for that.)
+    """
+    try:
+        size, changed_ns, entry_ns, _ = stamp(clip.path)
+        if source is None or source[:4] != [size, changed_ns, clip.start_s, clip.end_s]:
+            return False
+        # Stores made before there were digests have none to compare.
+        return len(source) == 4 or entry_ns < since_ns or source[4] == content_digest(clip.path)
+    except OSError:
+        return False
+
+
+def record_origin(store: Path, folder: Path) -> None:
+    """Note whose features a store holds: a digest, because a store may be given away and tells no paths."""
+    if _read_origin(store) != _origin(folder):
+        write_text(store / _ORIGIN, _origin(folder) + "\n")
+
+
+def _read_origin(store: Path) -> str | None:
+    try:
+        return read_regular(store / _ORIGIN, 1 << 16).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+def _origin(folder: Path) -> str:
+    return sha256_bytes(os.fsencode(os.path.realpath(folder)))
 
 
 def _entries(left_out: Iterable[LeftOut]) -> list[LeftOutClip]:
@@ -207,27 +297,3 @@ def _require_vacant(path: Path) -> None:
     foreign = [name for name in names if name != fmt.CATALOGUE and not name.startswith(".")]
     if foreign:
         raise StoreError(f"{path} holds other things ({min(foreign)}, ...) and no feature store; choose another folder")
-
-
-@contextmanager
-def _only_writer(path: Path) -> Generator[None, None, None]:
-    """Hold the store's lock. The system lets go of it when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two writers lose work there, never data, since every file is atomic
-        yield
-        return
-    try:
-        handle = (path / ".lock").open("w")
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"another process is extracting into {path}; wait for it, or give each its own --out and merge them"
-            ) from None
-        except OSError:  # a file system without locks: as on Windows
-            pass
-        yield

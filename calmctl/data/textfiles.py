@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import DatasetError
-from calmctl.files import NotJson, parse_json
+from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
+from calmctl.files import NotJson, parse_json, read_regular
 
-MOST_BYTES = 1024**3
-"""A larger annotation file is not read (our choice; the largest of the published ones has 16 MB)."""
 _AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
 _KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
 
@@ -22,7 +21,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         if path.stat().st_size > most:
             raise DatasetError(f"{path} is larger than {most // 1024**2:,} MiB, too large for an annotation file")
-        return path.read_bytes()
+        return read_regular(path, most)
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
 

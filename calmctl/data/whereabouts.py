@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from itertools import chain
+from pathlib import Path
 
 from calmctl.data.layout import candidates, listing
 from calmctl.data.registry import BENCHMARKS, DATASETS, resolve
@@ -31,6 +32,16 @@ def overview() -> str:
             "Whether they are all there: calmctl data check msrvtt --root ROOT",
         ]
     )
+
+
+def kept_for_searches(features: Path = Path("features")) -> str:
+    """What searches keep below a folder of features, and how large it is; "" where there is nothing."""
+    folders = [folder for folder in (features / "search", *features.glob("*/search")) if folder.is_dir()]
+    size = sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if not file.is_dir())
+    if not size:
+        return ""
+    names = listing([str(folder) for folder in folders])
+    return f"Searches keep {size / 1e6:,.1f} MB in {names}: it may be deleted, the next search makes it again."
 
 
 def explain_dataset(name: str) -> str:

@@ -9,8 +9,15 @@ import torch
 from calmctl.captioning.generate import Search
 from calmctl.evaluation.captioning import CaptionEvaluation, evaluate_captions
 from calmctl.evaluation.captions.scorer import TokenizerChoice
-from calmctl.evaluation.runs import SYSTEMS, Progress, TestSet, check_complete, encode_test_set, trained_protocol_of
-from calmctl.runs.folder import Run
+from calmctl.evaluation.runs import (
+    Progress,
+    TestSet,
+    check_complete,
+    encode_test_set,
+    load_test_set,
+    trained_protocol_of,
+)
+from calmctl.runs.folder import WEIGHTS, Run
 from calmctl.runs.lineage import require_unseen, weights_lineage
 from calmctl.runs.load import load_captioner
 
@@ -41,14 +48,18 @@ def evaluate_caption_run(
     Raises:
         CalmError: A test set is missing, has no usable clip, or was trained on; see also `score_captions`.
     """
-    recipe, model = run.recipe(), load_captioner(run, which, device)
-    trained_on = weights_lineage(str(run.weights(which)))
+    recipe = run.recipe()
+    datasets = [None if test.features else load_test_set(test, recipe) for test in tests]
+    model = load_captioner(run, which, device)
+    trained_on = weights_lineage(str(run.trained_weights(which)))
     evaluations = []
-    for test in tests:
-        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress)
+    for test, dataset in zip(tests, datasets, strict=True):
+        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress, dataset)
         require_unseen(trained_on, test.dataset, protocol, what=str(run.folder))
         if require_complete:
             check_complete(encoded, test.dataset, split)
+        if progress:
+            progress("writing captions and scoring them", 0, 0)
         evaluations.append(
             evaluate_captions(
                 model,
@@ -58,7 +69,7 @@ def evaluate_caption_run(
                 protocol=protocol,
                 trained_on=recipe.data.dataset,
                 trained_protocol=trained_protocol_of(recipe),
-                system=SYSTEMS[which],
+                system=WEIGHTS[which],
                 split=split,
                 tokenizer=tokenizer,
             )

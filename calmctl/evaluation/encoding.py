@@ -22,6 +22,8 @@ TEXTS_PER_BATCH = 256
 FRAMES_PER_BATCH = 384
 
 Progress = Callable[[int, int], None]
+Stages = Callable[[str, int, int], None]
+"""Called with what is being done, how many items are done, and of how many; 0 of 0 where that cannot be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,13 @@ def stream_frames(
 
 @torch.inference_mode()
 def encode_split(
-    model: AlignedModel, split: Split, frames: Iterable[np.ndarray | VideoError], device: torch.device
+    model: AlignedModel,
+    split: Split,
+    frames: Iterable[np.ndarray | VideoError],
+    device: torch.device,
+    stages: Stages | None = None,
 ) -> EncodedSplit:
-    """Encode the captions of `split` and the frames of its clips, given in the same order.
+    """Encode the captions of `split` and the frames of its clips, given in the same order; `stages` is told of both.
 
     Raises:
         DatasetError: No clip of the split is usable.
@@ -86,6 +92,8 @@ def encode_split(
         if len(waiting) * len(decoded) >= FRAMES_PER_BATCH:
             features.append(_encode(model, waiting, device))
             waiting = []
+    if stages:
+        stages("encoding the last clips and the captions", 0, 0)
     if waiting:
         features.append(_encode(model, waiting, device))
     return _with_texts(model, split, kept, left_out, features, device)

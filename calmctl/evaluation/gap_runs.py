@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
-from calmctl.anchors.vocabulary import Vocabulary, load_vocabulary
+from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.evaluation.gap import Gap, measure_gap, one_sentence_a_clip
 from calmctl.evaluation.runs import Progress, TestSet, encode_test_set
 from calmctl.model.build import build_model, recipe_backbone
@@ -57,7 +57,7 @@ def gaps_of_runs(
     Raises:
         CalmError: A run or a test set cannot be read, or the start of a run is not at hand any more.
     """
-    vocabulary = load_vocabulary(runs[0].vocabulary)
+    vocabulary = runs[0].anchors()
     found = []
     starts: dict[tuple[str, str | None, int | None], str] = {}
     for run in runs:

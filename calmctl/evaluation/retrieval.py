@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
+from calmctl.evaluation.encoding import EncodedSplit, Stages
 from calmctl.evaluation.metrics import retrieval_metrics
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.released import score_tmass_released
@@ -89,10 +90,13 @@ def evaluate_encoded(
     system: str,
     split: str = "test",
     scorer: Scorer = "leak-free",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Stages | None = None,
 ) -> Evaluation:
     """Score a split and measure it both ways, with bootstrap intervals; the arguments label the result."""
-    scores = score_split(model, encoded, device, scorer=scorer, progress=progress)
+    scoring = None if progress is None else partial(progress, "scoring pairs")
+    scores = score_split(model, encoded, device, scorer=scorer, progress=scoring)
+    if progress:
+        progress("ranking, and bootstrap intervals", 0, 0)
     back = scores
     if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
         plain = torch.from_numpy(scores)

@@ -16,10 +16,9 @@ from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_store
 from calmctl.evaluation.retrieval import Evaluation, Scorer, evaluate_encoded
 from calmctl.model.aligned import AlignedModel
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run
+from calmctl.runs.folder import WEIGHTS, Run
 from calmctl.runs.load import load_run
 
-SYSTEMS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -58,11 +57,14 @@ def evaluate_run(
     Raises:
         CalmError: A test set is missing or has no usable clip; with `require_complete`, any clip left out.
     """
-    recipe, model = run.recipe(), load_run(run, which, device)
+    recipe = run.recipe()
+    # What is not there is said before a model is loaded, which takes seconds.
+    datasets = [None if test.features else load_test_set(test, recipe) for test in tests]
+    model = load_run(run, which, device)
     trained_protocol = trained_protocol_of(recipe)
     evaluations = []
-    for test in tests:
-        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress)
+    for test, dataset in zip(tests, datasets, strict=True):
+        encoded, protocol = encode_test_set(model, recipe, test, split, device, progress, dataset)
         if require_complete:
             check_complete(encoded, test.dataset, split)
         evaluations.append(
@@ -74,9 +76,10 @@ def evaluate_run(
                 protocol=protocol,
                 trained_on=recipe.data.dataset,
                 trained_protocol=trained_protocol,
-                system=SYSTEMS[which],
+                system=WEIGHTS[which],
                 split=split,
                 scorer=scorer,
+                progress=progress,
             )
         )
     return evaluations
@@ -111,9 +114,17 @@ def trained_protocol_of(recipe: Recipe) -> str:
 
 
 def encode_test_set(
-    model: AlignedModel, recipe: Recipe, test: TestSet, split: str, device: torch.device, progress: Progress | None
+    model: AlignedModel,
+    recipe: Recipe,
+    test: TestSet,
+    split: str,
+    device: torch.device,
+    progress: Progress | None,
+    dataset: Dataset | None = None,
 ) -> tuple[EncodedSplit, str]:
     """Features of the `split` of a test set with a run's model, and the protocol they are of.
+
+    `dataset` is what `load_test_set` reads, where it was read already.
 
     Raises:
         CalmError: The test set is missing or has no usable clip, or a feature store is of another backbone.
@@ -122,13 +133,13 @@ def encode_test_set(
         store = FeatureStore.open(test.features)
         protocol = protocol_for(recipe.task, test.dataset, store.protocol)
         return encode_stored(model, store, split, device), protocol
-    dataset = load_test_set(test, recipe)
+    dataset = dataset or load_test_set(test, recipe)
     if split not in dataset.splits:
         raise DatasetError(f"{test.dataset} has no {split} split; it has {', '.join(dataset.splits)}")
     chosen = dataset.splits[split]
     watch = None if progress is None else lambda done, total: progress(f"{test.dataset} clips", done, total)
     frames = stream_frames(chosen, model, recipe.data, watch)
-    return encode_split(model, chosen, frames, device), dataset.protocol
+    return encode_split(model, chosen, frames, device, progress), dataset.protocol
 
 
 def load_test_set(test: TestSet, recipe: Recipe) -> Dataset:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from calmctl.evaluation.result import HONEST_SCORER, RetrievalResult
 
 _WAYS: dict[Direction, str] = {"text_to_video": "text → video", "video_to_text": "video → text"}
 _COLUMNS = (("", 15), ("R@1", 11), ("R@5", 11), ("R@10", 11), ("MdR", 11), ("MnR", 13))  # 77 with the gaps
+_WIDTH = 77
 _PAPER_NOTE = (
     "paper: text-to-video, one run without a seed, evaluator not stated; its baseline's released evaluator "
     "leaks, so these may be inflated (docs/protocols.md)"
@@ -28,17 +30,55 @@ def results_json(results: Sequence[RetrievalResult]) -> list[dict[str, Any]]:
     return [result.to_json() for result in results]
 
 
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """A table in two layouts: as it is meant, and one for fewer columns, so that no digit is cut."""
+
+    wide: RenderableType
+    width: int
+    narrow: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The layout there is room for."""
+        yield self.wide if options.max_width >= self.width else self.narrow
+
+
 def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
-    """A block a test set: each direction with its interval below, the paper's row, caveats at the foot."""
+    """A block a test set: each direction with its interval, the paper's row, caveats at the foot."""
+    return Fitting(_wide(results), _WIDTH, _narrow(results))
+
+
+def _wide(results: Sequence[RetrievalResult]) -> RenderableType:
     parts: list[RenderableType] = []
     if title := _title(results):
         parts += [Text(title, style="bold"), ""]
     header = _grid()
     header.add_row(*(Text(name, style="bold") for name, _ in _COLUMNS))
-    parts += [header, Text("─" * 77, style="dim")]
+    parts += [header, Text("─" * _WIDTH, style="dim")]
     several_systems = len({each.system for each in results}) > 1
     for result in results:
         parts += [_heading(result, several_systems=several_systems), _rows(result), ""]
+    return Group(*parts, *_footnotes(results))
+
+
+def _narrow(results: Sequence[RetrievalResult]) -> RenderableType:
+    parts: list[RenderableType] = [Text(_title(results), style="bold")] if _title(results) else []
+    several_systems = len({each.system for each in results}) > 1
+    for result in results:
+        paper = result.paper
+        papers = dict(zip(METRICS, _paper_cells(paper)[1:], strict=True)) if paper else {}
+        mark = "" if result.scorer == HONEST_SCORER else "!! "
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row("", *(Text(mark + way) for way in _WAYS.values()), _paper_cells(paper)[0] if paper else "")
+        for (heading, _), name in zip(_COLUMNS[1:], METRICS, strict=True):
+            cells = []
+            for direction in _WAYS:
+                bounds = result.intervals[direction]
+                bound: Interval | None = None if bounds is None else getattr(bounds, name)
+                spread = f" ({_number(bound.low)}–{_number(bound.high)})" if bound else ""  # noqa: RUF001
+                cells.append(Text(f"{_number(getattr(result.metrics[direction], name))}{spread}"))
+            grid.add_row(Text(heading, style="bold"), *cells, papers.get(name, ""))
+        parts += [_heading(result, several_systems=several_systems), grid, ""]
     return Group(*parts, *_footnotes(results))
 
 
@@ -90,11 +130,11 @@ def _rows(result: RetrievalResult) -> Table:
 
 def _paper_cells(row: PaperRetrieval) -> list[Text]:
     values = (_number(row.r1), _number(row.r5), _number(row.r10), "", _number(row.mnr))
-    return [Text(text, style="italic") for text in (f"paper: {row.method}", *values)]
+    return [Text(text, style="italic") for text in (f"paper: {row.method}{' *' if row.note else ''}", *values)]
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return f"{value:z.1f}" if value < 1000 else f"{value:z.0f}"
 
 
 def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
@@ -102,8 +142,10 @@ def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
     levels = {each.level for result in results for each in result.intervals.values() if each is not None}
     if levels:
         level = ", ".join(f"{100 * value:g} %" for value in sorted(levels))
-        notes.append(Text(f"below each number: {level} bootstrap interval over clips", style="dim"))
-    if any(result.paper is not None for result in results):
+        notes.append(Text(f"below each number: {level} interval over clips (docs/protocols.md)", style="dim"))
+    rows = [result.paper for result in results if result.paper is not None]
+    if rows:
         notes.append(Text(_PAPER_NOTE, style="dim"))
+    notes += [Text(f"* {row.method} on {row.tested_on}: {row.note}", style="dim") for row in rows if row.note]
     caveats = dict.fromkeys(caveat for result in results for caveat in result.caveats)
     return notes + [Text(f"!! {caveat}", style="bold red") for caveat in caveats]

@@ -169,11 +169,11 @@ def _conclusion(signals: tuple[Signal, ...], queries: int) -> str:
     if ours.verdict != "predicts errors":
         way = "runs against errors here" if "wrong way" in ours.verdict else "does not predict errors here"
         beside = "predicts them" if plain.verdict == "predicts errors" else "is no better guide"
-        return f"The posterior's uncertainty {way} (AUROC {ours.separation:.2f}); the plain score margin {beside}."
+        return f"The posterior's uncertainty {way} (AUROC {ours.separation:z.2f}); the plain score margin {beside}."
     better = "better" if area < margin else "no better"
     return (
-        f"The posterior's uncertainty predicts errors (AUROC {ours.separation:.2f}), {better} than the plain score "
-        f"margin (area under risk-coverage {area:.3f} against {margin:.3f})."
+        f"The posterior's uncertainty predicts errors (AUROC {ours.separation:z.2f}), {better} than the plain score "
+        f"margin (area under risk-coverage {area:z.3f} against {margin:z.3f})."
     )
 
 

@@ -100,6 +100,11 @@ class Reconstruction:
     units: int
     spread: float
 
+    @property
+    def sees_the_clip(self) -> bool:
+        """Whether S_hat is nearer than what a decoder that knows nothing of the clip gets, by more than a twentieth."""
+        return self.divergence < 0.95 * self.prior_divergence
+
 
 @torch.inference_mode()
 def reconstruct(vae: CrossModalVAE, log_v: Tensor, log_s: Tensor, *, seed: int = 0) -> Reconstruction:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from calmctl.anchors.distribution import anchor_log_probabilities, video_log_probabilities
+from calmctl.anchors.shipped import BARE as ZERO_SHOT_VOCABULARY
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.anchors.vocabulary import Vocabulary, load_vocabulary
+from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.calm import CalmModel
 from calmctl.model.heads.meanp import MeanPoolHead
@@ -23,7 +24,6 @@ from calmctl.runs.folder import Run
 from calmctl.runs.load import load_run
 
 ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS = "ViT-B-32-quickgelu", "openai"
-ZERO_SHOT_VOCABULARY = "charades@1"
 ZERO_SHOT_FRAMES = 12
 _FRAMES_PER_BATCH = 64
 
@@ -99,7 +99,7 @@ def explain_with_run(
         CalmError: The run's weights or the vocabulary cannot be used.
     """
     model = load_run(run, which, device)
-    own = load_vocabulary(run.vocabulary)
+    own = run.anchors()
     chosen = own if vocabulary is None else resolve_vocabulary(vocabulary)
     notes = []
     vae = model.vae
@@ -107,7 +107,9 @@ def explain_with_run(
         notes.append(f"anchors of {chosen.reference} instead of the run's {own.reference}: no learned offsets, no VAE")
         anchors, vae = _prompt_features(model, chosen, device), None
     elif model.anchors is None:
-        notes.append("this run was trained without CALM's loss: anchors are bare prompts, and there is no VAE")
+        exported = run.recipe().alignment.kind != "none"
+        why = "a slim export leaves out what training alone needs" if exported else "trained without CALM's loss"
+        notes.append(f"this run has no anchors of its own ({why}): they are bare prompts, and there is no VAE")
         anchors = _prompt_features(model, chosen, device)
     else:
         with torch.inference_mode():
@@ -153,10 +155,13 @@ def explain_zero_shot(
         VocabularyError: There is no such vocabulary.
     """
     chosen = resolve_vocabulary(vocabulary or ZERO_SHOT_VOCABULARY)
+    named = weights is not None or backbone != ZERO_SHOT_MODEL
     weights = weights or ZERO_SHOT_WEIGHTS
     try:
         towers = load_backbone(backbone, weights)
     except CheckpointError as fault:
+        if named:  # what is wrong is in the user's own words
+            raise
         raise CheckpointError(
             f"{fault}; here: give a .safetensors file with --weights, or explain with a run ('calmctl demo' makes one)"
         ) from fault
@@ -170,7 +175,7 @@ def explain_zero_shot(
     model = model.eval().to(device)
     tau = _temperature(model)
     return Explainer(
-        name=f"zero-shot: {towers.identity['model']} with {weights}, mean pooling",
+        name=f"zero-shot: {towers.spec.model} with {weights}, mean pooling",
         model=model,
         vocabulary=chosen,
         anchors=_prompt_features(model, chosen, device),
@@ -180,7 +185,7 @@ def explain_zero_shot(
         n_frames=ZERO_SHOT_FRAMES,
         device=device,
         run=None,
-        notes=(*notes, "nothing was trained: anchors are bare prompts, and there is no VAE"),
+        notes=(*notes, *towers.notes, "nothing was trained: anchors are bare prompts, and there is no VAE"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from calmctl.anchors.distribution import entropy, kl_divergence
-from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.errors import BadInput, VocabularyError
+from calmctl.errors import BadInput
 from calmctl.explaining.collection import Collection, Standing, standing
 from calmctl.explaining.distributions import Comparison, Reconstruction, compare, reconstruct, without
 from calmctl.explaining.explainer import Explainer
@@ -116,7 +114,7 @@ def explain(
         explainer: Who explains.
         seen: The video, from `see_video` with the same explainer.
         sentence: The sentence.
-        removed: Anchors to look at the pair without, from `find_anchors`.
+        removed: Anchors to look at the pair without, from `calmctl.anchors.vocabulary.find_anchors`.
         collection: Clips to rank the video among for this sentence; the same file in it is not counted twice.
 
     Raises:
@@ -139,27 +137,6 @@ def explain(
         standing=None if candidates is None else standing(explainer, text, candidates),
         collection=None if collection is None else f"{collection.dataset} {collection.split}",
     )
-
-
-def find_anchors(vocabulary: Vocabulary, names: list[str]) -> tuple[int, ...]:
-    """Places of the anchors that `names` mean: ids or labels, whatever their capitals.
-
-    Raises:
-        VocabularyError: No such anchor (the nearest is named), or fewer than two would remain.
-    """
-    known = {label.text.casefold(): place for place, label in enumerate(vocabulary.labels)}
-    known |= {label.id.casefold(): place for place, label in enumerate(vocabulary.labels)}
-    found = []
-    for name in names:
-        if name.casefold() not in known:
-            near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.3)
-            hint = f"did you mean {vocabulary.texts[known[near[0]]]!r}?" if near else ""
-            more = f"'calmctl anchors show {vocabulary.name}' lists them"
-            raise VocabularyError(f"--without: {vocabulary.reference} has no anchor {name!r}; {hint or more}")
-        found.append(known[name.casefold()])
-    if len(vocabulary) - len(set(found)) < 2:
-        raise VocabularyError(f"--without: at least 2 of the {len(vocabulary)} anchors must remain")
-    return tuple(dict.fromkeys(found))
 
 
 def _without(

@@ -11,18 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from calmctl.counting import visible
 from calmctl.data.pictures import jpeg, shrink
 from calmctl.data.samples import Clip
 from calmctl.data.workers import available_cores, decode_clips
 from calmctl.errors import VideoError
-from calmctl.explaining.words import percent, seconds
+from calmctl.explaining.words import fixed, percent, seconds
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-def visible(text: object) -> str:
-    """`text` with control and direction-changing characters shown instead of obeyed, as on the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 @cache
@@ -34,7 +30,12 @@ def _environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "seconds": seconds, "visible": visible}
+    environment.filters |= {
+        "fixed": fixed,
+        "percent": percent,
+        "seconds": seconds,
+        "visible": lambda value: visible(str(value)),
+    }
     return environment
 
 

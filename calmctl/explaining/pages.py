@@ -20,8 +20,8 @@ from calmctl.explaining.explanation import Explanation, explain
 from calmctl.explaining.failures import Failures
 from calmctl.explaining.html import data_url, pictures_of, render
 from calmctl.explaining.video import see_video
-from calmctl.explaining.words import ordinal, percent, seconds, summary
-from calmctl.files import write_text
+from calmctl.explaining.words import explain_terms, ordinal, percent, seconds, summary
+from calmctl.files import PAGE, write_output
 from calmctl.runs.folder import Run
 
 _ROWS, _RELATED, _PARTS, _STRIPS, _SHOWN = 10, 3, 6, 8, 3
@@ -43,14 +43,14 @@ def explain_page(run: Run, clip: Clip, sentence: str, path: Path, *, device: str
 
 def write_pair_page(explanation: Explanation, path: Path) -> None:
     """Write the page of one pair; raises `RunFailed` where the file cannot be written."""
-    write_text(path, pair_page(explanation))
+    write_output(path, pair_page(explanation), PAGE)
 
 
 def write_failures_page(found: Failures, collection: Collection, path: Path) -> None:
     """Write the page of a run's worst queries, with pictures of each clip whose file is at hand."""
     names = dict.fromkeys(one.clip for each in found.worst for one in (each.right, each.confusing))
     pictures = pictures_of([collection.clips[name] for name in names if name in collection.clips])
-    write_text(path, render("failures.html.j2", found=found, pictures=pictures))
+    write_output(path, render("failures.html.j2", found=found, pictures=pictures), PAGE)
 
 
 def write_calibration_page(found: Calibration, path: Path) -> None:
@@ -62,7 +62,7 @@ def write_calibration_page(found: Calibration, path: Path) -> None:
         }
         for signal in found.signals
     ]
-    write_text(path, render("calibration.html.j2", found=found, curves=curves, signals=SIGNALS))
+    write_output(path, render("calibration.html.j2", found=found, curves=curves, signals=SIGNALS), PAGE)
 
 
 def pair_page(explanation: Explanation) -> str:
@@ -72,6 +72,7 @@ def pair_page(explanation: Explanation) -> str:
         "pair.html.j2",
         x=explanation,
         summary=summary(explanation),
+        terms=explain_terms(explanation),
         anchors=_anchor_rows(explanation),
         related=[
             {
@@ -136,7 +137,7 @@ def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
                 "text": float(c.text[k]),
                 "hat": None if hat is None else float(hat.text[k]),
                 "shown": place < _ROWS,
-                "says": f"{says}; part of the score {float(x.split.anchors[k]):+.3f}.",
+                "says": f"{says}; part of the score {float(x.split.anchors[k]):+z.3f}.",
             }
         )
     return rows
@@ -208,7 +209,7 @@ def _ticks(start_s: float, end_s: float) -> list[dict[str, Any]]:
 
 def _polyline(x: Any, y: Any) -> str:
     """Points of an SVG polyline in a 100 x 100 box with y upwards."""
-    return " ".join(f"{100 * a:.2f},{100 - 100 * b:.2f}" for a, b in zip(x, y, strict=True))
+    return " ".join(f"{100 * a:z.2f},{100 - 100 * b:z.2f}" for a, b in zip(x, y, strict=True))
 
 
 def _top(values: Tensor, count: int) -> list[int]:

@@ -39,7 +39,7 @@ class Timeline:
     """Distributions over the K anchors at T instants.
 
     Attributes:
-        instants_s: Seconds from the first frame, [T].
+        instants_s: Seconds by the file's own clock, [T].
         video: The distribution of each frame alone, [T, K].
         entropy: Its entropy in nats, [T].
         cosines: The cosine of each frame with the sentence, [T].

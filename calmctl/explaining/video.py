@@ -16,7 +16,7 @@ from calmctl.model.preprocess import split_preprocess
 
 @dataclass(frozen=True, slots=True)
 class SeenVideo:
-    """Features of one clip.
+    """Features of one clip, with times by its file's own clock.
 
     Attributes:
         clip: The clip.

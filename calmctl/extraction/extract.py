@@ -23,7 +23,7 @@ from calmctl.extraction.encoder import BATCH_FRAMES, Encoder
 from calmctl.extraction.report import ExtractReport, OnProgress, Progress
 from calmctl.extraction.shards import Decode, FrameShard, decoder, frame_shards
 from calmctl.extraction.work import Work, plan_work
-from calmctl.files import write_text
+from calmctl.files import append_text
 from calmctl.interruption import interruptible
 from calmctl.model.backbone import Backbone
 from calmctl.model.preprocess import fingerprint
@@ -49,6 +49,7 @@ def extract(
     strict: bool = False,
     ray_actors: int = 0,
     on_progress: OnProgress | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> ExtractReport:
     """Extract the features of all clips and captions of `dataset` into the store at `path`.
 
@@ -71,6 +72,7 @@ def extract(
         strict: A clip that is missing or cannot be decoded is an error.
         ray_actors: Make the shards on so many actors of Ray (`calmctl.extraction.cluster`); 0 for this process.
         on_progress: Called often, with how far the work is.
+        on_wait: Called before waiting for another process that extracts into the store; None makes that an error.
 
     Returns:
         What was done, and every clip left out with its reason. It is also a line of `extractions.jsonl`
@@ -78,7 +80,7 @@ def extract(
 
     Raises:
         BadInput: `shard` makes no sense; with `strict`, `VideoError` for clips without features.
-        StoreError: The store holds something that cannot be mixed with these features.
+        StoreError: The store holds something that cannot be mixed with these features, or another folder's.
         RunFailed: The store cannot be written, or a decoding process cannot be started.
     """
     tell = on_progress or (lambda progress: None)
@@ -89,7 +91,7 @@ def extract(
     header = Header(dataset=dataset.name, backbone=fingerprint(backbone), n_frames=n_frames, dtype=dtype)
     clips = {clip.id: clip for split in dataset.splits.values() for clip in split.clips}
     with (
-        StoreWriter.create(path, header) as store,
+        StoreWriter.create(path, header, on_wait) as store,
         interruptible("what is extracted is kept; go on with the same command"),
     ):
         store.plan(dataset)
@@ -215,8 +217,8 @@ def _task(store: StoreWriter, group: int, clips: Mapping[str, Clip]) -> Task:
 
 
 def _log(path: Path, entry: dict[str, Any]) -> None:
-    earlier = path.read_text(encoding="ascii") if path.exists() else ""
-    write_text(path, earlier + json.dumps(entry) + "\n")
+    # Added to and never read here: what else is in it cannot fail an extraction whose work is done.
+    append_text(path, json.dumps(entry) + "\n")
 
 
 def _refuse(left_out: Iterable[LeftOut]) -> None:

@@ -49,8 +49,7 @@ def _reason(store: StoreWriter, kind: Kind, group: int, clips: Mapping[str, Clip
     _, fault = store.shard(kind, group)
     if fault is not None or kind == "texts":
         return fault
-    changed = store.changed_clip(group, clips)
-    if changed is not None:
-        return f"has a clip whose file has changed ({changed})"
+    if changed := store.changed_clips(group, clips):
+        return f"has a clip whose file has changed ({changed[0]})"
     entry = store.entry(kind, group)
     return "has clips to be tried again" if retry and entry and entry.left_out else None

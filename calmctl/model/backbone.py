@@ -1,16 +1,15 @@
-"""The CLIP backbone: any open_clip model behind one small adapter."""
+"""The CLIP backbone: an open_clip model behind one small adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from calmctl.errors import CheckpointError
+from calmctl.model.spec import BackboneSpec
 from calmctl.model.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -18,24 +17,24 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module):
-    """CLIP's two towers with their tokenizer and preprocessing.
+    """CLIP's two towers with their tokenizer; `calmctl.model.preprocess` prepares their frames.
 
     Features are projected into the joint space and not L2-normalised (docs/science.md, The heads).
 
     Attributes:
-        identity: What this backbone is: model name, activation, where its weights came from, image size, dim.
+        spec: What this backbone is.
         dim: Width D of the joint space.
         tokens: What makes tokens of sentences.
+        notes: What a person must know of the weights that were loaded.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Any, transform: Any, identity: dict[str, Any]) -> None:
+    def __init__(self, clip: nn.Module, tokenizer: Any, spec: BackboneSpec) -> None:
         super().__init__()
         self.clip: Any = clip
-        self.identity = identity
-        self.dim = int(identity["dim"])
-        self.image_size = int(identity["image_size"])
-        self.tokens = Tokens(tokenizer, int(identity["context_length"]))
-        self.transform = transform
+        self.spec = spec
+        self.dim = spec.dim
+        self.tokens = Tokens(tokenizer, spec.context_length)
+        self.notes: tuple[str, ...] = ()
 
     @property
     def logit_scale(self) -> Tensor:
@@ -51,7 +50,7 @@ class Backbone(nn.Module):
         tokenizer = self.tokens.tokenizer
         if not isinstance(tokenizer, SimpleTokenizer):
             raise CheckpointError(
-                f"backbone.model: {self.identity['model']} does not use CLIP's byte pairs "
+                f"backbone.model: {self.spec.model} does not use CLIP's byte pairs "
                 f"({type(tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
             )
         return tokenizer
@@ -61,10 +60,6 @@ class Backbone(nn.Module):
         """The text tower's token embeddings, [V, width]."""
         weight: Tensor = getattr(self.clip, "text", self.clip).token_embedding.weight
         return weight
-
-    def preprocess(self, frames: np.ndarray) -> Tensor:
-        """The backbone's own evaluation transform on uint8 RGB [F, H, W, 3]; returns float32 [F, 3, S, S]."""
-        return torch.stack([self.transform(Image.fromarray(frame)) for frame in frames])
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Token ids [N, L], padded to the longest sentence where the text tower allows it.
@@ -80,7 +75,7 @@ class Backbone(nn.Module):
         return tokens[:, :longest]
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
-        """Frame features [B, F, D] of preprocessed pixels [B, F, 3, S, S] (Eq. 1)."""
+        """Frame features [B, F, D] of prepared pixels [B, F, 3, H, W] (Eq. 1)."""
         features: Tensor = self.clip.encode_image(pixels.flatten(0, 1))
         return features.view(*pixels.shape[:2], self.dim)
 
@@ -105,7 +100,7 @@ class Backbone(nn.Module):
         """
         if not self._pads_short:
             raise CheckpointError(
-                f"head.kind: wti reads words, and the text tower of {self.identity['model']} gives sentences only; "
+                f"head.kind: wti reads words, and the text tower of {self.spec.model} gives sentences only; "
                 "use a CLIP model, or another head"
             )
         words = self.clip.ln_final(self._hidden(tokens)) @ self.clip.text_projection
@@ -144,7 +139,7 @@ class Backbone(nn.Module):
         if missing or extra or shapes:
             example = (missing + extra + shapes)[0]
             raise CheckpointError(
-                f"{source} does not fit {self.identity['model']}: {len(missing)} weights missing, "
+                f"{source} does not fit {self.spec.model}: {len(missing)} weights missing, "
                 f"{len(extra)} unknown, {len(shapes)} of another shape (first: {example}); "
                 "name the model these weights belong to"
             )

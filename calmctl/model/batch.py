@@ -30,6 +30,11 @@ class Batch:
         captions = None if self.captions is None else self.captions.to(device, non_blocking=True)
         return Batch(texts, frames, clips, captions)
 
+    def first(self, count: int) -> Batch:
+        """Its first `count` samples."""
+        captions = None if self.captions is None else self.captions[:count]
+        return Batch(self.texts[:count], self.frames[:count], self.clips[:count], captions)
+
 
 @dataclass(slots=True)
 class Losses:

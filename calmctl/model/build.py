@@ -84,7 +84,9 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
             return SeqTransfHead(_frame_layers(recipe, backbone))
         case "emcl":
             layers = _frame_layers(recipe, backbone)
-            return EMCLHead(layers, keys.bases, keys.em_steps, keys.em_weight, start=keys.em_init)
+            return EMCLHead(
+                layers, keys.bases, keys.em_steps, keys.em_weight, start=keys.em_init, rebuild=keys.em_rebuild
+            )
         case "wti":
             return TokenInteractionHead(_frame_layers(recipe, backbone))
         case "xpool":
@@ -104,7 +106,7 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
 
 
 def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:
-    quick = backbone.identity["activation"] == "quick_gelu"
+    quick = backbone.spec.activation == "quick_gelu"
     layers = FrameTransformer(backbone.dim, recipe.data.frames, recipe.head.layers, quick_gelu=quick)
     if recipe.head.init == "backbone":
         layers.start_from(backbone)

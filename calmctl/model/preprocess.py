@@ -1,10 +1,9 @@
-"""A backbone's evaluation transform in two halves, and what identifies the features it gives."""
+"""A backbone's preprocessing in two halves, and what identifies the features it gives."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,22 +13,12 @@ from calmctl.model.backbone import Backbone
 
 
 def split_preprocess(backbone: Backbone) -> tuple[FrameResize, Normalise]:
-    """The backbone's transform as resizing (uint8, in a worker) and normalising (float, on the device).
+    """The backbone's preprocessing as resizing (uint8, in a worker) and normalising (float, on the device).
 
-    `normalise(resize(frames))` equals `backbone.preprocess(frames)` exactly.
+    One after the other is open_clip's evaluation transform, to the last bit.
     """
-    # open_clip's evaluation transform: Resize and CenterCrop, ResizeKeepRatio and CenterCropOrPad, or Resize
-    # to both sides; then RGB, to-tensor and Normalize.
-    first, second, *_, last = backbone.transform.transforms
-    size = backbone.image_size
-    interpolation: Literal["bicubic", "bilinear"] = "bilinear" if first.interpolation.value == "bilinear" else "bicubic"
-    if hasattr(first, "longest"):
-        resize = FrameResize(size, "longest", interpolation, fill=int(second.fill))
-    elif isinstance(first.size, int):
-        resize = FrameResize(size, "shortest", interpolation)
-    else:
-        resize = FrameResize(size, "squash", interpolation)
-    return resize, Normalise(last.mean, last.std)
+    spec = backbone.spec
+    return spec.frame_resize, Normalise(spec.mean, spec.std)
 
 
 class Normalise:
@@ -40,35 +29,21 @@ class Normalise:
         self.std = tuple(float(value) for value in std)
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Normalise uint8 [..., S, S, 3]; returns float32 [..., 3, S, S] on the device of `frames`."""
+        """Normalise uint8 [..., H, W, 3]; returns float32 [..., 3, H, W] on the device of `frames`."""
         scaled = frames.movedim(-1, -3).float().div_(255)
         mean, std = (torch.tensor(values, device=frames.device) for values in (self.mean, self.std))
         return scaled.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1)).contiguous()
 
 
 def fingerprint(backbone: Backbone) -> dict[str, Any]:
-    """What decides the features of a backbone: architecture, preprocessing and the weights it has *now*.
+    """The spec of a backbone with the digest of the weights it has *now*, as JSON: what checkpoints and stores record.
 
     The weights are digested as they are in memory, so a backbone that was trained further, or started from
     nothing, is never taken for the one it began as. No path is part of it: the same weights are the same
     backbone on every machine.
     """
-    resize, normalise = split_preprocess(backbone)
-    identity = backbone.identity
-    weights = identity.get("weights")
-    return {
-        "model": identity["model"],
-        "activation": identity["activation"],
-        "weights": Path(weights).name if weights else None,
-        "parameters_sha256": parameters_digest(backbone),
-        "dim": identity["dim"],
-        "context_length": identity["context_length"],
-        "image_size": resize.size,
-        "resize": resize.mode,
-        "interpolation": resize.interpolation,
-        "mean": list(normalise.mean),
-        "std": list(normalise.std),
-    }
+    spec = backbone.spec.model_copy(update={"parameters_sha256": parameters_digest(backbone)})
+    return spec.model_dump(mode="json")
 
 
 def parameters_digest(backbone: Backbone) -> str:

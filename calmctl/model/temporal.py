@@ -92,7 +92,7 @@ class FrameTransformer(nn.Module):
             fault = "has another kind of layers"
         if fault:
             raise CheckpointError(
-                f"head.init: the text tower of {backbone.identity['model']} {fault}; "
+                f"head.init: the text tower of {backbone.spec.model} {fault}; "
                 "set head.init=random" + (f", or head.layers={len(blocks)}" if "head.layers" in fault else "")
             )
         for own, theirs in zip(self.layers, blocks, strict=False):
@@ -108,7 +108,7 @@ def text_tower(backbone: Backbone) -> Any:
     tower = getattr(backbone.clip, "text", backbone.clip)
     if not hasattr(getattr(tower, "transformer", None), "resblocks"):
         raise CheckpointError(
-            f"head.init: the text tower of {backbone.identity['model']} is no CLIP transformer; set head.init=random"
+            f"head.init: the text tower of {backbone.spec.model} is no CLIP transformer; set head.init=random"
         )
     return tower
 

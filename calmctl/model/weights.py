@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 import logging
+import re
 import socket
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -17,19 +20,35 @@ import torch
 from torch import Tensor
 
 from calmctl.errors import CheckpointError
+from calmctl.files import sha256_file
 from calmctl.model.backbone import Backbone
+from calmctl.model.spec import (
+    CLIP_PIXELS,
+    HUB_CONFIG,
+    HUB_WEIGHTS,
+    Architecture,
+    BackboneSpec,
+    Pixels,
+    check_backbone,
+    read_architecture,
+    read_pixels,
+    read_spec,
+    sibling,
+)
 from calmctl.model.tokens import Tokens
 from calmctl.tensorfiles import load_tensors
 
-_OWN_CONFIGS = Path(__file__).parent / "configs"
 TOWERS_PREFIX = "backbone.clip."
 """What the names of the two towers' weights begin with in a checkpoint of ours."""
-CLIP_CONTEXT_LENGTH = 77
-_HUB_FILE = "open_clip_model.safetensors"
+_TRAINED_PARTS = ("head", "adapter", "captioner")
+"""What else of a run works at inference, and is no part of a backbone."""
 
 
 def load_backbone(model: str, weights: str | None) -> Backbone:
     """Build the open_clip model `model` and load `weights`.
+
+    How its frames are prepared is said by the tag; for a file, by the run of ours that wrote it or by the
+    `open_clip_config.json` beside it; else by the model's config file, or by all of the model's tags where they agree.
 
     Args:
         model: An open_clip model name, one of ours ("demo-clip"), or a path to an open_clip config JSON.
@@ -38,44 +57,44 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
 
     Raises:
         CheckpointError: Unknown name or tag, weights that do not fit, the wrong activation for the
-            weights, a download that is not possible; each says what to do.
+            weights, nothing that says how frames are prepared, a download that is not possible; each says what to do.
     """
-    import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    name, config = _model_config(model)
-    tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
-    own_activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    if tag:  # said by open_clip itself, so known before anything is fetched
-        _check_activation(name, own_activation, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
-    state, activation = (None, None) if weights is None else _read_weights(name, weights, tag)
-    _check_activation(name, own_activation, weights, activation)
-    with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded below
-        try:
-            # Architectures that would fetch their parts from a hub are told not to: weights are ours to load.
-            clip = open_clip.create_model(name, pretrained=None, pretrained_text=False, load_weights=False)
-            tokenizer = open_clip.get_tokenizer(name)
-        except Exception as fault:
-            raise CheckpointError(f"open_clip cannot build {name}: {fault}") from fault
-        finally:
-            logging.disable(logging.NOTSET)
-    statistics = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
-    size = clip.visual.image_size
-    image_size = int(size[0] if isinstance(size, (tuple, list)) else size)
-    preprocessing = PreprocessCfg(**{**(config.get("preprocess_cfg") or {}), **statistics, "size": image_size})
-    identity = {
-        "model": name,
-        "activation": own_activation,
-        "weights": weights,
-        "image_size": image_size,
-        "dim": int(config["embed_dim"]),
-        "context_length": int(clip.context_length),
-    }
-    backbone = Backbone(clip, tokenizer, image_transform_v2(preprocessing, is_train=False), identity)
-    if state is not None:
-        backbone.load_weights(state, source=str(weights))
+    architecture = check_backbone(model, weights)
+    tags = _tags(architecture)
+    if weights is None:
+        # Nothing was learned yet: any statistics are right that stay the same from now on.
+        return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
+    tag = _tag(architecture, weights)
+    notes: tuple[str, ...] = ()
+    origin: dict[str, str | None] = {"weights": Path(weights).name}
+    if tag:
+        pixels, file = read_pixels(tag, where=f"the tag {weights}"), Path()
+        # Said by open_clip itself, so known before anything is fetched.
+        _check_activation(architecture, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
+        repository = _repository(architecture.name, weights, tag)
+        file = _from_hub(architecture.name, weights, repository)
+        revision = file.parent.name if re.fullmatch("[0-9a-f]{40}", file.parent.name) else None
+        origin |= {"tag": weights, "source": repository, "revision": revision}
+        state, _ = load_tensors(file, what="backbone.weights", ours=False)
+    else:
+        file = Path(weights)
+        if not file.is_file():
+            raise CheckpointError(
+                f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
+                f"(tags: {', '.join(tags) or 'none'})"
+            )
+        state, metadata = load_tensors(file, what="backbone.weights", ours=False)
+        if isinstance(metadata.get("backbone"), dict):
+            pixels = _pixels_of_ours(architecture, file, metadata)
+            state, notes = _towers(file, state)
+        else:
+            activation = "quick_gelu" if looks_like_openai(state) else None
+            _check_activation(architecture, weights, activation)
+            pixels = _pixels_of_foreign(architecture, file, tags)
+    spec = architecture.spec(pixels, **origin, weights_sha256=sha256_file(file))
+    backbone = build_backbone(spec)
+    backbone.load_weights(state, source=weights)
+    backbone.notes = notes
     return backbone
 
 
@@ -85,65 +104,147 @@ def load_tokens(model: str) -> Tokens:
     Raises:
         CheckpointError: Unknown name, or a tokenizer that is not at hand.
     """
+    architecture = read_architecture(model)
+    spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
+    with _building(spec):
+        return Tokens(_tokenizer(spec), spec.context_length)
+
+
+def build_backbone(spec: BackboneSpec) -> Backbone:
+    """The backbone that `spec` describes, with random weights. Raises `CheckpointError` where open_clip cannot."""
     import open_clip
 
-    name, config = _model_config(model)
-    try:
-        tokenizer = open_clip.get_tokenizer(name)
-    except Exception as fault:  # as in load_backbone
-        raise CheckpointError(f"open_clip cannot build the tokenizer of {name}: {fault}") from fault
-    return Tokens(tokenizer, int(config["text_cfg"].get("context_length", CLIP_CONTEXT_LENGTH)))
+    with TemporaryDirectory() as folder, _building(spec):
+        # The tokenizer first: where its files are missing, that is told in no time.
+        tokenizer = _tokenizer(spec)
+        # By this file open_clip builds from the spec alone, whatever it knows under the model's name. Architectures
+        # that would fetch their parts from a hub are told not to: weights are ours to load.
+        Path(folder, HUB_CONFIG).write_text(json.dumps({"model_cfg": spec.architecture}), encoding="utf-8")
+        clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, load_weights=False)
+    return Backbone(clip, tokenizer, spec)
 
 
-def _model_config(model: str) -> tuple[str, dict[str, Any]]:
-    """The registered name and config of `model`, registering our own configs and a user's file on the way."""
+def _tokenizer(spec: BackboneSpec) -> Any:
+    """open_clip's tokenizer of a backbone."""
     import open_clip
 
-    path = Path(model)
-    if path.suffix == ".json":
-        if not path.is_file():
-            raise CheckpointError(
-                f"backbone.model: {model} does not exist; give an open_clip model name or a config file"
-            )
-        open_clip.add_model_config(path)
-        model = path.stem
-    if "demo-clip" not in open_clip.list_models():
-        open_clip.add_model_config(_OWN_CONFIGS)
-    known = open_clip.list_models()
-    if model not in known:
-        near = difflib.get_close_matches(model, known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists the names"
-        raise CheckpointError(f"backbone.model: open_clip knows no model {model!r}; {hint}")
-    config: dict[str, Any] = open_clip.get_model_config(model)
-    return model, config
+    text = spec.architecture["text_cfg"]
+    keys = {"context_length": spec.context_length, **(text.get("tokenizer_kwargs") or {})}
+    if spec.tokenizer is None:
+        return open_clip.SimpleTokenizer(**keys)
+    return open_clip.tokenizer.HFTokenizer(spec.tokenizer, tokenizer_mode=text.get("tokenizer_mode"), **keys)
 
 
-def _read_weights(name: str, weights: str, tag: dict[str, Any]) -> tuple[dict[str, Tensor], str | None]:
-    """Weights by name, and the activation they were trained with where that is known."""
-    path = Path(weights)
-    if tag:
-        path = _from_hub(name, weights, tag)
-    elif path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+@contextmanager
+def _building(spec: BackboneSpec) -> Iterator[None]:
+    """Nothing that open_clip prints is shown, and what it raises becomes a `CheckpointError`."""
+    with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded later
+        try:
+            yield
+        except Exception as fault:
+            files = f"; it needs the files of {spec.tokenizer} in the local cache" if spec.tokenizer else ""
+            raise CheckpointError(f"open_clip cannot build {spec.model}: {fault}{files}") from fault
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def build_unrecorded(model: str, weights: str | None) -> Backbone:
+    """The backbone of a run from before runs recorded theirs, with random weights.
+
+    Training then took a tag's statistics, and CLIP's for everything else, a file of another model included. The run
+    is read with those, because its towers or its head learned with them.
+    """
+    architecture = read_architecture(model)
+    spec = architecture.spec(_unrecorded_pixels(architecture, weights), weights=Path(weights).name if weights else None)
+    return build_backbone(spec)
+
+
+def _unrecorded_pixels(architecture: Architecture, weights: object) -> Pixels:
+    tag = _tag(architecture, weights) if isinstance(weights, str) else {}
+    return read_pixels(tag, where=f"the tag {weights}") if tag else CLIP_PIXELS
+
+
+def _tag(architecture: Architecture, weights: str) -> dict[str, Any]:
+    """What open_clip says of a pretrained tag; {} where `weights` is none."""
+    import open_clip
+
+    found: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
+    return found
+
+
+def _tags(architecture: Architecture) -> dict[str, Pixels]:
+    """How the frames of each pretrained tag of a model are prepared."""
+    import open_clip
+
+    names = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.published else []
+    return {name: read_pixels(_tag(architecture, name), where=f"the tag {name}") for name in names}
+
+
+def _agreed(tags: dict[str, Pixels]) -> Pixels | None:
+    """What all tags of a model say, where they say the same."""
+    first = next(iter(tags.values()), None)
+    return first if all(pixels == first for pixels in tags.values()) else None
+
+
+def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, Any]) -> Pixels:
+    """How a checkpoint of ours wants its frames; its activation must be the model's."""
+    spec = read_spec(metadata, source=str(file))
+    recorded = metadata["backbone"]
+    _check_activation(architecture, str(file), spec.activation if spec else recorded.get("activation"))
+    if spec is None:
+        return _unrecorded_pixels(architecture, recorded.get("weights"))
+    if spec.architecture != architecture.config:  # the number of heads, say, shows in no weight's shape
         raise CheckpointError(
-            f"backbone.weights: {weights} is a pickle, and nothing executable is ever loaded here; "
-            "convert it once to .safetensors (safetensors.torch.save_file(model.state_dict(), ...))"
+            f"backbone.weights: {file} has the towers of {spec.model}, and backbone.model {architecture.name} is built "
+            f"otherwise; name {spec.model}, or the config that it was trained with"
         )
-    elif not path.is_file():
-        import open_clip
+    return spec.pixels
 
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+
+def _pixels_of_foreign(architecture: Architecture, file: Path, tags: dict[str, Pixels]) -> Pixels:
+    """How a weights file that calmctl did not write wants its frames; raises `CheckpointError` if nothing says so."""
+    beside = file.with_name(HUB_CONFIG)
+    if beside.is_file():
+        theirs = read_architecture(str(beside))
+        if theirs.pixels is not None:
+            _check_activation(architecture, str(file), theirs.activation)
+            own, other = architecture.spec(theirs.pixels), theirs.spec(theirs.pixels)
+            if (own.image_size, own.dim, own.tokenizer) != (other.image_size, other.dim, other.tokenizer):
+                raise CheckpointError(
+                    f"backbone.weights: {beside} is of another model than {architecture.name}, so it does not say how "
+                    f"the pixels for {file.name} are prepared; set backbone.model to {beside}, or remove that file"
+                )
+            return theirs.pixels
+    pixels = architecture.pixels or _agreed(tags)
+    if pixels is not None:
+        return pixels
+    ways: dict[str, list[str]] = {}
+    for name, each in tags.items():
+        ways.setdefault(str(each), []).append(name)
+    told = "; ".join(f"{way} ({', '.join(names)})" for way, names in ways.items())
+    raise CheckpointError(
+        f"backbone.weights: nothing says how the pixels for {file} are prepared, and the wrong way gives wrong "
+        f"features. Put the {HUB_CONFIG} that was published with it beside it"
+        + (f", or name a tag instead of a file. The tags of {architecture.name} differ: {told}" if told else "")
+        + ("" if architecture.published else ", or write preprocess_cfg (mean, std) into the model's config file")
+    )
+
+
+def _towers(file: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The two towers of a checkpoint of ours, and what a person must know of the rest."""
+    towers = {key.removeprefix(TOWERS_PREFIX): value for key, value in state.items() if key.startswith(TOWERS_PREFIX)}
+    if not towers:
         raise CheckpointError(
-            f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {name} (tags: {tags})"
+            f"backbone.weights: {file} holds no backbone; give best, last or slim.safetensors of a run"
         )
-    state, metadata = load_tensors(path, what="backbone.weights", ours=False)
-    if isinstance(metadata.get("backbone"), dict):  # a checkpoint of ours: only the towers are of interest here
-        state = {
-            key.removeprefix(TOWERS_PREFIX): value for key, value in state.items() if key.startswith(TOWERS_PREFIX)
-        }
-        activation = metadata["backbone"].get("activation")
-    else:
-        activation = "quick_gelu" if looks_like_openai(state) and not tag else None
-    return state, activation
+    others = {key.partition(".")[0] for key in state}
+    left = [part for part in _TRAINED_PARTS if part in others]
+    note = (
+        f"{file} is a run: its two towers are taken, its trained {' and '.join(left)} left out (--run uses all of it)"
+    )
+    return towers, (note,) if left else ()
 
 
 def looks_like_openai(state: dict[str, Tensor]) -> bool:
@@ -160,38 +261,44 @@ def looks_like_openai(state: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor.float(), tensor.half().float()) for tensor in marks)
 
 
-def _check_activation(name: str, own: str, weights: str | None, trained_with: str | None) -> None:
+def _check_activation(architecture: Architecture, weights: str, trained_with: object) -> None:
     """Refuse weights whose activation is known and is not the model's: their features would be wrong."""
-    if trained_with in (None, own):
+    if trained_with in (None, architecture.activation):
         return
-    sibling = f"{name}-quickgelu" if trained_with == "quick_gelu" else name.removesuffix("-quickgelu")
+    other = sibling(architecture.name, str(trained_with))
+    way = f"use backbone.model: {other}" if other else "no model of that activation is known here: take other weights"
     raise CheckpointError(
-        f"backbone.weights: {weights} was trained with the activation {trained_with} and {name} has {own}: "
-        f"features would be silently wrong; use backbone.model: {sibling}"
+        f"backbone.weights: {weights} was trained with the activation {trained_with} and {architecture.name} has "
+        f"{architecture.activation}: features would be silently wrong; {way}"
     )
 
 
-def _from_hub(name: str, weights: str, tag: dict[str, Any]) -> Path:
-    """The tag's safetensors file: from the local cache, else downloaded."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
+def _repository(name: str, weights: str, tag: dict[str, Any]) -> str:
     repository = str(tag.get("hf_hub", "")).rpartition("/")[0]
     if not repository:
         raise CheckpointError(
             f"backbone.weights: the tag {weights!r} of {name} is published only as a pickle; "
             "download it, convert it to .safetensors and give its path"
         )
-    cached = try_to_load_from_cache(repository, _HUB_FILE)
+    return repository
+
+
+def _from_hub(name: str, weights: str, repository: str) -> Path:
+    """The tag's safetensors file: from the local cache, else downloaded."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, HUB_WEIGHTS)
     if isinstance(cached, str):
         return Path(cached)
     try:
         _require_network()
-        return Path(hf_hub_download(repository, _HUB_FILE))
+        return Path(hf_hub_download(repository, HUB_WEIGHTS))
     except Exception as fault:  # the hub's client raises a different class for every way of being offline
         raise CheckpointError(
             f"backbone.weights: {name} '{weights}' is not in the local cache and could not be downloaded "
-            f"({type(fault).__name__}). On a machine with a network, fetch {_HUB_FILE} of {repository} "
-            "(huggingface-cli download), copy it here and set backbone.weights to its path"
+            f"({type(fault).__name__}). On a machine with a network: hf download {repository} {HUB_WEIGHTS} "
+            f"{HUB_CONFIG} --local-dir FOLDER; copy both files here, side by side, and set backbone.weights to "
+            "the path of the first"
         ) from None
 
 

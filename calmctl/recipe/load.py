@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides
             raise RecipeError(f"override {override!r} must look like key=value, such as optim.epochs=2")
         value = parse_yaml(text, where=f"override {key}", error=RecipeError)
         values = _with(values, key.strip().split("."), value, override)
+    by = {override.partition("=")[0].strip(): f"override {override!r}" for override in overrides}
     try:
         # Through JSON, where a list may be a tuple; strict types all the same. What is not JSON is no recipe.
         return Recipe.model_validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8"))
@@ -50,7 +52,7 @@ def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides
     except (TypeError, ValueError) as fault:
         if not isinstance(fault, ValidationError):
             raise RecipeError(f"{where}: a value is not a string, number, list or mapping ({fault})") from None
-        sentences = _sentences(fault, where)
+        sentences = _sentences(fault, where, by)
         told = list(islice(sentences, MOST_FAULTS))
         more = [f"{where}: and more; mend these first"] if next(sentences, None) else []
         raise RecipeError("\n".join([*told, *more])) from None
@@ -67,27 +69,30 @@ def _with(values: dict[str, Any], keys: list[str], value: Any, override: str) ->
     return {**values, head: _with(inner, rest, value, override)}
 
 
-def _sentences(fault: ValidationError, where: str) -> Iterator[str]:
+def _sentences(fault: ValidationError, file: str, overrides: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong, one sentence a fault; `overrides` by key take the blame for what they say."""
     known = set(recipe_keys())
     alternatives: dict[str, list[str]] = {}
     for error in fault.errors(include_url=False):
         location = [str(part) for part in error["loc"]]
         key = ".".join(location)
+        where = next((told for name, told in overrides.items() if f"{key}.".startswith(f"{name}.")), file)
         match error["type"]:
             case "extra_forbidden":
                 yield f"{where}: unknown key {_short(key)}; {_nearest(location)}"
             case "missing":
                 yield f"{where}: {key} is missing; every recipe needs it"
             case "value_error":
-                yield f"{where}: {error['ctx']['error']}"
+                said = str(error["ctx"]["error"])  # begins with the key that is at fault
+                yield f"{overrides.get(said.partition(':')[0], where)}: {said}"
             case _:
                 # Behind the key, a location may name the alternative of a union that was tried.
                 while key not in known and "." in key:
                     key = key.rpartition(".")[0]
                 says = error["msg"].lower().removeprefix("input ")
-                alternatives.setdefault(f"{key} = {_short(repr(error['input']))}", []).append(says)
+                alternatives.setdefault(f"{where}: {key} = {_short(repr(error['input']))}", []).append(says)
     for what, reasons in alternatives.items():
-        yield f"{where}: {what} {' or '.join(reasons)}"
+        yield f"{what} {' or '.join(reasons)}"
 
 
 def _short(text: str) -> str:
@@ -95,14 +100,39 @@ def _short(text: str) -> str:
 
 
 def _nearest(location: list[str]) -> str:
-    """The valid key nearest to an unknown one: in its own section first, then anywhere."""
-    every = list(recipe_keys())
+    """The valid keys nearest to an unknown one, in words."""
     wrong, section = ".".join(location), ".".join(location[:-1])
+    near = nearest_keys(wrong)
+    own = [key for key in recipe_keys() if key.rpartition(".")[0] == section]
+    return f"did you mean {' or '.join(near)}?" if near else f"{section or 'a recipe'} knows {', '.join(own)}"
+
+
+def nearest_keys(wrong: str) -> list[str]:
+    """The valid keys that `wrong` may mean: in its own section first, then anywhere, then by what a key does.
+
+    Whoever writes `lr` gets the three rates, and whoever writes the paper's `alpha` the key that is described so.
+    """
+    every = list(recipe_keys())
+    section, _, word = wrong.rpartition(".")
     own = [key for key in every if key.rpartition(".")[0] == section]
-    elsewhere = [key for key in every if key.rpartition(".")[2] == location[-1]]
-    near = difflib.get_close_matches(wrong, own, n=1, cutoff=0.6) or elsewhere
-    near = near or difflib.get_close_matches(wrong, every, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"{section or 'a recipe'} knows {', '.join(own)}"
+    if near := difflib.get_close_matches(wrong, own, n=1, cutoff=0.6):
+        return near
+    if elsewhere := [key for key in every if key.rpartition(".")[2] == word]:
+        return elsewhere[:1]
+    if begin := [key for key in every if word and key.rpartition(".")[2].startswith(f"{word}_")]:
+        return sorted(begin, key=lambda key: not key.endswith("_head"))
+    if near := difflib.get_close_matches(wrong, every, n=1, cutoff=0.5):
+        return near
+    return [key for key, said in _descriptions(Recipe) if re.search(rf"\b{re.escape(word)}\b", said) and word][:3]
+
+
+def _descriptions(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _descriptions(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description or ""
 
 
 def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterable[str]:

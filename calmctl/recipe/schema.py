@@ -98,6 +98,9 @@ class HeadSection(Section):
     em_init: Literal["released", "gaussian"] = Field(
         "released", description="emcl: bases start alike but for signs, or spread (docs/science.md)"
     )
+    em_rebuild: Literal["released", "shares"] = Field(
+        "released", description="emcl: weights of the reconstruction; shares adds D / bases times as much (our choice)"
+    )
 
 
 class CaptionSection(Section):

@@ -29,5 +29,5 @@ def resolve_recipe(name_or_path: str) -> Path:
     if plain and path.suffix in ("", ".yaml") and path.name.removesuffix(".yaml") in known:
         return known[path.name.removesuffix(".yaml")]
     near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
-    hint = f"did you mean recipes/{near[0]}.yaml?" if near else "calmctl recipes ls lists the shipped ones"
+    hint = f"did you mean recipes/{near[0]}.yaml?" if near else "calmctl recipes list lists the shipped ones"
     raise RecipeError(f"recipe: {name_or_path} does not exist; {hint}")

@@ -38,22 +38,22 @@ def number(value: Spread | None) -> str:
     """Mean ± sample standard deviation, "n/a" where a metric could not be computed."""
     if value is None:
         return "n/a"
-    return f"{value.mean:.1f}" if value.std is None else f"{value.mean:.1f} ± {value.std:.1f}"
+    return f"{value.mean:z.1f}" if value.std is None else f"{value.mean:z.1f} ± {value.std:z.1f}"
 
 
 def mean(value: Spread | None) -> str:
     """The mean alone, "" where there is none."""
-    return "" if value is None else f"{value.mean:.1f}"
+    return "" if value is None else f"{value.mean:z.1f}"
 
 
 def gain(line: Line, *, interval: bool) -> str:
-    """What a row has more than its baseline in the headline's metric; a star where that is more than chance."""
+    """What a row has more than its baseline in the headline's metric; a star where several seeds call it no chance."""
     found = headline_gain(line)
     if found is None:
         return ""
-    star = "" if found.within_noise else "*"
-    bounds = f" ({found.interval.low:+.1f} {found.interval.high:+.1f})" if interval else ""
-    return f"{found.difference:+.1f}{star}{bounds}"
+    star = "" if found.within_noise or line.one_seed else "*"
+    bounds = f" ({found.interval.low:+z.1f} {found.interval.high:+z.1f})" if interval else ""
+    return f"{found.difference:+z.1f}{star}{bounds}"
 
 
 def headline_gain(line: Line) -> PairedDifference | None:
@@ -65,13 +65,13 @@ def paper_gap(line: Line) -> str:
     """Ours minus the paper's; a star where that is more than chance."""
     if line.paper_gap is None:
         return ""
-    return f"{line.paper_gap.difference:+.1f}{'*' if line.paper_gap.exceeds_noise else ''}"
+    return f"{line.paper_gap.difference:+z.1f}{'*' if line.paper_gap.exceeds_noise else ''}"
 
 
 def paper(line: Line) -> str:
     """The paper's number in the headline's metric."""
     value = line.paper.get(headline(line.numbers))
-    return "" if value is None else f"{value:.1f}"
+    return "" if value is None else f"{value:z.1f}"
 
 
 def legend(filled: Filled) -> Iterator[str]:
@@ -84,12 +84,15 @@ def legend(filled: Filled) -> Iterator[str]:
     if filled.comparisons:
         yield (
             f"vs. base: {NAMES[filled.headline]} minus that of the row it is held against ({_baselines(filled)}). * "
-            "more than this test set and these seeds can make by chance (95 %: paired bootstrap over clips, t law "
-            f"over seeds); of {filled.comparisons} such differences at most {0.05 * filled.comparisons:.1f} would be "
-            "starred by chance alone."
+            "more than this test set and these seeds can make by chance (95 %: Student's t, paired over clips, "
+            f"unpaired over seeds); of {filled.comparisons} such differences at most {0.05 * filled.comparisons:z.1f} "
+            "would be starred by chance alone."
         )
         if len(seeds) == 1:
-            yield "One seed: the stars know nothing of the spread over seeds, which may be larger."
+            yield (
+                "One seed: nothing is starred, because the spread over seeds is not known and may be larger than that "
+                "over clips."
+            )
     if any(line.paper_gap is not None for line in lines):
         yield (
             "paper: its number in the same metric; diff.: ours minus that. * more than the noise of both, the paper's "

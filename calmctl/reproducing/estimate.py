@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from calmctl.device import choose_device
 from calmctl.errors import RunFailed
 from calmctl.recipe import Recipe
 from calmctl.reproducing.work import Job, duration_s
-from calmctl.training.optim import build_optimizer
+from calmctl.training.plan import measure_steps, pairs_to_measure
 from calmctl.training.prepare import prepare
 
 _STEPS = 3
-_PAIRS_ON_CPU = 8  # trained towers on a CPU: a whole batch would take minutes a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +71,7 @@ def _kind(recipe: Recipe) -> str:
 
 def _measure(recipe: Recipe) -> tuple[float, int, str]:
     """Seconds of all training steps of a run, peak memory in bytes, and what was measured."""
-    on_gpu = choose_device(recipe.device).type == "cuda"
-    pairs = recipe.optim.batch_size
-    if not (on_gpu or recipe.frozen):
-        pairs = min(pairs, _PAIRS_ON_CPU)
+    pairs = pairs_to_measure(recipe, choose_device(recipe.device))
     lean = recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"cache": "none"}),
@@ -92,31 +83,8 @@ def _measure(recipe: Recipe) -> tuple[float, int, str]:
     batch = next((each for each in source.epoch(0, 0) if each is not None), None)
     if batch is None:
         raise RunFailed("no clip of the first batch could be decoded")
-    batch = batch.to(prepared.device)
-    optimizer = build_optimizer(prepared.model, recipe.optim)
-    prepared.model.train()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(_STEPS + 1):  # the first one allocates, and is not counted
-        started = time.perf_counter()
-        with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=recipe.optim.precision == "bf16"):
-            losses = prepared.model(batch)
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        optimizer.step()
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+    cost = measure_steps(prepared, batch, _STEPS)
     note = f"{_STEPS} measured steps a head, reading and testing not included"
     if pairs < recipe.optim.batch_size:
         note += f" (time and memory in batches of {pairs}: a CPU would take minutes for {recipe.optim.batch_size})"
-    steps = source.steps_per_epoch * recipe.optim.epochs
-    used = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory_bytes()
-    return statistics.median(seconds[1:]) * steps, used, note
-
-
-def _peak_memory_bytes() -> int:
-    """The most memory this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes
+    return cost.seconds * source.steps_per_epoch * recipe.optim.epochs, cost.memory_bytes, note

@@ -43,9 +43,11 @@ def _table(block: Block) -> list[str]:
 
 
 def _paper(line: Line) -> str:
-    return ", ".join(f"{cells.NAMES[metric]} {value:.1f}" for metric, value in line.paper.items())
+    return ", ".join(f"{cells.NAMES[metric]} {value:z.1f}" for metric, value in line.paper.items())
 
 
 def _gain(line: Line) -> str:
     found = cells.headline_gain(line)
-    return "" if found is None else f"{cells.gain(line, interval=True)}, p {found.p_value:.3f}"
+    if found is None:
+        return ""
+    return cells.gain(line, interval=True) + ("" if line.one_seed else f", p {found.p_value:z.3f}")

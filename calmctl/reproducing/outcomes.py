@@ -18,11 +18,11 @@ from calmctl.evaluation.caption_runs import evaluate_caption_run
 from calmctl.evaluation.metrics import rank_queries, text_to_video
 from calmctl.evaluation.result import HONEST_SCORER
 from calmctl.evaluation.retrieval import evaluate_encoded, score_split
-from calmctl.evaluation.runs import SYSTEMS, Progress, TestSet, encode_test_set, load_test_set, trained_protocol_of
+from calmctl.evaluation.runs import Progress, TestSet, encode_test_set, load_test_set, trained_protocol_of
 from calmctl.evaluation.seeds import ClipSums, clip_sums
-from calmctl.files import read_json, sha256_bytes, sha256_file, write_json
+from calmctl.files import content_digest, read_json, sha256_bytes, sha256_file, write_json
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run
+from calmctl.runs.folder import WEIGHTS, Run
 from calmctl.runs.load import load_run
 
 _WEIGHTS = "best"
@@ -110,7 +110,7 @@ def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progres
             protocol=protocol,
             trained_on=recipe.data.dataset,
             trained_protocol=trained_protocol_of(recipe),
-            system=SYSTEMS[_WEIGHTS],
+            system=WEIGHTS[_WEIGHTS],
         )
         result = evaluation.result
         ranks = rank_queries(evaluation.scores, encoded.owners)
@@ -175,7 +175,7 @@ def _contents(test: TestSet, recipe: Recipe) -> str:
     split = dataset.splits.get("test")
     if split is None:  # `encode_test_set` says so, in a sentence
         return ""
-    clips = [(clip.id, clip.path.stat().st_size, clip.start_s, clip.end_s) for clip in split.clips]
+    clips = [(clip.id, content_digest(clip.path), clip.start_s, clip.end_s) for clip in split.clips]
     gaps = [(clip.id, clip.reason) for clip in split.left_out]
     held = [dataset.name, dataset.protocol, clips, split.captions, split.owners, gaps]
     return sha256_bytes(json.dumps(held).encode())

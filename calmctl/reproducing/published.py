@@ -81,6 +81,11 @@ def _retrieval(number: int, recipe: str, tests: tuple[str, ...]) -> Table:
             _SINGLE_RUNS,
             "UATVR is here by its token-wise interaction alone, without its other parts.",
             "Every head has the recipe's optimiser, as the paper re-implements all under one setup.",
+            *(
+                f"The paper's {row.method} on {row.tested_on} {row.note}."
+                for row in RETRIEVAL
+                if row.table == number and row.method in METHODS.values() and row.note
+            ),
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from calmctl.errors import BadInput
 from calmctl.evaluation.runs import Progress, TestSet
-from calmctl.files import read_json, write_json, write_text
+from calmctl.files import TABLE, read_json, write_output
 from calmctl.provenance import environment
 from calmctl.reproducing.cells import legend
 from calmctl.reproducing.ledger import Ledger
@@ -163,8 +164,9 @@ def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
     json_file, markdown_file = folder / f"{stem}.json", folder / f"{stem}.md"
     about = environment()
-    write_json(json_file, {**as_json(filled), **about})
-    write_text(markdown_file, as_markdown(filled, command, about))
+    content = json.dumps({**as_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_output(json_file, content, TABLE)
+    write_output(markdown_file, as_markdown(filled, command, about), TABLE)
     return json_file, markdown_file
 
 

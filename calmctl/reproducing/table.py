@@ -23,7 +23,7 @@ class PaperGap:
         difference: In points.
         exceeds_noise: R@1 only: whether it is more than 95 % of the noise of both, ours over seeds and clips, the
             paper's as one binomial draw of as many queries. Not a paired comparison: the paper's outcomes are not
-            known. None for CIDEr, whose noise in the paper nobody can tell.
+            known. None for CIDEr, whose noise in the paper nobody can tell, and with one seed.
     """
 
     difference: float
@@ -60,9 +60,17 @@ class Line:
     paper_gain: float | None
     note: str
 
+    @property
+    def one_seed(self) -> bool:
+        """Whether the spread over seeds is unknown, so that no difference can be called more than chance."""
+        return len(self.runs) == 1
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        gains = {name: {**asdict(gain), "exceeds_noise": not gain.within_noise} for name, gain in self.gains.items()}
+        """Plain data; with one seed nothing says whether a gain exceeds noise."""
+        gains = {
+            name: {**asdict(gain), "exceeds_noise": None if self.one_seed else not gain.within_noise}
+            for name, gain in self.gains.items()
+        }
         return {**asdict(self), "gains": gains}
 
 
@@ -236,7 +244,7 @@ def headline(numbers: Mapping[str, object]) -> str:
 def _paper_gap(outcomes: Sequence[Outcome], paper: float, metric: str) -> PaperGap:
     sums = [each.sums for each in outcomes]
     difference = sum(each.means[metric] for each in sums) / len(sums) - paper
-    if metric != "r1":
+    if metric != "r1" or len(outcomes) == 1:
         return PaperGap(difference, None)
     interval = mean_intervals(sums)[metric]
     ours = (interval.high - interval.low) / 2  # half a 95 % interval

@@ -82,6 +82,7 @@ def work_off(
             on_job(job, number, len(todo))
         started = time.perf_counter()
         trained = train(job.recipe, runs, resume=job.run, watcher=watcher, progress=progress)
+        trained.run.drop_state()
         if job.state == "new":
             duration_s = time.perf_counter() - started
             write_json(trained.run.folder / _TIMING, {"duration_s": duration_s})

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from calmctl.errors import CheckpointError
 from calmctl.model.aligned import AlignedModel
+from calmctl.model.preprocess import fingerprint
+from calmctl.model.spec import read_spec
 from calmctl.tensorfiles import load_tensors, save_tensors
 
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
@@ -75,6 +77,7 @@ def save_state(
             "history": position.history or [],
             "left_out": position.left_out,
             "processes": position.processes,
+            "backbone": fingerprint(model.backbone),
         },
     )
 
@@ -86,6 +89,9 @@ def load_state(path: Path, model: AlignedModel, optimizer: torch.optim.Optimizer
     """
     tensors, metadata = load_tensors(path, what="checkpoint")
     position = _position(metadata, source=str(path))
+    spec = read_spec(metadata, source=str(path))
+    if spec is not None:
+        model.backbone.spec.require_reading(spec, source=str(path))
     load_weights(model, _under(tensors, _MODEL), source=str(path))
     state = optimizer.state
     for name, parameter in model.named_parameters():
@@ -111,7 +117,7 @@ def save_weights(path: Path, model: AlignedModel, *, slim: bool, about: dict[str
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not (slim and name.startswith(TRAINING_ONLY))
     }
-    save_tensors(path, state, {**about, "backbone": model.backbone.identity, "slim": slim})
+    save_tensors(path, state, {**about, "backbone": fingerprint(model.backbone), "slim": slim})
 
 
 def load_weights(model: AlignedModel, state: dict[str, Tensor], *, source: str) -> None:

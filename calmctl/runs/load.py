@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.errors import CheckpointError
+from calmctl.model.backbone import Backbone
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
-from calmctl.model.weights import load_backbone
+from calmctl.model.spec import read_spec
+from calmctl.model.weights import build_backbone, build_unrecorded
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_weights
 from calmctl.runs.folder import Run
@@ -48,15 +49,23 @@ def load_captioner(run: Run, which: str, device: torch.device) -> CaptionModel:
     return model
 
 
+def load_towers(run: Run) -> Backbone:
+    """The two towers of a run of either task, as its best weights have them and without any adapter."""
+    return _load(run, "best", torch.device("cpu")).backbone
+
+
 def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionModel:
-    path = run.weights(which)
+    path = run.trained_weights(which)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; finish the run with: calmctl train --resume {run.folder}")
     recipe = run.recipe()
     state, metadata = load_tensors(path, what=f"run {run.folder}")
-    # The towers' weights are in the checkpoint: the file they once started from is not needed any more.
-    backbone = load_backbone(recipe.backbone.model, None)
-    vocabulary = load_vocabulary(run.vocabulary)
+    # The towers' weights are in the checkpoint, and so is what they are: the model's name and the file that they once
+    # started from are not asked any more.
+    spec = read_spec(metadata, source=str(path))
+    keys = recipe.backbone
+    backbone = build_backbone(spec) if spec else build_unrecorded(keys.model, keys.weights)
+    vocabulary = run.anchors()
     if bool(metadata.get("slim")):
         recipe = without_alignment(recipe)
     model: CalmModel | CaptionModel
@@ -68,8 +77,6 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     else:
         model = build_model(recipe, vocabulary, backbone)
     load_weights(model, state, source=str(path))
-    origin = metadata.get("backbone")
-    model.backbone.identity |= {"weights": origin.get("weights") if isinstance(origin, dict) else None}
     return model.eval().to(device)
 
 

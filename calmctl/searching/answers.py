@@ -26,9 +26,12 @@ class Hit:
         score: The head's cosine, in float64.
         clip: Its id.
         file: Where it lies; None where only its features are known.
-        start_s: Where the clip begins in its file.
-        end_s: Where it ends; None where only its features are known.
+        start_s: When the clip begins by its file's own clock, as a player shows it; from the file's first frame where
+            only features are known.
+        end_s: When it ends; None where only its features are known.
         shared: The strongest shared anchors; None where they were not asked for.
+        neighbours: Windows that overlap or adjoin this one and score less: the same moment, so no hits of their own.
+        begins_s: When the file's first frame is shown by that clock.
     """
 
     rank: int
@@ -38,6 +41,8 @@ class Hit:
     start_s: float
     end_s: float | None
     shared: tuple[Shared, ...] | None = None
+    neighbours: int = 0
+    begins_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for programs."""

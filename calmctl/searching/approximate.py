@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -14,20 +14,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.data.store import FeatureStore
-from calmctl.errors import BadInput
-from calmctl.files import write_bytes, write_json
+from calmctl.errors import BadInput, RunFailed
+from calmctl.files import write_bytes
 from calmctl.model.adapter import FeatureAdapter
 from calmctl.model.heads.meanp import mean_video
 from calmctl.searching.exact import Best, Judge, select
-from calmctl.searching.index import FOLDER, Progress, SearchIndex
+from calmctl.searching.index import Progress, SearchIndex
 from calmctl.searching.mapped import ShardRows
-from calmctl.searching.marks import ABOUT, generation, read_about, remove_stale, require_whole
+from calmctl.searching.marks import (
+    About,
+    cache_folder,
+    described,
+    generation,
+    made_here,
+    read_about,
+    remove_stale,
+    require_whole,
+    write_about,
+)
 from calmctl.searching.products import products
 from calmctl.searching.scorers import FrameReader, Scorer, adapted, table_key
 
 CANDIDATES = 1000
 """Clips that the first stage passes on (our choice; docs/search.md measures it)."""
 
+_GRAPH = "means"
 _ROW_BITS = 20  # a key of the graph is a shard's number, then so many bits for the row in it
 
 
@@ -37,12 +48,13 @@ class Graph:
     Attributes:
         made: Clips that this opening added; the others were there.
         path: Its file.
+        not_kept: Why it is in memory alone, or None.
     """
 
-    def __init__(self, index: Any, keys: np.ndarray, path: Path, made: int) -> None:
+    def __init__(self, index: Any, keys: np.ndarray, path: Path, made: int, not_kept: str | None) -> None:
         """Use `open_graph`."""
         self._index, self._keys = index, keys
-        self.path, self.made = path, made
+        self.path, self.made, self.not_kept = path, made, not_kept
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -63,43 +75,54 @@ def open_graph(
     index: SearchIndex,
     adapter: FeatureAdapter | None,
     progress: Progress | None = None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Graph:
     """Open the graph over a store's clips, made or brought up to date first where that is needed.
 
     Raises:
         BadInput: usearch is not installed.
         StoreError: A shard is damaged.
-        RunFailed: The graph cannot be written.
     """
     usearch = require_usearch()
     key = table_key("mean-pooled graph", None, adapter)
-    folder = store.path / FOLDER / key[:16]
-    old = read_about(folder, key)
-    stats = require_whole(store, shards, old["shards"] if old else {})
-    path = folder / f"means-{generation(shards)}.usearch"
     keys = [_keys(shard.group, shard.rows) for shard in shards]
-    graph = _restore(usearch, folder, old, view=old is not None and old.get("graph") == path.name)
-    known: dict[str, Any] = old["shards"] if old is not None and graph is not None else {}
-    changed = {name for name in {**known, **stats} if known.get(name, [None])[0] != stats.get(name, [None])[0]}
-    made = 0
-    if graph is None or changed:
-        graph = graph or usearch.Index(ndim=index.frames.dim, metric="ip", dtype="f16")
-        gone = [np.array(old["keys"][name], np.uint64) for name in known if name in changed] if old else []
-        if gone:
-            graph.remove(np.concatenate(gone))
-        total = sum(len(shard.rows) for shard in shards if shard.name in changed)
+    wanted = np.concatenate(keys)
+    with cache_folder(store, key, on_wait) as (folder, not_kept):
+        old = read_about(folder, key)
+        stats = require_whole(store, shards, old.shards if old else {})
+        path = folder / f"means-{generation(shards)}.usearch"
+        file = made_here(folder, old, _GRAPH)
+        if file == path:
+            graph = _restore(usearch, file, index.frames.dim, view=True)
+            if graph is not None and _holds(graph, wanted):
+                return Graph(graph, wanted, path, 0, not_kept)
+        graph = None if file is None or file == path else _restore(usearch, file, index.frames.dim, view=False)
+        known = {name: stat.mark for name, stat in old.shards.items()} if old and graph is not None else {}
+        changed = [shard.name for shard in shards if known.get(shard.name) != stats[shard.name].mark]
+        if graph is None:
+            graph = usearch.Index(ndim=index.frames.dim, metric="ip", dtype="f16")
+        else:
+            kept = [some for shard, some in zip(shards, keys, strict=True) if shard.name not in changed]
+            present = np.asarray(graph.keys[:]).astype(np.int64)
+            gone = np.setdiff1d(present, np.concatenate([np.empty(0, np.int64), *kept]))
+            if len(gone):
+                graph.remove(gone.astype(np.uint64))
+        made, total = 0, sum(len(shard.rows) for shard in shards if shard.name in changed)
         for shard, some, (start, stop) in zip(shards, keys, pairwise(index.frames.starts.tolist()), strict=True):
             if shard.name in changed:
                 graph.add(some.astype(np.uint64), _means(adapter, index, start, stop))
                 made += stop - start
                 if progress is not None:
                     progress(made, total)
-        write_bytes(path, graph.save())
-        listed = {shard.name: some.tolist() for shard, some in zip(shards, keys, strict=True)}
-        write_json(folder / ABOUT, {"key": key, "shards": stats, "graph": path.name, "keys": listed})
-        remove_stale(folder, "means-*.usearch", {path})
-        graph = usearch.Index.restore(str(path), view=True)
-    return Graph(graph, np.concatenate(keys), path, made)
+        if not_kept is None:
+            try:
+                write_bytes(path, graph.save())
+                write_about(folder, About(key=key, shards=stats, files={_GRAPH: described(path)}))
+                remove_stale(folder, "means-*.usearch", {path})
+                graph = usearch.Index.restore(str(path), view=True)
+            except RunFailed as fault:
+                not_kept = str(fault)
+        return Graph(graph, wanted, path, made, not_kept)
 
 
 def search_two_stage(
@@ -170,12 +193,15 @@ def _keys(group: int, rows: Sequence[int]) -> np.ndarray:
     return np.array(rows, np.int64) + (group << _ROW_BITS)
 
 
-def _restore(usearch: Any, folder: Path, about: dict[str, Any] | None, *, view: bool) -> Any:
-    """The graph that `about` speaks of; None where its file is gone or is none."""
-    path = folder / Path(str((about or {}).get("graph"))).name
-    if about is None or "keys" not in about or not path.is_file():
-        return None
+def _restore(usearch: Any, path: Path, dim: int, *, view: bool) -> Any:
+    """The graph in a file that was written here; None where it is none after all."""
     try:
-        return usearch.Index.restore(str(path), view=view)
+        graph = usearch.Index.restore(str(path), view=view)
     except (ValueError, RuntimeError):
         return None
+    return graph if graph is not None and graph.ndim == dim else None
+
+
+def _holds(graph: Any, keys: np.ndarray) -> bool:
+    """Whether a graph has exactly these clips."""
+    return np.array_equal(np.sort(np.asarray(graph.keys[:]).astype(np.int64)), keys)

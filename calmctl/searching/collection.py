@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,18 @@ from calmctl.data.layout import VideoFiles
 from calmctl.data.samples import Clip, Dataset, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_format import INDEX, shard_file
-from calmctl.data.store_writer import source_of
-from calmctl.errors import DatasetError, StoreError
+from calmctl.data.store_writer import is_unchanged, read_sources, record_origin
+from calmctl.errors import DatasetError, RunFailed, StoreError
 from calmctl.extraction.extract import extract
 from calmctl.files import sha256_bytes
 from calmctl.model.preprocess import fingerprint
 from calmctl.searching.mapped import ShardRows, searched_rows
 from calmctl.searching.seeker import BARE_FRAMES, Seeker
 from calmctl.searching.windows import windows_of
-from calmctl.tensorfiles import read_metadata
 
 Progress = Callable[[str, int, int], None]
 STORES = Path("features") / "search"
+WAITING = "waiting for another search"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def open_collection(
     Raises:
         StoreError: The store is of another backbone or number of frames, or damaged.
         DatasetError: There is nothing to search, or nothing of it can be decoded.
+        RunFailed: New features cannot be kept in `stores`.
     """
     if (where / INDEX).is_file():
         if window_s is not None:
@@ -131,22 +133,23 @@ def _open_folder(
     clips = [Clip(key, path) for key, path in files if isinstance(path, Path)]
     left_out = [LeftOut(key, fault) for key, fault in files if isinstance(fault, str)]
     if not files:
-        why = "".join(f" ({each.id}: {each.reason})" for each in found.unread[:1])
-        passed_over = f" ({found.passed_over()})" if found.others else ""
-        raise DatasetError(
-            f"{folder}: there is no video in it{why}{passed_over}; name another folder or a feature store with --in"
-        )
+        raise DatasetError(f"{folder}: {found.no_video()}; name another folder or a feature store with --in")
     n_frames = seeker.n_frames or BARE_FRAMES
     backbone = fingerprint(seeker.model.backbone)
-    path = stores / _store_name(
-        folder, {key: backbone[key] for key in backbone if key != "weights"}, n_frames, window_s, stride_s
-    )
+    path = stores / _store_name(folder, backbone, n_frames, window_s, stride_s)
     if window_s is not None:
         clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
         left_out += unmeasured
     extracted = 0
     if clips and (verify or not _is_current(path, clips)):
-        dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())})
+        dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())}, folder=folder)
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not os.access(existing, os.W_OK):
+            raise RunFailed(
+                f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --features"
+            )
+        if (path / INDEX).is_file():  # its name says whose it is, also that of a store from before there was a record
+            record_origin(path, folder)
         report = extract(
             dataset,
             seeker.model.backbone,
@@ -155,6 +158,7 @@ def _open_folder(
             dtype="float16",
             device=seeker.device,
             on_progress=lambda step: progress(step.unit, step.done, step.total) if progress and step.total else None,
+            on_wait=lambda: progress(WAITING, 0, 1) if progress else None,
         )
         extracted = report.clips_extracted
     wanted = {clip.id: clip for clip in clips}
@@ -177,24 +181,27 @@ def _store_name(
 ) -> str:
     """The name of a folder's store: every backbone, number of frames and cutting has one of its own."""
     whole = folder.resolve()
-    weights = backbone["parameters_sha256"]
-    text = json.dumps([str(whole), backbone["model"], weights, n_frames, window_s, stride_s], sort_keys=True)
+    # The same weights with other pixel statistics are another backbone.
+    keys = ("model", "parameters_sha256", "activation", "image_size", "mean", "std", "interpolation", "resize")
+    text = json.dumps([str(whole), [backbone[key] for key in keys], n_frames, window_s, stride_s])
     return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
 
 
 def _is_current(path: Path, clips: list[Clip]) -> bool:
-    """Whether a store has exactly these clips, each extracted from the file as it is now (size, time of change)."""
+    """Whether a store has exactly these clips, each extracted from the file as it is now."""
     try:
         store = FeatureStore.open(path)
         split = store.split("test")
         if {*split.ids, *(clip.id for clip in split.left_out)} != {clip.id for clip in clips}:
             return False
-        sources: dict[str, object] = {}
+        current = {clip.id: clip for clip in clips}
         for group in range(len(store.groups("frames"))):
             if store.entry("frames", group) is None:
                 return False
-            metadata = read_metadata(path / shard_file("frames", group), what="feature store", error=StoreError)
-            sources |= metadata.get("sources", {})
-    except StoreError:
+            sources, since_ns = read_sources(path / shard_file("frames", group))
+            for key in store.groups("frames")[group]:
+                if key in current and not is_unchanged(current[key], sources.get(key), since_ns):
+                    return False
+    except (StoreError, OSError):
         return False
-    return all(sources.get(clip.id) == source_of(clip) for clip in clips)
+    return True

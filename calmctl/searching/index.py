@@ -1,7 +1,7 @@
 """What a search keeps beside a feature store: tables that follow from the features and one head's weights.
 
     STORE/search/KEY/
-      about.json                   which shards the files below are made of, by digest
+      about.json                   digests: of the files below, and of the shards that they are made of
       GENERATION-NAME.npy          one tensor of the scorer's table, [N, ...] float32, one row a clip
 
 Nothing here is more than a cache: it follows from the store, is brought up to date shard by shard, and may be deleted.
@@ -15,19 +15,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from calmctl.data.store import FeatureStore
-from calmctl.files import write_atomic, write_json
+from calmctl.errors import RunFailed
+from calmctl.files import write_atomic
 from calmctl.model.heads.base import VideoTable
 from calmctl.searching.mapped import MappedFrames, ShardRows
-from calmctl.searching.marks import ABOUT, generation, read_about, remove_stale, require_whole, shard_mark
+from calmctl.searching.marks import (
+    About,
+    ShardStat,
+    cache_folder,
+    described,
+    generation,
+    made_here,
+    read_about,
+    remove_stale,
+    require_whole,
+    shard_mark,
+    write_about,
+)
 from calmctl.searching.scorers import Scorer
 
-FOLDER = "search"
 Progress = Callable[[int, int], None]
 
 
@@ -40,12 +52,14 @@ class SearchIndex:
         columns: The tensors of the table, [N, ...] float32, as memory maps.
         folder: Where the index lies.
         made: Clips whose table was made by this opening; the others were there.
+        not_kept: Why the table could not be kept there, or None.
     """
 
     frames: MappedFrames
     columns: Mapping[str, np.ndarray]
     folder: Path
     made: int
+    not_kept: str | None = None
 
     def table(self, where: slice | np.ndarray, device: torch.device) -> VideoTable:
         """The scorer's table of some clips; of a slice nothing is copied."""
@@ -53,26 +67,35 @@ class SearchIndex:
 
 
 def open_index(
-    store: FeatureStore, shards: Sequence[ShardRows], scorer: Scorer, progress: Progress | None = None
+    store: FeatureStore,
+    shards: Sequence[ShardRows],
+    scorer: Scorer,
+    progress: Progress | None = None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> SearchIndex:
     """Open the index of a scorer over a store, made or brought up to date first where that is needed.
 
+    Args:
+        store: The features.
+        shards: The clips of it that are searched.
+        scorer: Whose table it is.
+        progress: Called with clips done and clips in all.
+        on_wait: Called before waiting for another process that makes the same index.
+
     Raises:
         StoreError: A shard is damaged.
-        RunFailed: The index cannot be written.
     """
-    folder = store.path / FOLDER / scorer.key[:16]
     sample = scorer.table(torch.ones(store.shape("frames", 1), device=scorer.device))
     shapes = {name: tuple(part.shape[1:]) for name, part in sample.items()}
-    old = read_about(folder, scorer.key)
-    stats = require_whole(store, shards, old["shards"] if old else {})
-    frames = MappedFrames(store, shards)
-    name = generation(shards)
-    kept = _kept_rows(folder, old, shapes)
-    new = {shard.name for shard in shards if kept.get(shard.name, (None,))[0] != shard_mark(shard)}
-    made = sum(len(shard.rows) for shard in shards if shard.name in new)
-    files = {column: folder / f"{name}-{column}.npy" for column in shapes}
-    if new or not all(file.is_file() for file in files.values()):
+    with cache_folder(store, scorer.key, on_wait) as (folder, not_kept):
+        old = read_about(folder, scorer.key)
+        stats = require_whole(store, shards, old.shards if old else {})
+        frames = MappedFrames(store, shards)
+        name = generation(shards)
+        kept = _kept_rows(folder, old, shapes)
+        new = {shard.name for shard in shards if kept.get(shard.name, (None,))[0] != shard_mark(shard)}
+        made = sum(len(shard.rows) for shard in shards if shard.name in new)
+        files = {column: folder / f"{name}-{column}.npy" for column in shapes}
 
         def parts() -> Iterator[list[np.ndarray]]:
             done = 0
@@ -88,12 +111,50 @@ def open_index(
                 if progress is not None:
                     progress(done, made)
 
-        _write_columns(files, shapes, len(frames), parts())
-    if old is None or old.get("generation") != name or old["shards"] != stats:
-        write_json(folder / ABOUT, {"key": scorer.key, "generation": name, "shards": stats})
+        current = old is not None and {file.name for file in old.files.values()} == {f.name for f in files.values()}
+        if not new and current:
+            if not_kept is None and old is not None and old.shards != stats:  # the same content in other files
+                not_kept = _try(lambda: write_about(folder, old.model_copy(update={"shards": stats})))
+            return SearchIndex(frames, {column: _mapped(file) for column, file in files.items()}, folder, 0, not_kept)
+        if not_kept is None:
+            not_kept = _try(lambda: _keep(folder, scorer.key, stats, files, shapes, len(frames), parts()))
+        if not_kept is None:
+            return SearchIndex(frames, {column: _mapped(file) for column, file in files.items()}, folder, made, None)
+        # Where nothing can be kept the table is made for this search alone, in memory.
+        blocks = [np.empty((len(frames), *shape), np.float32) for shape in shapes.values()]
+        for part, (start, stop) in zip(parts(), pairwise(frames.starts.tolist()), strict=True):
+            for block, values in zip(blocks, part, strict=True):
+                block[start:stop] = values
+        return SearchIndex(frames, dict(zip(shapes, blocks, strict=True)), folder, made, not_kept)
+
+
+def _try(write: Callable[[], object]) -> str | None:
+    try:
+        write()
+    except RunFailed as fault:
+        return str(fault)
+    return None
+
+
+def _keep(
+    folder: Path,
+    key: str,
+    stats: dict[str, ShardStat],
+    files: Mapping[str, Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    rows: int,
+    parts: Iterator[list[np.ndarray]],
+) -> None:
+    """Write the columns, then what they are, then remove those of before."""
+    _write_columns(files, shapes, rows, parts)
+    described_files = {column: described(file) for column, file in files.items()}
+    write_about(folder, About(key=key, shards=stats, files=described_files))
     remove_stale(folder, "*.npy", set(files.values()))
-    columns = {column: np.load(file, mmap_mode="c", allow_pickle=False) for column, file in files.items()}
-    return SearchIndex(frames, columns, folder, made)
+
+
+def _mapped(file: Path) -> np.ndarray:
+    column: np.ndarray = np.load(file, mmap_mode="c", allow_pickle=False)
+    return column
 
 
 def _write_columns(
@@ -116,22 +177,24 @@ def _write_columns(
 
 
 def _kept_rows(
-    folder: Path, about: dict[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
+    folder: Path, about: About | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[str, list[np.ndarray]]]:
     """The rows of each shard in the columns of before, with the mark of what they were made of."""
     if about is None:
         return {}
-    starts = np.cumsum([0, *(stat[1] for stat in about["shards"].values())])
+    starts = np.cumsum([0, *(stat.rows for stat in about.shards.values())])
     columns = []
     for column, shape in shapes.items():
-        file = folder / Path(f"{about.get('generation')}-{column}.npy").name
+        file = made_here(folder, about, column)
+        if file is None:
+            return {}
         try:
             columns.append(np.load(file, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return {}
-        if columns[-1].shape != (starts[-1], *shape):
+        if columns[-1].shape != (starts[-1], *shape) or columns[-1].dtype != np.dtype("<f4"):
             return {}
     return {
-        name: (stat[0], [column[start:stop] for column in columns])
-        for (name, stat), (start, stop) in zip(about["shards"].items(), pairwise(starts.tolist()), strict=True)
+        name: (stat.mark, [column[start:stop] for column in columns])
+        for (name, stat), (start, stop) in zip(about.shards.items(), pairwise(starts.tolist()), strict=True)
     }

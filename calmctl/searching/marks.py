@@ -1,47 +1,149 @@
-"""What an index was made of, and whether the store still is that."""
+"""The caches of a search: what they were made of, and whether that and they themselves are still the same.
+
+Tables and graphs lie beside a store, and a store may come from anybody. A cache is believed only where `about.json` is
+whole and fits the question, every file in it has the digest that is told there, and has the stamp as well that the
+system gave it when it was written here: no file that came with a store has that. Whatever else lies there is made
+again, and is never opened by native code.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calmctl.data.store import FeatureStore
-from calmctl.errors import StoreError
-from calmctl.files import read_json, sha256_bytes
+from calmctl.data.store_format import Digest
+from calmctl.errors import RunFailed, StoreError
+from calmctl.files import (
+    locked,
+    make_folder,
+    read_json,
+    remove_unfinished,
+    sha256_bytes,
+    sha256_file,
+    stamp,
+    write_json,
+)
 from calmctl.searching.mapped import ShardRows
 
-ABOUT = "about.json"
-Stats = dict[str, list[Any]]
-"""Of each shard's file: its mark, how many rows are searched, its size in bytes and its time of change in ns."""
+FOLDER = "search"
+_ABOUT = "about.json"
 
 
-def read_about(folder: Path, key: str) -> dict[str, Any] | None:
-    """What an index says it was made of; None where there is none that fits, which is then made."""
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ShardStat(_Part):
+    """A shard: what its rows in the cache depend on, how many these are, and the stamp of its file when checked."""
+
+    mark: Digest
+    rows: Annotated[int, Field(ge=0)]
+    stamp: list[int]
+
+
+class FileStat(_Part):
+    """A file of the cache."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    sha256: Digest
+    stamp: list[int]
+
+
+class About(_Part):
+    """`about.json`.
+
+    Attributes:
+        key: What the cache depends on beside the features.
+        shards: What it was made of, by name, in order.
+        files: What it consists of, by what it is for.
+    """
+
+    version: Literal[2] = 2
+    key: Digest
+    shards: dict[str, ShardStat]
+    files: dict[str, FileStat]
+
+
+def read_about(folder: Path, key: str) -> About | None:
+    """What a cache says about itself; None where there is none that is whole and fits, which is then made."""
     try:
-        about = read_json(folder / ABOUT, what="search index", error=StoreError)
-    except StoreError:
+        content = read_json(folder / _ABOUT, what="search index", error=StoreError)
+        digest = content.pop("sha256", None) if isinstance(content, dict) else None
+        about = About.model_validate(content)
+    except (StoreError, ValidationError):
         return None
-    return about if isinstance(about, dict) and about.get("key") == key and "shards" in about else None
+    return about if about.key == key and digest == _digest(about) else None
 
 
-def require_whole(store: FeatureStore, shards: Sequence[ShardRows], known: Mapping[str, Any]) -> Stats:
-    """The `Stats` of the shards as they are now; `known` are those of the last time.
+def write_about(folder: Path, about: About) -> None:
+    """Write it, with its own digest. Raises `RunFailed` when it cannot."""
+    write_json(folder / _ABOUT, {**about.model_dump(), "sha256": _digest(about)})
+
+
+def _digest(about: About) -> str:
+    return sha256_bytes(json.dumps(about.model_dump(), sort_keys=True).encode("ascii"))
+
+
+def described(path: Path) -> FileStat:
+    """What `about.json` says of a file that was just written."""
+    return FileStat(name=path.name, sha256=sha256_file(path), stamp=stamp(path))
+
+
+def made_here(folder: Path, about: About | None, what: str) -> Path | None:
+    """The cache's file for `what`, if it is the very one that was written here and still has its content."""
+    file = None if about is None else about.files.get(what)
+    if file is None:
+        return None
+    path = folder / file.name
+    try:
+        whole = stamp(path) == file.stamp and not path.is_symlink() and sha256_file(path) == file.sha256
+    except OSError:
+        return None
+    return path if whole else None
+
+
+@contextmanager
+def cache_folder(store: FeatureStore, key: str, on_wait: Callable[[], None]) -> Iterator[tuple[Path, str | None]]:
+    """The folder of a cache, held by this process, and why nothing can be kept in it, or None.
+
+    What a killed process was writing there is removed.
+    """
+    folder = store.path / FOLDER / key[:16]
+    reason = None
+    with ExitStack() as held:
+        try:
+            if folder.is_symlink() or folder.parent.is_symlink():  # of a stranger's store, to a folder of one's own
+                raise RunFailed(f"cannot write {folder}: it is a link to elsewhere")
+            make_folder(folder)
+            held.enter_context(locked(folder, RunFailed(f"{folder} is in use"), on_wait))
+            remove_unfinished(folder)
+        except RunFailed as fault:
+            reason = str(fault)
+        yield folder, reason
+
+
+def require_whole(
+    store: FeatureStore, shards: Sequence[ShardRows], known: Mapping[str, ShardStat]
+) -> dict[str, ShardStat]:
+    """The shards as they are now; `known` is what was checked the last time.
 
     A file that is not the one whose digest was checked when the index was made is checked now.
 
     Raises:
         StoreError: A shard's digest is not the one in the store's index.
     """
-    stats: Stats = {}
+    stats: dict[str, ShardStat] = {}
     for shard in shards:
         try:
-            status = (store.path / shard.name).stat()
+            stat = ShardStat(mark=shard_mark(shard), rows=len(shard.rows), stamp=stamp(store.path / shard.name))
         except OSError:
-            status = None
-        stat = [shard_mark(shard), len(shard.rows), status.st_size, status.st_mtime_ns] if status else None
+            stat = None
         if stat is None or known.get(shard.name) != stat:
             _, fault = store.shard("frames", shard.group)
             if fault is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -20,7 +20,7 @@ from calmctl.model.heads.base import FusionHead
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.searching.answers import Answer, Found, Hit, Shared
 from calmctl.searching.approximate import CANDIDATES, Graph, open_graph, search_two_stage
-from calmctl.searching.collection import Collection
+from calmctl.searching.collection import WAITING, Collection
 from calmctl.searching.exact import Best, Judge, search_exact
 from calmctl.searching.index import SearchIndex, open_index
 from calmctl.searching.recall import Recall, measure_recall
@@ -33,11 +33,16 @@ _SHARED = 3
 
 
 class Search:
-    """A seeker over a collection; tables are made when they are first needed."""
+    """A seeker over a collection; tables are made when they are first needed.
+
+    Attributes:
+        not_kept: Why tables could not be kept for the next search, or None.
+    """
 
     def __init__(self, seeker: Seeker, collection: Collection, progress: Progress | None = None) -> None:
         self.seeker, self.collection = seeker, collection
         self._progress = progress
+        self.not_kept: str | None = None
         self._scorer, self._judge, self._index = self._open(seeker.model.head)
         self._graph: Graph | None = None
 
@@ -63,14 +68,15 @@ class Search:
             BadInput: `approximate` without usearch.
         """
         texts = self._texts(queries)
+        asked = self._asked(top)
         if approximate:
-            best = self._two_stage(texts, top, candidates)
-            some = min(max(top, candidates), len(self))
+            best = self._two_stage(texts, asked, candidates)
+            some = min(max(asked, candidates), len(self))
             method = f"two-stage: the {some:,} of {self._size} nearest by mean pooling (usearch), then the head"
         else:
-            best = self._exact(texts, top)
+            best = self._exact(texts, asked)
             method = f"exact: the head's score of all {self._size}"
-        return self._found(queries, best, method, texts)
+        return self._found(queries, best, top, method, texts)
 
     def similar(self, clip: Clip, top: int) -> Found:
         """The `top` clips that look most like a video: heads compare sentences with videos, so mean pooling does it.
@@ -82,12 +88,14 @@ class Search:
         frames = self.seeker.adapted(self.seeker.video(clip, index.frames.n_frames))
         query = head.video_table(frames)["video"].cpu()
         own = {key for key, each in self.collection.clips.items() if _same(each.path, clip.path)}
-        (best,) = search_exact(index, scorer, judge, query, top + len(own), progress=self._telling("scoring clips"))
+        asked = self._asked(top) + len(own)
+        (best,) = search_exact(index, scorer, judge, query, asked, progress=self._telling("scoring clips"))
         kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if index.frames.ids[p] not in own]
-        chosen = Best(tuple(p for p, _ in kept[:top]), tuple(s for _, s in kept[:top]))
+        chosen = Best(tuple(p for p, _ in kept), tuple(s for _, s in kept))
         return self._found(
             [str(clip.path)],
             [chosen],
+            top,
             f"exact: cosines of mean-pooled frames, {self._size}",
             None,
         )
@@ -115,14 +123,18 @@ class Search:
         """The first stage, made when it is first needed."""
         if self._graph is None:
             store, shards, adapter = self.collection.store, self.collection.shards, self.seeker.model.adapter
-            self._graph = open_graph(store, shards, self._index, adapter, self._telling("building the graph"))
+            telling = self._telling("building the graph")
+            self._graph = open_graph(store, shards, self._index, adapter, telling, self._waiting)
+            self.not_kept = self.not_kept or self._graph.not_kept
         return self._graph
 
     def _open(self, head: FusionHead) -> tuple[Scorer, Judge, SearchIndex]:
         model, store = self.seeker.model, self.collection.store
         shape = (store.header.n_frames, store.dim)
         scorer = choose_scorer(head, model.adapter, self.seeker.device, shape)
-        index = open_index(store, self.collection.shards, scorer, self._telling("indexing clips"))
+        telling = self._telling("indexing clips")
+        index = open_index(store, self.collection.shards, scorer, telling, self._waiting)
+        self.not_kept = self.not_kept or index.not_kept
         return scorer, Judge(head, model.adapter), index
 
     def _texts(self, queries: Sequence[str]) -> Tensor:
@@ -137,22 +149,54 @@ class Search:
             self._index, self._scorer, self._judge, self.graph, texts, sentences, top, candidates=candidates
         )
 
+    def _waiting(self) -> None:
+        if self._progress is not None:
+            self._progress(WAITING, 0, 1)
+
     def _telling(self, what: str) -> Callable[[int, int], None] | None:
         tell = self._progress
         return None if tell is None else lambda done, total: tell(what, done, total)
 
-    def _found(self, queries: Sequence[str], best: Sequence[Best], method: str, texts: Tensor | None) -> Found:
+    def _asked(self, top: int) -> int:
+        """How many clips hold the `top` best moments: each may have all its neighbours before the next one."""
+        if self.collection.unit != "window":
+            return top
+        return min(len(self), top * (1 + _most_neighbours(self.collection.clips.values())))
+
+    def _moments(self, best: Best, top: int) -> tuple[Best, list[int]]:
+        """The `top` best of which none is a neighbour of a better one, and how many neighbours each had."""
+        if self.collection.unit != "window":
+            return Best(best.positions[:top], best.scores[:top]), [0] * min(top, len(best.positions))
+        kept: list[tuple[int, float, Clip]] = []
+        beside: list[int] = []
+        for position, score in zip(best.positions, best.scores, strict=True):
+            clip = self.collection.clips[self._index.frames.ids[position]]
+            near = next((n for n, (_, _, better) in enumerate(kept) if _neighbours(clip, better)), None)
+            if near is not None:
+                beside[near] += 1
+            elif len(kept) < top:
+                kept.append((position, score, clip))
+                beside.append(0)
+        return Best(tuple(position for position, _, _ in kept), tuple(score for _, score, _ in kept)), beside
+
+    def _found(
+        self, queries: Sequence[str], scored: Sequence[Best], top: int, method: str, texts: Tensor | None
+    ) -> Found:
         frames, collection = self._index.frames, self.collection
+        moments = [self._moments(each, top) for each in scored]
+        best = [each for each, _ in moments]
         times = times_of(collection, frames, sorted({p for each in best for p in each.positions}))
         answers = []
         for number, (query, each) in enumerate(zip(queries, best, strict=True)):
             shared = self._shared(None if texts is None else texts[number], each.positions)
             hits = []
+            beside = moments[number][1]
             for rank, (position, score) in enumerate(zip(each.positions, each.scores, strict=True)):
                 key = frames.ids[position]
-                clip, (start_s, end_s) = collection.clips.get(key), times[position]
+                clip, (start_s, end_s, begins_s) = collection.clips.get(key), times[position]
                 path = clip.path if clip else None
-                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, shared[rank] if shared else None))
+                why = shared[rank] if shared else None
+                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s))
             answers.append(Answer(query, tuple(hits)))
         size, unit = len(frames), collection.unit
         return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)
@@ -171,6 +215,28 @@ def shared_anchors(explainer: Explainer, text: Tensor, frames: Tensor) -> tuple[
     shared = compare(explainer.log_v(frames), explainer.log_s(text)).shared
     labels = explainer.vocabulary.texts
     return tuple(Shared(labels[k], float(shared[k])) for k in worth_saying(shared, _SHARED))
+
+
+def _neighbours(one: Clip, other: Clip) -> bool:
+    """Whether two windows of a file overlap or adjoin."""
+    if one.path != other.path:
+        return False
+    begin, end = max(one.start_s or 0.0, other.start_s or 0.0), min(one.end_s or np.inf, other.end_s or np.inf)
+    return bool(begin <= end + 1e-6)
+
+
+def _most_neighbours(windows: Iterable[Clip]) -> int:
+    """The largest number of windows that one of them can have as neighbours, on both its sides together."""
+    files: dict[Path, list[Clip]] = {}
+    for window in windows:
+        files.setdefault(window.path, []).append(window)
+    most = 0
+    for each in files.values():
+        starts = np.sort(np.array([window.start_s or 0.0 for window in each]))
+        ends = np.sort(np.array([window.end_s or np.inf for window in each]))
+        behind = np.searchsorted(starts, ends + 1e-6, side="right") - np.arange(1, len(starts) + 1)
+        most = max(most, 2 * int(behind.max()))
+    return most
 
 
 def _same(one: Path, other: Path) -> bool:

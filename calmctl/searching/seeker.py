@@ -35,7 +35,7 @@ class Seeker:
     """A model in evaluation mode that can search.
 
     Attributes:
-        name: For people: "runs/demo-001 (best on validation), head xpool".
+        name: For people: "runs/demo-001 (best on validation), head xpool, trained on demo, 1,500 clips".
         model: The model.
         n_frames: F of the clips it was trained on; None for a bare backbone, whose mean takes any number.
         device: Where it is.
@@ -76,7 +76,7 @@ def seek_with_run(run: Run, device: torch.device, *, why: bool = False) -> Seeke
     """
     explainer = explain_with_run(run, device) if why else None
     model = explainer.model if explainer else load_run(run, "best", device)
-    name = f"{run.folder} (best on validation), head {model.head.name}"
+    name = f"{run.folder} (best on validation), head {model.head.name}, {run.trained_on}"
     return Seeker(name, model, run.recipe().data.frames, device, explainer)
 
 
@@ -94,15 +94,18 @@ def seek_bare(
     Raises:
         CheckpointError: The weights are not at hand; the message names the ways out.
     """
+    named = backbone is not None or weights is not None
     backbone, weights = backbone or ZERO_SHOT_MODEL, weights or ZERO_SHOT_WEIGHTS
     try:
         explainer = explain_zero_shot(device, backbone=backbone, weights=weights) if why else None
         model = explainer.model if explainer else _bare_model(backbone, weights, device)
     except CheckpointError as fault:
+        if named:  # what is wrong is in the user's own words
+            raise
         raise CheckpointError(
             f"{fault}; here: give a .safetensors file with --weights, or search with a run ('calmctl demo' makes one)"
         ) from fault
-    return Seeker(f"{model.backbone.identity['model']} with {weights}, mean pooling", model, None, device, explainer)
+    return Seeker(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
 
 
 def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:

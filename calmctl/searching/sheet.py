@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from calmctl.data.samples import Clip
 from calmctl.explaining.html import pictures_of, render
-from calmctl.files import write_text
+from calmctl.files import PAGE, write_output
 from calmctl.searching.answers import Found, Hit
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -21,10 +23,36 @@ def write_sheet(found: Found, path: Path) -> None:
     for answer in found.answers:
         for hit in answer.hits:
             if hit.file is not None and hit.clip not in clips:
-                clips[hit.clip] = Clip(hit.clip, hit.file, hit.start_s, hit.end_s)
+                end_s = None if hit.end_s is None else hit.end_s - hit.begins_s
+                clips[hit.clip] = Clip(hit.clip, hit.file, max(hit.start_s - hit.begins_s, 0.0), end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
     best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
-    write_text(path, render("sheet.html.j2", _TEMPLATES, found=found, pictures=pictures, best=best, moment=moment))
+    page = render(
+        "sheet.html.j2",
+        _TEMPLATES,
+        found=found,
+        pictures=pictures,
+        best=best,
+        moment=moment,
+        address=lambda hit: address(hit, path.parent),
+    )
+    write_output(path, page, PAGE)
+
+
+def address(hit: Hit, folder: Path) -> str:
+    """Where a browser finds a hit from a page in `folder`, at its moment (a media fragment, `#t=start,end`).
+
+    The path is relative where both lie on one drive, so that a folder with its page can be moved or given away.
+    """
+    assert hit.file is not None
+    try:
+        found = Path(os.path.relpath(hit.file.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on Windows: another drive
+        return hit.file.resolve().as_uri()
+    # Without "./" a name such as "a:b.mp4" would be read as an address of its own.
+    where = quote(os.fsencode(found if found.startswith("../") else f"./{found}"))
+    end = "" if hit.end_s is None else f",{hit.end_s:.3f}".rstrip("0").rstrip(".")
+    return f"{where}#t={hit.start_s:.3f}".rstrip("0").rstrip(".") + end
 
 
 def moment(hit: Hit) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import numpy as np
 from calmctl.data.inspection import inspect
 from calmctl.data.samples import Clip, LeftOut
 from calmctl.data.workers import run_isolated
-from calmctl.errors import BadInput, VideoError
-from calmctl.files import read_json, write_json
+from calmctl.errors import BadInput, RunFailed, VideoError
+from calmctl.files import read_json, stamp, write_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,46 +58,56 @@ def windows_of(
         clips: Whole files.
         window_s: Length of a window in seconds.
         stride_s: Seconds between the beginnings of two.
-        cache: Where lengths are remembered, by size and time of change, because a long file takes seconds to measure.
+        cache: Where lengths are remembered, by the stamps of files, because a long file takes seconds to measure.
         progress: Called with what is done, files done and files in all.
     """
     known = _remembered(cache)
     seen = {clip.id: _stat(clip.path) for clip in clips}
-    unknown = [clip for clip in clips if known.get(clip.id, [None, None])[:2] != seen[clip.id]]
+    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != seen[clip.id]]
     for done, (clip, found) in enumerate(measure(unknown), start=1):
-        known[clip.id] = [*seen[clip.id], found]
+        known[clip.id] = [*seen[clip.id], *((found, 0.0) if isinstance(found, str) else found)]
         if progress is not None:
             progress("measuring videos", done, len(unknown))
     if unknown:
-        write_json(cache, {clip.id: known[clip.id] for clip in clips})
+        with suppress(RunFailed):  # they are measured again the next time
+            write_json(cache, {clip.id: known[clip.id] for clip in clips})
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
-        length = known[clip.id][2]
+        length, begins_s = known[clip.id][-2:]
         if isinstance(length, str):
             left_out.append(LeftOut(clip.id, length))
             continue
         for start, end in window_bounds(length, window_s, stride_s):
-            windows.append(Clip(f"{clip.id}#t={start:g},{end:g}", clip.path, start, end))
+            moment = ",".join(_to_ms(begins_s + each) for each in (start, end))
+            windows.append(Clip(f"{clip.id}#t={moment}", clip.path, start, end, begins_s))
     return windows, left_out
 
 
-def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, float | str]]:
-    """The length of every clip's file in seconds, or why it has none; in processes of their own."""
-    for clip, found in run_isolated(_duration, clips):
-        yield clip, str(found) if isinstance(found, VideoError) else float(found[0])
+def measure(clips: Iterable[Clip]) -> Iterable[tuple[Clip, tuple[float, float] | str]]:
+    """Every clip's file: its length and when it begins by its own clock, in seconds, or why it has none.
+
+    In processes of their own.
+    """
+    for clip, found in run_isolated(_extent, clips):
+        yield clip, str(found) if isinstance(found, VideoError) else (float(found[0]), float(found[1]))
 
 
-def _duration(clip: Clip) -> np.ndarray:
-    return np.array([inspect(clip.path).duration_s])
+def _extent(clip: Clip) -> np.ndarray:
+    source = inspect(clip.path)
+    return np.array([source.duration_s, source.begins_s])
+
+
+def _to_ms(time_s: float) -> str:
+    """A time to a millisecond, however long the video: windows begin at least 50 apart, so no two names are equal."""
+    return f"{time_s:.3f}".rstrip("0").rstrip(".")
 
 
 def _stat(path: Path) -> list[int]:
     try:
-        status = path.stat()
+        return stamp(path)
     except OSError:
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
+        return [0]
 
 
 def _remembered(cache: Path) -> dict[str, list[Any]]:
@@ -103,5 +115,12 @@ def _remembered(cache: Path) -> dict[str, list[Any]]:
         known = read_json(cache, what="lengths of videos")
     except BadInput:
         return {}
-    fits = isinstance(known, dict) and all(isinstance(each, list) and len(each) == 3 for each in known.values())
-    return known if fits else {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: each for key, each in known.items() if isinstance(each, list) and len(each) > 2 and _fits(*each[-2:])}
+
+
+def _fits(length: object, begins_s: object) -> bool:
+    """A number of seconds or why there is none, and when it begins."""
+    told = isinstance(length, str) or (isinstance(length, int | float) and 0 < length < inf)
+    return told and isinstance(begins_s, int | float) and -inf < begins_s < inf

@@ -51,7 +51,7 @@ class StreamedFrames:
 
     def blank(self) -> np.ndarray:
         """Gray frames."""
-        return np.full((self.data.frames, self.resize.size, self.resize.size, 3), 128, np.uint8)
+        return np.full((self.data.frames, *self.resize.shape, 3), 128, np.uint8)
 
     def _transform(self, epoch: int, position: int) -> FrameResize | CropFlip:
         if self.data.augment == "none":

@@ -39,6 +39,10 @@ class BatchSource(Protocol):
 class Watcher(Protocol):
     """Shows progress; the command line has one with a bar."""
 
+    def begin(self, run: Run, epochs: int) -> None:
+        """Called once, before the first clip is read: where the run is, and how many epochs it has."""
+        ...
+
     def step(self, done: int, total: int, loss: float) -> None:
         """Called after each step."""
         ...

@@ -12,7 +12,7 @@ import torch
 
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
-from calmctl.runs.folder import Run
+from calmctl.runs.folder import Run, export_metadata
 from calmctl.training.collapse import CollapseWatch
 from calmctl.training.job import Training
 from calmctl.training.optim import build_optimizer
@@ -112,7 +112,8 @@ def _finish_epoch(training: Training, position: Position) -> None:
     if position.best is None or validation["score"] > position.best["score"]:
         position.best = record
         save_weights(run.weights("best"), model, slim=False, about=about)
-        save_weights(run.weights("slim"), model, slim=True, about=about)
+        export = export_metadata(training.recipe, run.anchors())
+        save_weights(run.weights("slim"), model, slim=True, about={**about, **export})
     if position.epoch == training.recipe.optim.epochs:
         save_weights(run.weights("last"), model, slim=False, about=about)
     record = run.append_log({"step": position.step, "validation": validation, "epoch": position.epoch})

@@ -25,6 +25,7 @@ from calmctl.evaluation.encoding import (
 )
 from calmctl.model.calm import CalmModel
 from calmctl.model.caption import CaptionModel
+from calmctl.model.preprocess import fingerprint
 from calmctl.recipe import Recipe
 from calmctl.runs.lineage import dataset_name, weights_lineage
 from calmctl.training.batches import WHOLE, FeatureBatches, PairBatches, Share, store_batches, video_batches
@@ -161,6 +162,7 @@ class Prepared:
                 "anchors": len(self.vocabulary),
                 "digest": self.vocabulary.digest,
             },
+            "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }

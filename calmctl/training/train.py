@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -71,12 +72,17 @@ def train(
     prepared = together(world, lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
     part_random(world, recipe.seed)
-    with _held(run) if world.rank == 0 else nullcontext():
+    with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
         # What was tracked before goes on being tracked: resuming takes no options.
         tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
         tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
         if world.rank == 0:
             _describe(run, prepared)
+            if watcher:
+                watcher.begin(run, recipe.optim.epochs)
+        if watcher:
+            for text in prepared.model.backbone.notes:
+                watcher.warn(text)
         source = prepared.batches(progress, Share(world.rank, world.size))
         validation = _Validation(prepared, progress)
         position = run_training(
@@ -122,9 +128,16 @@ def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
 
 
 @contextmanager
-def _held(run: Run) -> Iterator[None]:
+def _held(run: Run, *, new: bool) -> Iterator[None]:
     """The run for this process alone; what interrupts the block says how to go on."""
-    with run.locked(), interruptible(how_to_resume(run)):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+        except RunFailed:
+            if new:  # nothing was begun in it
+                shutil.rmtree(run.folder, ignore_errors=True)
+            raise
+        stack.enter_context(interruptible(how_to_resume(run)))
         yield
 
 

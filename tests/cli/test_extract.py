@@ -160,7 +160,8 @@ def test_a_scheduler_s_signal_ends_it_with_one_sentence(
         main()
     shown, said = capsys.readouterr()
     assert ended.value.code == 1 and shown == "" and len(list(Path("features").rglob("*.safetensors"))) == 1
-    assert said.startswith("error: interrupted; what is extracted is kept; go on with") and said.count("\n") == 1
+    assert said.startswith("loading demo-clip ...\nerror: interrupted; what is extracted is kept; go on with")
+    assert said.count("\n") == 2
 
 
 def test_help_ends_in_commands_to_copy() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tensors(root / "bare.safetensors", load_backbone("demo-clip", None).clip.state_dict(), {})
     values = {
         "name": "tiny",
-        "data": {"dataset": "demo", "root": str(root), "frames": 2},
+        "data": {"dataset": "folder", "root": str(root), "frames": 2},
         "backbone": {"model": "demo-clip", "weights": None},
         "anchors": {"vocabulary": "shapes@1"},
         "head": {"kind": "xpool"},
@@ -112,7 +113,17 @@ def test_a_contact_sheet_and_windows(here, tmp_path):
     result = calmctl("a man talking", "--in", here, "--window", 0.2, "--html", page, "--top", 4)
     assert result.exit_code == 0 and page.read_text(encoding="utf-8").count("data:image/jpeg") == 12
     assert f"wrote {page.name}" in result.stderr.replace(f"{tmp_path}/", "").replace("\n", "")
-    assert "0.2 s to 0.4 s" in calmctl("x", "--in", here, "--window", 0.2, "--top", 99).stdout
+    # Neighbouring windows are one moment: none of a file's hits overlaps or adjoins another, and together they are all.
+    record = json.loads(calmctl("x", "--in", here, "--window", 0.2, "--top", 99, "--json").stdout)
+    hits = record["answers"][0]["hits"]
+    assert all(abs(hit["end_s"] - hit["start_s"] - 0.2) < 0.11 for hit in hits)
+    for one, other in combinations(hits, 2):
+        apart = one["start_s"] > other["end_s"] + 1e-6 or other["start_s"] > one["end_s"] + 1e-6
+        assert one["file"] != other["file"] or apart
+    assert record["clips"] == len(hits) + sum(hit["neighbours"] for hit in hits) > len(hits)
+    said = calmctl("x", "--in", here, "--window", 0.2, "--top", 99).stdout
+    assert "0.2 s to 0.4 s" in said or "0.0 s to 0.2 s" in said
+    assert "beside it" in said
 
 
 def test_the_other_directions(here, tmp_path):

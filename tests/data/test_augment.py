@@ -44,3 +44,8 @@ def test_about_half_of_the_clips_are_mirrored(flip):
         for result in (CropFlip(16, flip, (seed,))(ramp) for seed in range(200))
     ]
     assert (60 < sum(mirrored) < 140) == flip and (flip or not any(mirrored))
+
+
+def test_a_rectangle_has_its_height_first():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
+    assert CropFlip((16, 24), False, (1,))(frames).shape == (2, 16, 24, 3)

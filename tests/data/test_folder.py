@@ -194,3 +194,20 @@ def test_names_from_exact_to_loose(folder: Path) -> None:
         else:
             assert clips.id_of(name, "here") == clip_id
     assert clips.find("nothing") == "no video file of this name"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+@pytest.mark.parametrize("count", [1, 2, 3, 12, 25])
+def test_captions_that_were_written_are_read_back(tmp_path, suffix, count):
+    from calmctl.data.captions_file import read_captions, write_captions
+
+    said = {f"day 1/clip, {n:02d}.mp4": f'a "dog", {n} times\u3000é' for n in range(count)}
+    splits = write_captions(tmp_path / f"c{suffix}", said)
+    rows = read_captions(tmp_path / f"c{suffix}")
+    assert {row.video: row.captions[0] for row in rows} == said
+    told = [row.split for row in rows]
+    assert {name: told.count(name) for name in splits} == splits
+    if count > 2:  # a training can start from it
+        assert sum(splits.values()) == count and splits["val"] == splits["test"] >= 1 and splits["train"] >= 1
+    else:
+        assert splits == {} and set(told) == {None}

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from calmctl.data import inspection
 from calmctl.data.decode import probe, read_frames
 from calmctl.data.inspection import inspect
 from calmctl.data.readers import read_with_pyav
@@ -167,6 +169,59 @@ def test_many_lost_frames_are_damage(tmp_path: Path, movies: Any) -> None:
     source = inspect(path)
     with pytest.raises(VideoError, match="damaged: 7 or more of 60 frames"):
         read_with_pyav(source, frame_times(source.duration_s, 12))
+
+
+SHORT = {
+    "flv": {"codec": "flv", "b_frames": None},
+    "wmv": {"codec": "wmv2", "container": "asf", "b_frames": None},
+    "webm": {"codec": "libvpx", "b_frames": None},
+    "mkv": {"codec": "mpeg4", "container": "matroska", "b_frames": None},
+}
+
+
+@pytest.mark.parametrize("suffix", SHORT)
+@pytest.mark.parametrize("n_frames", [1, 2, 3, 9])
+@pytest.mark.parametrize("rate", [2, 10])
+def test_a_short_file_whose_last_frame_has_no_length_is_whole(
+    tmp_path: Path, movies: Any, suffix: str, n_frames: int, rate: int
+) -> None:
+    path = movies.write(tmp_path / f"s.{suffix}", n_frames=n_frames, rate=rate, **SHORT[suffix])
+    expected = [(2 * k + 1) * n_frames // 16 for k in range(8)]
+    assert movies.numbers(read_frames(Clip("x", path), 8)) == expected
+    assert inspect(path).duration_s == pytest.approx(n_frames / rate, abs=2e-3)
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SHORT if suffix != "wmv"])  # it pads, and cuts only padding
+def test_a_file_that_lacks_its_second_half_is_truncated_however_short(tmp_path: Path, movies: Any, suffix: str) -> None:
+    path = movies.write(tmp_path / f"s.{suffix}", n_frames=8, rate=2, **SHORT[suffix])
+    with pytest.raises(VideoError, match=r"truncated|damaged|no frames"):
+        read_frames(Clip("x", cut(path, 0.5)), 8)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_a_frame_that_stays_for_an_age_is_no_video(tmp_path: Path, movies: Any, suffix: str) -> None:
+    """A damaged header claims centuries, and windows would be cut from them."""
+    container = {"mkv": "matroska"}.get(suffix)
+    slow = movies.write(
+        tmp_path / f"a.{suffix}", container=container, n_frames=5, pts=[0, 1, 2, 3, 590], time_base=Fraction(1)
+    )
+    assert inspect(slow).starts_s.tolist() == [0, 1, 2, 3, 590]
+    age = movies.write(
+        tmp_path / f"b.{suffix}", container=container, n_frames=5, pts=[0, 1, 2, 3, 2000], time_base=Fraction(1)
+    )
+    with pytest.raises(VideoError, match="timestamps jump: one frame stays for 1,997 s"):
+        inspect(age)
+
+
+def test_a_turn_is_known_beside_data_that_pyav_has_no_name_for() -> None:
+    class Frame:
+        rotation = -90
+
+        @property
+        def side_data(self) -> Any:
+            raise ValueError("31 is not a valid Type")
+
+    assert inspection._orientation(Frame()) == (0, 1, -1, 0)
 
 
 def _overwrite_frames(path: Path, numbers: set[int]) -> None:

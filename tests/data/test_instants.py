@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ def test_a_window_of_a_video(video: Path) -> None:
     assert (found.start_s, found.end_s) == (0.5, 1.25) and len(found.pictures) == 0
     np.testing.assert_array_equal(found.frames, read_frames(clip, 3))
     np.testing.assert_array_equal(found.instants, found.frames)
+
+
+def test_times_are_those_of_the_file(tmp_path: Path, movies: Any) -> None:
+    """Sound from 0 s, pictures from 2 s to 5 s: that is where a player shows them."""
+    path = movies.write(tmp_path / "late.mp4", n_frames=30, rate=10, pts=range(20, 50), audio_s=5)
+    found = sample_video(Clip("v", path, 0.5, 2.5), 4, instants=8, transform=np.ascontiguousarray)
+    assert (found.start_s, found.end_s) == (pytest.approx(2.5), pytest.approx(4.5))
+    np.testing.assert_allclose(found.times_s, [2.75, 3.25, 3.75, 4.25])
+    np.testing.assert_allclose(found.instants_s, 2.5 + (np.arange(8) + 0.5) / 4)
+    assert movies.numbers(found.frames) == [7, 12, 17, 22], "which frames are looked at does not change"
 
 
 def test_instants_are_bounded_however_long_the_video() -> None:

@@ -49,6 +49,19 @@ def test_equals_open_clip(
     np.testing.assert_array_equal(resized, reference(frames, resize))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(8, 120), st.integers(8, 120)),
+    size=st.tuples(st.integers(16, 64), st.integers(16, 64)).filter(lambda size: size[0] != size[1]),
+)
+def test_rectangles_equal_open_clip(mode: str, shape: tuple[int, int], size: tuple[int, int]) -> None:
+    resize = FrameResize(size, mode)
+    frames = np.random.default_rng(1).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    assert resize(frames).shape == (2, *size, 3)
+    np.testing.assert_array_equal(resize(frames), reference(frames, resize))
+
+
 def test_frames_of_the_right_size_are_untouched() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
     np.testing.assert_array_equal(FrameResize(48)(frames), frames)

@@ -317,13 +317,13 @@ def test_a_changed_file_is_noticed(filled: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "videos")
     clips = {clip.id: clip for clip in data.splits["test"].clips}
     with StoreWriter.create(filled, HEADER) as store:
-        assert [store.changed_clip(group, clips) for group in range(3)] == [None, None, None]
+        assert [store.changed_clips(group, clips) for group in range(3)] == [[], [], []]
         clips["d"].path.write_text("longer than it was")
         os.utime(clips["e"].path, ns=(0, 1))
-        assert [store.changed_clip(group, clips) for group in range(3)] == [None, "d", "e"]
+        assert [store.changed_clips(group, clips) for group in range(3)] == [[], ["d"], ["e"]]
         clips["a"] = Clip("a", clips["a"].path, start_s=1.0)
-        assert store.changed_clip(0, clips) == "a", "another window of the same file"
-        assert store.changed_clip(0, {}) is None, "a clip that is not asked for cannot have changed"
+        assert store.changed_clips(0, clips) == ["a"], "another window of the same file"
+        assert store.changed_clips(0, {}) == [], "a clip that is not asked for cannot have changed"
 
 
 def test_parts_merge_into_the_store_of_one_machine(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_spread_is_the_sample_standard_deviation() -> None:
 
 
 def test_one_seed_each_is_the_paired_bootstrap_of_two_systems() -> None:
-    """With one seed nothing but clips is drawn, by the same generator as `paired_differences`."""
+    """With one seed nothing but clips is chance, as in `paired_differences`."""
     ours = differences_over_seeds(sums(1), sums(2, help_=2.0))
     theirs = paired_differences(ranks(1), ranks(2, help_=2.0))
     for metric in ("r1", "r5", "r10", "mnr"):
@@ -54,30 +54,24 @@ def test_one_seed_each_is_the_paired_bootstrap_of_two_systems() -> None:
 
 
 def test_several_seeds_against_a_slow_transcription() -> None:
+    """Variances of clips and seeds added; degrees of freedom by Welch and Satterthwaite; t from a million draws."""
     first, second = sums(1, 2, 3), sums(4, 5, help_=1.5)
-    found = differences_over_seeds(first, second, replicates=200, seed=7)["r5"]
-    rng = np.random.default_rng(7)
-    counts = rng.multinomial(12, np.full(12, 1 / 12), size=200)
-    totals = [[each.sums.sum(0) / each.sizes.sum() for each in system] for system in (first, second)]
-    welch, error = [], []
-    for metric in range(4):
-        a, b = (np.var([total[metric] for total in system], ddof=1) / len(system) for system in totals)
-        welch.append((a + b) ** 2 / (a**2 / 2 + b**2 / 1) if a + b else 1e9)  # t of no freedom lost is normal
-        error.append((a + b) ** 0.5)
-    luck = rng.standard_t(welch, size=(200, 4)) * error
-    values = []
-    for replicate in range(200):
-        means = []
-        for system in (first, second):
-            shares = []
-            for each in system:
-                hits = sum(counts[replicate][c] * each.sums[c, 1] for c in range(12))
-                shares.append(hits / sum(counts[replicate][c] * each.sizes[c] for c in range(12)))
-            means.append(sum(shares) / len(shares))
-        values.append(means[1] - means[0] + luck[replicate, 1])
-    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
-    plain = np.mean([s.means["r5"] for s in second]) - np.mean([s.means["r5"] for s in first])
+    found = differences_over_seeds(first, second)["mnr"]
+    sizes = first[0].sizes
+    change = [
+        sum(each.sums[c, 3] for each in second) / 2 - sum(each.sums[c, 3] for each in first) / 3 for c in range(12)
+    ]
+    plain = np.mean([s.means["mnr"] for s in second]) - np.mean([s.means["mnr"] for s in first])
     assert found.difference == pytest.approx(plain)
+    clips = sum((d - plain * n) ** 2 for d, n in zip(change, sizes, strict=True)) * 12 / 11 / sizes.sum() ** 2
+    a, b = (np.var([each.means["mnr"] for each in system], ddof=1) / len(system) for system in (first, second))
+    variance = clips + a + b
+    welch = variance**2 / (clips**2 / 11 + a**2 / 2 + b**2 / 1)
+    t = np.random.default_rng(0).standard_t(welch, 1_000_000)
+    half = np.quantile(abs(t), 0.95) * variance**0.5
+    assert found.interval.high - plain == pytest.approx(half, rel=0.01)
+    assert plain - found.interval.low == pytest.approx(half, rel=0.01)
+    assert found.p_value == pytest.approx(np.mean(abs(t) >= abs(plain) / variance**0.5), abs=0.002)
 
 
 @pytest.mark.parametrize(("n_seeds", "t"), [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)])
@@ -85,16 +79,17 @@ def test_seeds_alone_give_the_t_interval_of_the_textbook(n_seeds: int, t: float)
     """Clips that are all alike leave the seeds: mean ± t s / sqrt(n), with the tabulated t of n - 1 degrees."""
     values = np.random.default_rng(n_seeds).normal(50, 10, size=n_seeds)
     alike = [ClipSums(("a", "b"), ("r1",), np.full((2, 1), v), np.ones(2)) for v in values]
-    interval = mean_intervals(alike, replicates=200_000)["r1"]
+    interval = mean_intervals(alike)["r1"]
     half = t * values.std(ddof=1) / n_seeds**0.5
-    assert interval.high - values.mean() == pytest.approx(half, rel=0.03)
-    assert values.mean() - interval.low == pytest.approx(half, rel=0.03)
+    assert interval.high - values.mean() == pytest.approx(half, rel=0.001)
+    assert values.mean() - interval.low == pytest.approx(half, rel=0.001)
 
 
 @given(st.integers(0, 1000))
 def test_a_system_does_not_differ_from_itself_beyond_chance(seed: int) -> None:
-    same = differences_over_seeds(sums(seed), sums(seed), replicates=100)
-    assert all(d.difference == 0 and d.interval.low == 0 == d.interval.high and d.within_noise for d in same.values())
+    same = differences_over_seeds(sums(seed), sums(seed))
+    assert all(d.difference == 0 and d.interval.low == -d.interval.high and d.within_noise for d in same.values())
+    assert same["mnr"].interval.low == 0  # recalls keep a width: 12 clips do not say that no clip would differ
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -113,11 +108,9 @@ def test_few_seeds_find_no_more_differences_than_they_may(n_seeds: int, starred:
 
     def system() -> list[ClipSums]:
         values = rng.normal(size=n_seeds)
-        return [ClipSums(("a", "b"), ("r1",), np.full((2, 1), value), np.ones(2)) for value in values]
+        return [ClipSums(("a", "b"), ("mnr",), np.full((2, 1), value), np.ones(2)) for value in values]
 
-    found = [
-        not differences_over_seeds(system(), system(), replicates=500, seed=i)["r1"].within_noise for i in range(1500)
-    ]
+    found = [not differences_over_seeds(system(), system())["mnr"].within_noise for _ in range(1500)]
     assert np.mean(found) == pytest.approx(starred, abs=0.012)  # more than twice its standard error
 
 
@@ -134,7 +127,7 @@ def test_a_difference_that_seeds_and_clips_agree_on_is_found() -> None:
 def test_clips_and_seeds_together_find_no_more_than_they_may() -> None:
     """Systems that do not differ, on clips of unequal difficulty, with a luck of every seed and of every clip in it."""
     rng, found = np.random.default_rng(1), []
-    for number in range(600):
+    for _ in range(600):
         clips = rng.normal(size=200)
 
         def system(clips: np.ndarray = clips) -> list[ClipSums]:
@@ -145,5 +138,5 @@ def test_clips_and_seeds_together_find_no_more_than_they_may() -> None:
                 made.append(ClipSums(tuple(map(str, range(200))), ("r1",), hits, np.ones(200)))
             return made
 
-        found.append(not differences_over_seeds(system(), system(), replicates=400, seed=number)["r1"].within_noise)
+        found.append(not differences_over_seeds(system(), system())["r1"].within_noise)
     assert np.mean(found) == pytest.approx(0.02, abs=0.013)

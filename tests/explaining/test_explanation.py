@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from calmctl.anchors.vocabulary import find_anchors
 from calmctl.data.samples import Clip
 from calmctl.errors import BadInput, DatasetError, VideoError, VocabularyError
 from calmctl.evaluation.retrieval import score_split
 from calmctl.explaining.collection import open_collection, rank_of
 from calmctl.explaining.explainer import explain_with_run, explain_zero_shot
-from calmctl.explaining.explanation import explain, find_anchors
+from calmctl.explaining.explanation import explain
 from calmctl.explaining.video import see_video
 from calmctl.explaining.words import ordinal, percent, seconds, summary
 

@@ -20,6 +20,7 @@ from calmctl.data import store_writer, workers
 from calmctl.data.decode import read_frames
 from calmctl.data.demo_draw import encode
 from calmctl.data.pixels import FrameResize
+from calmctl.data.registry import load_dataset
 from calmctl.data.samples import Clip, Dataset, LeftOut, Split
 from calmctl.data.store import FeatureStore
 from calmctl.data.store_merge import merge_stores
@@ -253,7 +254,7 @@ def test_whatever_write_it_dies_at_it_ends_with_the_same_bytes(
         report = run(drawn, backbone, store)
         assert report.clips_kept >= (len(complete) - 1) * 2, "at most the last shard is made again"
         assert content(store) == content(whole)
-    assert deaths == 2 + 1 + 2 * (3 + 3) + 1, "catalogue and index, plan, each shard and the index after it, the log"
+    assert deaths == 2 + 1 + 2 * (3 + 3), "catalogue and index, plan, each shard and the index after it"
 
 
 def test_damaged_shards_are_made_again_and_nothing_else(
@@ -433,3 +434,122 @@ def test_real_clips_as_their_users_have_them(
     assert {name: len(split.ids) for name, split in splits.items() if split.ids} == {"train": 12, "test": 2}
     assert all(len(split.captions) == 20 * len(split.ids) for split in splits.values())
     assert extract(data, backbone, tmp_path / "store").clips_extracted == 0
+
+
+# --- whose features they are -----------------------------------------------------------------------------
+
+
+def folder_of(drawn: Path, folder: Path, names: str) -> Path:
+    """Some clips of `drawn` under the names a, b, ..."""
+    folder.mkdir(parents=True)
+    for name, number in zip("abcde", names, strict=False):
+        shutil.copy2(drawn / f"clip{number}.mp4", folder / f"{name}.mp4")
+    return folder
+
+
+def extracted(folder: Path, backbone: Backbone, store: Path, **options: Any) -> ExtractReport:
+    return extract(load_dataset("folder", folder), backbone, store, n_frames=F, workers=1, **options)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "of before"])
+def test_a_second_folder_of_the_same_name_is_refused(
+    drawn: Path, backbone: Backbone, tmp_path: Path, quick: None, recorded: bool
+) -> None:
+    one = folder_of(drawn, tmp_path / "one" / "videos", "0125")
+    other = folder_of(drawn, tmp_path / "other" / "videos", "4")
+    store = tmp_path / "store"
+    extracted(one, backbone, store)
+    assert str(tmp_path) not in (store / ".origin").read_text()
+    if not recorded:
+        (store / ".origin").unlink()
+    before = content(store)
+    with pytest.raises(StoreError, match=r"features of another folder than .*other/videos: of its 4 clips 0 are"):
+        extracted(other, backbone, store)
+    assert content(store) == before
+    assert extracted(one, backbone, store).clips_kept == 4
+
+
+def test_a_folder_that_was_moved_or_linked_is_the_same_one(
+    drawn: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    store, folder = tmp_path / "store", folder_of(drawn, tmp_path / "videos", "0125")
+    extracted(folder, backbone, store)
+    (tmp_path / "link").symlink_to("videos")
+    assert extracted(tmp_path / "link", backbone, store).clips_kept == 4
+    moved = folder.rename(tmp_path / "moved")
+    assert extracted(moved, backbone, store).clips_kept == 4
+    for clip in moved.iterdir():  # in its own place all of a folder may change
+        write_clip(clip, ord(clip.stem))
+    assert extracted(moved, backbone, store).clips_extracted == 4
+
+
+def test_parts_of_one_folder_merge_with_its_mark(drawn: Path, backbone: Backbone, tmp_path: Path, quick: None) -> None:
+    folder = folder_of(drawn, tmp_path / "videos", "01256")
+    extracted(folder, backbone, tmp_path / "whole")
+    for part in (1, 2):
+        extracted(folder, backbone, tmp_path / f"part{part}", shard=(part, 2))
+    merge_stores([tmp_path / "part1", tmp_path / "part2"], tmp_path / "merged")
+    assert content(tmp_path / "merged") == content(tmp_path / "whole")
+
+
+def test_another_clip_of_the_same_size_and_time_is_noticed(
+    drawn: Path, backbone: Backbone, tmp_path: Path, quick: None
+) -> None:
+    folder = folder_of(drawn, tmp_path / "videos", "0125")
+    extracted(folder, backbone, tmp_path / "store")
+    clip = folder / "a.mp4"
+    before, other = clip.stat(), (drawn / "clip4.mp4").read_bytes()
+    size = max(before.st_size, len(other))
+    clip.write_bytes(clip.read_bytes().ljust(size, b"\0"))  # padded to one size; decoders do not mind
+    os.utime(clip, ns=(1, 1))
+    extracted(folder, backbone, tmp_path / "store")
+    clip.write_bytes(other.ljust(size, b"\0"))
+    os.utime(clip, ns=(1, 1))
+    report = extracted(folder, backbone, tmp_path / "store")
+    assert report.redone == ("frames-00000.safetensors has a clip whose file has changed (a)",)
+
+
+# --- two that begin one store ----------------------------------------------------------------------------
+
+BEGINNING = """
+import sys, time
+from pathlib import Path
+import torch
+from calmctl.data import store_writer
+from calmctl.data.samples import Clip, Dataset, Split
+from calmctl.data.store_format import Header
+from calmctl.errors import StoreError
+
+path, name = Path(sys.argv[1]), sys.argv[2]
+look = store_writer._require_vacant
+def both_have_looked(folder):
+    look(folder)
+    (path.parent / name).touch()
+    until = time.monotonic() + 20
+    while len(list(path.parent.glob("look*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+store_writer._require_vacant = both_have_looked
+try:
+    with store_writer.StoreWriter.create(path, Header(dataset="folder", backbone={"dim": 4}, n_frames=2)) as store:
+        store.plan(Dataset("folder", "", {"test": Split("test", (Clip("a", Path("a")),), (), ())}))
+        store.add_frames(0, torch.ones(1, 2, 4), {}, [])
+except StoreError as fault:
+    sys.exit(str(fault))
+"""
+
+
+def test_two_that_begin_a_store_together_lose_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BEGINNING, str(tmp_path / "store")]
+    both = [subprocess.Popen([*command, f"look{n}"], stderr=subprocess.PIPE, text=True) for n in range(2)]
+    told = [each.communicate()[1] for each in both]
+    assert 0 in [each.returncode for each in both], told
+    assert all(not text or "another process is extracting into" in text for text in told), told
+    assert FeatureStore.open(tmp_path / "store").ids == ("a",)
+
+
+def test_a_foreign_byte_in_the_log_fails_nothing(drawn: Path, backbone: Backbone, tmp_path: Path, quick: None) -> None:
+    run(drawn, backbone, tmp_path / "store")
+    log = tmp_path / "store" / LOG
+    log.write_bytes(log.read_bytes() + b"caf\xe9")
+    run(drawn, backbone, tmp_path / "store")
+    assert [line[:1] for line in log.read_bytes().splitlines()] == [b"{", b"c", b"{"]

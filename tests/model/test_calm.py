@@ -257,7 +257,7 @@ def test_other_backbones(name, dim, kind, tmp_path):
         overrides=["anchors.vocabulary=shapes@1", "anchors.subset=3", f"head.kind={kind}", "head.layers=1"],
     )
     model = build_model(recipe, recipe_vocabulary(recipe))
-    size = model.backbone.image_size
+    size, _ = model.backbone.spec.image_size
     frames = torch.zeros(2, 3, size, size, 3, dtype=torch.uint8)
     losses = model(Batch(model.backbone.tokenize(["a dog", "a cat runs"]), frames, torch.arange(2)))
     assert model.anchors.position.shape == (3, dim) and losses.total.isfinite()
@@ -267,7 +267,7 @@ def test_prompts_are_padded_to_their_longest_and_features_do_not_know():
     """A causal tower pooled at the end token: 77 tokens give the features that a few give."""
     model = make().eval()
     vocabulary = resolve_vocabulary("shapes@1")
-    full = model.backbone._tokenizer(list(vocabulary.prompts))
+    full = model.backbone.tokens(list(vocabulary.prompts))
     own = model.anchors.tokens
     assert own.shape[1] < full.shape[1] == 32
     assert (own != 0).any(0).all() and (full[:, own.shape[1] :] == 0).all()

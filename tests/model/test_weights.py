@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError
+from calmctl.model.preprocess import fingerprint
 from calmctl.model.weights import load_backbone, looks_like_openai
 from calmctl.tensorfiles import save_tensors
 
@@ -38,13 +39,22 @@ def test_short_padding_gives_the_features_of_full_padding(vit_b32):
     tokens = vit_b32.tokenize(sentences)
     assert tokens.shape[1] < 12
     with torch.inference_mode():
-        full = vit_b32.clip.encode_text(vit_b32._tokenizer(sentences))
+        full = vit_b32.clip.encode_text(vit_b32.tokens(sentences))
         torch.testing.assert_close(vit_b32.encode_text(tokens), full, atol=2e-5, rtol=1e-4)
 
 
 def test_long_sentences_are_cut_at_the_context_and_keep_their_end_token(vit_b32):
     tokens = vit_b32.tokenize(["word " * 200])
     assert tokens.shape == (1, 77) and tokens[0, -1] == 49407
+
+
+PIXELS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+"""PE-Core's, and nothing like CLIP's."""
 
 
 def openai_like(state):
@@ -55,6 +65,7 @@ def openai_like(state):
 
 def small(tmp_path, quick_gelu: bool):
     config = {
+        "preprocess_cfg": PIXELS,
         "embed_dim": 16,
         "quick_gelu": quick_gelu,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
@@ -83,7 +94,7 @@ def test_a_checkpoint_of_ours_states_its_activation(tmp_path):
     backbone = load_backbone(plain, None)
     state = {f"backbone.clip.{name}": tensor for name, tensor in backbone.clip.state_dict().items()}
     path = tmp_path / "ours.safetensors"
-    save_tensors(path, {**state, "head.weight": torch.zeros(1)}, {"backbone": backbone.identity})
+    save_tensors(path, {**state, "head.weight": torch.zeros(1)}, {"backbone": fingerprint(backbone)})
     load_backbone(plain, str(path))
     with pytest.raises(CheckpointError, match="features would be silently wrong"):
         load_backbone(quick, str(path))
@@ -93,6 +104,10 @@ def test_a_checkpoint_of_ours_states_its_activation(tmp_path):
     ("model", "weights", "message"),
     [
         ("ViT-B-32-quikgelu", None, "did you mean ViT-B-32-quickgelu"),
+        ("ViT-B32", "openai", r"did you mean ViT-B-32-quickgelu\b(?!.*ViT-B-32,)"),  # ViT-B-32 would be refused next
+        ("ViT-B32", "dfn2b", "did you mean ViT-B-32, ViT-B-32-quickgelu"),
+        ("roberta-ViT-B-32", None, "package transformers"),
+        ("demo-clip", "somewhere/w.safetensors", "somewhere/w.safetensors does not exist"),
         ("ViT-B-32", "openai", "use backbone.model: ViT-B-32-quickgelu"),
         ("ViT-B-32", "nonsense", "neither a file nor a pretrained tag of ViT-B-32"),
         ("demo-clip", "weights.pt", "nothing executable is ever loaded"),
@@ -112,7 +127,9 @@ def test_without_a_network_the_ways_out_are_told(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr("calmctl.model.weights.getproxies", dict)
-    with pytest.raises(CheckpointError, match=r"set backbone\.weights to its path"):
+    with pytest.raises(
+        CheckpointError, match=r"hf download \S+ open_clip_model\.safetensors open_clip_config\.json --local-dir"
+    ):
         load_backbone("ViT-B-32-quickgelu", "openai")
 
 

@@ -105,3 +105,36 @@ def test_messages_and_files_are_bounded(tmp_path: Path):
     path.write_text("#" * 300_000)
     with pytest.raises(RecipeError, match="larger than 256 KiB"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.epoch=3", "override 'optim.epoch=3': unknown key optim.epoch; did you mean optim.epochs?"),
+        ("lr=3", "did you mean optim.lr_head or optim.lr_backbone or optim.lr_alignment?"),
+        ("alpha=1", "did you mean alignment.kl_weight?"),
+        ("optim.epochs=x", "override 'optim.epochs=x': optim.epochs = 'x' should be a valid integer"),
+    ],
+)
+def test_a_typo_in_an_override_is_blamed_on_the_override(override, sentence):
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(MINIMAL, where="mine.yaml", overrides=[override])
+    assert sentence in str(caught.value) and "mine.yaml" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"mine\.yaml: unknown key hed"):  # and the file's fault on the file
+        recipe_from_dict(MINIMAL | {"hed": {}}, where="mine.yaml", overrides=["optim.epochs=3"])
+
+
+def test_keys_say_what_they_may_be():
+    values = {key.name: key.values for key in describe_keys()}
+    assert values["backbone.adapter"] == "none | linear" and values["data.flip"] == "true | false"
+    assert values["optim.epochs"] == "whole number > 0" and values["optim.warmup"] == "number >= 0, < 1"
+    assert values["anchors.temperature"] == "number > 0 | clip | learned"
+    assert values["optim.chunk"] == "whole number > 0 | null" and values["data.root"] == "text"
+    assert "" not in values.values()
+
+
+def test_keys_of_a_section_or_one_alone():
+    assert {key.name.partition(".")[0] for key in describe_keys("optim")} == {"optim"}
+    assert [key.name for key in describe_keys("head.kind")] == ["head.kind"]
+    with pytest.raises(RecipeError, match=r"no key or section 'optm'; did you mean optim\?"):
+        describe_keys("optm")

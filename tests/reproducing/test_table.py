@@ -92,6 +92,23 @@ def test_a_stand_in_is_never_put_beside_the_paper() -> None:
     assert "Not here: x: y." in list(cells.legend(made))
 
 
+def test_one_seed_gives_no_verdict() -> None:
+    """An interval over clips, but neither a star nor a p: seeds may differ by more."""
+    measured = {
+        "base": {"msrvtt": [outcome(hits(0.3, 0))]},
+        "better": {"msrvtt": [outcome(np.maximum(hits(0.3, 0), hits(0.9, 9)))]},
+    }
+    runs = {key: [f"runs/{key}"] for key in measured}
+    made = fill(table(), measured, runs, data="data", seeds=(24,), overrides=(), left_out={})
+    better = made.blocks[0].lines[1]
+    assert better.gains["r1"].interval.low > 20 and "*" not in cells.gain(better, interval=True)
+    assert better.paper_gap is not None and abs(better.paper_gap.difference) > 20 and "*" not in cells.paper_gap(better)
+    assert better.to_json()["gains"]["r1"]["exceeds_noise"] is None is better.to_json()["paper_gap"]["exceeds_noise"]
+    assert "One seed: nothing is starred" in " ".join(cells.legend(made))
+    page = as_markdown(made, "calmctl reproduce table9", environment())
+    assert ", p 0" not in page and cells.gain(better, interval=True) in page
+
+
 def test_the_leak_is_labelled_an_audit(filled: Filled) -> None:
     line = filled.blocks[0].lines[0]
     assert line.leak_r1 is not None and line.leak_r1.mean == pytest.approx(61.0)

@@ -29,7 +29,7 @@ def make_head(kind: str, dim: int = 16, frames: int = 4):
         "data": {"dataset": "demo", "frames": frames},
         "head": {"kind": kind, "init": "random", "layers": 1},
     }
-    backbone = SimpleNamespace(dim=dim, identity={"activation": "gelu"})
+    backbone = SimpleNamespace(dim=dim, spec=SimpleNamespace(activation="gelu"))
     head = build_head(recipe_from_dict(values), backbone).eval()
     with torch.no_grad():
         for parameter in head.parameters():

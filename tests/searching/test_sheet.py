@@ -8,7 +8,7 @@ import numpy as np
 from calmctl.data.demo_draw import encode
 from calmctl.data.samples import LeftOut
 from calmctl.searching.answers import Answer, Found, Hit, Shared
-from calmctl.searching.sheet import moment, write_sheet
+from calmctl.searching.sheet import address, moment, write_sheet
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \x1b[31m\u202eback'
 
@@ -42,7 +42,8 @@ def test_hostile_names_and_queries_stay_text(tmp_path: Path) -> None:
     parser = Tags()
     parser.feed(page)
     assert parser.tags.count("script") == 1 and parser.tags.count("img") == 3 and not parser.handlers
-    assert all(url.startswith(("data:", "#")) for url in parser.urls)
+    files = [url for url in parser.urls if not url.startswith(("data:", "#"))]
+    assert files == ["./%3Ci%3Eclip%26.mp4#t=0,1"] * 2 + ["./gone.mp4#t=0"]  # the picture and the name; nowhere else
     assert "\x1b" not in page and "\u202e" not in page and "<i>" not in page
     assert "its file is not known here" in page and "its file does not decode any more" in page
     assert "25.0 %" in page and "1 file left out" in page and page.count("nothing</li>") == 1
@@ -54,6 +55,26 @@ def test_a_windows_times_stand_beside_its_name_once(tmp_path: Path) -> None:
         write_sheet(Found("s", Path("c"), 1, unit, "m", (Answer("q", (hit,)),), ()), tmp_path / "sheet.html")
         page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
         assert name in page and "9.0 s to 13.0 s" in page and f"1 {unit} " in page
+
+
+def test_pictures_lead_to_the_moment_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    for name, end, expected in (
+        ("a b#1.mp4", 6.5, "../films/a%20b%231.mp4#t=61.25,6.5"),
+        ("a:b.mp4", None, "../films/a%3Ab.mp4#t=61.25"),
+        ("caf\udce9.mp4", None, "../films/caf%E9.mp4#t=61.25"),
+    ):
+        hit = Hit(1, 0.5, "id", tmp_path / "films" / name, 61.25, end)
+        assert address(hit, tmp_path / "pages") == expected
+    assert address(Hit(1, 0.5, "id", tmp_path / "a:b.mp4", 0.0, None), tmp_path) == "./a%3Ab.mp4#t=0"
+    file = tmp_path / "films" / "a.b.mp4"
+    found = Found(
+        "s", Path("c"), 1, "window", "m", (Answer("q", (Hit(1, 0.5, "a.b#t=0,4", file, 0.0, 4.0, None, 2),)),), ()
+    )
+    write_sheet(found, tmp_path / "pages" / "sheet.html")
+    page = (tmp_path / "pages" / "sheet.html").read_text(encoding="utf-8")
+    assert "../films/a.b.mp4#t=0,4" in page and str(file) in page and ">a.b.mp4</a>" in page
+    assert "and 2 windows beside it" in page
 
 
 def test_moments() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from calmctl.data.demo_draw import encode
 from calmctl.data.samples import Clip
 from calmctl.errors import BadInput
+from calmctl.files import write_json
 from calmctl.searching.windows import check_windows, window_bounds, windows_of
 
 
@@ -80,3 +81,20 @@ def test_files_are_measured_once_and_broken_ones_named(tmp_path: Path) -> None:
     assert not cut()[1] and len(told) == 1, "only the file that changed"
     cache.write_text("[]")
     assert len(cut()[0]) > len(windows)
+
+
+def test_windows_are_named_by_the_files_own_clock(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"measured before")
+    status, cache = (tmp_path / "a.mp4").stat(), tmp_path / "lengths.json"
+    clips = [Clip("a", tmp_path / "a.mp4")]
+
+    def cut(length_s: float, begins_s: float) -> list[Clip]:
+        write_json(cache, {"a": [status.st_size, status.st_mtime_ns, length_s, begins_s]})
+        return windows_of(clips, 0.5, 0.5, cache)[0]
+
+    late = cut(1.0, 2.0)
+    assert [each.id for each in late] == ["a#t=2,2.5", "a#t=2.5,3"]
+    assert [(each.start_s, each.end_s, each.begins_s) for each in late] == [(0, 0.5, 2), (0.5, 1, 2)]
+    day = cut(100_800.0, 0.1)
+    assert len({each.id for each in day}) == len(day) == 201_600
+    assert day[-1].id == "a#t=100799.6,100800.1"

@@ -152,7 +152,7 @@ def build(overrides: Sequence[str]) -> AlignedModel:
     vocabulary = _anchors()
     backbone = _backbone()
     torch.manual_seed(1)  # behind the backbone's, which is made once: every build draws the same
-    backbone = deepcopy(backbone, {id(backbone._tokenizer): backbone._tokenizer})
+    backbone = deepcopy(backbone, {id(backbone.tokens): backbone.tokens})
     if recipe.task == "caption":
         model: AlignedModel = build_caption_model(
             recipe, vocabulary, training_vocabulary(backbone, SENTENCES), backbone
@@ -171,7 +171,7 @@ def build(overrides: Sequence[str]) -> AlignedModel:
 
 def batch_of(model: AlignedModel, rows: slice) -> Batch:
     """Some of the six rows."""
-    size = model.backbone.image_size
+    size, _ = model.backbone.spec.image_size
     generator = torch.Generator().manual_seed(2)
     frames = torch.randint(256, (len(CLIPS), 2, size, size, 3), generator=generator, dtype=torch.uint8)
     captions = None

@@ -63,6 +63,8 @@ class Ears:
     def epoch(self, epoch, validation):
         pass
 
+    def begin(self, run, epochs): ...
+
     def warn(self, text):
         self.heard.append(text)
 

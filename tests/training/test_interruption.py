@@ -31,6 +31,7 @@ CONFIG = {
     "embed_dim": 8,
     "vision_cfg": {**TOWER, "image_size": 16, "patch_size": 8, "head_width": 8},
     "text_cfg": {**TOWER, "context_length": 77, "vocab_size": 49408, "heads": 1},
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
 
 

@@ -332,3 +332,13 @@ def test_interruption_handlers_are_put_back():
     with loop._interruptions():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_new_run_that_cannot_be_held_leaves_no_folder(tiny_recipe, tmp_path, monkeypatch):
+    def no_lock(folder, busy, on_wait=None):
+        raise RunFailed("no locks here")
+
+    monkeypatch.setattr("calmctl.runs.folder.locked", no_lock)
+    with pytest.raises(RunFailed, match="no locks here"):
+        train(tiny_recipe(), tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())

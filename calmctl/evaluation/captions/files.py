@@ -1,35 +1,47 @@
-"""Files of captions and references: coco-caption's JSON, MSR-VTT's, and {id: caption}."""
+"""Files of captions and references: what calmctl prints, coco-caption's JSON, MSR-VTT's, {id: caption}, tables."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePath
 from typing import Any
 
-from calmctl.data.textfiles import expect, read_text, shown
+from calmctl.data.textfiles import expect, read_lines, read_table, read_text, shown
 from calmctl.errors import DatasetError
 from calmctl.files import NotJson, parse_json
 
-_ID_KEYS = ("image_id", "video_id")
-_LIST_KEYS = ("annotations", "sentences")  # coco-caption's and MSR-VTT's name for the list of captions
+# "id" comes last: beside another of them it numbers the sentences, as in coco-caption's annotations.
+_ID_KEYS = ("image_id", "video_id", "video", "file_name", "filename", "file", "path", "clip", "id")
+_CAPTION_KEYS = ("caption", "sentence", "text")
+# What holds the captions in files that hold more: coco-caption's, MSR-VTT's, ActivityNet's, and calmctl's own.
+_WRAPPERS = ("annotations", "sentences", "results", "predictions", "captions")
 
 
-def read_hypotheses(path: Path) -> dict[str, str]:
-    """One caption an id, from [{"image_id", "caption"}] or {id: caption}; "video_id" is as good.
+def read_hypotheses(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
+    """One caption an id: a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, .tsv, or `--json` of calmctl.
+
+    Args:
+        path: The file.
+        known: Ids of the references. `calmctl caption` names a clip by the path of its video, which stands for the
+            file's name, or for that without its suffix, where it is one of these.
 
     Raises:
         DatasetError: The file is malformed, or has no caption or more than one for an id.
     """
-    captions = {}
+    captions: dict[str, str] = {}
     for name, found in _read(path).items():
         if len(found) != 1:
             raise DatasetError(f"{path}: {shown(name)} has {len(found)} captions; exactly one an id is scored")
-        captions[name] = found[0]
+        called = name if known is None else _as_known(name, known)
+        if called in captions:
+            raise DatasetError(f"{path}: two captions are of {shown(called)}, one of them as {shown(name)}")
+        captions[called] = found[0]
     return captions
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """All references of each id, from {"annotations": [{"image_id", "caption"}]} or {id: [captions]}.
+    """All references of each id, in any of the forms of captions; an id may have several.
 
     Raises:
         DatasetError: The file is malformed, or an id has no reference.
@@ -41,34 +53,62 @@ def read_references(path: Path) -> dict[str, list[str]]:
     return references
 
 
+def _as_known(name: str, known: Collection[str]) -> str:
+    path = PurePath(name)
+    return next((each for each in (name, path.name, path.stem) if each in known), name)
+
+
 def _read(path: Path) -> dict[str, list[str]]:
-    content = _parse(path)
+    match path.suffix.lower():
+        case ".csv" | ".tsv" as suffix:
+            return _records(list(read_table(path, [], "\t" if suffix == ".tsv" else ",")), str(path))
+        case ".jsonl":
+            lines = ((f"{path}:{number}", line) for number, line in read_lines(path))
+            return _records([(place, _parse(line, place)) for place, line in lines], str(path))
+    content = _unwrapped(_parse(read_text(path), str(path)), path)
     if isinstance(content, dict):
-        for key in _LIST_KEYS:
-            # Not a caption of something that is called "annotations": that would be text or a list of text.
-            if isinstance(content.get(key), list) and not any(isinstance(each, str) for each in content[key]):
-                return _records(content[key], f"{path}: {key}")
         found = {name: _captions(value, f"{path}: {shown(name)}") for name, value in content.items()}
-    else:
-        found = _records(expect(content, list, str(path)), str(path))
-    if not found:
-        raise DatasetError(f"{path}: there are no captions in it")
-    return found
+        if not found:
+            raise DatasetError(f"{path}: there are no captions in it")
+        return found
+    place, records = content if isinstance(content, tuple) else (str(path), expect(content, list, str(path)))
+    return _records([(f"{place}[{number}]", record) for number, record in enumerate(records)], place)
 
 
-def _records(records: list[Any], place: str) -> dict[str, list[str]]:
+def _unwrapped(content: Any, path: Path) -> Any:
+    """What holds the captions: {id: captions}, or a list with its place."""
+    if not isinstance(content, dict):
+        return content
+    if isinstance(content.get("segments"), dict) and "search" in content:
+        raise DatasetError(f"{path}: captions of moments; whole clips are scored: calmctl caption without --segment-s")
+    for key in _WRAPPERS:
+        held = content.get(key)
+        # Not a caption of something that is called "annotations": that would be text, a list of text, or an object
+        # with a caption.
+        if isinstance(held, dict) and not any(isinstance(held.get(name), str) for name in _CAPTION_KEYS):
+            return held
+        if isinstance(held, list) and not any(isinstance(each, str) for each in held):
+            evaluated = [each for each in held if isinstance(each, dict) and isinstance(each.get("captions"), dict)]
+            if len(evaluated) > 1:  # calmctl eval of a captioner, on several test sets
+                raise DatasetError(f"{path}: captions of {len(evaluated)} test sets; score a file of one at a time")
+            return evaluated[0]["captions"] if evaluated else (f"{path}: {key}", held)
+    return content
+
+
+def _records(records: list[tuple[str, Any]], place: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for number, record in enumerate(records):
+    for where, record in records:
         try:
-            name, caption = next(record[key] for key in _ID_KEYS if key in record), record["caption"]
-        except (KeyError, StopIteration, TypeError):
+            name = next(record[key] for key in _ID_KEYS if key in record)
+            caption = next(record[key] for key in _CAPTION_KEYS if key in record)
+        except (StopIteration, TypeError):
             raise DatasetError(
-                f'{place}[{number}]: expected {{"image_id" or "video_id": ..., "caption": ...}}, '
+                f'{where}: expected {{"image_id" or "video_id": ..., "caption": ...}}, '
                 f"found {shown(json.dumps(record, ensure_ascii=False))}"
             ) from None
         if isinstance(name, bool) or not isinstance(name, int | str):
-            raise DatasetError(f"{place}[{number}]: an id must be text or a whole number, not {shown(str(name))}")
-        found.setdefault(str(name), []).append(_text(caption, f"{place}[{number}]"))
+            raise DatasetError(f"{where}: an id must be text or a whole number, not {shown(str(name))}")
+        found.setdefault(str(name), []).append(_text(caption, where))
     if not found:
         raise DatasetError(f"{place}: there are no captions in it")
     return found
@@ -77,7 +117,8 @@ def _records(records: list[Any], place: str) -> dict[str, list[str]]:
 def _captions(value: Any, place: str) -> list[str]:
     """Of {id: caption}, {id: [caption, ...]} or {id: [{"caption": caption}, ...]}."""
     values = value if isinstance(value, list) else [value]
-    return [_text(each["caption"] if isinstance(each, dict) and "caption" in each else each, place) for each in values]
+    said = [each.get("caption", each.get("sentence", each)) if isinstance(each, dict) else each for each in values]
+    return [_text(each, place) for each in said]
 
 
 def _text(caption: Any, place: str) -> str:
@@ -86,9 +127,8 @@ def _text(caption: Any, place: str) -> str:
     return str(expect(caption, str, f"{place}: the caption"))
 
 
-def _parse(path: Path) -> Any:
-    text = read_text(path)
+def _parse(text: str, place: str) -> Any:
     try:
         return parse_json(text)
     except NotJson as fault:
-        raise DatasetError(f"{path} {fault}") from None
+        raise DatasetError(f"{place} {fault}") from None

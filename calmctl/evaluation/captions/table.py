@@ -11,6 +11,7 @@ from rich.text import Text
 from calmctl.evaluation.captions.result import CaptionResult
 from calmctl.evaluation.captions.scores import METRICS
 from calmctl.evaluation.paper import PaperCaptioning
+from calmctl.evaluation.tables import Fitting
 
 # BLEU-1 to 3 are narrow: the paper has none of them, and their intervals are in the JSON only.
 _WIDE = 11  # an interval such as 100.0 to 115.7
@@ -24,14 +25,34 @@ _COLUMNS = (
     ("ROUGE-L", _WIDE),
     ("CIDEr", _WIDE),
 )  # 80 with the gaps
+_WIDTH = 80
 _WITH_INTERVAL = ("bleu4", "meteor", "rouge_l", "cider")
 
 
 def caption_table(results: Sequence[CaptionResult]) -> RenderableType:
-    """A block a test set: the metrics, their intervals below, the paper's rows, caveats at the foot."""
+    """A block a test set: the metrics with their intervals, the paper's rows, caveats at the foot."""
+    return Fitting(_wide(results), _WIDTH, _narrow(results))
+
+
+def _narrow(results: Sequence[CaptionResult]) -> RenderableType:
+    parts: list[RenderableType] = []
+    for result in results:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row("", "ours" if result.paper else "", *(_paper_cells(row)[0] for row in result.paper))
+        papers = [dict(zip(METRICS, _paper_cells(row)[1:], strict=True)) for row in result.paper]
+        for (heading, _), metric in zip(_COLUMNS[1:], METRICS, strict=True):
+            bound = result.scores.intervals.get(metric) if metric in _WITH_INTERVAL else None
+            spread = f" ({_number(bound.low)}–{_number(bound.high)})" if bound else ""  # noqa: RUF001
+            ours = Text(f"{_number(getattr(result.scores, metric))}{spread}")
+            grid.add_row(Text(heading, style="bold"), ours, *(paper[metric] for paper in papers))
+        parts += [_heading(result), grid, ""]
+    return Group(*parts, *_footnotes(results))
+
+
+def _wide(results: Sequence[CaptionResult]) -> RenderableType:
     header = _grid()
     header.add_row(*(Text(name, style="bold") for name, _ in _COLUMNS))
-    parts: list[RenderableType] = [header, Text("─" * 80, style="dim")]
+    parts: list[RenderableType] = [header, Text("─" * _WIDTH, style="dim")]
     for result in results:
         parts += [_heading(result), _rows(result), ""]
     return Group(*parts, *_footnotes(results))
@@ -69,7 +90,7 @@ def _rows(result: CaptionResult) -> Table:
 
 
 def _paper_cells(row: PaperCaptioning) -> list[Text]:
-    values = [f"{value:.1f}" for value in (row.bleu4, row.meteor, row.rouge_l, row.cider)]
+    values = [f"{value:z.1f}" for value in (row.bleu4, row.meteor, row.rouge_l, row.cider)]
     mark = " *" if row.note else ""
     return [Text(text, style="italic") for text in (f"{row.method}{mark}", "", "", "", *values)]
 
@@ -77,7 +98,7 @@ def _paper_cells(row: PaperCaptioning) -> list[Text]:
 def _number(value: float | None) -> str:
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f}" if value < 9.99 else f"{100 * value:.0f}"
+    return f"{100 * value:z.1f}" if value < 9.99 else f"{100 * value:z.0f}"
 
 
 def _footnotes(results: Sequence[CaptionResult]) -> list[Text]:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calmctl.errors import RunFailed
-from calmctl.files import sha256_bytes, write_bytes
+from calmctl.files import read_regular, sha256_bytes, write_bytes
 
+_MOST_BYTES = 1 << 30
 _KEPT = 16  # sets of references; MSR-VTT's test set is 3 MB
 
 
@@ -43,7 +44,7 @@ def cached(kind: str, captions: Sequence[str], tokenize: Callable[[], list[str]]
 
 def _read(path: Path, n_lines: int) -> list[str] | None:
     try:
-        digest, _, content = path.read_bytes().partition(b"\n")
+        digest, _, content = read_regular(path, _MOST_BYTES).partition(b"\n")
         if sha256_bytes(content).encode("ascii") != digest:
             return None
         os.utime(path)  # used last, dropped last

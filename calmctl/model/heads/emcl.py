@@ -21,6 +21,7 @@ _NOTHING = 1e-30  # shares below are zeros: as denormal numbers they would cost 
 _PAIRS_PER_BLOCK = 1 << 15
 
 Start = Literal["released", "gaussian"]
+Rebuild = Literal["released", "shares"]
 
 
 class EMCLHead(nn.Module):
@@ -37,7 +38,9 @@ class EMCLHead(nn.Module):
         steps: Iterations.
         weight: beta.
         start: "released" starts every basis at +1 or -1 everywhere (times a running mean), so that bases part
-            by rounding alone; "gaussian" draws every basis anew in each step.
+            by rounding alone, and in float32 the order of a batch decides how; "gaussian" draws every basis anew
+            in each step.
+        rebuild: "released" rebuilds X with Z', "shares" with Z, which adds about D / K times as much.
 
     Attributes:
         operator: The running mean of A, [D, D]; zeros before the first training step.
@@ -59,12 +62,15 @@ class EMCLHead(nn.Module):
         weight: float = 3.0,
         *,
         start: Start = "released",
+        rebuild: Rebuild = "released",
     ) -> None:
         super().__init__()
         self.temporal = frames
         self.bases, self.steps, self.weight, self.start = bases, steps, weight, start
+        self.rebuild = rebuild
         dim = frames.positions.shape[1]
-        drawn = torch.randn(1, bases)
+        # The reference's width: it says how far the entries below are from +-1, and so how soon bases part.
+        drawn = torch.randn(1, bases) * (2 / bases) ** 0.5
         self.register_buffer("basis_signs", drawn / (_TINY + drawn.norm(dim=0)))
         self.register_buffer("operator", torch.zeros(dim, dim))
         self.register_buffer("batches", torch.tensor(0))
@@ -115,7 +121,7 @@ class EMCLHead(nn.Module):
         start = self.basis_signs
         if self.start == "gaussian":
             start = F.normalize(torch.randn(len(rows), self.bases, dtype=rows.dtype, device=rows.device), dim=0)
-        operator, bases = expectation_maximisation(rows, start, self.steps)
+        operator, bases = expectation_maximisation(rows, start, self.steps, self.rebuild)
         if self.training:
             keep = MOMENTUM if self.batches > 0 else 0.0
             self.operator.lerp_(operator, 1 - keep)
@@ -133,18 +139,22 @@ def frame_weights(texts: Tensor, frames: Tensor) -> Tensor:
     return (frames @ texts.T / FRAME_TEMPERATURE).softmax(1)
 
 
-def expectation_maximisation(rows: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def expectation_maximisation(
+    rows: Tensor, start: Tensor, steps: int, rebuild: Rebuild = "released"
+) -> tuple[Tensor, Tensor]:
     """K bases of the D columns of X = `rows` [n, D], each a vector of n numbers.
 
         Z = softmax over bases of X^T M             [D, K], how much of a basis is in a coordinate
         M = X Z', columns to length 1               [n, K], with Z' = Z, columns to sum 1
 
-    The reconstruction M Z^T of X is linear in X once Z is known: it is X A, with A [D, D] of rank K at most.
+    The reconstruction of X, M Z'^T as released or M Z^T, is linear in X once Z is known: it is X A, with A [D, D] of
+    rank K at most.
 
     Args:
         rows: X.
         start: M, [n, K], or [1, K] for the same numbers in every row.
         steps: Rounds of the two lines above.
+        rebuild: "released" with Z', "shares" with Z.
 
     Returns:
         A, and the last M.
@@ -156,4 +166,4 @@ def expectation_maximisation(rows: Tensor, start: Tensor, steps: int) -> tuple[T
         bases = rows @ directions
         lengths = _TINY + bases.norm(dim=0)
         bases = bases / lengths
-    return (directions / lengths) @ shares.T, bases
+    return (directions / lengths) @ (directions if rebuild == "released" else shares).T, bases

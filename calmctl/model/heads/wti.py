@@ -36,6 +36,10 @@ class TokenInteractionHead(nn.Module):
         self.temporal = frames
         self.word_weight = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
         self.frame_weight = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+        for layer in (*self.word_weight, *self.frame_weight):
+            if isinstance(layer, nn.Linear):  # as UATVR and DiffusionRet start them: nearly equal weights
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
         """Scores [B_t, B_v] of texts [B_t, 1 + L, D] and frames [B_v, F, D]; `paired` plays no part."""

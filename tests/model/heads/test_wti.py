@@ -46,6 +46,14 @@ def by_hand(head, texts, frames):
     return scores
 
 
+def test_perceptrons_start_as_the_references_do():
+    head = TokenInteractionHead(FrameTransformer(64, FRAMES, 1, heads=2))
+    for part in (head.word_weight, head.frame_weight):
+        assert part[0].weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert part[0].weight.abs().max() > 0.05  # normal: a uniform law of this width ends at 0.035
+        assert not part[0].bias.any() and not part[2].bias.any()
+
+
 def test_both_forms_are_the_formula(head):
     texts, frames = features([4, 1, 7, 3], 3)
     expected = by_hand(head, texts, frames)

@@ -1,0 +1,360 @@
+"""What a backbone is, written down once, and how a name or a config file becomes that.
+
+The weights alone do not say how pixels and sentences must be prepared for them, and the wrong way gives plausible,
+wrong features without a complaint from anybody. So a `BackboneSpec` goes wherever the weights go: into run.json, the
+metadata of every checkpoint and the header of every feature store. A reload builds from it and from nothing else.
+
+Nothing here needs torch or open_clip, whose import takes ten seconds: wrong names are told before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calmctl.data.pixels import FrameResize
+from calmctl.errors import CheckpointError
+from calmctl.files import read_json
+
+HUB_CONFIG = "open_clip_config.json"
+"""The file in which a published model says what it is, beside its weights."""
+HUB_WEIGHTS = "open_clip_model.safetensors"
+_OWN_CONFIGS = Path(__file__).parent / "configs"
+_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
+
+Count = Annotated[int, Field(gt=0)]
+Triple = tuple[float, float, float]
+Deviation = Annotated[float, Field(gt=0)]
+
+
+class Pixels(BaseModel):
+    """How frames become what the vision tower reads.
+
+    Attributes:
+        mean: Subtracted from each channel, of values in [0, 1].
+        std: What each channel is divided by after that.
+        interpolation: The filter of the resizing.
+        resize: "shortest", "longest" or "squash", see `FrameResize`.
+        fill: Grey value around a "longest" frame.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    mean: Triple
+    std: tuple[Deviation, Deviation, Deviation]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["shortest", "longest", "squash"] = "shortest"
+    fill: Annotated[int, Field(ge=0, le=255)] = 0
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}, {self.interpolation}, {self.resize}"
+
+
+CLIP_PIXELS = Pixels(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+"""OpenAI's statistics, which most models share. open_clip takes them where it knows nothing: we do not."""
+
+
+class BackboneSpec(Pixels):
+    """Everything that a backbone is: how to build it, how to feed it, and which weights it has.
+
+    Attributes:
+        model: Its name, of open_clip, of ours, or of a config file.
+        architecture: open_clip's config of the two towers.
+        activation: Of the towers.
+        tokenizer: None for CLIP's byte pairs, else the name of a Hugging Face tokenizer.
+        context_length: Tokens that the text tower reads, L.
+        image_size: Height and width of the frames that the vision tower reads.
+        dim: Width D of the joint space.
+        tag: The pretrained tag that the weights came from, or None.
+        weights: That tag, or the name of the weights' file without its folder; None for random weights.
+        source: The hub's repository that the tag's weights came from.
+        revision: The commit of that repository, where it is known.
+        weights_sha256: Of the file that the weights came from.
+        parameters_sha256: Of the towers' parameters as they are now (`parameters_digest`); None before it is taken.
+    """
+
+    model: str
+    architecture: dict[str, Any]
+    activation: Literal["gelu", "quick_gelu"]
+    tokenizer: str | None
+    context_length: Count
+    image_size: tuple[Count, Count]
+    dim: Count
+    tag: str | None = None
+    weights: str | None = None
+    source: str | None = None
+    revision: str | None = None
+    weights_sha256: str | None = None
+    parameters_sha256: str | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """How it wants its frames, alone."""
+        return Pixels(**self.model_dump(include=set(Pixels.model_fields)))
+
+    @property
+    def frame_resize(self) -> FrameResize:
+        """The resizing half of its preprocessing, which needs no torch."""
+        height, width = self.image_size
+        # open_clip scales to rectangles by "shortest" with its default filter, whichever is asked for.
+        skips = self.resize == "shortest" and height != width
+        return FrameResize(
+            height if height == width else (height, width),
+            self.resize,
+            "bicubic" if skips else self.interpolation,
+            fill=self.fill,
+        )
+
+    def require_reading(self, recorded: BackboneSpec, *, source: str) -> None:
+        """Raise `CheckpointError` unless this backbone reads frames and sentences as `recorded` of `source` does."""
+        names = (*Pixels.model_fields, "activation", "tokenizer", "context_length", "image_size", "dim")
+        different = [name for name in names if getattr(self, name) != getattr(recorded, name)]
+        if different:
+            name = different[0]
+            raise CheckpointError(
+                f"{source} belongs to a backbone with {name} {getattr(recorded, name)}, and that of its recipe now has "
+                f"{getattr(self, name)} (different: {', '.join(different)}); bring back the weights and the config "
+                "that the run began with"
+            )
+
+
+def read_spec(metadata: Mapping[str, Any], *, source: str) -> BackboneSpec | None:
+    """The spec in a checkpoint's metadata; None where it is from before there was one.
+
+    Raises:
+        CheckpointError: It is none that can be built from.
+    """
+    value = metadata.get("backbone")
+    if not isinstance(value, dict) or "architecture" not in value:
+        return None
+    try:
+        spec = BackboneSpec.model_validate_json(json.dumps(value))
+    except (ValidationError, ValueError) as fault:
+        raise CheckpointError(f"{source} does not say what its backbone is ({_first(fault)}); take another") from None
+    _check_architecture(source, spec.architecture)
+    published = is_published(spec.model, spec.architecture)
+    _refuse_foreign_parts(spec.model, spec.architecture, published=published)
+    Architecture(spec.model, spec.architecture, None, published).spec(spec.pixels).require_reading(spec, source=source)
+    return spec
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What a model's name or config file says.
+
+    Attributes:
+        name: The model's name.
+        config: open_clip's config of the two towers.
+        pixels: How it wants its frames, where the config says that.
+        published: Whether open_clip knows the same config under this name, so that its tags belong to it.
+    """
+
+    name: str
+    config: dict[str, Any]
+    pixels: Pixels | None
+    published: bool
+
+    @property
+    def activation(self) -> Literal["gelu", "quick_gelu"]:
+        """Of the towers."""
+        return "quick_gelu" if self.config.get("quick_gelu") else "gelu"
+
+    def spec(self, pixels: Pixels, **weights: Any) -> BackboneSpec:
+        """The backbone that this is with such frames and weights."""
+        config = self.config
+        size = config["vision_cfg"].get("image_size", 224)  # open_clip's defaults, here and below
+        return BackboneSpec(
+            **pixels.model_dump(),
+            model=self.name,
+            architecture=config,
+            activation=self.activation,
+            tokenizer=_hub_tokenizer(config),
+            context_length=config["text_cfg"].get("context_length", 77),
+            image_size=(size, size) if isinstance(size, int) else tuple(size),
+            dim=config["embed_dim"],
+            **weights,
+        )
+
+
+def read_architecture(model: str, *, weights: str | None = None) -> Architecture:
+    """What is known of `model`: an open_clip name, one of ours ("demo-clip"), or the path of a config file.
+
+    A config file is open_clip's of the towers, maybe with `preprocess_cfg`, or a published `open_clip_config.json`.
+
+    Raises:
+        CheckpointError: There is no such model or file, the file is no config, or the model has parts that cannot be
+            had here. `weights` helps to suggest a name that fits them.
+    """
+    path = Path(model)
+    if path.suffix == ".json":
+        name = path.resolve().parent.name if path.name == HUB_CONFIG else path.stem
+        if not path.is_file():
+            raise CheckpointError(
+                f"backbone.model: {model} does not exist; give an open_clip model name or a config file"
+            )
+    elif model in model_names():
+        name, path = model, model_names()[model]
+    else:
+        raise CheckpointError(f"backbone.model: open_clip knows no model {model!r}; {_suggestion(model, weights)}")
+    values = read_json(path, what="backbone.model", error=CheckpointError)
+    config = values.get("model_cfg", values) if isinstance(values, dict) else None
+    _check_architecture(str(path), config)
+    assert isinstance(config, dict)
+    preprocessing = values.get("preprocess_cfg")
+    config = {key: value for key, value in config.items() if key != "preprocess_cfg"}
+    published = is_published(name, config)
+    _refuse_foreign_parts(name, config, published=published)
+    pixels = None if preprocessing is None else read_pixels(preprocessing, where=str(path))
+    return Architecture(name, config, pixels, published)
+
+
+def check_backbone(model: str, weights: str | None) -> Architecture:
+    """The architecture of `model`, and the mistakes in a backbone's two names that take no import of open_clip.
+
+    Raises:
+        CheckpointError: As `read_architecture`; or weights that are a pickle, or a file that is not there.
+    """
+    architecture = read_architecture(model, weights=weights)
+    path = Path(weights or "")
+    if path.suffix in _PICKLES:
+        raise CheckpointError(
+            f"backbone.weights: {weights} is a pickle or a program, and nothing executable is ever loaded here. "
+            "Convert it once to .safetensors: safetensors.torch.save_file(model.state_dict(), FILE); for an archive of "
+            "OpenAI, model = torch.jit.load(ARCHIVE).float(), without input_resolution, context_length and vocab_size "
+            "(docs/recipes.md, Backbone)"
+        )
+    if (path.suffix == ".safetensors" or len(path.parts) > 1) and not path.is_file():
+        raise CheckpointError(
+            f"backbone.weights: {weights} does not exist; give a .safetensors file or a pretrained tag of "
+            f"{architecture.name}"
+        )
+    return architecture
+
+
+def read_pixels(values: Any, *, where: str) -> Pixels:
+    """The `Pixels` of an open_clip tag or `preprocess_cfg`.
+
+    Raises:
+        CheckpointError: It does not say mean and std, or what it says cannot be.
+    """
+    if not isinstance(values, dict) or not {"mean", "std"} <= values.keys():
+        raise CheckpointError(f"backbone: {where} does not say mean and std of the pixels in its preprocess_cfg")
+    renamed = {"resize_mode": "resize", "fill_color": "fill"}
+    known = {renamed.get(key, key): value for key, value in values.items() if value is not None}
+    known = {key: value for key, value in known.items() if key in Pixels.model_fields}
+    if known.get("interpolation") == "random":  # in training; open_clip evaluates such models bicubically
+        known["interpolation"] = "bicubic"
+    triples = {key: [known[key]] * 3 for key in ("mean", "std") if isinstance(known[key], int | float)}
+    try:
+        return Pixels.model_validate_json(json.dumps(known | triples))
+    except (ValidationError, ValueError) as fault:
+        raise CheckpointError(f"backbone: the preprocess_cfg of {where} cannot be used ({_first(fault)})") from None
+
+
+@cache
+def model_names() -> dict[str, Path]:
+    """Config files by model name, ours and open_clip's, read from its folder without importing it."""
+    found = find_spec("open_clip")
+    folders = [Path(place) / "model_configs" for place in (found.submodule_search_locations or [])] if found else []
+    return {path.stem: path for folder in (*folders, _OWN_CONFIGS) for path in sorted(folder.glob("*.json"))}
+
+
+def is_published(name: str, config: dict[str, Any]) -> bool:
+    """Whether a model of ours or of open_clip has this name and this config."""
+    path = model_names().get(name)
+    if path is None:
+        return False
+    own = read_json(path, what="backbone.model", error=CheckpointError)
+    return {key: value for key, value in own.items() if key != "preprocess_cfg"} == config
+
+
+def sibling(name: str, activation: str) -> str | None:
+    """The name of the same model with another activation, where there is one."""
+    other = f"{name}-quickgelu" if activation == "quick_gelu" else name.removesuffix("-quickgelu")
+    return other if other != name and other in model_names() else None
+
+
+def _suggestion(model: str, weights: str | None) -> str:
+    """Names near an unknown one that do not lead into the next error: OpenAI's weights want the QuickGELU models."""
+    near = difflib.get_close_matches(model, model_names(), n=3, cutoff=0.5)
+    both = [each for name in near for each in (name, sibling(name, "quick_gelu")) if each]
+    quick = [name for name in both if name.endswith("-quickgelu")] if weights == "openai" else []
+    near = list(dict.fromkeys(quick or both))[:3]
+    return f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists the names"
+
+
+def _check_architecture(where: str, config: Any) -> None:
+    """Refuse what is no config of two towers, or has sizes that are none."""
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
+        raise CheckpointError(
+            f"backbone.model: {where} is no open_clip config, which has embed_dim, vision_cfg and text_cfg"
+        )
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise CheckpointError(f"backbone.model: {where} is no open_clip config: a tower is no object")
+    size = vision.get("image_size", 224)
+    sizes = size if isinstance(size, list) and len(size) == 2 else [size]
+    numbers = {
+        "embed_dim": [config["embed_dim"]],
+        "vision_cfg.image_size": sizes,
+        "text_cfg.context_length": [text.get("context_length", 77)],
+    }
+    for key, values in numbers.items():
+        if not all(type(value) is int and value > 0 for value in values):
+            raise CheckpointError(f"backbone.model: {where}: {key} must be a positive whole number, or two for a size")
+
+
+def _hub_tokenizer(config: dict[str, Any]) -> str | None:
+    text = config["text_cfg"]
+    name = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    return str(name) if name else None
+
+
+def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool) -> None:
+    """Refuse a model that would fetch its parts from somewhere, or needs a package that is not there.
+
+    A config may name a repository of anybody's for a tower or for the tokenizer, and building it would ask there.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    trunk = vision.get("timm_model_name", "")
+    if not isinstance(trunk, str) or not re.fullmatch(r"[A-Za-z0-9_.]*", trunk):
+        raise CheckpointError(
+            f"backbone.model: the vision tower of {name} is {trunk!r}, which lies elsewhere, and nothing is "
+            "fetched for a config; name a model of timm itself"
+        )
+    hub = _hub_tokenizer(config)
+    if hub is None:
+        odd = sorted(set(text.get("tokenizer_kwargs") or {}) - {"clean"})
+        if odd:
+            raise CheckpointError(f"backbone.model: {name} wants tokenizer_kwargs that are not known here: {odd[0]}")
+    elif not published:
+        raise CheckpointError(
+            f"backbone.model: the text side of {name} is {hub} of a hub, and nothing is fetched for a config; use "
+            "CLIP's tokenizer and text tower, or the name of an open_clip model"
+        )
+    elif find_spec("transformers") is None:
+        parts = "tokenizer and text tower" if text.get("hf_model_name") else "tokenizer"
+        raise CheckpointError(
+            f"backbone.model: {name} has the {parts} of {hub}, which need the package transformers "
+            f"(pip install 'transformers>=4.51') and the files of that repository (hf download {hub}) in the local "
+            "cache; or use a model with CLIP's own tokenizer, such as ViT-B-32-quickgelu"
+        )
+
+
+def _first(fault: Exception) -> str:
+    """The first mistake that a validation found, in words."""
+    if not isinstance(fault, ValidationError):
+        return str(fault)
+    error = fault.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place}: {error['msg']}" if place else str(error["msg"])
