@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
+from calmctl.data.layout import utf8_name
 from calmctl.errors import VideoError
 
 # The containers that FFmpeg may open a file as: those that hold their own frames. Its others (playlists, lists of
@@ -143,8 +144,9 @@ def reasons(head: bytes = b"") -> Iterator[None]:
 
 def _check_file(path: Path) -> bytes:
     """Its first bytes, if `path` is a file with anything in it."""
+    if unusable := utf8_name(os.fspath(path))[1]:
+        raise VideoError(unusable)
     try:
-        os.fspath(path).encode("utf-8")
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise VideoError("a folder, not a file")
@@ -152,8 +154,6 @@ def _check_file(path: Path) -> bytes:
             raise VideoError("not a regular file")
         with path.open("rb") as handle:
             head = handle.read(16)
-    except UnicodeEncodeError:
-        raise VideoError("its path is not valid UTF-8: rename it") from None
     except FileNotFoundError:
         raise VideoError("dangling link" if path.is_symlink() else "missing file") from None
     except OSError as error:

@@ -108,6 +108,7 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
             f"{counted(c['left_out'], 'clip')} left out"
             for name, c in counts.items()
         },
+        **{f"  {note.partition(': ')[0]} captions": note.partition(": ")[2] for note in prepared.cut_captions()},
         "backbone": recipe.backbone.model
         + (f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights")
         + (", frozen" if recipe.frozen else "")
