@@ -32,12 +32,12 @@ MOST_PACKETS = 10_000_000
 """Of a file (our choice): 46 hours at 60 frames a second."""
 MOST_PACKET_BYTES = 1 << 28
 """Of one frame as it is stored (our choice): a raw one of `MOST_PIXELS`, four bytes each."""
-# Formats whose header says how long the video is, and those that say it for the whole file only. The others
-# (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
 # These give one time a packet, and that is when to decode it.
 _ORDER_ONLY = {"avi", "asf"}
 # These store no lengths of frames; FFmpeg makes them up from the codec's usual rate.
 _NO_LENGTHS = {"asf", "mpegts", "mpeg"}
+# Formats whose header says how long the video is, and those that say it for the whole file only. The others
+# (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
 _DECLARE_STREAM = {"mov", "avi"}
 _DECLARE_FILE = {"matroska", "flv", "asf"}
 _LEAST_PRESENT = 0.9
