@@ -203,7 +203,7 @@ def test_captions_that_were_written_are_read_back(tmp_path, suffix, count):
 
     said = {f"day 1/clip, {n:02d}.mp4": f'a "dog", {n} times\u3000é' for n in range(count)}
     splits = write_captions(tmp_path / f"c{suffix}", said)
-    rows = read_captions(tmp_path / f"c{suffix}")
+    rows = read_captions(tmp_path / f"c{suffix}").rows
     assert {row.video: row.captions[0] for row in rows} == said
     told = [row.split for row in rows]
     assert {name: told.count(name) for name in splits} == splits
