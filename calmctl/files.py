@@ -78,15 +78,50 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
 def read_json(path: Path, *, what: str, error: type[BadInput] = BadInput, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """Read JSON from `path`; any fault becomes `error`, naming `what` and the place."""
     try:
-        return json.loads(read_regular(path, most_bytes))
+        return parse_json(read_regular(path, most_bytes))
     except FileNotFoundError:
         raise error(f"{what}: {path} does not exist") from None
     except OSError as fault:
         raise error(f"{what}: cannot read {path}: {fault.strerror or fault}") from fault
+    except NotJson as fault:
+        raise error(f"{what}: {path} {fault}") from None
+
+
+class NotJson(ValueError):
+    """Why a text is not read as JSON, in words that follow the name of its file."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON in which no object has a key twice: JSON's readers keep the last one and say nothing.
+
+    Raises:
+        NotJson: It is not JSON, or a key stands twice in one object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except NotJson:
+        raise
     except json.JSONDecodeError as fault:
-        raise error(f"{what}: {path} is not JSON (line {fault.lineno}: {fault.msg})") from None
-    except (ValueError, RecursionError) as fault:  # not UTF-8, a number too long to read, nesting too deep
-        raise error(f"{what}: {path} is not JSON ({type(fault).__name__})") from None
+        line = f"line {fault.lineno}: " if fault.lineno > 1 else ""
+        raise NotJson(f"is not JSON ({line}{fault.msg})") from None
+    except UnicodeDecodeError:
+        raise NotJson("is not JSON that can be read: it is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise NotJson("is not JSON that can be read: it is nested too deeply, or holds a number too long") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise NotJson(
+                    f"is not JSON that can be read whole: {key[:80]!r} stands twice in one object, and only the last "
+                    "would be kept; write its values as one list, or remove one"
+                )
+            seen.add(key)
+    return values
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -59,7 +59,7 @@ def build_vocabulary(
         note: Default none.
         prompt: Template with one `{label}`. Default the paper's (Eq. 4).
         column: For CSV and TSV, the label column.
-        keep_first: Keep the first of repeated labels instead of refusing the list.
+        keep_first: Keep the first of repeated labels, capitals not counted, instead of refusing the list.
         spell_out: Underscores, and capitals inside words, become spaces: `ApplyEyeMakeup`, `brush_hair`.
 
     Raises:
@@ -106,16 +106,20 @@ def _clean(entry: Entry, where: str, spell_out: bool) -> Entry:
 
 
 def _without_repeats(entries: list[Entry], where: str, keep_first: bool) -> tuple[list[Entry], tuple[str, ...]]:
-    places: dict[str, list[str]] = defaultdict(list)
-    kept = []
+    """Refuse or drop labels that CLIP's tokenizer reads alike: equal ones, or but for capitals."""
+    alike: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        if entry.text not in places:
-            kept.append(entry)
-        places[entry.text].append(entry.place)
-    repeats = tuple(f"{text!r} ({', '.join(where_)})" for text, where_ in places.items() if len(where_) > 1)
+        alike[entry.text.lower()].append(entry)
+    kept = [same[0] for same in alike.values()]
+    repeats = tuple(
+        f"{', '.join(dict.fromkeys(repr(entry.text) for entry in same))} ({', '.join(entry.place for entry in same)})"
+        for same in alike.values()
+        if len(same) > 1
+    )
     if repeats and not keep_first:
         shown = "; ".join(repeats[:3]) + (f"; and {len(repeats) - 3} more" if len(repeats) > 3 else "")
         labels = "label repeats" if len(repeats) == 1 else "labels repeat"
+        labels += " (CLIP ignores capitals)" if case_twins(tuple(entry.text for entry in entries)) else ""
         raise VocabularyError(
             f"{where}: {len(repeats)} {labels}: {shown}; correct the list or keep the first of each with --keep-first"
         )
@@ -146,15 +150,12 @@ def _hints(texts: tuple[str, ...]) -> tuple[str, ...]:
     joined = [text for text in texts if " " not in text and re.search(r"_|[a-z][A-Z]", text)]
     if joined:
         hints.append(f"{len(joined)} labels are joined words, such as {joined[0]!r}: --spell-out parts them")
-    twins = case_twins(texts)
-    if twins:
-        hints.append(f"CLIP reads {', '.join(map(repr, twins[0]))} alike: it ignores capitals")
     return tuple(hints)
 
 
 def case_twins(texts: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Groups of labels that differ in capitals only, which CLIP's tokenizer does not see."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for text in texts:
+    for text in dict.fromkeys(texts):
         groups[text.lower()].append(text)
     return [tuple(group) for group in groups.values() if len(group) > 1]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import VocabularyError
-from calmctl.files import read_regular
+from calmctl.files import NotJson, parse_json, read_regular
 
 _WHAT = "label list"
 _MAX_BYTES = 16 * 1024 * 1024  # a list for people; a larger file was named by mistake
@@ -136,6 +135,9 @@ def _from_table(text: str, where: str, delimiter: str, column: str | None) -> li
     if not rows:
         return []
     header = [cell.strip().lower() for cell in rows[0][1]]
+    for key in (*_LABEL_KEYS, *_ID_KEYS):
+        if header.count(key) > 1 and not (column or "").isdecimal():
+            raise VocabularyError(f"{where}: the column {key!r} stands twice; name one by its number with --column")
     label_at, id_at, has_header = _columns(header, [row for _, row in rows], column, where)
     entries = []
     for line, row in rows[has_header:]:
@@ -166,11 +168,9 @@ def _columns(header: list[str], rows: list[list[str]], column: str | None, where
 
 def _from_json(text: str, where: str) -> list[Entry]:
     try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _unique_keys(pairs, where))
-    except json.JSONDecodeError as fault:
-        raise VocabularyError(f"{where}, line {fault.lineno}: not JSON ({fault.msg})") from None
-    except (RecursionError, ValueError):
-        raise VocabularyError(f"{where} is nested too deeply, or holds a number too long, for a list") from None
+        value = parse_json(text)
+    except NotJson as fault:
+        raise VocabularyError(f"{where} {fault}") from None
     if isinstance(value, dict):
         for key in _LIST_KEYS:
             if isinstance(value.get(key), list):
@@ -200,12 +200,3 @@ def _json_item(item: Any, position: int, where: str) -> tuple[str | None, Any]:
         )
     id_ = next((item[key] for key in _ID_KEYS if key in item), None)
     return None if id_ is None else str(id_), label
-
-
-def _unique_keys(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise VocabularyError(f"{where}: the key {twice!r} is there twice; keep one of them")
-    return result

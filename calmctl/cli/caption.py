@@ -171,12 +171,15 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
             raise VideoError(f"{source} is no file and no data set, nor a folder; give videos, or one of {names}")
         folder = FolderClips(source)
         if not folder.ids:
-            raise VideoError(f"{source}: there is no video in it")
+            raise VideoError(f"{source}: {folder.no_video()}; give videos, or another folder")
         for path in map(folder.find, folder.ids):
             if isinstance(path, Path):
                 clips.append(Clip(str(path), path))
         faults = [(name, folder.find(name)) for name in folder.ids]
         unreadable += [LeftOut(str(source / name), fault) for name, fault in faults if isinstance(fault, str)]
+        unreadable += [LeftOut(str(source / place.id), place.reason) for place in folder.unread]
+        if over := folder.passed_over():
+            note(f"[dim]{printable(over)}[/]")
     if len({clip.path.resolve() for clip in clips}) < len(clips):
         raise BadInput("a video is given twice; name each once")
     return clips, unreadable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.data.check_report import CheckReport
+    from calmctl.model.tokens import Tokens
 
 CHECK_EXAMPLES = """Examples:
 
@@ -22,7 +25,9 @@ calmctl data check msrvtt --root /data --protocol full --decode
 
 calmctl data check msvd --annotations lists --videos YouTubeClips --json
 
-calmctl data check my-videos --decode"""
+calmctl data check my-videos --decode
+
+calmctl data check my-videos --backbone ViT-B-16"""
 
 WHERE_EXAMPLES = """Examples:
 
@@ -30,7 +35,8 @@ calmctl data where
 
 calmctl data where didemo"""
 
-_COLOUR = {"ok": "green", "unused": "dim", "missing": "yellow", "wrong": "red"}
+_SURELY_READ = 75  # characters: as many tokens at most, and CLIP reads 77 with its two marks
+_COLOUR = {"ok": "green", "unused": "dim", "note": "cyan", "missing": "yellow", "wrong": "red"}
 
 app = typer.Typer(
     cls=Group,
@@ -52,13 +58,18 @@ def check(
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every clip that is there.")] = False,
     workers: Annotated[int | None, options.WORKERS(help="Processes that decode; one a core.")] = None,
     timeout_s: Annotated[float, options.TIMEOUT_S("--timeout", help="Seconds one clip may take.")] = 120.0,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Whose text tower reads the captions; CLIP's 77 tokens.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
     """Say what of a dataset is there, what is missing and who has it.
 
-    Compares what is read with the published splits: counts, and the digest of clips and captions.
+    Compares what is read with the published splits: counts, and the digest of clips and captions. Names what lies there
+    without being read.
 
-    Exit code 0: complete and as published. 1: something is missing or differs. 2: bad usage.
+    Exit code 0: complete, as published, and nothing lost. 1: something is missing, differs, cannot be read or, with
+    --decode, does not decode. 2: bad usage, or a file so malformed that nothing can be said.
     """
     from calmctl.data.check import check_dataset
 
@@ -75,6 +86,7 @@ def check(
             workers=workers,
             timeout_s=timeout_s,
             on_clip=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+            cut_captions=partial(_cut_captions, backbone),
         )
     if as_json:
         print_json(report.as_json())
@@ -84,14 +96,27 @@ def check(
         raise typer.Exit(1)
 
 
+def _cut_captions(backbone: str | None, captions: Sequence[str]) -> str | None:
+    """On captions that the text tower of `backbone`, or CLIP's, would not read to their end."""
+    if backbone is None and all(len(text) < _SURELY_READ and text.isascii() and "&" not in text for text in captions):
+        return None  # the tokenizer's library takes seconds to load
+    return _tokens(backbone or "ViT-B-32").cut(captions)
+
+
+@cache
+def _tokens(backbone: str) -> Tokens:
+    from calmctl.model.weights import load_tokens
+
+    return load_tokens(backbone)
+
+
 def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Path | None]:
     """The dataset that is meant, and its root."""
-    from calmctl.data.registry import DATASETS
+    from calmctl.data.registry import DATASETS, require_dataset_or_folder
 
     if dataset in DATASETS:
         return dataset, root if root or given_apart else Path("data")
-    if not Path(dataset).is_dir():
-        raise BadInput(f"{dataset} is neither a dataset ({', '.join(DATASETS)}) nor a folder")
+    require_dataset_or_folder(dataset)
     if root is not None:
         raise BadInput(f"--root belongs to a dataset; {dataset} is a folder itself")
     return "folder", Path(dataset)
@@ -109,7 +134,7 @@ def _print(report: CheckReport) -> None:
     for finding in report.findings:
         if finding.part != part:
             part = finding.part
-            table.add_row("", f"[bold]{part if part in ('decoding', 'video files') else part + 's'}[/]", "")
+            table.add_row("", f"[bold]{part + 's' if part in ('annotation file', 'split') else part}[/]", "")
         colour = _COLOUR[finding.state]
         table.add_row(f"[{colour}]{finding.state}[/]", printable(finding.name), printable(finding.text))
     stdout().print(f"[bold]{' '.join(word for word in (report.dataset, report.protocol) if word)}[/]")
@@ -120,6 +145,7 @@ def _print(report: CheckReport) -> None:
     ]
     verdict = " and ".join(faults) or "complete"
     stdout().print(f"{verdict}; where files belong: calmctl data where {report.dataset}")
+    print_left_out({"not read": dict(report.unread)}, noun="place")
     print_left_out({f"{split}, no file": dict(clips) for split, clips in report.missing.items()})
     print_left_out({f"{split}, not decodable": dict(clips) for split, clips in (report.undecodable or {}).items()})
     if report.undecodable is None:

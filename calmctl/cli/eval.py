@@ -236,13 +236,17 @@ def _evaluate(
             }
             for theirs, run, by_direction in differences
         ]
-        record = {"run": str(runs[0].folder), "results": results, "left_out": left_out}
+        notes = {each.result.dataset: list(each.notes) for each in first}
+        record = {"run": str(runs[0].folder), "results": results, "left_out": left_out, "notes": notes}
         print_json({**record, **({"differences": compared} if compared else {}), **environment()})
     else:
         for run, evaluations in zip(runs, evaluated, strict=True):
             if len(runs) > 1:
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
             stdout().print(retrieval_table([each.result for each in evaluations]))
+            for each in evaluations:
+                for text in each.notes:
+                    note(f"[yellow]{printable(each.result.dataset)}: {text}[/]")
         for theirs, run, by_direction in differences:
             for direction in ("text_to_video", "video_to_text"):
                 if (found := by_direction.get(direction)) is None:

@@ -118,6 +118,8 @@ def explain(
             notes=() if bare else (f"no run in {runs} was trained on such clips: this is the bare backbone",),
             **({"backbone": backbone} if backbone else {}),
         )
+    if cut := explainer.model.backbone.tokens.cut([sentence], "sentence"):
+        note(f"[yellow]{cut}[/]")
     seen = see_video(explainer, Clip(video.stem, video), instants=instants, pictures=html is not None)
     among = open_with_progress(explainer, collection) if collection else None
     explanation = explain_pair(explainer, seen, sentence, removed=removed, collection=among)

@@ -171,7 +171,7 @@ def _load(
     captions: Path | None,
     protocol: str | None,
 ) -> Dataset:
-    from calmctl.data.registry import DATASETS, load_dataset
+    from calmctl.data.registry import DATASETS, load_dataset, require_dataset_or_folder
 
     if source in DATASETS and source != "folder":
         if captions is not None:
@@ -179,12 +179,10 @@ def _load(
         if annotations is not None and videos is not None:
             return load_dataset(source, None, protocol=protocol, annotations=annotations, videos=videos)
         return load_dataset(source, root, protocol=protocol, annotations=annotations, videos=videos)
-    folder = Path(source)
-    if not folder.is_dir():
-        raise BadInput(f"{source} is neither a dataset ({', '.join(DATASETS)}) nor a folder")
+    require_dataset_or_folder(source)
     if annotations is not None and captions is not None:
         raise BadInput("--captions and --annotations both name a folder's captions; give one")
-    return load_dataset("folder", folder, protocol=protocol, annotations=captions or annotations, videos=videos)
+    return load_dataset("folder", Path(source), protocol=protocol, annotations=captions or annotations, videos=videos)
 
 
 def _default_store(source: str, dataset: Dataset, backbone: str, part: tuple[int, int]) -> Path:

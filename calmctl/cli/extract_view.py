@@ -45,7 +45,10 @@ class Bar:
 
 
 def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]) -> None:
-    """Print what an extraction did, what was left out, and what its features are for; `keys` name their backbone."""
+    """Print what an extraction did, notes on its data, what was left out, and what its features are for.
+
+    `keys` name their backbone.
+    """
     from rich.markup import escape
 
     from calmctl.cli.train import print_left_out
@@ -64,9 +67,12 @@ def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]
         table.add_row("speed", f"{report.clips_per_s:.1f} clips/s")
     for reason in report.redone:
         table.add_row("redone", escape(reason))
+    for text in report.notes:
+        table.add_row("note", printable(text))
     if report.shard != (1, 1):
         table.add_row("next", "when all parts are there: calmctl extract --merge PARTS --out STORE")
     stdout().print(table)
+    print_left_out({"not read": _listed(report.unread)}, noun="place")
     print_left_out({"not decodable": _listed(report.undecodable), "missing": _listed(report.missing)})
     if report.shard == (1, 1):
         store = shlex.quote(str(report.store))

@@ -94,6 +94,7 @@ def search(
 
     The search is exact unless --approximate is given, and says which it was.
     """
+    from calmctl.data.layout import require_folder
     from calmctl.data.long import video_extent
     from calmctl.device import check_device
     from calmctl.searching.windows import check_windows
@@ -117,8 +118,8 @@ def search(
         raise BadInput("--run and --backbone (or --weights) exclude each other; give one of them")
     if video is not None and not video.is_file():
         raise VideoError(f"{video} is no file; give the path of a video")
-    if captions is None and not where.is_dir():
-        raise BadInput(f"--in {where}: there is no such folder; name a folder of videos or a feature store")
+    if captions is None:
+        require_folder(where, "name a folder of videos or a feature store with --in")
     sentences = _sentences(queries, queries_file)
     if not sentences and video is None and not recall:
         raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
@@ -135,6 +136,8 @@ def search(
         assert video is not None
         _rank(seeker, video, captions, top, as_json)
         return
+    if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
+        note(f"[yellow]{cut}[/]")
     with progress_bar("items") as bar:
         engine = _open(seeker, where, window, stride_s, videos, features, bar)
         if recall:
@@ -197,10 +200,10 @@ def _drawn(clips: list[Path], where: Path) -> bool:
         index = read_json(where / INDEX, what="feature store", error=StoreError)
         header = index.get("header") if isinstance(index, dict) else None
         return isinstance(header, dict) and str(header.get("dataset")).startswith("demo")
-    names = FolderClips(where).ids
-    if not names:
-        raise DatasetError(f"{where}: there is no video in it; name another folder or a feature store with --in")
-    return drawn([Path(name).name for name in names])
+    found = FolderClips(where)
+    if not found.ids:
+        raise DatasetError(f"{where}: {found.no_video()}; name another folder or a feature store with --in")
+    return drawn([Path(name).name for name in found.ids])
 
 
 def _seeker(
@@ -269,6 +272,10 @@ def _say_left_out(engine: Search) -> None:
     if engine.not_kept is not None:
         note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
     print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})
+    not_read = {each.id: each.reason for each in collection.unread}
+    print_left_out({f"{collection.name}, not read": not_read}, noun="place")
+    if collection.passed_over is not None:
+        note(f"[dim]{printable(collection.passed_over)}[/]")
 
 
 def _rank(seeker: Seeker, video: Path, captions: str, top: int, as_json: bool) -> None:
@@ -279,7 +286,10 @@ def _rank(seeker: Seeker, video: Path, captions: str, top: int, as_json: bool) -
     from calmctl.searching.queries import read_sentences
     from calmctl.searching.sentences import rank_sentences
 
-    ranked = rank_sentences(seeker, Clip(video.stem, video), read_sentences(captions), top)
+    sentences = read_sentences(captions)
+    if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
+        note(f"[yellow]{cut}[/]")
+    ranked = rank_sentences(seeker, Clip(video.stem, video), sentences, top)
     if as_json:
         print_json({"by": seeker.name, "video": str(video), "sentences": [asdict(each) for each in ranked]})
     else:

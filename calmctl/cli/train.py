@@ -196,14 +196,14 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
     print_next(f"calmctl eval {shlex.quote(str(folder))}")
 
 
-def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3) -> None:
+def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: str = "clip") -> None:
     """Tell on stderr which clips were not used: by split and reason, with their number and the first names."""
     for split, entries in left_out.items():
         by_reason: dict[str, list[str]] = {}
         for clip, reason in entries.items():
             by_reason.setdefault(reason, []).append(clip)
         if entries:
-            note(f"[yellow]{split}: {counted(len(entries), 'clip')} left out[/] (--json lists all)")
+            note(f"[yellow]{split}: {counted(len(entries), noun)} left out[/] (--json lists all)")
         for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
             shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
             note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")

@@ -128,9 +128,11 @@ def load_benchmark(
     if "val" not in protocol.files and "train" in splits:
         splits, note = carve_val(splits, title, val_clips, protocol.val_clips, val_seed)
         notes.append(note)
-    elif val_clips is not None:
-        raise DatasetError(f"{title}: no validation clips can be carved here; leave val_clips out")
-    return Dataset(benchmark.name, protocol_name, Splits(splits, absent), tuple(notes))
+    elif val_clips is not None and "val" in protocol.files:
+        raise DatasetError(f"{title}: no validation clips can be carved, it has a val split; leave val_clips out")
+    if "val" not in protocol.files and "train" in absent:
+        absent["val"] = absent["train"]
+    return Dataset(benchmark.name, protocol_name, Splits(splits, absent), tuple(notes), listed.unread)
 
 
 def first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str, Path] | None:

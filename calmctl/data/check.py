@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -24,13 +24,16 @@ from calmctl.data.check_report import CheckReport, Finding
 from calmctl.data.identity import contents_of
 from calmctl.data.layout import Places, listing, places
 from calmctl.data.registry import BENCHMARKS, load_dataset, resolve
-from calmctl.data.samples import Clip
+from calmctl.data.samples import Clip, LeftOut
 from calmctl.data.splits import Annotated
 from calmctl.data.workers import TIMEOUT_S, run_isolated
 from calmctl.errors import DatasetError, VideoError
 
 OnClip = Callable[[int, int], None]
 """Told how many clips have been decoded, and of how many."""
+
+CutCaptions = Callable[[Sequence[str]], str | None]
+"""Of some captions, a sentence on those that a text tower would not read to their end."""
 
 
 def check_dataset(
@@ -45,6 +48,7 @@ def check_dataset(
     workers: int | None = None,
     timeout_s: float = TIMEOUT_S,
     on_clip: OnClip | None = None,
+    cut_captions: CutCaptions = lambda captions: None,
 ) -> CheckReport:
     """Look for everything that a dataset needs.
 
@@ -59,6 +63,7 @@ def check_dataset(
         workers: Decoding processes; None for one a core.
         timeout_s: Time limit for one clip, in seconds.
         on_clip: Called after every clip decoded.
+        cut_captions: `model.tokens.Tokens.cut` of the text tower that is to read the captions.
 
     Raises:
         DatasetError: An unknown name or protocol, a folder that is none, or, of a dataset without published
@@ -67,9 +72,9 @@ def check_dataset(
     protocol = resolve(name, protocol)
     if name in BENCHMARKS:
         where = places(name, root, annotations, videos)
-        report, clips = _check_benchmark(BENCHMARKS[name], protocol, where)
+        report, clips = _check_benchmark(BENCHMARKS[name], protocol, where, cut_captions)
     else:
-        report, clips = _check_other(name, protocol, root, annotations, videos)
+        report, clips = _check_other(name, protocol, root, annotations, videos, cut_captions)
     if not decode:
         return report
     undecodable = _undecodable(clips, n_frames, workers, timeout_s, on_clip)
@@ -91,7 +96,9 @@ def _copies(clips: Clips) -> Iterator[Finding]:
             yield Finding("shared file", second, "wrong", text)
 
 
-def _check_benchmark(benchmark: Benchmark, protocol_name: str, where: Places) -> tuple[CheckReport, Clips]:
+def _check_benchmark(
+    benchmark: Benchmark, protocol_name: str, where: Places, cut_captions: CutCaptions
+) -> tuple[CheckReport, Clips]:
     protocol = benchmark.protocols[protocol_name]
     findings = list(_annotation_files(benchmark, protocol, where))
     found: dict[str, Annotated] = {}
@@ -110,8 +117,11 @@ def _check_benchmark(benchmark: Benchmark, protocol_name: str, where: Places) ->
             findings.append(_split(split, annotated, protocol))
     clips: Clips = {}
     missing: dict[str, dict[str, str]] = {}
+    unread: tuple[LeftOut, ...] = ()
+    notes = [_cut(split, [text for _, text in annotated.captions], cut_captions) for split, annotated in found.items()]
     if found and where.videos:
         listed = list_videos(benchmark, where, found.values())
+        unread = listed.unread
         for split, annotated in found.items():
             files_of = {clip_id: listed.find(clip_id) for clip_id in dict.fromkeys(annotated.clip_ids)}
             window = annotated.start_s, annotated.end_s
@@ -121,7 +131,11 @@ def _check_benchmark(benchmark: Benchmark, protocol_name: str, where: Places) ->
             findings.append(
                 _videos(split, len(clips[split]), missing[split], None if told else benchmark.owners["clips"])
             )
-    report = CheckReport(benchmark.name, protocol_name, where.annotations, where.videos, tuple(findings), missing)
+    findings += [*(note for note in notes if note), *_not_read(unread)]
+    reasons = {each.id: each.reason for each in unread}
+    report = CheckReport(
+        benchmark.name, protocol_name, where.annotations, where.videos, tuple(findings), missing, reasons
+    )
     return report, clips
 
 
@@ -178,8 +192,30 @@ def _videos(split: str, n_found: int, missing: Mapping[str, str], owner: str | N
     return Finding("video files", split, "missing", f"{n_found:,} of {total:,} are there{source}")
 
 
+def _cut(split: str, captions: Sequence[str], cut_captions: CutCaptions) -> Finding | None:
+    """Nothing of the data set is lost; what a model makes of it is."""
+    sentence = cut_captions(captions)
+    return None if sentence is None else Finding("notes", split, "note", sentence)
+
+
+def _not_read(unread: Sequence[LeftOut]) -> list[Finding]:
+    """A line a reason, with the first names."""
+    by_reason: dict[str, list[str]] = {}
+    for each in unread:
+        by_reason.setdefault(each.reason, []).append(each.id)
+    return [
+        Finding("not read", ", ".join(names[:3]) + (f", ... ({len(names):,})" if names[3:] else ""), "missing", reason)
+        for reason, names in by_reason.items()
+    ]
+
+
 def _check_other(
-    name: str, protocol: str, root: Path | None, annotations: Path | None, videos: Path | None
+    name: str,
+    protocol: str,
+    root: Path | None,
+    annotations: Path | None,
+    videos: Path | None,
+    cut_captions: CutCaptions,
 ) -> tuple[CheckReport, Clips]:
     """A dataset of which nothing is published: what it says of itself."""
     dataset = load_dataset(name, root, protocol=protocol, annotations=annotations, videos=videos)
@@ -191,8 +227,12 @@ def _check_other(
     findings += [_videos(split.name, len(split.clips), missing[split.name]) for split in dataset.splits.values()]
     clips = {split.name: list(split.clips) for split in dataset.splits.values()}
     findings += _copies(clips)
+    findings += [Finding("notes", "", "note", note) for note in dataset.notes]
+    cut = [_cut(split.name, split.captions, cut_captions) for split in dataset.splits.values()]
+    findings += [*(note for note in cut if note), *_not_read(dataset.unread)]
     folders = [tuple(path for path in (given or root,) if path) for given in (annotations, videos)]
-    report = CheckReport(name, protocol, folders[0], folders[1], tuple(findings), missing)
+    reasons = {each.id: each.reason for each in dataset.unread}
+    report = CheckReport(name, protocol, folders[0], folders[1], tuple(findings), missing, reasons)
     return report, clips
 
 

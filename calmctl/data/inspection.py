@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
+from calmctl.data.layout import utf8_name
 from calmctl.errors import VideoError
 
 # The containers that FFmpeg may open a file as: those that hold their own frames. Its others (playlists, lists of
@@ -31,12 +32,12 @@ MOST_PACKETS = 10_000_000
 """Of a file (our choice): 46 hours at 60 frames a second."""
 MOST_PACKET_BYTES = 1 << 28
 """Of one frame as it is stored (our choice): a raw one of `MOST_PIXELS`, four bytes each."""
-# Formats whose header says how long the video is, and those that say it for the whole file only. The others
-# (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
 # These give one time a packet, and that is when to decode it.
 _ORDER_ONLY = {"avi", "asf"}
 # These store no lengths of frames; FFmpeg makes them up from the codec's usual rate.
 _NO_LENGTHS = {"asf", "mpegts", "mpeg"}
+# Formats whose header says how long the video is, and those that say it for the whole file only. The others
+# (MPEG-TS, MPEG-PS) are measured from the file itself, so a truncated one is merely a shorter one.
 _DECLARE_STREAM = {"mov", "avi"}
 _DECLARE_FILE = {"matroska", "flv", "asf"}
 _LEAST_PRESENT = 0.9
@@ -143,8 +144,9 @@ def reasons(head: bytes = b"") -> Iterator[None]:
 
 def _check_file(path: Path) -> bytes:
     """Its first bytes, if `path` is a file with anything in it."""
+    if unusable := utf8_name(os.fspath(path))[1]:
+        raise VideoError(unusable)
     try:
-        os.fspath(path).encode("utf-8")
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise VideoError("a folder, not a file")
@@ -152,8 +154,6 @@ def _check_file(path: Path) -> bytes:
             raise VideoError("not a regular file")
         with path.open("rb") as handle:
             head = handle.read(16)
-    except UnicodeEncodeError:
-        raise VideoError("its path is not valid UTF-8: rename it") from None
     except FileNotFoundError:
         raise VideoError("dangling link" if path.is_symlink() else "missing file") from None
     except OSError as error:

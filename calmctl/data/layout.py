@@ -6,17 +6,21 @@ is looked up in the listing, so no annotation can reach outside them.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from calmctl.counting import counted
+from calmctl.data.samples import LeftOut
 from calmctl.errors import DatasetError
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset((
-    ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m1v", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
 ))
 # fmt: on
 
@@ -35,7 +39,7 @@ class Places:
 
     def find(self, name: str) -> Path | None:
         """The first annotation file of that name."""
-        return next((folder / name for folder in self.annotations if (folder / name).is_file()), None)
+        return next((folder / name for folder in self.annotations if os.path.isfile(folder / name)), None)
 
 
 def places(name: str, root: Path | None, annotations: Path | None, videos: Path | None) -> Places:
@@ -45,11 +49,13 @@ def places(name: str, root: Path | None, annotations: Path | None, videos: Path 
         DatasetError: When a folder that was given is none, or neither root nor the two others were given.
     """
     for what, folder in (("--root", root), ("--annotations", annotations), ("--videos", videos)):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not os.path.isdir(folder):
             raise DatasetError(
                 f"{name}: {what} {folder} is not a folder; put the annotation files and clips of {name} there, or "
                 "name where they are (in a recipe: data.root, data.annotations, data.videos; see docs/data.md)"
             )
+        if folder is not None:
+            require_folder(folder)
     if root is None and (annotations is None or videos is None):
         raise DatasetError(f"{name}: say where its files are with --root, or with --annotations and --videos")
     return Places(
@@ -64,7 +70,7 @@ def _existing(given: Path | None, root: Path | None, name: str, kind: str) -> tu
     else:
         assert root is not None
         folders = [root / below for below in candidates(kind, name)]
-    return tuple(folder for folder in folders if folder.is_dir())
+    return tuple(folder for folder in folders if os.path.isdir(folder))
 
 
 def candidates(kind: str, name: str) -> list[str]:
@@ -77,17 +83,21 @@ class VideoFiles:
 
     A file answers to its whole name and to its name without the last suffix, so that ids with dots work with
     and without a suffix; or, where `id_of` is given, to what that makes of its name. Where several files
-    answer to one id, one with a video suffix comes first, then the first in path order.
+    answer to one id, one with a video suffix comes first, then the first in path order. Links to folders
+    elsewhere are followed: only published names are looked up here.
 
     Attributes:
         folder: What was listed.
+        unread: Folders below it that could not be read, with reasons.
     """
 
     def __init__(self, folder: Path, id_of: Callable[[str], str] | None = None) -> None:
         self.folder = folder
         self._files: dict[str, tuple[bool, str]] = {}
         self._faults: dict[str, str] = {}
-        for path, fault in walk(folder):
+        listed = Listing(folder, leave=True)
+        self.unread = listed.unread
+        for path, fault in listed.files.items():
             name = os.path.basename(path)
             stem, suffix = os.path.splitext(name)
             for key in {id_of(name)} if id_of else {name, stem}:
@@ -101,29 +111,113 @@ class VideoFiles:
         """The file of a clip, or the reason why there is none."""
         if clip_id in self._files:
             return Path(self._files[clip_id][1])
-        return self._faults.get(clip_id, "no video file of this name")
+        return self._faults.get(clip_id, not_there(self.unread))
 
 
-def walk(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Paths of everything below `folder` but plain folders, each with the fault that makes it no file.
+def not_there(unread: Sequence[LeftOut]) -> str:
+    """The reason for a name that no file has, as far as the folders could be read."""
+    elsewhere = f" in what was read ({counted(len(unread), 'folder')} {'was' if len(unread) == 1 else 'were'} not)"
+    return "no video file of this name" + (elsewhere if unread else "")
+
+
+class Listing:
+    """Everything below a folder but plain folders.
 
     Hidden names are skipped. Links to folders are followed, once each. Folders named like a video come too.
+
+    Attributes:
+        files: By path, each with the fault that makes it no file, or None.
     """
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in folders:
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
-                yield os.path.join(parent, name), "a folder, not a file"
-        for name in sorted(files):
-            if not name.startswith("."):
+
+    def __init__(self, folder: Path, *, leave: bool) -> None:
+        """List `folder`; links to folders outside it are followed only where `leave` says so.
+
+        Raises:
+            DatasetError: The folder itself cannot be read.
+        """
+        require_folder(folder)
+        self.files: dict[str, str | None] = {}
+        self._unread: list[LeftOut] = []
+        self._folder = folder
+        root = os.path.realpath(folder)
+        seen: set[tuple[int, int]] = set()
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=self._not_read):
+            try:
+                status = os.stat(parent)
+            except OSError as error:  # gone, or its disk is, since its name was read
+                self._not_read(error)
+                folders.clear()
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in list(folders):
                 path = os.path.join(parent, name)
-                yield path, None if os.path.exists(path) else "dangling link"
+                if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+                    self.files[path] = "a folder, not a file"
+                if not leave and os.path.islink(path) and not _is_below(os.path.realpath(path), root):
+                    self._leave_out(path, "a link out of the folder, not followed; name the folder that it leads to")
+                    folders.remove(name)
+            for name in sorted(files):
+                if not name.startswith("."):
+                    path = os.path.join(parent, name)
+                    self.files[path] = _file_fault(path)
+
+    @property
+    def unread(self) -> tuple[LeftOut, ...]:
+        """Folders that could not be read, and links that were not followed; ids are the paths below the folder."""
+        return tuple(self._unread)
+
+    def _not_read(self, error: OSError) -> None:
+        # os.walk would go on without a word.
+        self._leave_out(os.fsdecode(error.filename), f"a folder that cannot be read: {error.strerror or error}")
+
+    def _leave_out(self, path: str, reason: str) -> None:
+        name = PurePath(os.path.relpath(path, self._folder)).as_posix()
+        self._unread.append(LeftOut(utf8_name(name)[0], reason))
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _file_fault(path: str) -> str | None:
+    """Why there is nothing to read at `path`, or None; what is in it is not looked at."""
+    if os.access(path, os.R_OK):
+        return None
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "dangling link" if os.path.islink(path) else "missing file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return f"cannot be read: {os.strerror(errno.EACCES)}"
+
+
+def require_folder(folder: Path, advice: str = "name one with videos in it") -> None:
+    """Raise `DatasetError` with the true reason where `folder` cannot be listed."""
+    try:
+        os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"{folder}: not a folder; {advice}") from None
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be read: {error.strerror or error}") from None
+
+
+def utf8_name(name: str) -> tuple[str, str | None]:
+    """A file's name as text, and why it cannot be used, if it cannot.
+
+    Names are bytes. Where the locale is not UTF-8, Python gives those that are as something else.
+    """
+    try:
+        text = os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return name.encode("utf-8", "backslashreplace").decode("utf-8"), "its path is not valid UTF-8: rename it"
+    if text != name:
+        return text, f"this locale ({sys.getfilesystemencoding()}) cannot name it: set PYTHONUTF8=1 and run again"
+    return text, None
 
 
 def listing(names: Sequence[object]) -> str:

@@ -140,7 +140,10 @@ class _Machine:
         target = self._top(dict)
         if len(items) % 2 or not all(isinstance(key, str) for key in items[::2]):
             raise _Refused("a key of a dict in it is no text")
+        before = len(target)
         target.update(zip(items[::2], items[1::2], strict=True))
+        if len(target) < before + len(items) // 2:  # Python's own reader would keep the last one and say nothing
+            raise _Refused("a key stands twice in a dict in it")
 
     def op_proto(self) -> None:
         if self._number(1) > 5:

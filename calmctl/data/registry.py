@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -86,14 +88,30 @@ def resolve(name: str, protocol: str | None) -> str:
     """
     info = DATASETS.get(name)
     if info is None:
-        near = get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {listing(list(DATASETS))}"
-        raise DatasetError(f"no dataset {name!r}; {hint}")
+        raise DatasetError(f"no dataset {name!r}; {nearest(name) or f'there are {listing(list(DATASETS))}'}")
     protocol = info.default_protocol if protocol is None else protocol
     if protocol not in info.protocols:
         known = f"it has {listing(info.protocols)}" if any(info.protocols) else "it has only one"
         raise DatasetError(f"{name} has no protocol {protocol!r}; {known}")
     return protocol
+
+
+def nearest(name: str) -> str:
+    """`did you mean msrvtt?`, or "" where no dataset's name is like this one; capitals do not count."""
+    near = get_close_matches(name.lower(), DATASETS, n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def require_dataset_or_folder(name: str) -> None:
+    """Raise `DatasetError` where `name` is neither one of `DATASETS` nor a folder that can be read."""
+    if name in DATASETS or os.path.isdir(name):
+        return
+    parent = next((path for path in Path(name).parents if os.path.exists(path)), Path())
+    if os.path.isdir(parent) and not os.access(parent, os.X_OK):
+        raise DatasetError(f"{name}: {parent} cannot be entered: {os.strerror(errno.EACCES)}")
+    hint = nearest(name)
+    told = f"{name} is neither a dataset ({', '.join(DATASETS)}) nor a folder"
+    raise DatasetError(f"{told}; {hint}" if hint else told)
 
 
 def load_dataset(

@@ -74,6 +74,7 @@ class Dataset:
         protocol: The published protocol's name ("9k", "7k", "full", ...), or "" where there is only one.
         splits: Any of "train", "val", "test".
         notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).
+        unread: Folders and files of it that could not be read, or were not, with reasons: what is in them is lost.
         folder: Where its clips lie, which tells two folders of one name apart; None where nobody said.
     """
 
@@ -81,6 +82,7 @@ class Dataset:
     protocol: str
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
+    unread: tuple[LeftOut, ...] = ()
     folder: Path | None = None
 
 

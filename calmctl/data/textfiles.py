@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from calmctl.errors import DatasetError
 from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
-from calmctl.files import read_regular
+from calmctl.files import NotJson, parse_json, read_regular
 
+_AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
 _KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
 
 
@@ -33,7 +33,16 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DatasetError(f"{path}:{line}: not UTF-8; convert the file") from None
+        raise DatasetError(f"{path}:{line}: not UTF-8 but {_encoding(content)}; {_AS_UTF8}") from None
+
+
+def _encoding(content: bytes) -> str:
+    """What text that is not UTF-8 seems to be; nothing is decoded by such a guess."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    if b"\0" in content[:4096]:
+        return "no text"
+    return "Windows-1252 or Latin-1, it seems"
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -52,18 +61,20 @@ def read_ids(path: Path) -> list[str]:
     return [line.strip() for _, line in read_lines(path)]
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a CSV file with a header, each with its place ("file:line") for error messages.
 
     Raises:
-        DatasetError: When one of `columns` is not in the header, or a row has not as many fields as it.
+        DatasetError: When one of `columns` is not in the header, a column is there twice, or a row has not as many
+            fields as the header.
     """
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
+        check_header(header, path)
         absent = [column for column in columns if column not in header]
         if absent:
-            raise DatasetError(f"{path}:1: no column {absent[0]!r}; the header is {shown(','.join(header))}")
+            raise DatasetError(f"{path}:1: no column {absent[0]!r}; the header is {shown(delimiter.join(header))}")
         for row in rows:
             place = f"{path}:{rows.line_num}"
             if not row:
@@ -75,15 +86,30 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
         raise DatasetError(f"{path}:{rows.line_num}: not CSV: {error}") from None
 
 
+def check_header(header: Sequence[str], path: Path) -> None:
+    """Refuse a header of which a row could not be told apart by name: a repeated column, or another separator."""
+    for place, name in enumerate(header):
+        if name and name in header[:place]:  # columns without a name are common, and nobody asks for them
+            raise DatasetError(
+                f"{path}:1: the column {shown(name)} stands twice; rename or remove one (several captions of a clip "
+                "are several rows)"
+            )
+    if len(header) == 1:
+        for mark, called, advice in (
+            (";", "semicolons", "save it with commas (a spreadsheet calls it 'CSV UTF-8, comma delimited')"),
+            ("\t", "tabs", "name it .tsv, or save it with commas"),
+        ):
+            if mark in header[0]:
+                raise DatasetError(f"{path}:1: its columns are separated by {called}; {advice}")
+
+
 def read_json_file(path: Path) -> Any:
     """JSON of any shape."""
     content = read_bytes(path)
     try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"annotations: {path} is not JSON (line {error.lineno}: {error.msg})") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number too long to read, nesting too deep
-        raise DatasetError(f"annotations: {path} is not JSON ({type(error).__name__})") from None
+        return parse_json(content)
+    except NotJson as fault:
+        raise DatasetError(f"annotations: {path} {fault}") from None
 
 
 def read_object(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:

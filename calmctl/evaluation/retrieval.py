@@ -26,11 +26,12 @@ SCORERS: tuple[Scorer, ...] = ("leak-free", "tmass-released", "dual-softmax")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One test set evaluated: the numbers, the scores [N_t, N_v] they are from, and what was scored."""
+    """One test set evaluated: the numbers, the scores [N_t, N_v] they are from, what was scored, and notes on it."""
 
     result: RetrievalResult
     scores: np.ndarray
     encoded: EncodedSplit
+    notes: tuple[str, ...] = ()
 
 
 def score_split(
@@ -104,7 +105,8 @@ def evaluate_encoded(
         paper_method=paper_method(model),
         left_out=len(encoded.left_out),
     )
-    return Evaluation(result, scores, encoded)
+    cut = model.backbone.tokens.cut(encoded.captions)
+    return Evaluation(result, scores, encoded, () if cut is None else (cut,))
 
 
 def paper_method(model: CalmModel) -> str:

@@ -86,7 +86,8 @@ def extract(
     tell = on_progress or (lambda progress: None)
     missing = tuple(clip for split in dataset.splits.values() for clip in split.left_out)
     if strict:
-        _refuse(missing)
+        _refuse((*dataset.unread, *missing))
+    cut = backbone.tokens.cut([caption for split in dataset.splits.values() for caption in split.captions])
     header = Header(dataset=dataset.name, backbone=fingerprint(backbone), n_frames=n_frames, dtype=dtype)
     clips = {clip.id: clip for split in dataset.splits.values() for clip in split.clips}
     with (
@@ -129,6 +130,8 @@ def extract(
             undecodable=tuple(clip for group in frames.mine for clip in store.left_out_of(group)),
             missing=missing,
             duration_s=duration_s,
+            notes=(*dataset.notes, *([cut] if cut else [])),
+            unread=dataset.unread,
         )
         _log(path / LOG, {"report": report.as_json(), "device": str(device), **environment()})
     if strict:

@@ -47,6 +47,8 @@ class ExtractReport:
         undecodable: Clips of this part that could not be decoded, with reasons.
         missing: Clips of the protocol whose file does not exist, with reasons.
         duration_s: Wall time of decoding and encoding clips.
+        notes: Facts about the dataset, and on captions that are not read to their end.
+        unread: Folders and files of the dataset that were not read, with reasons.
     """
 
     store: Path
@@ -61,6 +63,8 @@ class ExtractReport:
     undecodable: tuple[LeftOut, ...]
     missing: tuple[LeftOut, ...]
     duration_s: float
+    notes: tuple[str, ...] = ()
+    unread: tuple[LeftOut, ...] = ()
 
     @property
     def clips_per_s(self) -> float | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calmctl.errors import CheckpointError
 from calmctl.model.spec import BackboneSpec
+from calmctl.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
     Attributes:
         spec: What this backbone is.
         dim: Width D of the joint space.
+        tokens: What makes tokens of sentences.
         notes: What a person must know of the weights that were loaded.
     """
 
@@ -46,8 +48,8 @@ class Backbone(nn.Module):
         self.clip: Any = clip
         self.spec = spec
         self.dim = spec.dim
+        self.tokens = Tokens(tokenizer, spec.context_length)
         self.notes: tuple[str, ...] = ()
-        self._tokenizer = tokenizer
 
     @property
     def logit_scale(self) -> Tensor:
@@ -60,12 +62,13 @@ class Backbone(nn.Module):
         """CLIP's byte-pair tokenizer. Raises `CheckpointError` where this backbone has another kind of tokens."""
         from open_clip.tokenizer import SimpleTokenizer
 
-        if not isinstance(self._tokenizer, SimpleTokenizer):
+        tokenizer = self.tokens.tokenizer
+        if not isinstance(tokenizer, SimpleTokenizer):
             raise CheckpointError(
                 f"backbone.model: {self.spec.model} does not use CLIP's byte pairs "
-                f"({type(self._tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
+                f"({type(tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
             )
-        return self._tokenizer
+        return tokenizer
 
     @property
     def token_embedding(self) -> Tensor:
@@ -83,7 +86,7 @@ class Backbone(nn.Module):
         CLIP's text tower is causal and pools at the end token, so padding behind it changes nothing but the
         time it takes. Other towers get their full context length.
         """
-        tokens: Tensor = self._tokenizer(list(sentences))
+        tokens = self.tokens(sentences)
         if not self._pads_short:
             return tokens
         # The end token has CLIP's largest id, so its position is the arg-max; the pad id is 0.

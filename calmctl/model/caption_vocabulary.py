@@ -56,6 +56,10 @@ class CaptionVocabulary:
         longest = max(map(len, rows), default=1)
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.long)
 
+    def longer(self, captions: Sequence[str], max_tokens: int) -> int:
+        """How many captions `encode` cuts."""
+        return sum(len(self._bpe.encode(text)) + 1 > max_tokens for text in captions)
+
     def decode(self, numbers: Iterable[int]) -> str:
         """The sentence of token numbers, up to an end mark."""
         kept = []

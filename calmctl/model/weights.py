@@ -7,7 +7,8 @@ import logging
 import re
 import socket
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +35,7 @@ from calmctl.model.spec import (
     read_spec,
     sibling,
 )
+from calmctl.model.tokens import Tokens
 from calmctl.tensorfiles import load_tensors
 
 TOWERS_PREFIX = "backbone.clip."
@@ -96,37 +98,56 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
     return backbone
 
 
+def load_tokens(model: str) -> Tokens:
+    """The tokenizer of a model, without its towers.
+
+    Raises:
+        CheckpointError: Unknown name, or a tokenizer that is not at hand.
+    """
+    architecture = read_architecture(model)
+    spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
+    with _building(spec):
+        return Tokens(_tokenizer(spec), spec.context_length)
+
+
 def build_backbone(spec: BackboneSpec) -> Backbone:
     """The backbone that `spec` describes, with random weights. Raises `CheckpointError` where open_clip cannot."""
     import open_clip
 
+    with TemporaryDirectory() as folder, _building(spec):
+        # The tokenizer first: where its files are missing, that is told in no time.
+        tokenizer = _tokenizer(spec)
+        # By this file open_clip builds from the spec alone, whatever it knows under the model's name. Architectures
+        # that would fetch their parts from a hub are told not to: weights are ours to load.
+        Path(folder, HUB_CONFIG).write_text(json.dumps({"model_cfg": spec.architecture}), encoding="utf-8")
+        clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, load_weights=False)
+    return Backbone(clip, tokenizer, spec)
+
+
+def _tokenizer(spec: BackboneSpec) -> Any:
+    """open_clip's tokenizer of a backbone."""
+    import open_clip
+
     text = spec.architecture["text_cfg"]
     keys = {"context_length": spec.context_length, **(text.get("tokenizer_kwargs") or {})}
-    with (
-        TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-        redirect_stderr(StringIO()),
-        redirect_stdout(StringIO()),
-    ):
+    if spec.tokenizer is None:
+        return open_clip.SimpleTokenizer(**keys)
+    return open_clip.tokenizer.HFTokenizer(spec.tokenizer, tokenizer_mode=text.get("tokenizer_mode"), **keys)
+
+
+@contextmanager
+def _building(spec: BackboneSpec) -> Iterator[None]:
+    """Nothing that open_clip prints is shown, and what it raises becomes a `CheckpointError`."""
+    with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded later
-        # By this file open_clip builds from the spec alone, whatever it knows under the model's name.
-        Path(folder, HUB_CONFIG).write_text(json.dumps({"model_cfg": spec.architecture}), encoding="utf-8")
         try:
-            # The tokenizer first: where its files are missing, that is told in no time. Architectures that would
-            # fetch their parts from a hub are told not to: weights are ours to load.
-            if spec.tokenizer is None:
-                tokenizer: Any = open_clip.SimpleTokenizer(**keys)
-            else:
-                mode = text.get("tokenizer_mode")
-                tokenizer = open_clip.tokenizer.HFTokenizer(spec.tokenizer, tokenizer_mode=mode, **keys)
-            clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, load_weights=False)
+            yield
         except Exception as fault:
             files = f"; it needs the files of {spec.tokenizer} in the local cache" if spec.tokenizer else ""
             raise CheckpointError(f"open_clip cannot build {spec.model}: {fault}{files}") from fault
         finally:
             logging.disable(logging.NOTSET)
-    return Backbone(clip, tokenizer, spec)
 
 
 def build_unrecorded(model: str, weights: str | None) -> Backbone:

@@ -45,7 +45,10 @@ def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides
     by = {override.partition("=")[0].strip(): f"override {override!r}" for override in overrides}
     try:
         # Through JSON, where a list may be a tuple; strict types all the same. What is not JSON is no recipe.
-        return Recipe.model_validate_json(json.dumps(values))
+        return Recipe.model_validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8"))
+    except UnicodeEncodeError as fault:  # JSON can write one half of a character without the other
+        near = fault.object[max(0, fault.start - 60) : fault.start]
+        raise RecipeError(f"{where}: half a character (a surrogate) stands behind {near!r}; write it whole") from None
     except (TypeError, ValueError) as fault:
         if not isinstance(fault, ValidationError):
             raise RecipeError(f"{where}: a value is not a string, number, list or mapping ({fault})") from None

@@ -87,4 +87,4 @@ def _measure(recipe: Recipe) -> tuple[float, int, str]:
     note = f"{_STEPS} measured steps a head, reading and testing not included"
     if pairs < recipe.optim.batch_size:
         note += f" (time and memory in batches of {pairs}: a CPU would take minutes for {recipe.optim.batch_size})"
-    return cost.seconds * source.steps_per_epoch * recipe.optim.epochs, cost.memory_bytes, note
+    return cost.seconds * source.steps_per_epoch * recipe.optim.epochs, cost.memory_bytes or 0, note

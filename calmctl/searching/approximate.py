@@ -95,7 +95,7 @@ def open_graph(
         if file == path:
             graph = _restore(usearch, file, index.frames.dim, view=True)
             if graph is not None and _holds(graph, wanted):
-                return Graph(graph, wanted, path, 0, not_kept)
+                return Graph(graph, wanted, path, 0, None)
         graph = None if file is None or file == path else _restore(usearch, file, index.frames.dim, view=False)
         known = {name: stat.mark for name, stat in old.shards.items()} if old and graph is not None else {}
         changed = [shard.name for shard in shards if known.get(shard.name) != stats[shard.name].mark]

@@ -42,6 +42,8 @@ class Collection:
         extracted: Clips whose features were made by this opening.
         is_store: Whether it is somebody's store, and not a folder's.
         unit: What one of its clips is, "clip" or "window".
+        unread: Folders below a folder that could not be read, and links that were not followed, with reasons.
+        passed_over: A note on the files of a folder that are no videos by their suffix.
     """
 
     name: Path
@@ -52,6 +54,8 @@ class Collection:
     extracted: int
     is_store: bool
     unit: str = "clip"
+    unread: tuple[LeftOut, ...] = ()
+    passed_over: str | None = None
 
 
 def open_collection(
@@ -137,7 +141,7 @@ def _open_folder(
     clips = [Clip(key, path) for key, path in files if isinstance(path, Path)]
     left_out = [LeftOut(key, fault) for key, fault in files if isinstance(fault, str)]
     if not files:
-        raise DatasetError(f"{folder}: there is no video in it; name another folder or a feature store with --in")
+        raise DatasetError(f"{folder}: {found.no_video()}; name another folder or a feature store with --in")
     n_frames = seeker.n_frames or BARE_FRAMES
     backbone = fingerprint(seeker.model.backbone)
     path = stores / _store_name(folder, backbone, n_frames, window_s, stride_s)
@@ -176,7 +180,8 @@ def _open_folder(
             f"(first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
     unit = "clip" if window_s is None else "window"
-    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit)
+    over = found.passed_over()
+    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit, found.unread, over)
 
 
 def _store_name(

@@ -114,8 +114,8 @@ def open_index(
         current = old is not None and {file.name for file in old.files.values()} == {f.name for f in files.values()}
         if not new and current:
             if not_kept is None and old is not None and old.shards != stats:  # the same content in other files
-                not_kept = _try(lambda: write_about(folder, old.model_copy(update={"shards": stats})))
-            return SearchIndex(frames, {column: _mapped(file) for column, file in files.items()}, folder, 0, not_kept)
+                _try(lambda: write_about(folder, old.model_copy(update={"shards": stats})))
+            return SearchIndex(frames, {column: _mapped(file) for column, file in files.items()}, folder, 0)
         if not_kept is None:
             not_kept = _try(lambda: _keep(folder, scorer.key, stats, files, shapes, len(frames), parts()))
         if not_kept is None:

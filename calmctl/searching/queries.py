@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from calmctl.data.captions_file import read_captions
+from calmctl.data.captions_file import CAPTIONS_SUFFIXES, read_captions
 from calmctl.data.textfiles import read_lines
 from calmctl.errors import BadInput
-
-_CAPTION_SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 def read_sentences(source: str) -> list[str]:
@@ -23,8 +21,8 @@ def read_sentences(source: str) -> list[str]:
             lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise BadInput("standard input is not UTF-8; convert it") from None
-    elif Path(source).suffix.lower() in _CAPTION_SUFFIXES:
-        lines = [sentence for row in read_captions(Path(source)) for sentence in row.captions]
+    elif Path(source).suffix.lower() in CAPTIONS_SUFFIXES:
+        lines = [sentence for row in read_captions(Path(source)).rows for sentence in row.captions]
     else:
         lines = [line for _, line in read_lines(Path(source))]
     sentences = [line.strip() for line in lines if line.strip()]

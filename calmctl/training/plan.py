@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -30,12 +29,12 @@ class StepCost:
 
     Attributes:
         seconds: Of one step, the median.
-        memory_bytes: The most memory that the process, or on a GPU its tensors, have had.
+        memory_bytes: The most memory that the process, or on a GPU its tensors, have had; None where no one can tell.
         pairs: Pairs of a step.
     """
 
     seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
     pairs: int
 
 
@@ -67,8 +66,12 @@ def measure_steps(prepared: Prepared, batch: Batch, steps: int) -> StepCost:
     return StepCost(statistics.median(seconds[1:]), used, len(batch.clips))
 
 
-def _peak_memory_bytes() -> int:
-    """The most memory this process has had."""
+def _peak_memory_bytes() -> int | None:
+    """The most memory this process has had; None on Windows, where Python has no way to tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes
 
@@ -108,6 +111,7 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
             f"{counted(c['left_out'], 'clip')} left out"
             for name, c in counts.items()
         },
+        **{f"  {note.partition(': ')[0]} captions": note.partition(": ")[2] for note in prepared.cut_captions()},
         "backbone": recipe.backbone.model
         + (f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights")
         + (", frozen" if recipe.frozen else "")
@@ -134,7 +138,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
             f"batch took {decoding_s:.1f} s, beside the steps where there are cores for it; validation and test not "
             "included"
         )
-        summary["memory"] = f"{cost.memory_bytes / 2**30:.1f} GiB at most, in that step{part}"
+        if cost.memory_bytes is not None:
+            summary["memory"] = f"{cost.memory_bytes / 2**30:.1f} GiB at most, in that step{part}"
     left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
     if isinstance(source, PairBatches):
         left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})

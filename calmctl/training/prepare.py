@@ -13,6 +13,7 @@ from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.data.samples import Dataset
+from calmctl.data.splits import Splits
 from calmctl.data.store import FeatureStore
 from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
@@ -41,6 +42,10 @@ def prepare(recipe: Recipe) -> Prepared:
         store = open_store(Path(data.features), recipe.task, data.dataset, data.protocol)
     else:
         dataset = recipe_dataset(recipe)
+        if isinstance(dataset.splits, Splits):
+            for name in ("train", "val"):
+                if name in dataset.splits.absent:  # why, before the model is built
+                    raise DatasetError(dataset.splits.absent[name])
     _require_unseen(recipe, dataset, store)
     torch.manual_seed(recipe.seed)
     model = _build(recipe, vocabulary, dataset, store)
@@ -143,6 +148,8 @@ def _require_splits(prepared: Prepared) -> None:
             "extracted yet; run the same 'calmctl extract' again, or merge its parts"
         )
     missing = {name: entries for name, entries in prepared.left_out().items() if entries}
+    if prepared.dataset is not None and prepared.dataset.unread:
+        missing["what could not be read"] = list(prepared.dataset.unread)
     if recipe.data.require_complete and missing:
         name, entries = next(iter(missing.items()))
         total = sum(len(entries) for entries in missing.values())

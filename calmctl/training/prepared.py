@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.counting import counted
 from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.samples import Dataset, LeftOut
 from calmctl.data.store import FeatureStore
@@ -165,7 +166,7 @@ class Prepared:
         """What a run records of its data and anchors."""
         return {
             "data": self.counts(),
-            "notes": list(self.dataset.notes) if self.dataset else [],
+            "notes": [*(self.dataset.notes if self.dataset else ()), *self.cut_captions()],
             "left_out": {
                 name: [{"id": entry.id, "reason": entry.reason} for entry in entries]
                 for name, entries in self.left_out().items()
@@ -180,6 +181,32 @@ class Prepared:
             "device": str(self.device),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
+
+    def cut_captions(self) -> list[str]:
+        """Notes on captions that are not read to their end, by the text tower or by the captioner's loss."""
+        notes = []
+        splits = self.store.splits if self.store is not None else tuple(self.dataset.splits if self.dataset else ())
+        for name in splits:
+            captions = self._captions(name)
+            if self.model.scores_sentences or self.model.aligns:
+                notes.append((name, self.model.backbone.tokens.cut(captions)))
+            if isinstance(self.model, CaptionModel) and name == "train":
+                captioner = self.model.captioner
+                if n := captioner.vocabulary.longer(captions, captioner.max_tokens):
+                    notes.append(
+                        (
+                            name,
+                            f"{n:,} of {counted(len(captions), 'caption')} {'is' if n == 1 else 'are'} longer than "
+                            f"caption.max_tokens, {captioner.max_tokens}; the rest is not learned",
+                        )
+                    )
+        return [f"{name}: {sentence}" for name, sentence in notes if sentence]
+
+    def _captions(self, split: str) -> tuple[str, ...]:
+        if self.store is not None:
+            return self.store.split(split).captions
+        assert self.dataset is not None
+        return self.dataset.splits[split].captions
 
     def _validation_ids(self) -> list[str]:
         if self.store is not None:

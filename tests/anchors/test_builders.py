@@ -81,9 +81,9 @@ def test_forms(tmp_path: Path, name: str, content: str, expected: list[tuple[str
         ("a.csv", 'label\n"cat\ndog', "not a CSV table"),
         ("a.json", '["cat", "cat"]', "'cat' (entry 1, entry 2)"),
         ("a.json", '["cat", 3]', "entry 2: 3 is not a label"),
-        ("a.json", '{"0": "cat", "0": "dog"}', "the key '0' is there twice"),
+        ("a.json", '{"0": "cat", "0": "dog"}', "'0' stands twice in one object"),
         ("a.json", '[{"id": 1}]', "entry 1 has no label"),
-        ("a.json", '["cat",\n', "line 2: not JSON"),
+        ("a.json", '["cat",\n', "is not JSON (line 2"),
         ("a.json", "3", "is neither a list nor an object"),
         ("a.json", "[" * 100_000, "nested too deeply"),
     ],
@@ -124,9 +124,23 @@ def test_a_repeat_that_spelling_out_makes_is_found(tmp_path: Path) -> None:
         build(tmp_path, "a.txt", "brush_hair\nbrush hair", spell_out=True)
 
 
-def test_labels_that_clip_reads_alike_are_hinted_at(tmp_path: Path) -> None:
-    assert case_twins(("Cat", "dog", "cat")) == [("Cat", "cat")]
-    assert "'Cat', 'cat' alike" in build(tmp_path, "a.txt", "Cat\ndog\ncat").hints[0]
+def test_labels_that_clip_reads_alike_are_repeats(tmp_path: Path) -> None:
+    assert case_twins(("Cat", "dog", "cat", "dog")) == [("Cat", "cat")]
+    text = "Red Shape\ndog\nred shape\nRed Shape\n"
+    with pytest.raises(
+        VocabularyError, match=r"1 label repeats .CLIP ignores capitals.: 'Red Shape', 'red shape' .line 1, l"
+    ):
+        build(tmp_path, "a.txt", text)
+    built = build(tmp_path, "a.txt", text, keep_first=True)
+    assert built.vocabulary.texts == ("Red Shape", "dog")
+    assert built.dropped == ("'Red Shape', 'red shape' (line 1, line 3, line 4)",)
+
+
+@pytest.mark.parametrize(("table", "key"), [("label,n,label\na,1,b\n", "label"), ("id,id,name\n1,2,a\n", "id")])
+def test_a_column_that_stands_twice_is_no_choice(tmp_path: Path, table: str, key: str) -> None:
+    with pytest.raises(VocabularyError, match=f"the column '{key}' stands twice"):
+        build(tmp_path, "a.csv", table)
+    assert build(tmp_path, "b.csv", "label,n,label\na,1,b\nc,2,d\n", column="3").vocabulary.texts == ("b", "d")
 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:

@@ -61,13 +61,44 @@ def test_undecodable_is_1_and_listed(root: Path) -> None:
 
 def test_a_folder_is_named_by_its_path(root: Path) -> None:
     result = calmctl("check", root)
+    assert result.exit_code == 0 and "3 clips, 3 captions" in result.stdout
+    assert "captions: captions_msvd.json" in result.stdout, "clear by its content: it names the clips that are here"
+    (root / "captions_msvd.json").unlink()
+    result = calmctl("check", root)
     assert result.exit_code == 0 and "3 clips, 0 captions" in result.stdout
+    assert "enough to search, not to train" in " ".join(result.stdout.split())
+
+
+def test_what_is_lost_is_shown_and_is_1(root: Path) -> None:
+    (root / "captions_msvd.json").unlink()
+    (root / "more").symlink_to("/")
+    (root / "sizes.tsv").write_text("clip\tsize\ntrain\t3\n")
+    result = calmctl("check", root)
+    shown = " ".join(result.stdout.split())
+    assert result.exit_code == 1 and "captions: none" in shown and "not complete" in shown
+    assert "more a link out of the folder, not followed" in shown and "sizes.tsv a table that is not read" in shown
+    assert "not read: 2 places left out" in result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    report = json.loads(calmctl("check", root, "--json").stdout)
+    assert set(report["unread"]) == {"more", "sizes.tsv"} and report["complete"] is False
+
+
+def test_captions_that_no_text_tower_reads_to_the_end(root: Path) -> None:
+    (root / "captions_msvd.json").write_text(json.dumps({"train": ["it", "it " * 40], "val": ["it " * 80], "test": []}))
+    shown = " ".join(calmctl("check", root, "--backbone", "demo-clip").stdout.split())
+    assert "2 of 3 captions are longer than 32 tokens; the rest is not read" in shown
+    shown = " ".join(calmctl("check", "msvd").stdout.split())
+    assert (
+        "note val 1 of 1 caption is longer than 77 tokens; the rest is not read" in shown and "note train" not in shown
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["check", "msvdd"], "neither a dataset .* nor a folder"),
+        (["check", "MSVD"], "did you mean msvd"),
+        (["check", "msvd", "--backbone", "ViT-B-23"], "knows no model"),
         (["check", "data", "--root", "."], "is a folder itself"),
         (["check", "msrvtt", "--protocol", "8k"], "no protocol '8k'"),
         (["check", "msvd", "--root", "gone"], "is not a folder"),

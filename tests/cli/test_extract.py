@@ -73,6 +73,20 @@ def test_a_folder_becomes_a_store_and_the_table_fits_80_columns(videos: Path, mo
     assert "0 extracted, 2 there already" in again.stdout
 
 
+def test_what_is_not_read_is_told(videos: Path, model: list[object]) -> None:
+    (videos / "all").symlink_to("/")
+    (videos / "captions.csv").write_text("video,caption\nclip0," + "word " * 40 + "\nclip2,short\n")
+    result = calmctl(videos.name, *model, "--out", "here")
+    shown = " ".join(result.stdout.split())
+    assert "note captions: captions.csv" in shown
+    assert "note 1 of 2 captions is longer than 32 tokens; the rest is not read" in shown
+    assert "not read: 1 place left out" in result.stderr and "a link out of the folder, not followed" in result.stderr
+    report = json.loads(calmctl(videos.name, *model, "--out", "here", "--json").stdout)
+    assert [each["id"] for each in report["unread"]] == ["all"] and "captions: captions.csv" in report["notes"]
+    with pytest.raises(VideoError, match="all: a link out of the folder"):
+        calmctl(videos.name, *model, "--out", "other", "--strict")
+
+
 def test_json_is_all_there_is_on_stdout(videos: Path, model: list[object]) -> None:
     result = calmctl(videos.name, *model, "--out", "here", "--half", "--json")
     report = json.loads(result.stdout)

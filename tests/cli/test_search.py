@@ -176,7 +176,7 @@ def test_two_stages_and_their_recall(here):
         (["x", "--run", "tiny-001", "--backbone", "demo-clip"], "exclude each other"),
         (["x", "--run", "nothing"], "no run at nothing"),
         (["x", "--stride", "5"], "give their length too"),
-        (["x", "--in", "nowhere"], "there is no such folder"),
+        (["x", "--in", "nowhere"], "nowhere: not a folder"),
         (["--queries", "empty.txt"], "no sentence in it"),
         (["--queries", "nowhere.txt"], "cannot read nowhere.txt"),
         (["--recall", "--in", "FOLDER"], "give some with --queries"),

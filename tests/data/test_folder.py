@@ -38,7 +38,9 @@ def test_a_folder_without_captions(folder: Path) -> None:
     assert list(dataset.splits) == ["test"] and ids(test) == ALL
     assert test.captions == () and test.owners == ()
     assert test.clips[0].path == folder / "a b.MOV"
-    assert dataset.notes == ("captions: none", "2 files without a video suffix were not taken")
+    assert dataset.notes[:2] == ("captions: none", "2 files without a video suffix were not taken (.md 1, .jpg 1)")
+    assert dataset.notes[2].startswith("no captions file: enough to search, not to train")
+    assert len(dataset.notes) == 3 and dataset.unread == ()
 
 
 CSV = 'video,caption\nb.mp4,"One, and two"\nsub/deep/b,Three\nb,Four\n"a b.MOV",Five\ngone.mp4,Six\n'
@@ -126,8 +128,8 @@ def test_lists_and_a_carved_validation_split(folder: Path) -> None:
         ("captions.json", '{"b": 3}', r"'b': the caption: expected text, found int"),
         ("captions.json", '[["b", "x"]]', r"\[0\]: expected an object"),
         ("captions.json", "3", "expected a list"),
-        ("captions.jsonl", '{"video": "b", "caption": "x"}\n{"video"\n', r"jsonl:2: not JSON"),
-        ("captions.jsonl", '{"video": 7, "caption": "x"}', r"jsonl:1: the video: expected text"),
+        ("captions.jsonl", '{"video": "b", "caption": "x"}\n{"video"\n', r"jsonl:2 is not JSON \("),
+        ("captions.jsonl", '{"video": 7.5, "caption": "x"}', r"jsonl:1: the video: expected text"),
         ("captions.jsonl", '{"video": "b", "caption": "\\ud800"}', "half a character"),
         ("test.txt", "../x\n", r"test\.txt:1: '\.\./x' is not a path below"),
     ],
@@ -153,9 +155,9 @@ def test_no_folder_no_videos_no_captions_file(tmp_path: Path, folder: Path) -> N
         load(tmp_path / "empty")
     with pytest.raises(DatasetError, match="no such captions file"):
         load(folder, annotations=tmp_path / "gone.csv")
-    (tmp_path / "captions.txt").touch()
-    with pytest.raises(DatasetError, match=r"from \.csv, \.json and \.jsonl files only"):
-        load(folder, annotations=tmp_path / "captions.txt")
+    (tmp_path / "captions.xml").touch()
+    with pytest.raises(DatasetError, match=r"from \.csv, \.tsv, \.json and \.jsonl files only"):
+        load(folder, annotations=tmp_path / "captions.xml")
 
 
 def test_what_is_there_and_is_no_file(folder: Path) -> None:
@@ -201,7 +203,7 @@ def test_captions_that_were_written_are_read_back(tmp_path, suffix, count):
 
     said = {f"day 1/clip, {n:02d}.mp4": f'a "dog", {n} times\u3000é' for n in range(count)}
     splits = write_captions(tmp_path / f"c{suffix}", said)
-    rows = read_captions(tmp_path / f"c{suffix}")
+    rows = read_captions(tmp_path / f"c{suffix}").rows
     assert {row.video: row.captions[0] for row in rows} == said
     told = [row.split for row in rows]
     assert {name: told.count(name) for name in splits} == splits

@@ -267,7 +267,7 @@ def test_prompts_are_padded_to_their_longest_and_features_do_not_know():
     """A causal tower pooled at the end token: 77 tokens give the features that a few give."""
     model = make().eval()
     vocabulary = resolve_vocabulary("shapes@1")
-    full = model.backbone._tokenizer(list(vocabulary.prompts))
+    full = model.backbone.tokens(list(vocabulary.prompts))
     own = model.anchors.tokens
     assert own.shape[1] < full.shape[1] == 32
     assert (own != 0).any(0).all() and (full[:, own.shape[1] :] == 0).all()

@@ -39,7 +39,7 @@ def test_short_padding_gives_the_features_of_full_padding(vit_b32):
     tokens = vit_b32.tokenize(sentences)
     assert tokens.shape[1] < 12
     with torch.inference_mode():
-        full = vit_b32.clip.encode_text(vit_b32._tokenizer(sentences))
+        full = vit_b32.clip.encode_text(vit_b32.tokens(sentences))
         torch.testing.assert_close(vit_b32.encode_text(tokens), full, atol=2e-5, rtol=1e-4)
 
 

@@ -152,7 +152,7 @@ def build(overrides: Sequence[str]) -> AlignedModel:
     vocabulary = _anchors()
     backbone = _backbone()
     torch.manual_seed(1)  # behind the backbone's, which is made once: every build draws the same
-    backbone = deepcopy(backbone, {id(backbone._tokenizer): backbone._tokenizer})
+    backbone = deepcopy(backbone, {id(backbone.tokens): backbone.tokens})
     if recipe.task == "caption":
         model: AlignedModel = build_caption_model(
             recipe, vocabulary, training_vocabulary(backbone, SENTENCES), backbone

@@ -9,6 +9,7 @@ from typing import Any
 
 from calmctl.data.textfiles import expect, read_lines, read_table, read_text, shown
 from calmctl.errors import DatasetError
+from calmctl.files import NotJson, parse_json
 
 # "id" comes last: beside another of them it numbers the sentences, as in coco-caption's annotations.
 _ID_KEYS = ("image_id", "video_id", "video", "file_name", "filename", "file", "path", "clip", "id")
@@ -18,7 +19,7 @@ _WRAPPERS = ("annotations", "sentences", "results", "predictions", "captions")
 
 
 def read_hypotheses(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
-    """One caption an id, from a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, or `--json` of calmctl.
+    """One caption an id: a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, .tsv, or `--json` of calmctl.
 
     Args:
         path: The file.
@@ -59,8 +60,8 @@ def _as_known(name: str, known: Collection[str]) -> str:
 
 def _read(path: Path) -> dict[str, list[str]]:
     match path.suffix.lower():
-        case ".csv":
-            return _records(list(read_table(path, [])), str(path))
+        case ".csv" | ".tsv" as suffix:
+            return _records(list(read_table(path, [], "\t" if suffix == ".tsv" else ",")), str(path))
         case ".jsonl":
             lines = ((f"{path}:{number}", line) for number, line in read_lines(path))
             return _records([(place, _parse(line, place)) for place, line in lines], str(path))
@@ -127,18 +128,7 @@ def _text(caption: Any, place: str) -> str:
 
 
 def _parse(text: str, place: str) -> Any:
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):  # JSON's readers keep the last one and say nothing
-            seen: set[str] = set()
-            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise DatasetError(f"{place}: {shown(repeated)} stands twice in one object")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=without_repeats)
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if "\n" in text or error.lineno > 1 else ""
-        raise DatasetError(f"{place}{line}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
-        raise DatasetError(f"{place}: not JSON that can be read: {error}") from None
+        return parse_json(text)
+    except NotJson as fault:
+        raise DatasetError(f"{place} {fault}") from None

@@ -82,7 +82,7 @@ def test_a_video_may_be_called_annotations(file: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a": "x",\n"b": }', r"it\.json:2: not JSON"),
+        (b'{"a": "x",\n"b": }', r"it\.json is not JSON \(line 2"),
         (b'{"a": "x\xff"}', r"it\.json:1: not UTF-8"),
         (b'{"a": "x", "b": "y", "a": "z"}', "'a' stands twice in one object"),
         (b"[" * 100_000, "not JSON that can be read"),
@@ -131,8 +131,13 @@ def test_tables(name: str, content: str, tmp_path: Path) -> None:
         ("it.csv", "video,caption\n1\n", r"it\.csv:2: 1 fields"),
         ("it.csv", "video,label\n1,x\n", r"it\.csv:2: expected .*image_id"),
         ("it.csv", "video,caption\n", "no captions in it"),
-        ("it.jsonl", '{"id": 1, "caption": "x"}\n{"id": 2', r"it\.jsonl:2: not JSON"),
-        ("it.jsonl", '{"id": 1, "id": 2, "caption": "x"}\n', r"it\.jsonl:1: 'id' stands twice"),
+        ("it.tsv", "video\tcaption\n", "no captions in it"),
+        ("it.jsonl", '{"id": 1, "caption": "x"}\n{"id": 2', r"it\.jsonl:2 is not JSON \("),
+        (
+            "it.jsonl",
+            '{"id": 1, "id": 2, "caption": "x"}\n',
+            r"it\.jsonl:1 is not JSON .*'id' stands twice",
+        ),
         ("it.jsonl", "3\n", r"it\.jsonl:1: expected"),
     ],
 )
