@@ -122,8 +122,8 @@ def evaluate(
         raise BadInput(f"--protocol {protocol} is not known; use one of {', '.join(PROTOCOLS)}")
     if weights not in WEIGHTS:
         raise BadInput(f"--weights {weights} is not known; use one of {', '.join(WEIGHTS)}")
-    if split not in ("test", "val"):
-        raise BadInput(f"--split {split} is not known; use test or val")
+    if split not in ("test", "val") and not (gap and split == "train"):
+        raise BadInput(f"--split {split} is not known; use test or val, or with --gap also train")
     recipe = chosen.recipe()
     crossed = [(name, wanted or None) for name, _, wanted in (each.partition(":") for each in cross or [])]
     for name, wanted in crossed:

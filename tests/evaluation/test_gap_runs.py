@@ -93,7 +93,7 @@ def test_the_command(pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> 
     assert gap["low"] <= gap["value"] <= gap["high"] and record["packages"]["torch"]
     for mistake, message in (
         (["eval", runs[0], "--gap"], "at least 10"),  # the tiny test split has 6 clips
-        (["eval", runs[0], "--against", runs[1]], "--against belongs to --gap"),
+        (["eval", runs[0], "--split", "train"], "use test or val"),
         (["eval", runs[0], "--gap", "--protocol", "dual-softmax"], "leave out --protocol"),
         (["eval", runs[0], "--gap", "--calibration"], "one after the other"),
     ):
