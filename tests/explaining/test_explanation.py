@@ -133,11 +133,19 @@ def test_the_bare_backbone(trained, seen):
         open_collection(bare, "test")
 
 
-def test_missing_weights_name_the_ways_out():
+def test_missing_weights_name_the_ways_out(monkeypatch):
     from calmctl.errors import CheckpointError
+    from calmctl.explaining import explainer
 
-    with pytest.raises(CheckpointError, match=r"--weights, or explain with a run"):
+    with pytest.raises(CheckpointError, match=r"nowhere.safetensors does not exist; give a .safetensors file or a"):
         explain_zero_shot(CPU, backbone="demo-clip", weights="nowhere.safetensors")
+
+    def offline(*_):
+        raise CheckpointError("no such weights at hand")
+
+    monkeypatch.setattr(explainer, "load_backbone", offline)
+    with pytest.raises(CheckpointError, match=r"at hand; here: .*--weights, or explain with a run"):
+        explain_zero_shot(CPU)
 
 
 def test_a_split_that_is_not_there(explainer):

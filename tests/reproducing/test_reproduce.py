@@ -97,7 +97,7 @@ def test_the_table_is_that_of_its_runs(table: Table, world: World, runs: Path, t
     told = json.loads(json_file.read_text())
     assert told["packages"]["torch"] and "T-MASS" in markdown_file.read_text()
     assert any("leak: AUDIT, NOT A RESULT" in line for line in told["legend"])
-    assert any("t law over seeds" in line for line in told["legend"])
+    assert any("unpaired over seeds" in line for line in told["legend"])
 
 
 def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table, world: World, runs: Path) -> None:

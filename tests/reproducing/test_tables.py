@@ -7,7 +7,7 @@ import pytest
 from calmctl.errors import BadInput, RecipeError
 from calmctl.evaluation.paper import ALIGNMENT, ANCHORS
 from calmctl.recipe import recipe_from_dict
-from calmctl.reproducing.ledger import recipe_digest
+from calmctl.reproducing.ledger import digest_of
 from calmctl.reproducing.published import PUBLISHED, published_table
 from calmctl.reproducing.stand_in import stand_in_table
 from calmctl.reproducing.tables import FIRST_SEED, Table
@@ -31,7 +31,7 @@ def test_rows_resolve_and_differ(table: Table) -> None:
         assert recipe.seed == FIRST_SEED + 1
         assert recipe == recipe_from_dict(recipe.model_dump(mode="json"))  # its name is a name as well
         assert recipe.data.dataset == row.tests[0] or recipe.task == "caption"
-        recipes[row.key] = recipe_digest(recipe)
+        recipes[row.key] = digest_of(recipe), recipe.anchors.vocabulary  # anchors by their content, elsewhere
     assert len(set(recipes.values())) == len(keys), "two rows are the same run"
 
 
@@ -77,9 +77,7 @@ def test_tables_share_runs() -> None:
         digests = []
         for name in ("table1", "table6", "table7", "ablations"):
             table = published_table(name) if tables is PUBLISHED else stand_in_table(name, Path("runs"))
-            digests.append(
-                {recipe_digest(row.resolved(0)) for row in table.rows if row.key in ("t-mass", "t-mass+calm")}
-            )
+            digests.append({digest_of(row.resolved(0)) for row in table.rows if row.key in ("t-mass", "t-mass+calm")})
         assert all(each == digests[0] and len(each) == 2 for each in digests)
 
 
