@@ -61,6 +61,9 @@ def run_training(mark: Mark, folder: Path, recipe: Recipe) -> None:
     phased(train, "run_training", mark, "training", "test")
 
     class Steps:
+        def begin(self, run: Run, epochs: int) -> None:
+            pass
+
         def step(self, done: int, total: int, loss: float) -> None:
             mark(f"step {done}")
 
