@@ -101,7 +101,7 @@ def windows_of(
 
 def _to_ms(time_s: float) -> str:
     """A time to a millisecond, however long the video: windows begin at least 50 apart, so no two names are equal."""
-    return f"{time_s:.3f}".rstrip("0").rstrip(".")
+    return f"{time_s:z.3f}".rstrip("0").rstrip(".")
 
 
 def _stat(path: Path) -> list[int]:
