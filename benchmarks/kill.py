@@ -129,7 +129,7 @@ def check_folder(folder: Path) -> int:
             load_vocabulary(path)
         elif path.name.startswith("events.out.tfevents"):
             events_of(path.parent)
-        elif path.name not in (".lock", "numbers"):
+        elif path.name not in (".lock", ".origin", "numbers"):
             raise AssertionError(f"nobody knows what {path} is")
     return temporary
 

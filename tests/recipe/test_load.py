@@ -128,7 +128,7 @@ def test_keys_say_what_they_may_be():
     values = {key.name: key.values for key in describe_keys()}
     assert values["backbone.adapter"] == "none | linear" and values["data.flip"] == "true | false"
     assert values["optim.epochs"] == "whole number > 0" and values["optim.warmup"] == "number >= 0, < 1"
-    assert values["anchors.temperature"] == "number > 0 | clip | learned"
+    assert values["anchors.temperature"] == "number >= 1e-12 | clip | learned"
     assert values["optim.chunk"] == "whole number > 0 | null" and values["data.root"] == "text"
     assert "" not in values.values()
 
