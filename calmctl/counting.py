@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 _BLANKS = frozenset("\u00a0\u1680\u202f\u205f\u3000") | {chr(code) for code in range(0x2000, 0x200B)}
 """Blanks of other scripts: no terminal obeys them, and names need them."""
 _JOINERS = frozenset("\u200c\u200d")
@@ -26,3 +29,17 @@ def visible(text: str) -> str:
         kept = c.isprintable() or c in _BLANKS or (c in _JOINERS and between)
         shown.append(c if kept else repr(c)[1:-1])
     return "".join(shown)
+
+
+def utf8_name(name: str) -> tuple[str, str | None]:
+    """A file's name as text, and why it cannot be used, if it cannot.
+
+    Names are bytes. Where the locale is not UTF-8, Python gives those that are as something else.
+    """
+    try:
+        text = os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return name.encode("utf-8", "backslashreplace").decode("utf-8"), "its path is not valid UTF-8: rename it"
+    if text != name:
+        return text, f"this locale ({sys.getfilesystemencoding()}) cannot name it: set PYTHONUTF8=1 and run again"
+    return text, None

@@ -238,7 +238,7 @@ def _print_segments(
 ) -> None:
     from calmctl.captioning.segments import srt as subtitles
     from calmctl.cli.caption_view import print_segments
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
     from calmctl.files import write_output
 
     written: dict[Path, list[Segment]] = {}
@@ -263,7 +263,7 @@ def _print_clips(
     model: CaptionModel, encoded: EncodedSplit, search: Search, about: dict[str, Any], out: Path | None, as_json: bool
 ) -> None:
     from calmctl.cli.caption_view import print_captions
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
     from calmctl.evaluation.captioning import caption_split
 
     captions = caption_split(model, encoded, search)

@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from calmctl.counting import visible
+from calmctl.counting import counted, visible
 from calmctl.errors import BadInput, RunFailed, RunNotFound
 
 if TYPE_CHECKING:
@@ -378,3 +378,65 @@ class RecipeCommand(TyperCommand):
                 hint = f"did you mean {' or '.join(hints)}?" if hints else "recipe keys are set as optim.epochs=3"
                 raise BadInput(f"there is no option {name}; {hint}")
         return super().parse_args(ctx, args)
+
+
+class BarWatcher:
+    """Shows a training as one bar, reading of clips as others, and validation numbers as lines."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._epochs = 1
+        self._tasks: dict[str, TaskID] = {}
+
+    def begin(self, run: Run, epochs: int) -> None:
+        """Say where the run is, also where stderr is no terminal: whoever stops it wants to know."""
+        self._epochs = epochs
+        self._bar.console.print(f"run {printable(str(run.folder))}", soft_wrap=True)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Advance the bar of the training."""
+        epoch = max(1, -(-done * self._epochs // total))
+        self._show("training steps", done, total, f"epoch {epoch}/{self._epochs}, loss {loss:.3f}")
+        if done == total:
+            self._bar.remove_task(self._tasks.pop("training steps"))
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Advance the bar of some reading; it goes away when it is full."""
+        self._show(what, done, total, "")
+        if done == total:
+            self._bar.remove_task(self._tasks.pop(what))
+
+    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
+        """Print the validation numbers of an epoch."""
+        if "cider" in validation:
+            self._bar.console.print(
+                f"epoch {epoch}: validation CIDEr {validation['cider']:.1f} (ptb-python tokens)  "
+                f"log p a token {validation['log_prob_per_token']:.2f}"
+            )
+            return
+        self._bar.console.print(
+            f"epoch {epoch}: validation R@1 {validation['t2v_r1']:.1f}  R@5 {validation['t2v_r5']:.1f}  "
+            f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}"
+        )
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the bar."""
+        self._bar.console.print(f"[yellow]warning:[/] {printable(text)}", soft_wrap=True)
+
+    def _show(self, what: str, done: int, total: int, text: str) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total, note="")
+        self._bar.update(self._tasks[what], completed=done, total=total, note=text)
+
+
+def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: str = "clip") -> None:
+    """Tell on stderr which clips were not used: by split and reason, with their number and the first names."""
+    for split, entries in left_out.items():
+        by_reason: dict[str, list[str]] = {}
+        for clip, reason in entries.items():
+            by_reason.setdefault(reason, []).append(clip)
+        if entries:
+            note(f"[yellow]{split}: {counted(len(entries), noun)} left out[/] (--json lists all)")
+        for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+            shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
+            note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")

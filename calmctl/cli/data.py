@@ -124,7 +124,7 @@ def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Pat
 
 def _print(report: CheckReport) -> None:
 
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
 
     table = Sheet(show_header=False)
     table.add_column(no_wrap=True)

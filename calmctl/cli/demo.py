@@ -10,8 +10,7 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.caption_view import EXAMPLES_SHOWN, examples_table
-from calmctl.cli.console import Sheet, loading, print_json, print_next, progress_bar, stdout
-from calmctl.cli.train import BarWatcher
+from calmctl.cli.console import BarWatcher, Sheet, loading, print_json, print_next, progress_bar, stdout
 
 if TYPE_CHECKING:
     from calmctl.demo import Demo

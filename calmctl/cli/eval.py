@@ -195,7 +195,7 @@ def _evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate retrieval runs on the same test sets, print and keep the results, compare the first with others."""
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
     from calmctl.device import choose_device
     from calmctl.evaluation.kept import compare
     from calmctl.evaluation.retrieval import SCORERS

@@ -30,12 +30,12 @@ def evaluate_captioners(
         CalmError: As `evaluate_caption_run`.
     """
     from calmctl.cli.caption_view import print_evaluations
+    from calmctl.cli.console import print_left_out
     from calmctl.cli.eval import keep_evaluations, print_differences
-    from calmctl.cli.train import print_left_out
     from calmctl.device import choose_device
     from calmctl.evaluation.caption_runs import evaluate_caption_run
+    from calmctl.evaluation.captioning import compare_captions
     from calmctl.evaluation.captions.scorer import TOKENIZER_CHOICES
-    from calmctl.evaluation.kept import compare_captions
     from calmctl.provenance import environment
 
     choice = next((known for known in TOKENIZER_CHOICES if known == tokenizer), None)

@@ -138,7 +138,7 @@ def explain(
 
 def open_with_progress(explainer: Explainer, split: str) -> Collection:
     """Encode a split of the explainer's run under a progress bar."""
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
     from calmctl.explaining.collection import open_collection
 
     with progress_bar("clips") as bar:

@@ -51,7 +51,7 @@ def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]
     """
     from rich.markup import escape
 
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
 
     table = Sheet(show_header=False)
     table.add_column(no_wrap=True)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from calmctl.cli.console import Sheet, printable, stderr, stdout
-from calmctl.cli.train import BarWatcher
+from calmctl.cli.console import BarWatcher, Sheet, printable, stderr, stdout
 from calmctl.counting import counted
 
 if TYPE_CHECKING:

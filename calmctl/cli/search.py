@@ -260,7 +260,7 @@ def _open(
 
 
 def _say_left_out(engine: Search) -> None:
-    from calmctl.cli.train import print_left_out
+    from calmctl.cli.console import print_left_out
     from calmctl.data.store import NOT_EXTRACTED
 
     collection = engine.collection

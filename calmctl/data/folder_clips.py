@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from calmctl.counting import counted
-from calmctl.data.layout import VIDEO_SUFFIXES, Listing, listing, not_there, utf8_name
+from calmctl.counting import counted, utf8_name
+from calmctl.data.layout import VIDEO_SUFFIXES, Listing, listing, not_there
 from calmctl.data.samples import LeftOut
 from calmctl.data.textfiles import shown
 from calmctl.errors import DatasetError

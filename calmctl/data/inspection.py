@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from calmctl.data.layout import utf8_name
+from calmctl.counting import utf8_name
 from calmctl.errors import VideoError
 
 # The containers that FFmpeg may open a file as: those that hold their own frames. Its others (playlists, lists of

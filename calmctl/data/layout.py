@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from calmctl.counting import counted
+from calmctl.counting import counted, utf8_name
 from calmctl.data.samples import LeftOut
 from calmctl.errors import DatasetError
 
@@ -204,20 +203,6 @@ def require_folder(folder: Path, advice: str = "name one with videos in it") -> 
         raise DatasetError(f"{folder}: not a folder; {advice}") from None
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be read: {error.strerror or error}") from None
-
-
-def utf8_name(name: str) -> tuple[str, str | None]:
-    """A file's name as text, and why it cannot be used, if it cannot.
-
-    Names are bytes. Where the locale is not UTF-8, Python gives those that are as something else.
-    """
-    try:
-        text = os.fsencode(name).decode("utf-8")
-    except UnicodeDecodeError:
-        return name.encode("utf-8", "backslashreplace").decode("utf-8"), "its path is not valid UTF-8: rename it"
-    if text != name:
-        return text, f"this locale ({sys.getfilesystemencoding()}) cannot name it: set PYTHONUTF8=1 and run again"
-    return text, None
 
 
 def listing(names: Sequence[object]) -> str:

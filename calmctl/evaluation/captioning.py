@@ -6,17 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from calmctl.captioning.generate import Caption, Search, caption_features
 from calmctl.data.samples import LeftOut
-from calmctl.errors import DatasetError
+from calmctl.errors import BadInput, DatasetError
+from calmctl.evaluation.bootstrap import PairedDifference
 from calmctl.evaluation.captions import corpus
 from calmctl.evaluation.captions.result import CaptionResult
 from calmctl.evaluation.captions.scorer import TokenizerChoice, score_captions
 from calmctl.evaluation.captions.tokens import tokenize, tokenize_references
 from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import Labels
+from calmctl.evaluation.seeds import ClipSums, differences_over_seeds
 from calmctl.model.caption import CaptionModel
 from calmctl.recipe.schema import CaptionSection
+
+CAPTION_METRICS = ("cider", "rouge_l")
+"""Metrics that are means over clips; BLEU and METEOR are not, so a difference of clips says nothing about theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,19 @@ class CaptionEvaluation:
                 clip: {"caption": caption.text, "log_prob": caption.log_prob, "references": list(self.references[clip])}
                 for clip, caption in self.captions.items()
             },
+        }
+
+    @property
+    def variant(self) -> str:
+        """There is one way to score captions."""
+        return ""
+
+    def record(self) -> dict[str, Any]:
+        """The numbers, the captions, and each clip's part of the metrics that are means over clips."""
+        return {
+            "result": self.result.to_json(),
+            "captions": {clip: caption.text for clip, caption in self.captions.items()},
+            "clip_scores": {metric: self.result.scores.segments[metric] for metric in CAPTION_METRICS},
         }
 
 
@@ -110,3 +130,21 @@ def evaluate_captions(
         left_out=len(encoded.left_out),
     )
     return CaptionEvaluation(result, search, captions, references, encoded.left_out)
+
+
+def compare_captions(first: CaptionEvaluation, second: CaptionEvaluation) -> Mapping[str, PairedDifference]:
+    """`second` minus `first` of `CAPTION_METRICS`, times 100, paired over clips.
+
+    Raises:
+        BadInput: They did not caption the same clips, or were scored by other references.
+    """
+    if first.references != second.references:
+        raise BadInput(f"{first.result.dataset}: the two runs captioned other clips: they cannot be paired")
+    return differences_over_seeds([_sums(first)], [_sums(second)])
+
+
+def _sums(evaluation: CaptionEvaluation) -> ClipSums:
+    segments = evaluation.result.scores.segments
+    clips = tuple(segments["cider"])
+    sums = np.array([[100.0 * segments[metric][clip] for metric in CAPTION_METRICS] for clip in clips])
+    return ClipSums(clips, CAPTION_METRICS, sums, np.ones(len(clips)))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import EncodedSplit, Stages
-from calmctl.evaluation.metrics import retrieval_metrics
+from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, rank_queries, retrieval_metrics
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.released import score_tmass_released
 from calmctl.evaluation.rerank import dual_softmax
-from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
+from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
 from calmctl.evaluation.scoring import score_all
 from calmctl.model.calm import CalmModel
 
@@ -32,6 +32,32 @@ class Evaluation:
     scores: np.ndarray
     encoded: EncodedSplit
     notes: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """The scorer where it is not the honest one."""
+        return "" if self.result.scorer == HONEST_SCORER else self.result.scorer
+
+    def ranks(self) -> dict[Direction, Ranks]:
+        """Where each query's target stands, by direction; re-ranked scores are those of sentences as queries alone."""
+        directions = DIRECTIONS if self.result.scorer != "dual-softmax" else DIRECTIONS[:1]
+        return {each: rank_queries(self.scores, self.encoded.owners, each) for each in directions}
+
+    def record(self) -> dict[str, Any]:
+        """The numbers, clips and captions, and each query's rank."""
+        encoded = self.encoded
+        return {
+            "result": self.result.to_json(),
+            "clips": list(encoded.ids),
+            "captions": list(encoded.captions),
+            "owners": encoded.owners.tolist(),
+            "ranks": {direction: _plain(ranks) for direction, ranks in self.ranks().items()},
+        }
+
+
+def _plain(ranks: Ranks) -> dict[str, Any]:
+    columns = {"greater": ranks.greater, "equal": ranks.equal, "targets": ranks.targets, "clips": ranks.clips}
+    return {name: column.tolist() for name, column in columns.items()} | {"n_candidates": ranks.n_candidates}
 
 
 def score_split(

@@ -11,8 +11,8 @@ import torch
 from rich.table import Table
 
 from calmctl.cli import console
+from calmctl.cli.console import print_left_out
 from calmctl.cli.main import main
-from calmctl.cli.train import print_left_out
 from calmctl.data.registry import load_dataset
 from calmctl.explaining.explainer import explain_with_run
 from calmctl.explaining.explanation import explain
