@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.captioning.generate import Caption, Search, caption_features
+from calmctl.captions.generate import Caption, Search, caption_features
 from calmctl.device import choose_device
 from calmctl.model.build import build_caption_model
-from calmctl.model.caption import CaptionModel
-from calmctl.model.caption_vocabulary import whole_vocabulary
+from calmctl.model.captioner import CaptionModel, whole_vocabulary
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import recipe_from_dict
 

@@ -22,13 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calmctl.evaluation.captions import corpus
-from calmctl.evaluation.captions.files import read_hypotheses, read_references
-from calmctl.evaluation.captions.java import find_java
-from calmctl.evaluation.captions.matching import match
-from calmctl.evaluation.captions.meteor import meteor_process
-from calmctl.evaluation.captions.scorer import score_captions
-from calmctl.evaluation.captions.tokens import tokenize, tokenize_references
+from calmctl.captions import files as corpus
+from calmctl.captions.files import read_hypotheses, read_references
+from calmctl.captions.java import find_java, match, meteor_process
+from calmctl.captions.score import score_captions
+from calmctl.captions.tokens import tokenize, tokenize_references
 
 # The sixty words that stand oftenest in captions of videos, or nearly.
 FREQUENT = (

@@ -25,11 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.model.aligned import AlignedModel
-from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
+from calmctl.model.calm import AlignedModel, Batch
 from calmctl.recipe import recipe_from_dict
-from calmctl.tensorfiles import load_tensors, save_tensors
+from calmctl.tensors import load_tensors, save_tensors
 
 
 def problem(options: argparse.Namespace, chunk: int) -> tuple[AlignedModel, Batch]:

@@ -25,13 +25,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-from calmctl.data.samples import Clip, Dataset, Split
-from calmctl.data.workers import available_cores, decode_clips
 from calmctl.errors import VideoError
-from calmctl.extraction.encoder import BATCH_FRAMES, Encoder
-from calmctl.extraction.extract import extract
 from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone
+from calmctl.samples import Clip, Dataset, Split
+from calmctl.store.extract import extract
+from calmctl.store.shards import BATCH_FRAMES, Encoder
+from calmctl.video.pool import available_cores, decode_clips
 
 
 def main() -> None:

@@ -29,11 +29,11 @@ from typing import Any
 
 from calmctl.anchors.label_lists import read_labels
 from calmctl.anchors.vocabulary import load_vocabulary
-from calmctl.data.pickled import read_pickle
+from calmctl.data.msvd import read_pickle
 from calmctl.data.registry import BENCHMARKS, load_dataset
-from calmctl.data.samples import Dataset
 from calmctl.errors import CalmError
 from calmctl.recipe.load import load_recipe
+from calmctl.samples import Dataset
 
 LIMIT_S = 10
 LIMIT_BYTES = 256 * 1024**2

@@ -34,12 +34,12 @@ from kill_jobs import SAVE_EVERY, Mark, run_evaluation, run_extraction, run_trai
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.demo import generate_demo
 from calmctl.data.demo_world import DemoCounts
-from calmctl.data.store import FeatureStore
-from calmctl.extraction.extract import LOG
 from calmctl.files import sha256_file
 from calmctl.model.weights import load_backbone
-from calmctl.runs.folder import Run
-from calmctl.tensorfiles import load_tensors, read_metadata
+from calmctl.runs.run import Run
+from calmctl.store.extract import LOG
+from calmctl.store.store import FeatureStore
+from calmctl.tensors import load_tensors, read_metadata
 
 PHASES = {
     "train": ("preparation", "training", "checkpoint", "validation", "test"),

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from calmctl.data import store_writer
 from calmctl.data.registry import load_dataset
 from calmctl.evaluation.runs import evaluate_run, own_test_set
-from calmctl.extraction.extract import extract
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, recipe_from_dict
-from calmctl.runs.folder import Run, find_run
+from calmctl.runs.run import Run, find_run
+from calmctl.store import writer as store_writer
+from calmctl.store.extract import extract
 from calmctl.training import loop, train
 
 SAVE_EVERY, EPOCHS = 2, 2

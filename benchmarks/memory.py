@@ -21,10 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from calmctl.data.samples import Clip, Dataset, Split
-from calmctl.extraction.extract import extract
-from calmctl.extraction.report import Progress
 from calmctl.model.weights import load_backbone
+from calmctl.samples import Clip, Dataset, Split
+from calmctl.store.extract import Progress, extract
 
 FORMATS = {"mp4": "libx264", "mkv": "libx264", "ts": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 ROWS = 12

@@ -29,12 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from calmctl.evaluation.dense import score_dense
-from calmctl.evaluation.released import score_tmass_released
-from calmctl.evaluation.scoring import score_all
-from calmctl.model.heads.tmass import TMassHead
+from calmctl.evaluation.retrieval import score_all, score_dense, score_tmass_released
+from calmctl.model.heads.tmass import NoiseLaw, TMassHead
 from calmctl.model.heads.xpool import XPoolHead
-from calmctl.model.stochastic import NoiseLaw
 
 DIM, FRAMES, TRIALS = 512, 12, 20
 Head = XPoolHead | TMassHead

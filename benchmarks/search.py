@@ -37,19 +37,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from calmctl.data import store_format as fmt
-from calmctl.data.store import FeatureStore
-from calmctl.data.store_writer import CLIPS_PER_SHARD
 from calmctl.files import sha256_file
 from calmctl.model.heads.xpool import XPoolHead
-from calmctl.searching import products
-from calmctl.searching.approximate import open_graph, require_usearch, search_two_stage
-from calmctl.searching.exact import Judge, search_exact
-from calmctl.searching.index import open_index
-from calmctl.searching.mapped import searched_rows
-from calmctl.searching.recall import measure_recall
-from calmctl.searching.scorers import choose_scorer
-from calmctl.tensorfiles import save_tensors
+from calmctl.search import scorers as products
+from calmctl.search.exact import Judge, measure_recall, open_graph, require_usearch, search_exact, search_two_stage
+from calmctl.search.rows import searched_rows
+from calmctl.search.scorers import choose_scorer, open_index
+from calmctl.store import format as fmt
+from calmctl.store.store import FeatureStore
+from calmctl.store.writer import CLIPS_PER_SHARD
+from calmctl.tensors import save_tensors
 
 DIM, FRAMES, PER_TOPIC, TOP = 512, 12, 100, 10
 

@@ -31,9 +31,9 @@ from typing import Any
 import av
 import numpy as np
 
-from calmctl.data.decode import read_frames
-from calmctl.data.samples import Clip
 from calmctl.errors import VideoError
+from calmctl.samples import Clip
+from calmctl.video.frames import read_frames
 
 INSTANTS = (1, 8, 12)
 TOLERANCE_S = 0.0025  # Matroska, FLV and ASF round to milliseconds

@@ -27,11 +27,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from calmctl.anchors.bank import AnchorBank
+from calmctl.anchors.distribution import AnchorBank
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
-from calmctl.model.calm import CalmModel
+from calmctl.model.calm import Batch, CalmModel
 from calmctl.recipe import recipe_from_dict
 from calmctl.training.optim import build_optimizer, set_learning_rate
 

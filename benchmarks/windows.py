@@ -16,9 +16,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from calmctl.data.pixels import FrameResize
-from calmctl.data.samples import Clip
-from calmctl.data.workers import decode_clips
+from calmctl.samples import Clip
+from calmctl.video.pixels import FrameResize
+from calmctl.video.pool import decode_clips
 
 RATE = 10
 

@@ -10,32 +10,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calmctl.anchors.bank import AnchorBank
-    from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
+    from calmctl.anchors.distribution import AnchorBank, anchor_log_probabilities, mean_frame_feature
     from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.anchors.vocabulary import Vocabulary
+    from calmctl.captions.score import score_captions
     from calmctl.data.registry import load_dataset
-    from calmctl.data.store import FeatureStore
     from calmctl.errors import CalmError
-    from calmctl.evaluation.captions.scorer import score_captions
-    from calmctl.evaluation.dense import score_dense
     from calmctl.evaluation.metrics import retrieval_metrics, text_to_video, video_to_text
-    from calmctl.evaluation.scoring import score_all
-    from calmctl.extraction.extract import extract
+    from calmctl.evaluation.retrieval import score_all, score_dense
     from calmctl.model.heads.emcl import EMCLHead
-    from calmctl.model.heads.meanp import MeanPoolHead
-    from calmctl.model.heads.seqlstm import SeqLSTMHead
-    from calmctl.model.heads.seqtransf import SeqTransfHead
+    from calmctl.model.heads.meanp import MeanPoolHead, SeqLSTMHead, SeqTransfHead
     from calmctl.model.heads.tmass import TMassHead
     from calmctl.model.heads.wti import TokenInteractionHead
     from calmctl.model.heads.xpool import XPoolHead
+    from calmctl.model.losses import (
+        contrastive_loss,
+        direct_alignment_loss,
+        kl_to_standard_normal,
+        reconstruction_loss,
+        task_loss,
+    )
     from calmctl.model.vae import CrossModalVAE
     from calmctl.model.weights import load_backbone
-    from calmctl.objectives.alignment import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss
-    from calmctl.objectives.contrastive import contrastive_loss, task_loss
     from calmctl.recipe import Recipe, load_recipe
-    from calmctl.runs.folder import find_run
-    from calmctl.runs.load import load_run
+    from calmctl.runs.checkpoint import load_run
+    from calmctl.runs.run import find_run
+    from calmctl.store.extract import extract
+    from calmctl.store.store import FeatureStore
 
     __version__: str
 
@@ -78,32 +79,51 @@ __all__ = [
 
 # Where each name is defined: the imports above once more, for the time when the program runs.
 _HOMES = {
-    "anchors.bank": ("AnchorBank",),
-    "anchors.distribution": ("anchor_log_probabilities", "mean_frame_feature"),
+    "anchors.distribution": (
+        "AnchorBank",
+        "anchor_log_probabilities",
+        "mean_frame_feature",
+    ),
     "anchors.shipped": ("resolve_vocabulary",),
     "anchors.vocabulary": ("Vocabulary",),
+    "captions.score": ("score_captions",),
     "data.registry": ("load_dataset",),
-    "data.store": ("FeatureStore",),
     "errors": ("CalmError",),
-    "evaluation.captions.scorer": ("score_captions",),
-    "evaluation.dense": ("score_dense",),
-    "evaluation.metrics": ("retrieval_metrics", "text_to_video", "video_to_text"),
-    "evaluation.scoring": ("score_all",),
-    "extraction.extract": ("extract",),
+    "evaluation.metrics": (
+        "retrieval_metrics",
+        "text_to_video",
+        "video_to_text",
+    ),
+    "evaluation.retrieval": (
+        "score_all",
+        "score_dense",
+    ),
     "model.heads.emcl": ("EMCLHead",),
-    "model.heads.meanp": ("MeanPoolHead",),
-    "model.heads.seqlstm": ("SeqLSTMHead",),
-    "model.heads.seqtransf": ("SeqTransfHead",),
+    "model.heads.meanp": (
+        "MeanPoolHead",
+        "SeqLSTMHead",
+        "SeqTransfHead",
+    ),
     "model.heads.tmass": ("TMassHead",),
     "model.heads.wti": ("TokenInteractionHead",),
     "model.heads.xpool": ("XPoolHead",),
+    "model.losses": (
+        "contrastive_loss",
+        "direct_alignment_loss",
+        "kl_to_standard_normal",
+        "reconstruction_loss",
+        "task_loss",
+    ),
     "model.vae": ("CrossModalVAE",),
     "model.weights": ("load_backbone",),
-    "objectives.alignment": ("direct_alignment_loss", "kl_to_standard_normal", "reconstruction_loss"),
-    "objectives.contrastive": ("contrastive_loss", "task_loss"),
-    "recipe": ("Recipe", "load_recipe"),
-    "runs.folder": ("find_run",),
-    "runs.load": ("load_run",),
+    "recipe": (
+        "Recipe",
+        "load_recipe",
+    ),
+    "runs.checkpoint": ("load_run",),
+    "runs.run": ("find_run",),
+    "store.extract": ("extract",),
+    "store.store": ("FeatureStore",),
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -1,9 +1,4 @@
-"""Files: read whole from regular files alone, written so that they appear whole or not at all, held by one process.
-
-Data come from strangers: what should be a file may be a link to a device that never ends or to a pipe that never
-answers. `open_regular` is the one door that readers use. `write_atomic` is for files of ours, `write_output` for the
-files that a person names on the command line, where something else may stand already.
-"""
+"""Files that appear whole or not at all, digests of what is in them, and where the shipped ones lie."""
 
 from __future__ import annotations
 
@@ -25,6 +20,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from calmctl.errors import BadInput, CalmError, RunFailed
+
+# Files: read whole from regular files alone, written so that they appear whole or not at all, held by one process.
+#
+# Data come from strangers: what should be a file may be a link to a device that never ends or to a pipe that never
+# answers. `open_regular` is the one door that readers use. `write_atomic` is for files of ours, `write_output` for the
+# files that a person names on the command line, where something else may stand already.
+
 
 # Read once: the process mask can only be read by setting it, which is not safe beside other threads.
 _UMASK = os.umask(0)
@@ -417,3 +419,13 @@ def locked(folder: Path, busy: CalmError, on_wait: Callable[[], None] | None = N
         yield
     finally:
         lock.release()
+
+
+# Where the vocabularies and recipes that come with the package lie.
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder `anchors` or `recipes`: at a checkout's top, inside the package in an installed wheel."""
+    package = Path(__file__).parent
+    installed = package / "_shipped" / name
+    return installed if installed.is_dir() else package.parent / name

@@ -28,7 +28,7 @@ class Module:
     """One file of the package, as text and as its imports of other modules of ours.
 
     Attributes:
-        name: Dotted, "calmctl.data.store".
+        name: Dotted, "calmctl.store.store".
         lines: All lines.
         import_lines: Lines that belong to an import statement.
         comment_lines: Lines with a comment, docstrings apart.

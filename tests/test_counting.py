@@ -1,6 +1,6 @@
 """Numbers of things in words."""
 
-from calmctl.counting import counted
+from calmctl.words import counted
 
 
 def test_one_is_singular_and_thousands_are_parted() -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from calmctl.cli.caption_view import examples_table
-from calmctl.demo_captions import caption_demo
+from calmctl.cli.caption import examples_table
+from calmctl.demo import caption_demo
+from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import weights_lineage
-from calmctl.runs.load import load_captioner, load_run
 from calmctl.training.train import train
 
 

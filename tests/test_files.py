@@ -7,11 +7,7 @@ import sys
 import pytest
 
 from calmctl.anchors.label_lists import read_labels
-from calmctl.data.captions_file import read_captions
-from calmctl.data.store import FeatureStore
-from calmctl.data.store_format import Header
-from calmctl.data.store_writer import StoreWriter
-from calmctl.data.textfiles import read_ids
+from calmctl.data.annotations import read_captions, read_ids
 from calmctl.errors import BadInput, RunFailed
 from calmctl.files import (
     PAGE,
@@ -29,8 +25,11 @@ from calmctl.files import (
     write_output,
     write_text,
 )
-from calmctl.runs.folder import Run
-from calmctl.tensorfiles import load_tensors, read_metadata
+from calmctl.runs.run import Run
+from calmctl.store.format import Header
+from calmctl.store.store import FeatureStore
+from calmctl.store.writer import StoreWriter
+from calmctl.tensors import load_tensors, read_metadata
 from calmctl.yaml_strict import load_yaml
 
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from calmctl.errors import RunFailed
-from calmctl.interruption import interruptible
+from calmctl.runtime import interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

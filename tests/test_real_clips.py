@@ -39,7 +39,7 @@ def test_train_and_evaluate_on_real_clips(real_data, tmp_path, monkeypatch):
 def test_extract_real_clips_then_train_on_the_features(real_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from calmctl.model.weights import load_backbone
-    from calmctl.tensorfiles import save_tensors
+    from calmctl.tensors import save_tensors
 
     backbone = load_backbone("demo-clip", None)
     save_tensors(tmp_path / "clip.safetensors", backbone.clip.state_dict(), {})

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError, StoreError
 from calmctl.files import sha256_file
-from calmctl.tensorfiles import load_tensors, read_metadata, save_tensors
+from calmctl.tensors import load_tensors, read_metadata, save_tensors
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([7]), "half": torch.ones(3, dtype=torch.float16)}
 ABOUT = {"step": 3, "named": {"é": [1.5, None, "x"]}}

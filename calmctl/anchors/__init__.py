@@ -1,1 +1,1 @@
-"""Anchors: vocabularies of class labels, and the distributions over them."""
+"""Class anchors: vocabularies of labels, the bank they become, and distributions over it."""

@@ -1,1 +1,1 @@
-"""The command line: one module a subcommand; parse, call the library, render."""
+"""The command line: one file a verb; each parses, calls the library, and prints."""

@@ -11,9 +11,9 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.cli import options
+from calmctl.cli import console as options
 from calmctl.cli.console import Group, Sheet, print_json, stdout
-from calmctl.cli.coverage import coverage
+from calmctl.cli.diagnose import coverage
 from calmctl.errors import VocabularyError
 
 if TYPE_CHECKING:  # the vocabularies' schema is pydantic's, which no `--help` needs
@@ -74,11 +74,11 @@ def build(
     out: _Out = None,
 ) -> None:
     """Make a vocabulary from a label list, or rebuild the shipped ones from their sources."""
-    from calmctl.anchors.builders import build_vocabulary
+    from calmctl.anchors.label_lists import build_vocabulary
     from calmctl.anchors.shipped import shipped_path, shipped_vocabularies
 
     if source is None:
-        from calmctl.anchors.sources import build_shipped
+        from calmctl.anchors.shipped import build_shipped
 
         given = (name, version, prompt, origin, licence, note, column, out)
         if keep_first or spell_out or any(value is not None for value in given):
@@ -103,7 +103,7 @@ def build(
 
 
 def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
-    from calmctl.anchors.publish import publish
+    from calmctl.anchors.shipped import publish
 
     path = out or Path(f"{vocabulary.reference}.yaml")
     status = publish(vocabulary, path)
@@ -149,8 +149,7 @@ def show(
     as_json: _AsJson = False,
 ) -> None:
     """Show a vocabulary: where it is from, its digest, its labels."""
-    from calmctl.anchors.combine import subset
-    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.anchors.shipped import resolve_vocabulary, subset
     from calmctl.anchors.vocabulary import vocabulary_json
 
     shown = resolve_vocabulary(vocabulary)
@@ -188,8 +187,8 @@ def merge(
     out: _Out = None,
 ) -> None:
     """Concatenate vocabularies; of exactly equal labels the first stays."""
-    from calmctl.anchors.builders import case_twins
-    from calmctl.anchors.combine import merge as merge_vocabularies
+    from calmctl.anchors.label_lists import case_twins
+    from calmctl.anchors.shipped import merge as merge_vocabularies
     from calmctl.anchors.shipped import resolve_vocabulary
 
     parts = [resolve_vocabulary(each) for each in vocabularies]
@@ -211,8 +210,8 @@ def check(
     as_json: _AsJson = False,
 ) -> None:
     """Verify vocabularies: schema, repeats, digests, and that the shipped ones follow from their sources."""
-    from calmctl.anchors.checks import check as check_one
-    from calmctl.anchors.checks import check_shipped
+    from calmctl.anchors.shipped import check as check_one
+    from calmctl.anchors.shipped import check_shipped
 
     checked = [check_one(each) for each in vocabularies] if vocabularies else check_shipped()
     faults = [each for each in checked if each.fault]

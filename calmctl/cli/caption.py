@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from calmctl.cli import options
-from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
-from calmctl.counting import counted
+from calmctl.cli import console as options
+from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import SUBTITLES, require_output
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from calmctl.captioning.generate import Search
-    from calmctl.captioning.segments import Segment
-    from calmctl.data.samples import Clip, LeftOut
+    from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.captions.generate import Caption, Search, Segment
     from calmctl.evaluation.encoding import EncodedSplit
     from calmctl.evaluation.runs import TestSet
-    from calmctl.model.caption import CaptionModel
+    from calmctl.model.captioner import CaptionModel
     from calmctl.recipe import Recipe
+    from calmctl.samples import Clip, LeftOut
+
 
 EXAMPLES = """Examples:
 
@@ -90,7 +91,7 @@ def caption(
     from calmctl.data.demo_world import drawn
     from calmctl.data.registry import DATASETS
     from calmctl.device import check_device
-    from calmctl.runs.folder import WEIGHTS
+    from calmctl.runs.run import WEIGHTS
 
     segmented = segment_s is not None or srt is not None
     dataset = sources[0] if len(sources) == 1 and sources[0] in DATASETS and not Path(sources[0]).is_file() else None
@@ -117,10 +118,10 @@ def caption(
     assert chosen is not None
     loading(str(chosen.folder))
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
-    from calmctl.captioning.generate import Search
+    from calmctl.captions.generate import Search
     from calmctl.device import choose_device
     from calmctl.evaluation.runs import TestSet
-    from calmctl.runs.load import load_captioner
+    from calmctl.runs.checkpoint import load_captioner
 
     recipe = chosen.recipe()
     keys = recipe.caption
@@ -156,9 +157,9 @@ def caption(
 
 def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
     """The videos that are meant, in order, a folder's in that of their paths; and those that cannot be read."""
-    from calmctl.data.folder_clips import FolderClips
+    from calmctl.data.folder import FolderClips
     from calmctl.data.registry import DATASETS
-    from calmctl.data.samples import Clip, LeftOut
+    from calmctl.samples import Clip, LeftOut
 
     clips: list[Clip] = []
     unreadable: list[LeftOut] = []
@@ -195,8 +196,8 @@ def _encode_dataset(model: CaptionModel, recipe: Recipe, test: TestSet, split: s
 def _encode_videos(
     model: CaptionModel, recipe: Recipe, clips: list[Clip], unreadable: list[LeftOut], bar: Progress
 ) -> EncodedSplit:
-    from calmctl.data.samples import Split
     from calmctl.evaluation.encoding import encode_split, stream_frames
+    from calmctl.samples import Split
 
     split = Split("given", tuple(clips), (), (), tuple(unreadable))
     bars = readings(bar)
@@ -208,8 +209,8 @@ def _segments(
     model: CaptionModel, recipe: Recipe, clips: list[Clip], segment_s: float, search: Search, bar: Progress
 ) -> tuple[dict[str, list[Segment]], list[LeftOut]]:
     """The segments of each video, and the videos that have none; of a single video that is an error."""
-    from calmctl.captioning.segments import caption_segments
-    from calmctl.data.samples import LeftOut
+    from calmctl.captions.generate import caption_segments
+    from calmctl.samples import LeftOut
 
     bars = readings(bar)
     found: dict[str, list[Segment]] = {}
@@ -236,8 +237,7 @@ def _segments(
 def _print_segments(
     found: dict[str, list[Segment]], left_out: dict[str, str], about: dict[str, Any], srt: Path | None, as_json: bool
 ) -> None:
-    from calmctl.captioning.segments import srt as subtitles
-    from calmctl.cli.caption_view import print_segments
+    from calmctl.captions.generate import srt as subtitles
     from calmctl.cli.console import print_left_out
     from calmctl.files import write_output
 
@@ -262,9 +262,8 @@ def _print_segments(
 def _print_clips(
     model: CaptionModel, encoded: EncodedSplit, search: Search, about: dict[str, Any], out: Path | None, as_json: bool
 ) -> None:
-    from calmctl.cli.caption_view import print_captions
+    from calmctl.captions.evaluate import caption_split
     from calmctl.cli.console import print_left_out
-    from calmctl.evaluation.captioning import caption_split
 
     captions = caption_split(model, encoded, search)
     left_out = {entry.id: entry.reason for entry in encoded.left_out}
@@ -275,7 +274,7 @@ def _print_clips(
         print_captions(list(captions.items()))
         print_left_out({"captions": left_out})
     if out is not None:
-        from calmctl.data.captions_file import write_captions
+        from calmctl.data.annotations import write_captions
 
         splits = write_captions(out, {video: made.text for video, made in _below(captions)})
         told = f" ({', '.join(f'{count} {name}' for name, count in splits.items())})" if splits else ""
@@ -294,3 +293,60 @@ def _below(found: Mapping[str, Value], suffix: str | None = None) -> list[tuple[
             for name, path in below.items()
         }
     return [(below[name].as_posix(), value) for name, value in found.items()]
+
+
+# What captions and their scores look like on a terminal of 80 columns.
+
+
+EXAMPLES_SHOWN = 3
+
+
+def print_evaluations(evaluations: Sequence[CaptionEvaluation]) -> None:
+    """Print scores beside the paper's, how captions were found, and the first captions beside the true ones."""
+    from calmctl.captions.score import caption_table
+
+    out = stdout()
+    out.print(caption_table([evaluation.result for evaluation in evaluations]))
+    out.print(f"[dim]captions found by {', '.join(dict.fromkeys(str(e.search) for e in evaluations))}[/]\n")
+    for evaluation in evaluations[:1]:
+        out.print(examples_table(evaluation, EXAMPLES_SHOWN))
+
+
+def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
+    """The captions of the first `count` clips of an evaluation beside one true sentence each."""
+    table = _table("clip", "caption", "one of its true captions")
+    for clip, caption in list(evaluation.captions.items())[:count]:
+        table.add_row(printable(clip), printable(caption.text), printable(evaluation.references[clip][0]))
+    return table
+
+
+def print_captions(captions: Sequence[tuple[str, Caption]]) -> None:
+    """Print (name of a video, its caption) with log-probabilities."""
+    table = _table("video", "caption")
+    table.add_column("log p", justify="right")
+    for video, caption in captions:
+        table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:z.2f}")
+    stdout().print(table)
+
+
+def print_segments(video: str, segments: Sequence[Segment]) -> None:
+    """Print the captions of one video's segments."""
+    from calmctl.captions.generate import timestamp
+
+    table = _table("from", "to", "caption")
+    table.title = printable(video)
+    table.title_justify = "left"
+    table.add_column("log p", justify="right")
+    for segment in segments:
+        caption = segment.caption
+        times = (timestamp(segment.start_s), timestamp(segment.end_s))
+        table.add_row(*times, printable(caption.text), f"{caption.log_prob:z.2f}")
+    stdout().print(table)
+
+
+def _table(*columns: str) -> Sheet:
+
+    table = Sheet()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

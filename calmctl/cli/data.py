@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli import options
+from calmctl.cli import console as options
 from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
-    from calmctl.data.check_report import CheckReport
-    from calmctl.model.tokens import Tokens
+    from calmctl.data.check import CheckReport
+    from calmctl.model.backbone import Tokens
 
 CHECK_EXAMPLES = """Examples:
 
@@ -157,7 +157,7 @@ def where(
     dataset: Annotated[str | None, typer.Argument(help="One dataset; all of them by default.")] = None,
 ) -> None:
     """Explain which files a dataset needs, what they are called, who gives them out and where they belong."""
-    from calmctl.data.whereabouts import explain_dataset, kept_for_searches, overview
+    from calmctl.data.check import explain_dataset, kept_for_searches, overview
 
     text = (
         explain_dataset(dataset) if dataset else "\n\n".join(part for part in (overview(), kept_for_searches()) if part)

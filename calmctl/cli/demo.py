@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli import options
-from calmctl.cli.caption_view import EXAMPLES_SHOWN, examples_table
+from calmctl.cli import console as options
+from calmctl.cli.caption import EXAMPLES_SHOWN, examples_table
 from calmctl.cli.console import BarWatcher, Sheet, loading, print_json, print_next, progress_bar, stdout
 
 if TYPE_CHECKING:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli.console import Sheet, loading, note, print_json, printable, progress_bar, readings, stdout
-from calmctl.counting import counted
 from calmctl.errors import BadInput, RunFailed
+from calmctl.words import counted
 
 if TYPE_CHECKING:
-    from calmctl.evaluation.bootstrap import PairedDifference
-    from calmctl.evaluation.captioning import CaptionEvaluation
+    from calmctl.captions.evaluate import CaptionEvaluation
     from calmctl.evaluation.retrieval import Evaluation
     from calmctl.evaluation.runs import TestSet
-    from calmctl.runs.folder import Run
+    from calmctl.evaluation.statistics import PairedDifference
+    from calmctl.runs.run import Run
+
 
 PROTOCOLS = ("leak-free", "tmass-released", "dual-softmax")
 
@@ -98,7 +99,6 @@ def evaluate(
     if captions is not None or references is not None:
         if run is not None or cross:
             raise BadInput("--captions scores a file, not a run; leave out the run and --cross")
-        from calmctl.cli.caption_scores import score_caption_files
 
         score_caption_files(
             captions, references, tokenizer=tokenizer, require_complete=require_complete, as_json=as_json
@@ -106,7 +106,7 @@ def evaluate(
         return
     from calmctl.data.registry import protocol_for, resolve
     from calmctl.device import check_device
-    from calmctl.runs.folder import WEIGHTS, describe_choice, find_run
+    from calmctl.runs.run import WEIGHTS, describe_choice, find_run
 
     chosen = find_run(run, runs)
     others = [find_run(name, runs) for name in against or []]
@@ -164,12 +164,10 @@ def evaluate(
             )
         ]
     if gap:
-        from calmctl.cli.gap import show_gap
+        from calmctl.cli.diagnose import show_gap
 
         show_gap([chosen, *others], tests, which=weights, split=split, device=device, as_json=as_json)
     elif recipe.task == "caption":
-        from calmctl.cli.eval_captions import evaluate_captioners
-
         evaluate_captioners(
             [chosen, *others],
             tests,
@@ -197,11 +195,10 @@ def _evaluate(
     """Evaluate retrieval runs on the same test sets, print and keep the results, compare the first with others."""
     from calmctl.cli.console import print_left_out
     from calmctl.device import choose_device
-    from calmctl.evaluation.kept import compare
     from calmctl.evaluation.retrieval import SCORERS
-    from calmctl.evaluation.runs import evaluate_run
+    from calmctl.evaluation.runs import compare, evaluate_run
     from calmctl.evaluation.tables import results_json, retrieval_table
-    from calmctl.provenance import environment
+    from calmctl.runtime import environment
 
     evaluated = []
     with progress_bar("clips") as bar:
@@ -261,7 +258,7 @@ def keep_evaluations(
     runs: Sequence[Run], weights: str, evaluated: Sequence[Sequence[Evaluation | CaptionEvaluation]]
 ) -> None:
     """Write evaluations into their runs' folders; where that fails the numbers are printed all the same."""
-    from calmctl.evaluation.kept import keep
+    from calmctl.evaluation.runs import keep
 
     kept = []
     for run, evaluations in zip(runs, evaluated, strict=True):
@@ -291,7 +288,7 @@ def print_differences(
 
 
 def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, html: Path | None, as_json: bool) -> None:
-    from calmctl.cli.calibration import show_calibration
+    from calmctl.cli.diagnose import show_calibration
 
     if weights not in ("best", "last") or cross:
         raise BadInput(
@@ -299,3 +296,117 @@ def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, htm
         )
     loading(str(run.folder))
     show_calibration(run, which=weights, split="val", device=device, html=html, as_json=as_json)
+
+
+# `calmctl eval` of a captioning run.
+
+
+def evaluate_captioners(
+    runs: list[Run],
+    tests: list[TestSet],
+    *,
+    weights: str,
+    split: str,
+    tokenizer: str,
+    device: str,
+    require_complete: bool,
+    as_json: bool,
+) -> None:
+    """Caption the test sets with runs, score the captions, print and keep both, and compare the first with the others.
+
+    Raises:
+        CalmError: As `evaluate_caption_run`.
+    """
+    from calmctl.captions.evaluate import compare_captions, evaluate_caption_run
+    from calmctl.captions.score import TOKENIZER_CHOICES
+    from calmctl.cli.caption import print_evaluations
+    from calmctl.cli.console import print_left_out
+    from calmctl.device import choose_device
+    from calmctl.runtime import environment
+
+    choice = next((known for known in TOKENIZER_CHOICES if known == tokenizer), None)
+    if choice is None:
+        raise BadInput(f"--tokenizer {tokenizer} is not known; use one of {', '.join(TOKENIZER_CHOICES)}")
+    evaluated = []
+    with progress_bar("clips") as bar:
+        for run in runs:
+            evaluated.append(
+                evaluate_caption_run(
+                    run,
+                    tests,
+                    which=weights,
+                    split=split,
+                    tokenizer=choice,
+                    device=choose_device(device),
+                    require_complete=require_complete,
+                    progress=readings(bar),
+                )
+            )
+    first, *others = evaluated
+    left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.left_out} for each in first}
+    differences = [
+        (theirs.result, run, compare_captions(theirs, each))
+        for run, other in zip(runs[1:], others, strict=True)
+        for each, theirs in zip(first, other, strict=True)
+    ]
+    if as_json:
+        compared = [
+            {
+                "dataset": theirs.dataset,
+                "against": str(run.folder),
+                "caveats": list(theirs.caveats),
+                **{name: asdict(each) for name, each in found.items()},
+            }
+            for theirs, run, found in differences
+        ]
+        record = {"run": str(runs[0].folder), "results": [each.to_json() for each in first], "left_out": left_out}
+        print_json({**record, **({"differences": compared} if compared else {}), **environment()})
+    else:
+        for run, evaluations in zip(runs, evaluated, strict=True):
+            if len(runs) > 1:
+                stdout().print(f"[bold]{printable(str(run.folder))}[/]")
+            print_evaluations(evaluations)
+        for theirs, run, found in differences:
+            print_differences(f"{theirs.dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
+    print_left_out(left_out)
+    keep_evaluations(runs, weights, evaluated)
+
+
+# `calmctl eval --captions HYP.json --references REF.json`: any system's captions, scored.
+
+
+def score_caption_files(
+    captions: Path | None, references: Path | None, *, tokenizer: str, require_complete: bool, as_json: bool
+) -> None:
+    """Score a file of captions against a file of references and print the result.
+
+    Raises:
+        CalmError: As the readers and `score_captions`.
+    """
+    if captions is None or references is None:
+        raise BadInput(
+            "--captions and --references go together: calmctl eval --captions HYP.json --references REF.json"
+        )
+    from calmctl.captions.files import read_hypotheses, read_references
+    from calmctl.captions.score import TOKENIZER_CHOICES, CaptionResult, caption_table, score_captions
+    from calmctl.runtime import environment
+
+    choice = next((known for known in TOKENIZER_CHOICES if known == tokenizer), None)
+    if choice is None:
+        raise BadInput(f"--tokenizer {tokenizer} is not known; use one of {', '.join(TOKENIZER_CHOICES)}")
+    known = read_references(references)
+    hypotheses = read_hypotheses(captions, known)
+    with progress_bar("captions") as bar:
+        task = bar.add_task("METEOR", total=len(hypotheses), note="")
+        scores = score_captions(
+            hypotheses,
+            known,
+            tokenizer=choice,
+            require_complete=require_complete,
+            progress=lambda what, done, total: bar.update(task, completed=done, total=total),
+        )
+    result = CaptionResult(scores, name=captions.name)
+    if as_json:
+        print_json({"captions": str(captions), "references": str(references), **result.to_json(), **environment()})
+    else:
+        stdout().print(caption_table([result]))

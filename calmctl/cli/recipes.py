@@ -58,7 +58,7 @@ def keys(
     only: Annotated[str | None, typer.Argument(metavar="SECTION|KEY", help="These alone.", show_default=False)] = None,
 ) -> None:
     """Print the keys of a recipe: default, values that are allowed, and what each does."""
-    from calmctl.recipe.describe import describe_keys
+    from calmctl.recipe.load import describe_keys
 
     table = Sheet()
     table.add_column("key", no_wrap=True)

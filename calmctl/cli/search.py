@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli import options
-from calmctl.cli.console import choose_run, loading, note, print_json, printable, progress_bar, readings
-from calmctl.counting import counted
+from calmctl.cli import console as options
+from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
 from calmctl.files import PAGE, require_output
+from calmctl.words import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.progress import Progress
 
-    from calmctl.searching.search import Search
-    from calmctl.searching.seeker import Seeker
+    from calmctl.search.exact import Recall
+    from calmctl.search.model import Seeker
+    from calmctl.search.search import Found, Ranked, Search, Shared
+
 
 EXAMPLES = """Examples:
 
@@ -94,10 +98,10 @@ def search(
 
     The search is exact unless --approximate is given, and says which it was.
     """
-    from calmctl.data.layout import require_folder
-    from calmctl.data.long import video_extent
+    from calmctl.data.locate import require_folder
     from calmctl.device import check_device
-    from calmctl.searching.windows import check_windows
+    from calmctl.search.windows import check_windows
+    from calmctl.video.instants import video_extent
 
     stride_s = check_windows(window, stride)
     if html is not None:
@@ -124,7 +128,7 @@ def search(
     if not sentences and video is None and not recall:
         raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
     if recall or approximate:
-        from calmctl.searching.approximate import require_usearch
+        from calmctl.search.exact import require_usearch
 
         require_usearch()
     check_device(device)
@@ -143,7 +147,7 @@ def search(
         if recall:
             measured = engine.recall(sentences or engine.sampled_captions(), **_given(candidates))
         elif video is not None:
-            from calmctl.data.samples import Clip
+            from calmctl.samples import Clip
 
             found = engine.similar(Clip(video.stem, video), top)
         else:
@@ -152,26 +156,22 @@ def search(
     if recall:
         from dataclasses import asdict
 
-        from calmctl.cli.search_view import print_recall
-
         print_json(asdict(measured)) if as_json else print_recall(measured)
         return
     if html is not None:
-        from calmctl.searching.sheet import write_sheet
+        from calmctl.search.sheet import write_sheet
 
         write_sheet(found, html)
     if as_json:
         print_json(found.to_json())
     else:
-        from calmctl.cli.search_view import print_found
-
         print_found(found)
     if html is not None:
         note(f"wrote {printable(str(html))}")
 
 
 def _sentences(queries: list[str] | None, source: str | None) -> list[str]:
-    from calmctl.searching.queries import read_sentences
+    from calmctl.search.queries import read_sentences
 
     given = list(queries or [])
     if any(not sentence.strip() for sentence in given):
@@ -190,9 +190,9 @@ def _drawn(clips: list[Path], where: Path) -> bool:
         DatasetError: There is nothing to search, which is said before a model is asked for.
     """
     from calmctl.data.demo_world import drawn
-    from calmctl.data.folder_clips import FolderClips
-    from calmctl.data.store_format import INDEX
+    from calmctl.data.folder import FolderClips
     from calmctl.files import read_json
+    from calmctl.store.format import INDEX
 
     if clips:
         return drawn([clip.stem for clip in clips])
@@ -221,7 +221,7 @@ def _seeker(
     loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
-    from calmctl.searching.seeker import seek_bare, seek_with_run
+    from calmctl.search.model import seek_bare, seek_with_run
 
     chosen = choose_device(device)
     if run is not None:
@@ -243,8 +243,8 @@ def _open(
     features: Path,
     bar: Progress,
 ) -> Search:
-    from calmctl.searching.collection import open_collection
-    from calmctl.searching.search import Search
+    from calmctl.search.collection import open_collection
+    from calmctl.search.search import Search
 
     tell = readings(bar)
     opened = partial(open_collection, where, seeker, window_s=window, stride_s=stride, stores=features, progress=tell)
@@ -261,7 +261,7 @@ def _open(
 
 def _say_left_out(engine: Search) -> None:
     from calmctl.cli.console import print_left_out
-    from calmctl.data.store import NOT_EXTRACTED
+    from calmctl.store.store import NOT_EXTRACTED
 
     collection = engine.collection
     if collection.extracted:
@@ -281,10 +281,9 @@ def _say_left_out(engine: Search) -> None:
 def _rank(seeker: Seeker, video: Path, captions: str, top: int, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from calmctl.cli.search_view import print_sentences
-    from calmctl.data.samples import Clip
-    from calmctl.searching.queries import read_sentences
-    from calmctl.searching.sentences import rank_sentences
+    from calmctl.samples import Clip
+    from calmctl.search.queries import read_sentences
+    from calmctl.search.search import rank_sentences
 
     sentences = read_sentences(captions)
     if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
@@ -294,3 +293,66 @@ def _rank(seeker: Seeker, video: Path, captions: str, top: int, as_json: bool) -
         print_json({"by": seeker.name, "video": str(video), "sentences": [asdict(each) for each in ranked]})
     else:
         print_sentences(str(video), ranked)
+
+
+# What `calmctl search` shows on a terminal of 80 columns.
+
+
+def print_found(found: Found) -> None:
+    """Print every query's hits."""
+    from calmctl.search.sheet import moment
+
+    out = stdout()
+    for answer in found.answers:
+        out.print(f"[bold]{printable(answer.query)}[/]")
+        table = _table("clip", "when")
+        for hit in answer.hits:
+            name = str(hit.file) if hit.file is not None else hit.clip
+            table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
+            if hit.neighbours:
+                table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
+            if hit.shared is not None:
+                table.add_row("", "", _anchors(hit.shared), "")
+        out.print(table, "")
+    out.print(
+        f"[dim]{counted(found.clips, found.unit)} of {printable(str(found.collection))}\n{printable(found.method)}[/]"
+    )
+    out.print(f"[dim]by {printable(found.seeker)}[/]")
+
+
+def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:
+    """Print the sentences of one clip."""
+    out = stdout()
+    out.print(f"[bold]{printable(video)}[/]", soft_wrap=True)
+    table = _table("sentence")
+    for each in ranked:
+        table.add_row(str(each.rank), f"{each.score:z.3f}", printable(each.sentence))
+        if each.shared is not None:
+            table.add_row("", "", _anchors(each.shared))
+    out.print(table)
+
+
+def print_recall(recall: Recall) -> None:
+    """Print what the first stage keeps."""
+    out = stdout()
+    out.print(
+        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:z.1f} %[/]\n"
+        f"(share of the exact best {recall.at} among its {recall.candidates:,} candidates; "
+        f"its own best {recall.at} alone would hold {100 * recall.first:z.1f} %)"
+    )
+
+
+def _anchors(shared: Sequence[Shared]) -> str:
+    from calmctl.explain.words import percent
+
+    named = ", ".join(f"{printable(each.anchor)} {percent(each.share)}" for each in shared)
+    return f"[dim]{named or 'no anchor in common'}[/]"
+
+
+def _table(*columns: str) -> Sheet:
+    table = Sheet(header_style="dim")
+    table.add_column("", justify="right")
+    table.add_column("score")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number > 0, ratio=1 if number == 0 else None)
+    return table

@@ -58,7 +58,7 @@ def train(
     from calmctl.data.registry import protocol_for, resolve
     from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
-    from calmctl.runs.folder import find_run
+    from calmctl.runs.run import find_run
 
     if (recipe is None) == (resume is None):
         raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
@@ -104,7 +104,7 @@ def train(
 
 
 def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
-    from calmctl.training.plan import plan_training
+    from calmctl.training.train import plan_training
 
     plan = plan_training(recipe)
     if as_json:
@@ -122,8 +122,8 @@ def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
 
 
 def _print_trained(trained: Trained, as_json: bool) -> None:
-    from calmctl.cli.caption_view import print_evaluations
-    from calmctl.evaluation.captioning import CaptionEvaluation
+    from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.cli.caption import print_evaluations
     from calmctl.evaluation.result import RetrievalResult
     from calmctl.evaluation.tables import retrieval_table
 

@@ -1,1 +1,1 @@
-"""Data: sample types, one module a dataset, decoding, the feature store. Knows files, not models."""
+"""Data sets: files on disk become clips, captions, and who describes whom."""

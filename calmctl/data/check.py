@@ -1,17 +1,19 @@
-"""What of a dataset is there, what is missing, and whether it is the published split."""
+"""Where a dataset's files belong, in words."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from calmctl.counting import counted
 from calmctl.data.benchmark import (
+    Annotated,
     Benchmark,
     Protocol,
     check_names,
@@ -20,14 +22,154 @@ from calmctl.data.benchmark import (
     list_videos,
     missing_ways,
 )
-from calmctl.data.check_report import CheckReport, Finding
 from calmctl.data.identity import contents_of
-from calmctl.data.layout import Places, listing, places
-from calmctl.data.registry import BENCHMARKS, load_dataset, resolve
-from calmctl.data.samples import Clip, LeftOut
-from calmctl.data.splits import Annotated
-from calmctl.data.workers import TIMEOUT_S, run_isolated
+from calmctl.data.locate import Places, candidates, listing, places
+from calmctl.data.registry import BENCHMARKS, DATASETS, load_dataset, resolve
 from calmctl.errors import DatasetError, VideoError
+from calmctl.samples import Clip, LeftOut
+from calmctl.video.pool import TIMEOUT_S, run_isolated
+from calmctl.words import counted
+
+_WIDTH = 80
+_OWN = {
+    "folder": "any folder; its clips are every video file below it, its captions captions.csv, captions.json or\n"
+    "captions.jsonl in it, its splits a column `split`, or train.txt, val.txt and test.txt.",
+    "demo": "drawn by `calmctl demo` into data/demo; nothing is to be brought.",
+    "demo-shifted": "drawn by `calmctl demo` into data/demo; nothing is to be brought.",
+}
+
+
+def overview() -> str:
+    """All datasets in a line each, and the layout they share."""
+    lines = [_wrapped(info.description, " " * 14, name) for name, info in DATASETS.items()]
+    return "\n".join(
+        [
+            *chain.from_iterable(lines),
+            "",
+            *_layout("NAME"),
+            "",
+            "calmctl downloads nothing: bring the files as their owners give them out.",
+            "The files of one dataset: calmctl data where msrvtt",
+            "Whether they are all there: calmctl data check msrvtt --root ROOT",
+        ]
+    )
+
+
+def kept_for_searches(features: Path = Path("features")) -> str:
+    """What searches keep below a folder of features, and how large it is; "" where there is nothing."""
+    folders = [folder for folder in (features / "search", *features.glob("*/search")) if folder.is_dir()]
+    size = sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if not file.is_dir())
+    if not size:
+        return ""
+    names = listing([str(folder) for folder in folders])
+    return f"Searches keep {size / 1e6:,.1f} MB in {names}: it may be deleted, the next search makes it again."
+
+
+def explain_dataset(name: str) -> str:
+    """The annotation files and clips of one dataset, who gives them out, and where they are looked for.
+
+    Raises:
+        DatasetError: There is no dataset of that name.
+    """
+    default = resolve(name, None)
+    lines = [*_wrapped(DATASETS[name].description), ""]
+    if name not in BENCHMARKS:
+        return "\n".join([*lines, *_wrapped(_OWN[name])])
+    benchmark = BENCHMARKS[name]
+    for protocol_name, protocol in benchmark.protocols.items():
+        if protocol_name:
+            lines.append(f"protocol {protocol_name}{' (default)' if protocol_name == default else ''}")
+        for split, choices in protocol.files.items():
+            for number, choice in enumerate(choices, start=1):
+                way = listing(choice) + (", or" if number < len(choices) else "")
+                lines += _wrapped(way, " " * 9, f"  {split}" if number == 1 else "")
+        if protocol.val_clips:
+            lines.append(f"  val    {protocol.val_clips} clips are carved from train")
+        lines.append("")
+    lines.append("who gives them out")
+    by_owner: dict[str, list[str]] = {}
+    for file, owner in benchmark.owners.items():
+        by_owner.setdefault(owner, []).append(file)
+    for owner, files in by_owner.items():
+        lines += [*_wrapped(listing(files), "  "), *_wrapped(owner, "      ")]
+    lines += ["", "how clips are named", *_wrapped(benchmark.clip_names, "  ")]
+    return "\n".join(
+        [*lines, "", *_layout(name), "", f"Whether they are all there: calmctl data check {name} --root ROOT"]
+    )
+
+
+def _layout(name: str) -> list[str]:
+    """The folders of a root, first match first."""
+    return [
+        "where they are looked for, below ROOT (--root, or data.root), first match first",
+        *_wrapped(", ".join(candidates("annotations", name)), " " * 15, "  annotations"),
+        *_wrapped(f"{', '.join(candidates('videos', name))}; each with all below it", " " * 15, "  clips"),
+        "or where --annotations and --videos (data.annotations, data.videos) say.",
+    ]
+
+
+def _wrapped(text: str, indent: str = "", label: str = "") -> list[str]:
+    first = label.ljust(len(indent))
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+
+
+# What a check of a dataset found.
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a check.
+
+    Attributes:
+        part: What kind of thing it is about.
+        name: The file, or the split.
+        state: "unused" is for an annotation file that another one makes superfluous, "note" for what costs nothing.
+        text: What was found; for a missing file also what it is for and who gives it out.
+    """
+
+    part: Literal["annotation file", "split", "video files", "shared file", "notes", "not read", "decoding"]
+    name: str
+    state: Literal["ok", "unused", "note", "missing", "wrong"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        dataset: Its name.
+        protocol: "" where there is only one.
+        annotations: Folders in which annotation files were looked for.
+        videos: Folders in which clips were looked for.
+        findings: In the order of a table.
+        missing: For each split the clips without a file, {id: reason}.
+        unread: Folders and files that were not read or followed, {name: reason}; what is in them is lost.
+        undecodable: For each split the clips that do not decode, {id: reason}; None unless they were tried.
+    """
+
+    dataset: str
+    protocol: str
+    annotations: tuple[Path, ...]
+    videos: tuple[Path, ...]
+    findings: tuple[Finding, ...]
+    missing: Mapping[str, Mapping[str, str]]
+    unread: Mapping[str, str] = field(default_factory=dict)
+    undecodable: Mapping[str, Mapping[str, str]] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing and nothing is wrong."""
+        return all(finding.state in ("ok", "unused", "note") for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for programs."""
+        folders = {"annotations": [*map(str, self.annotations)], "videos": [*map(str, self.videos)]}
+        return {**asdict(self), **folders, "complete": self.complete}
+
+
+# What of a dataset is there, what is missing, and whether it is the published split.
+
 
 OnClip = Callable[[int, int], None]
 """Told how many clips have been decoded, and of how many."""
@@ -253,7 +395,7 @@ def _undecodable(
 
 def _decodes(clip: Clip, *, n_frames: int) -> np.ndarray:
     """Nothing, if the clip decodes; raises otherwise."""
-    from calmctl.data.decode import read_frames
+    from calmctl.video.frames import read_frames
 
     return read_frames(clip, n_frames, _nothing)
 

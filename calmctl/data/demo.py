@@ -18,11 +18,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calmctl.data.demo_draw import draw, encode
-from calmctl.data.demo_world import VERSION, DemoCounts, PlannedClip, Scene, plan
-from calmctl.data.samples import Clip, Dataset, LeftOut, Split
+from calmctl.data.demo_world import VERSION, DemoCounts, PlannedClip, Scene, draw, encode, plan
 from calmctl.errors import DatasetError
 from calmctl.files import read_json, sha256_bytes, write_bytes, write_json
+from calmctl.samples import Clip, Dataset, LeftOut, Split
 
 PROTOCOLS = ("retrieval", "captioning")
 

@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from calmctl.data.benchmark import Benchmark, Protocol, Published
-from calmctl.data.splits import Annotated
-from calmctl.data.textfiles import read_ids, read_object, read_table, text_fields
+from calmctl.data.annotations import read_ids, read_object, read_table, text_fields
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 
 _WINDOW_S = (0.0, 31.0)
 

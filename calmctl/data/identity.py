@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calmctl.counting import counted
-from calmctl.data.samples import Clip, Split, StoredSplit
 from calmctl.files import content_digest
+from calmctl.samples import Clip, Split, StoredSplit
+from calmctl.words import counted
 
 ORDER = "the order of its clips and captions differs"
 _SHORT = 6

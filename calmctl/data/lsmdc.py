@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from calmctl.data.benchmark import Benchmark, Protocol, Published
-from calmctl.data.layout import listing
-from calmctl.data.splits import Annotated
-from calmctl.data.textfiles import read_lines
+from calmctl.data.annotations import read_lines
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
+from calmctl.data.locate import listing
 from calmctl.errors import DatasetError
 
 _COLUMNS = 6  # clip id, start and end aligned, start and end extracted, sentence

@@ -6,9 +6,8 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from calmctl.data.benchmark import Benchmark, Protocol, Published
-from calmctl.data.splits import Annotated
-from calmctl.data.textfiles import field, read_object, read_table, text_fields
+from calmctl.data.annotations import field, read_object, read_table, text_fields
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 from calmctl.errors import DatasetError
 
 _MERGED = "MSRVTT_data.json"

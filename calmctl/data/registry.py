@@ -12,12 +12,12 @@ from pathlib import Path
 from calmctl.data.benchmark import load_benchmark
 from calmctl.data.didemo import DIDEMO
 from calmctl.data.folder import load_folder
-from calmctl.data.layout import listing
+from calmctl.data.locate import listing
 from calmctl.data.lsmdc import LSMDC
 from calmctl.data.msrvtt import MSRVTT
 from calmctl.data.msvd import MSVD
-from calmctl.data.samples import Dataset
 from calmctl.errors import DatasetError
+from calmctl.samples import Dataset
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (MSRVTT, MSVD, DIDEMO, LSMDC)}
 

@@ -1,1 +1,1 @@
-"""Scoring of all pairs, retrieval metrics, uncertainty of the numbers, tables."""
+"""Retrieval evaluated: scores of all pairs, metrics, their uncertainty, and the paper's numbers."""

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calmctl.data.samples import LeftOut, Split
-from calmctl.data.store import FeatureStore
-from calmctl.data.workers import decode_clips
 from calmctl.errors import DatasetError, VideoError
-from calmctl.model.aligned import AlignedModel
-from calmctl.model.preprocess import fingerprint, split_preprocess
+from calmctl.model.backbone import fingerprint, split_preprocess
+from calmctl.model.calm import AlignedModel
 from calmctl.recipe.schema import Data
+from calmctl.samples import LeftOut, Split
+from calmctl.store.store import FeatureStore
+from calmctl.video.pool import decode_clips
 
 TEXTS_PER_BATCH = 256
 FRAMES_PER_BATCH = 384

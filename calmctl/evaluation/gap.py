@@ -9,7 +9,7 @@ alpha = 2 and t = 2; separability by held-out logistic regression, and the diver
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,9 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
+from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import BadInput
-from calmctl.evaluation.bootstrap import Interval
 from calmctl.evaluation.encoding import EncodedSplit
+from calmctl.evaluation.result import left_out_caveats
+from calmctl.evaluation.runs import Progress, TestSet, labels_of, labels_of_start, open_test_set
+from calmctl.evaluation.statistics import Interval
+from calmctl.model.build import build_model, recipe_backbone
+from calmctl.model.calm import CalmModel
+from calmctl.recipe import Recipe
+from calmctl.runs.checkpoint import load_run, without_alignment
+from calmctl.runs.run import Run
 
 FOLDS = 5
 PENALTY = 1e-2
@@ -204,3 +213,97 @@ def _mean_of_pairs(values: Tensor) -> Callable[[Tensor], Tensor]:
 def _log_mean_of_pairs(values: Tensor) -> Callable[[Tensor], Tensor]:
     mean = _mean_of_pairs(values)
     return lambda w: mean(w).log()
+
+
+# The modality gap of runs, and of the backbone that each started from.
+
+
+TEMPERATURE = 100.0
+"""Of the distributions that are compared, whatever a run was trained with: others would be other numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemGap:
+    """The gap of one system on one test set.
+
+    Attributes:
+        system: "before training", or a run's folder.
+        loss: The run's `alignment.kind`, "" before training.
+        dataset: Tested on.
+        vocabulary: The anchors that S_p and V_p are over, as bare prompts.
+        caveats: What must be said wherever it is shown.
+    """
+
+    system: str
+    loss: str
+    dataset: str
+    vocabulary: str
+    gap: Gap
+    caveats: tuple[str, ...] = ()
+
+
+def gaps_of_runs(
+    runs: Sequence[Run],
+    tests: Sequence[TestSet],
+    *,
+    which: str = "best",
+    split: str = "test",
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[SystemGap]:
+    """The gap of each run on each test set, those of the backbones that they started from first.
+
+    All distributions are over the prompts of the first run's vocabulary as the system's own text tower encodes
+    them, without learned offsets: so systems without anchors can be measured too, and all by one measure.
+
+    Raises:
+        CalmError: A run or a test set cannot be read, or the start of a run is not at hand any more.
+    """
+    vocabulary = runs[0].anchors()
+    found: list[tuple[str, str, Recipe, CalmModel, Run | None]] = []
+    starts: dict[tuple[str, str | None, int | None], str] = {}
+    for run in runs:
+        recipe = run.recipe()
+        weights = recipe.backbone.weights
+        start = (recipe.backbone.model, weights, recipe.seed if weights is None else None)
+        if start not in starts:
+            starts[start] = "before training" if not starts else f"before {run.folder.name}"
+            found.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device), None))
+    for run in runs:
+        model = load_run(run, which, device)
+        found.append((str(run.folder), run.recipe().alignment.kind, run.recipe(), model, run))
+    measured = []
+    for test in tests:
+        for system, kind, recipe, model, trained in found:
+            opened = open_test_set(recipe, test, split)
+            labels = labels_of_start(recipe, opened.record)
+            if trained is not None:
+                labels = labels_of(trained, which, test, opened.record)
+            encoded = opened.encode(model, recipe, device, progress)
+            gap = _gap(model, recipe, encoded, vocabulary, device)
+            caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
+            measured.append(SystemGap(system, kind, labels.dataset, vocabulary.reference, gap, caveats))
+    return measured
+
+
+def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> CalmModel:
+    """The backbone that a run started from; the head around it is untrained and takes no part."""
+    bare = without_alignment(recipe)
+    bare = bare.model_copy(update={"backbone": bare.backbone.model_copy(update={"adapter": "none"})})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # as `prepare` does: without weights, training began with the draw of its seed
+        return build_model(bare, vocabulary, recipe_backbone(recipe)).eval().to(device)
+
+
+def _gap(model: CalmModel, recipe: Recipe, encoded: EncodedSplit, vocabulary: Vocabulary, device: torch.device) -> Gap:
+    clips = mean_frame_feature(encoded.frames, recipe.anchors.frame_mean)
+    texts, videos = one_sentence_a_clip(encoded, model.sentences(encoded.texts), clips)
+    with torch.no_grad():
+        tokens = model.backbone.tokenize(vocabulary.prompts).to(device)
+        anchors = model.sentences(model.encode_texts(tokens)).double().cpu()
+    log_s, log_v = _over(anchors, texts), _over(anchors, videos)
+    return measure_gap(texts, videos, log_s, log_v)
+
+
+def _over(anchors: Tensor, features: Tensor) -> Tensor:
+    return anchor_log_probabilities(features, anchors, TEMPERATURE)

@@ -8,10 +8,10 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from calmctl.counting import counted
-from calmctl.evaluation.bootstrap import Intervals, bootstrap_intervals
 from calmctl.evaluation.metrics import DIRECTIONS, Direction, RetrievalMetrics, rank_queries
 from calmctl.evaluation.paper import PaperRetrieval, paper_retrieval
+from calmctl.evaluation.statistics import Intervals, bootstrap_intervals
+from calmctl.words import counted
 
 HONEST_SCORER = "leak-free"
 _CAVEATS = {  # what a reader must know of every scorer but the honest one

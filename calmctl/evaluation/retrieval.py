@@ -1,4 +1,4 @@
-"""Retrieval evaluated: a model, a split, honest numbers."""
+"""All (text, video) scores of a split: exact, streamed, and blind to who belongs to whom (docs/protocols.md)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,206 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import EncodedSplit, Stages
 from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, rank_queries, retrieval_metrics
 from calmctl.evaluation.paper import METHODS
-from calmctl.evaluation.released import score_tmass_released
-from calmctl.evaluation.rerank import dual_softmax
 from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
-from calmctl.evaluation.scoring import score_all
+from calmctl.model.backbone import full_precision
 from calmctl.model.calm import CalmModel
+from calmctl.model.heads.base import FusionHead, VideoTable
+from calmctl.model.heads.pooling import Queries, mix, pooled_cosines, pooled_vectors, prepare_texts, score_in_blocks
+from calmctl.model.heads.tmass import PAIRS_PER_BLOCK, TMassHead
+from calmctl.model.heads.xpool import XPoolHead
+
+
+@torch.no_grad()
+def score_all(
+    head: FusionHead,
+    texts: Tensor,
+    frames: Tensor,
+    *,
+    text_chunk: int = 1024,
+    video_chunk: int = 128,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Score every text against every video.
+
+    Nothing larger than the result and two chunks is held; chunk sizes change memory and speed, not scores
+    (up to rounding). No argument tells which text describes which video.
+
+    Args:
+        head: A fusion head, on `device`.
+        texts: Raw sentence features [N_t, D].
+        frames: Raw frame features [N_v, F, D]. N_t and N_v are unrelated.
+        text_chunk: Texts at once.
+        video_chunk: Videos at once.
+        device: Where to compute; default: where `texts` are.
+        progress: Called with the pairs done and the pairs in all, after every chunk.
+
+    Returns:
+        [N_t, N_v] on the CPU, float32, or float64 where the head computes in float64.
+
+    Raises:
+        BadInput: A feature is not a finite number: its score, and every rank, would mean nothing.
+    """
+    _check_finite(texts, "text")
+    _check_finite(frames, "video")
+    device = texts.device if device is None else torch.device(device)
+    n_texts, n_videos = len(texts), len(frames)
+    scores = torch.empty(n_texts, n_videos)
+    done = 0
+    for j in range(0, n_videos, video_chunk):
+        table = head.video_table(frames[j : j + video_chunk].to(device))
+        for i in range(0, n_texts, text_chunk):
+            block = head.score(texts[i : i + text_chunk].to(device), table)
+            if block.dtype != scores.dtype:
+                scores = scores.to(block.dtype)
+            scores[i : i + text_chunk, j : j + video_chunk] = block
+            done += block.numel()
+            if progress is not None:
+                progress(done, n_texts * n_videos)
+    return scores
+
+
+def _check_finite(features: Tensor, what: str) -> None:
+    # A sum is finite only if all its terms are (overflow apart, which is looked at again), without a mask's memory.
+    if torch.isfinite(features.sum(dtype=torch.float64)):
+        return
+    bad = ~torch.isfinite(features.flatten(1)).all(1)
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        raise BadInput(
+            f"the features of {len(rows)} of {len(bad)} {what}s are not finite numbers, the first at row {rows[0]}; "
+            "extract them again"
+        )
+
+
+# AUDIT ONLY: the released T-MASS evaluation, which leaks the ground truth into the scores (docs/protocols.md).
+#
+# It pools every candidate video with the caption that belongs to it, so that a video never looks its best for
+# anybody else's caption. Numbers from here are comparable with published T-MASS numbers and with nothing else;
+# they never select a model.
+
+
+_BLOCK = 64
+
+
+@torch.no_grad()
+def score_tmass_released(head: TMassHead, texts: Tensor, frames: Tensor, owners: Tensor) -> Tensor:
+    """The scores of the released code: s(o, i) = cos(t_s(o|i), V(i | the caption that video i OWNS)).
+
+    t_s is the one of the head's trials that was best for the right pooling, V(i | o), as in the released code.
+    On true pairs this equals the correct score; elsewhere it tends to be lower.
+
+    Args:
+        head: A T-MASS head; its device computes.
+        texts: Raw sentence features [N, D].
+        frames: Raw frame features [N, F, D].
+        owners: [N], the index of each text's own video: every video exactly once.
+
+    Returns:
+        [N, N] on the CPU.
+
+    Raises:
+        BadInput: N_texts != N_videos, or a video without exactly one caption.
+    """
+    n_texts, n_videos = len(texts), len(frames)
+    if n_texts != n_videos or not torch.equal(owners.cpu().sort().values, torch.arange(n_videos)):
+        raise BadInput(
+            "the released T-MASS protocol exists only where every video has exactly one caption, and here "
+            f"{n_texts} texts meet {n_videos} videos, or one video has several; use the default protocol"
+        )
+    weights = head.pooling.query.weight
+    device, texts, frames = weights.device, texts.to(weights), frames.to(weights)
+    with full_precision(device):
+        table = head.video_table(frames)
+        table["leak"] = _pooled_with_own_caption(head, texts[owners.to(device).argsort()], table)
+        bank = head.noise_bank().to(device)
+
+        def score_block(block_texts: Queries, videos: VideoTable) -> Tensor:
+            chosen = head.trial_cosines(bank, block_texts, videos).argmax(1, keepdim=True)
+            leaked = head.trial_cosines(bank, block_texts, videos, goal=videos["leak"])
+            return leaked.gather(1, chosen).squeeze(1)
+
+        pairs = PAIRS_PER_BLOCK.get(device.type, 1 << 14)
+        return score_in_blocks(score_block, head.pooling, texts, table, pairs).cpu()
+
+
+def _pooled_with_own_caption(head: TMassHead, captions: Tensor, table: VideoTable) -> Tensor:
+    """V(i | caption i) of captions [N, D] in the order of the videos: [N, D]."""
+    found = []
+    for i in range(0, len(captions), _BLOCK):
+        block = {name: tensor[i : i + _BLOCK] for name, tensor in table.items()}
+        pooled = pooled_vectors(mix(head.pooling, prepare_texts(head.pooling, captions[i : i + _BLOCK]), block), block)
+        found.append(pooled.diagonal(dim1=0, dim2=2).T)
+    return torch.cat(found)
+
+
+# Re-ranking that looks at the whole query set: an option that tables label, never the default.
+
+
+def dual_softmax(scores: Tensor, temperature: float = 100.0) -> Tensor:
+    """Scores times their softmax over all texts (DSL, docs/protocols.md), for text-to-video retrieval.
+
+    Transductive: the score of one query depends on all the other queries. For video-to-text retrieval, where
+    the videos are the queries, pass the transpose.
+
+    Args:
+        scores: Cosines [N_t, N_v].
+        temperature: The fixed factor inside the softmax, 100 in the field.
+    """
+    return scores * (temperature * scores).softmax(0)
+
+
+# The dense form of text-conditioned scoring: D x D work for every pair, kept as the yardstick of the exact one.
+
+
+@torch.no_grad()
+def score_dense(
+    head: XPoolHead | TMassHead,
+    texts: Tensor,
+    frames: Tensor,
+    *,
+    text_chunk: int = 512,
+    video_chunk: int = 32,
+) -> Tensor:
+    """Scores [N_t, N_v] by the formulas as they are written, `text_chunk` x `video_chunk` pairs at a time.
+
+    Pools with the training form of the pooling block; T-MASS tries every vector of the head's noise bank in
+    turn. Texts and frames must have the head's own type.
+    """
+    training = head.training
+    head.eval()
+    try:
+        scores = texts.new_empty(len(texts), len(frames))
+        for i in range(0, len(texts), text_chunk):
+            for j in range(0, len(frames), video_chunk):
+                block = _score(head, texts[i : i + text_chunk], frames[j : j + video_chunk])
+                scores[i : i + text_chunk, j : j + video_chunk] = block
+        return scores
+    finally:
+        head.train(training)
+
+
+def _score(head: XPoolHead | TMassHead, texts: Tensor, frames: Tensor) -> Tensor:
+    pooled = head.pooling(texts, frames)
+    if isinstance(head, XPoolHead) or head.trials == 0:
+        return pooled_cosines(texts, pooled)
+    cosines = torch.einsum("td,vfd->vtf", F.normalize(texts, dim=-1), F.normalize(frames, dim=-1))
+    radii = head.radius.linear(cosines).exp()
+    best = texts.new_full((len(frames), len(texts)), -torch.inf)
+    for noise in head.noise_bank().to(texts.device):
+        best = torch.maximum(best, F.cosine_similarity(texts + noise * radii, pooled, dim=-1))
+    return best.T
+
+
+# Retrieval evaluated: a model, a split, honest numbers.
+
 
 Scorer = Literal["leak-free", "tmass-released", "dual-softmax"]
 SCORERS: tuple[Scorer, ...] = ("leak-free", "tmass-released", "dual-softmax")

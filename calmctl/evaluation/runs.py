@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.data.samples import Dataset, Split
-from calmctl.data.store import FeatureStore
-from calmctl.errors import DatasetError
+from calmctl.errors import BadInput, DatasetError
 from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_stored, stream_frames
+from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.result import Labels
 from calmctl.evaluation.retrieval import Evaluation, Scorer, evaluate_encoded
-from calmctl.model.aligned import AlignedModel
+from calmctl.evaluation.statistics import PairedDifference, paired_differences
+from calmctl.files import sha256_file, write_json
+from calmctl.model.calm import AlignedModel
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import WEIGHTS, Run
+from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import (
     Judgement,
     RunIdentity,
@@ -28,7 +31,10 @@ from calmctl.runs.identity import (
     weights_identity,
     weights_lineage,
 )
-from calmctl.runs.load import load_run
+from calmctl.runs.run import WEIGHTS, Run
+from calmctl.runtime import environment
+from calmctl.samples import Dataset, Split
+from calmctl.store.store import FeatureStore
 
 Progress = Callable[[str, int, int], None]
 
@@ -232,3 +238,53 @@ def load_test_set(test: TestSet, recipe: Recipe, split: str = "test") -> Dataset
             if number == len(places):
                 raise
     raise AssertionError("there is always a place to look in")
+
+
+# Evaluations that are kept in a run's folder, each query's rank with them, and two runs compared on the same queries.
+#
+#     runs/NAME/evals/DATASET[-PROTOCOL]-SPLIT-WEIGHTS[-SCORER].json
+#
+# A number alone cannot be compared with another: whether two runs differ is a question about the queries that both
+# answered (docs/protocols.md). So the ranks are kept; the last evaluation of a kind replaces the one before.
+
+
+class Kept(Protocol):
+    """An evaluation of either task, as it is kept."""
+
+    @property
+    def result(self) -> Labels:
+        """What it is of."""
+
+    @property
+    def variant(self) -> str:
+        """How it was scored, "" for the default."""
+
+    def record(self) -> dict[str, Any]:
+        """The numbers, and what there is of every query or clip, as plain data."""
+
+
+def keep(run: Run, which: str, evaluation: Kept) -> Path:
+    """Write an evaluation of the weights `which` into the folder of `run`. Raises `RunFailed` where it cannot."""
+    result = evaluation.result
+    words = [result.dataset, result.protocol, result.split, which, evaluation.variant]
+    path = run.evals / f"{'-'.join(word for word in words if word)}.json"
+    weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}
+    write_json(path, {"run": str(run.folder), **weights, **evaluation.record(), **environment()})
+    return path
+
+
+def compare(first: Evaluation, second: Evaluation) -> Mapping[Direction, Mapping[str, PairedDifference]]:
+    """`second` minus `first` by direction and metric, paired over clips.
+
+    Raises:
+        BadInput: They did not answer the same queries among the same clips.
+    """
+    one, other = first.encoded, second.encoded
+    same = one.ids == other.ids and one.captions == other.captions and np.array_equal(one.owners, other.owners)
+    if not same:
+        raise BadInput(
+            f"{first.result.dataset}: the two runs were tested on other clips or captions ({len(one.ids)} clips and "
+            f"{len(one.captions)} captions, {len(other.ids)} and {len(other.captions)}): they cannot be paired"
+        )
+    before, after = first.ranks(), second.ranks()
+    return {each: paired_differences(before[each], after[each]) for each in before if each in after}

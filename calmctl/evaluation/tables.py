@@ -10,11 +10,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.counting import counted
-from calmctl.evaluation.bootstrap import METRICS, Interval
 from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.paper import PaperRetrieval
 from calmctl.evaluation.result import HONEST_SCORER, RetrievalResult
+from calmctl.evaluation.statistics import METRICS, Interval
+from calmctl.words import counted
 
 _WAYS: dict[Direction, str] = {"text_to_video": "text → video", "video_to_text": "video → text"}
 _COLUMNS = (("", 15), ("R@1", 11), ("R@5", 11), ("R@10", 11), ("MdR", 11), ("MnR", 13))  # 77 with the gaps

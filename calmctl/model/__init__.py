@@ -1,1 +1,1 @@
-"""The model: backbone, fusion heads, cross-modal VAE, and their composition. Knows tensors, not files."""
+"""What is trained: backbone, heads, alignment and captioner, as functions and modules of tensors."""

@@ -1,20 +1,90 @@
-"""The CLIP backbone: an open_clip model behind one small adapter."""
+"""Sentences into the tokens that a text tower reads: all of a sentence as text, and how many do not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from calmctl.errors import CheckpointError
+from calmctl.errors import CheckpointError, RecipeError
 from calmctl.model.spec import BackboneSpec
-from calmctl.model.tokens import Tokens
+from calmctl.video.pixels import FrameResize
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
+
+
+# CLIP's tokenizer turns these into its own marks wherever they stand, and a text tower pools at the first end mark.
+_MARK = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
+_AT_ONCE = 4096
+
+
+class Tokens:
+    """A backbone's tokenizer.
+
+    Attributes:
+        tokenizer: open_clip's; one of CLIP's kind reads `<end_of_text>` inside a sentence as text.
+        context_length: Tokens the text tower reads, the two marks counted.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self._of_clip = isinstance(tokenizer, SimpleTokenizer)
+        if self._of_clip:
+            # Behind its own clean-up, which makes such a mark of "&lt;end_of_text&gt;" too. A blank behind the bracket
+            # changes no other token: byte pairs never go from punctuation on into letters.
+            tokenizer.clean_fn = partial(_without_marks, tokenizer.clean_fn)
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        """Token ids [N, context_length]; what does not fit is cut, and the end mark stands last."""
+        tokens: Tensor = self.tokenizer(list(sentences))
+        return tokens
+
+    def longer(self, sentences: Sequence[str]) -> int:
+        """How many sentences have more tokens than the text tower reads, by the tokenizer's own count."""
+        # Cleaning makes no ASCII text without entities longer, and a token has at least one character.
+        times = Counter(s for s in sentences if len(s) > self.context_length - 3 or not s.isascii() or "&" in s)
+        candidates = list(times)
+        if self._of_clip:
+            return sum(times[s] for s in candidates if len(self.tokenizer.encode(s)) + 2 > self.context_length)
+        n = 0
+        for start in range(0, len(candidates), _AT_ONCE):
+            some = candidates[start : start + _AT_ONCE]
+            # One place more: where the sentence ends before, that place is padding and the others are the same.
+            wider: Tensor = self.tokenizer(some, context_length=self.context_length + 1)
+            cut = (wider[:, : self.context_length] != self(some)).any(dim=1)
+            n += sum(times[some[place]] for place in torch.nonzero(cut).flatten().tolist())
+        return n
+
+    def cut(self, sentences: Sequence[str], noun: str = "caption") -> str | None:
+        """A sentence about those that are not read to their end, None where all are."""
+        n = self.longer(sentences)
+        if not n:
+            return None
+        return (
+            f"{n:,} of {counted(len(sentences), noun)} {'is' if n == 1 else 'are'} longer than {self.context_length} "
+            "tokens; the rest is not read"
+        )
+
+
+def _without_marks(clean: Callable[[str], str], text: str) -> str:
+    return _MARK.sub("< ", clean(text))
+
+
+# The CLIP backbone: an open_clip model behind one small adapter.
 
 
 class Normalise:
@@ -163,3 +233,106 @@ class Backbone(nn.Module):
                 "name the model these weights belong to"
             )
         self.clip.load_state_dict(state)
+
+
+# A linear map behind each tower: what trains where the towers do not (our choice).
+
+
+class FeatureAdapter(nn.Module):
+    """x + Wx + b on frame and on sentence features, W = b = 0 at first (our choice).
+
+    On frozen features it is what the alignment loss can change.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.frames = nn.Linear(dim, dim)
+        self.texts = nn.Linear(dim, dim)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+# A backbone's preprocessing in two halves, and what identifies the features it gives.
+
+
+def split_preprocess(backbone: Backbone) -> tuple[FrameResize, Normalise]:
+    """The backbone's preprocessing as resizing (uint8, in a worker) and normalising (float, on the device).
+
+    One after the other is `Backbone.preprocess`, which is open_clip's evaluation transform to the last bit.
+    """
+    spec = backbone.spec
+    return spec.frame_resize, Normalise(spec.mean, spec.std)
+
+
+def fingerprint(backbone: Backbone) -> dict[str, Any]:
+    """The spec of a backbone with the digest of the weights it has *now*, as JSON: what checkpoints and stores record.
+
+    The weights are digested as they are in memory, so a backbone that was trained further, or started from
+    nothing, is never taken for the one it began as. No path is part of it: the same weights are the same
+    backbone on every machine.
+    """
+    spec = backbone.spec.model_copy(update={"parameters_sha256": parameters_digest(backbone)})
+    return spec.model_dump(mode="json")
+
+
+def parameters_digest(backbone: Backbone) -> str:
+    """SHA-256 over names, types, shapes and bytes of the two towers' parameters and persistent buffers.
+
+    The scale of the contrastive loss is left out: it goes on learning over frozen towers, and no feature
+    depends on it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.clip.state_dict().items()):
+        if name in ("logit_scale", "logit_bias"):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# Gradient caching: large batches through towers that hold the activations of a few rows at a time.
+
+
+def encode_in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, chunk: int | None) -> Tensor:
+    """`encode(rows)`, with the activations of at most `chunk` rows in memory at any time; None: all at once.
+
+    The method of Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup": encode
+    in chunks and keep the features only; compute the loss on all features; then, chunk by chunk, encode again and
+    send the features' gradients through. The gradients are exact. Here the backward pass of the loss itself encodes
+    again, so nothing else has to know: gradients add up and are exchanged between processes as ever. Random state
+    and mixed precision are those of the first time, so that the second pass gives the same features.
+    """
+    if chunk is None or len(rows) <= chunk or not torch.is_grad_enabled():
+        return encode(rows)
+    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in torch.split(rows, chunk)])
+
+
+def require_separate_rows(module: nn.Module, why: str) -> None:
+    """Refuse batch normalisation, which makes a row's features depend on the rows it is encoded with.
+
+    Raises:
+        RecipeError: Naming `why` rows are not encoded together.
+    """
+    if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
+        raise RecipeError(
+            f"{why} encodes parts of a batch, and this backbone's batch normalisation needs all of it; "
+            "use a backbone without (a ViT), or leave that out"
+        )
+
+
+# Cosines that are multiplied by 100 need float32: the heads' arithmetic steps out of mixed precision.
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast off, and TF32 and bfloat16 products with it, as long as the block lasts.
+
+    A bfloat16 cosine has three digits; times a logit scale of 100 the error would be about 0.4.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from calmctl.anchors.bank import AnchorBank
+from calmctl.anchors.distribution import AnchorBank
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.model.adapter import FeatureAdapter
-from calmctl.model.aligned import AlignedParts
-from calmctl.model.backbone import Backbone
-from calmctl.model.calm import CalmModel
-from calmctl.model.caption import CaptionModel
-from calmctl.model.caption_vocabulary import CaptionVocabulary
-from calmctl.model.captioner import Captioner
+from calmctl.model.backbone import Backbone, FeatureAdapter
+from calmctl.model.calm import AlignedParts, CalmModel
+from calmctl.model.captioner import Captioner, CaptionModel, CaptionVocabulary
 from calmctl.model.heads.emcl import EMCLHead
-from calmctl.model.heads.meanp import MeanPoolHead
-from calmctl.model.heads.seqlstm import SeqLSTMHead
-from calmctl.model.heads.seqtransf import SeqTransfHead
+from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
 from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
-from calmctl.model.temporal import FrameTransformer
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe

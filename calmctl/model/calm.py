@@ -1,20 +1,287 @@
-"""CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16)."""
+"""What a training step takes and what it yields."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Unpack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from calmctl.anchors.distribution import at_least_float32
-from calmctl.model.aligned import AlignedModel, AlignedParts
-from calmctl.model.backbone import Backbone
-from calmctl.model.batch import Batch, Losses
+from calmctl.anchors.distribution import (
+    AnchorBank,
+    anchor_log_probabilities,
+    at_least_float32,
+    entropy,
+    kl_divergence,
+    video_log_probabilities,
+)
+from calmctl.errors import BadInput
+from calmctl.model.backbone import Backbone, FeatureAdapter, encode_in_chunks, require_separate_rows, split_preprocess
 from calmctl.model.heads.base import WeightedSimilarity
-from calmctl.model.peers import Peers
-from calmctl.objectives.contrastive import task_loss
+from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss, task_loss
+from calmctl.model.vae import CrossModalVAE, Posterior
+from calmctl.parallel import ALONE, Peers
+from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B samples: sentence i describes clip i.
+
+    Attributes:
+        texts: Token ids [B, L], or features of the sentences where they were made before (`encode_texts`).
+        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D].
+        clips: The number of each sample's clip, [B]; equal numbers are captions of one clip.
+        captions: For captioning: the sentences as the decoder's tokens, [B, T] (`CaptionVocabulary.encode`).
+    """
+
+    texts: Tensor
+    frames: Tensor
+    clips: Tensor
+    captions: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        texts, frames, clips = (part.to(device, non_blocking=True) for part in (self.texts, self.frames, self.clips))
+        captions = None if self.captions is None else self.captions.to(device, non_blocking=True)
+        return Batch(texts, frames, clips, captions)
+
+    def first(self, count: int) -> Batch:
+        """Its first `count` samples."""
+        captions = None if self.captions is None else self.captions[:count]
+        return Batch(self.texts[:count], self.frames[:count], self.clips[:count], captions)
+
+
+@dataclass(slots=True)
+class Losses:
+    """What one step yields.
+
+    Attributes:
+        total: The scalar to descend.
+        parts: Its summands before weighting, and their relatives, by name.
+        diagnostics: Numbers of `alignment_diagnostics`, by name; detached.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+# Numbers that tell whether the alignment is alive (docs/science.md).
+
+
+ACTIVE_UNIT_VARIANCE = 0.01
+"""A latent unit is active where the variance of mu_i over the batch exceeds this."""
+
+
+@torch.no_grad()
+def alignment_diagnostics(
+    log_s: Tensor, log_v: Tensor, reconstruction: Tensor | None, posterior: Posterior | None
+) -> dict[str, Tensor]:
+    """Entropies, peaks and divergences of S_p and V_p [B, K], and the VAE's activity, as scalars.
+
+    `rec_excess` is L_rec - H(S_p) = KL(S_p || S_hat), the reducible part; `mean_predictor_excess` is the
+    same for the batch mean of S_p. A VAE that does not get below the latter ignores its input.
+    """
+    entropy_s = entropy(log_s).mean()
+    numbers = {
+        "entropy_s": entropy_s,
+        "entropy_v": entropy(log_v).mean(),
+        "peak_s": log_s.max(dim=-1).values.exp().mean(),
+        "peak_v": log_v.max(dim=-1).values.exp().mean(),
+        "kl_s_v": kl_divergence(log_s, log_v).mean(),
+    }
+    if reconstruction is not None and posterior is not None:
+        log_mean = log_s.logsumexp(dim=0) - torch.tensor(float(len(log_s))).log()
+        numbers["rec_excess"] = reconstruction - entropy_s
+        numbers["mean_predictor_excess"] = kl_divergence(log_s, log_mean).mean()
+        active = posterior.mean.var(dim=0, unbiased=False) > ACTIVE_UNIT_VARIANCE
+        numbers["active_units"] = active.sum().float()
+        numbers["posterior_sigma"] = (0.5 * posterior.logvar).exp().mean()
+    return numbers
+
+
+# What every trained model shares: the backbone, its adapter, and CALM's alignment of videos with sentences.
+
+
+class AlignedParts(TypedDict):
+    """What an `AlignedModel` is made of, beside its backbone."""
+
+    anchors: NotRequired[AnchorBank | None]
+    vae: NotRequired[CrossModalVAE | None]
+    reverse_vae: NotRequired[CrossModalVAE | None]
+    adapter: NotRequired[FeatureAdapter | None]
+    anchor_keys: AnchorsSection
+    alignment_keys: AlignmentSection
+    frozen: NotRequired[bool]
+    chunk: NotRequired[int | None]
+
+
+class AlignedModel(nn.Module):
+    """Features of sentences and frames, and CALM's loss on them; a task adds its own loss.
+
+    Attributes:
+        scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
+        alignment_factor: The share of the alignment's weight in force, which a warm-up lets rise to 1.
+        peers: The other processes of the training.
+        chunk: Rows whose activations are held at a time in training; None: those of the whole batch.
+        anchors, vae, reverse_vae: Absent without an alignment loss, and in an export for inference.
+    """
+
+    scores_sentences = True
+    alignment_factor = 1.0
+    peers: Peers = ALONE
+
+    def __init__(self, backbone: Backbone, **parts: Unpack[AlignedParts]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.normalise = split_preprocess(backbone)[1]
+        self.anchors = parts.get("anchors")
+        self.vae = parts.get("vae")
+        self.reverse_vae = parts.get("reverse_vae")
+        self.adapter = parts.get("adapter")
+        self.keys = parts["anchor_keys"]
+        self.alignment = parts["alignment_keys"]
+        self.frozen = parts.get("frozen", False)
+        self.chunk = parts.get("chunk")
+        self.log_temperature: nn.Parameter | None = None
+        if self.anchors is not None and self.keys.temperature == "learned":
+            self.log_temperature = nn.Parameter(torch.tensor(100.0).log())
+        if self.frozen:
+            backbone.requires_grad_(False)
+        if self.chunk is not None:
+            require_separate_rows(backbone, "optim.chunk")
+
+    def join(self, peers: Peers) -> None:
+        """Train with other processes, each of which has a part of every batch."""
+        self.peers = peers
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
+        texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
+        return texts, encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether texts are words beside the sentence's feature (`FusionHead.reads`)."""
+        return False
+
+    @property
+    def teaches_sentences(self) -> bool:
+        """Whether the alignment loss has a gradient into the sentence's features: as a target, or as an input."""
+        return self.aligns and (not self.alignment.detach_target or self.alignment.direction == "both")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the alignment loss is part of the training."""
+        return self.anchors is not None and self.alignment.kind != "none"
+
+    def encode_texts(self, texts: Tensor) -> Tensor:
+        """Sentences as scoring sees them, from token ids [N, L] or from what `bare_texts` gave.
+
+        Returns:
+            Sentence features [N, D]; where the head reads words, [N, 1 + L, D]: `sentences` takes the former.
+
+        Raises:
+            BadInput: Extracted sentence features where words are needed.
+        """
+        texts = at_least_float32(self.bare_texts(texts))
+        if self.adapter is None:
+            return texts
+        moved: Tensor = texts + self.adapter.texts(texts)
+        return moved * (texts != 0).any(-1, keepdim=True) if self.reads_words else moved
+
+    def bare_texts(self, texts: Tensor) -> Tensor:
+        """The same before any adapter."""
+        if texts.is_floating_point():
+            if self.reads_words and texts.dim() != 3:
+                raise BadInput("the wti head reads words, and a feature store holds sentences only; use the videos")
+            return texts
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.backbone.encode_words(texts) if self.reads_words else self.backbone.encode_text(texts)
+
+    def sentences(self, texts: Tensor) -> Tensor:
+        """The sentence features [..., D] in what `encode_texts` gave."""
+        return texts[..., 0, :] if self.reads_words else texts
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Frame features [N, F, D] as scoring sees them, from pixels [N, F, S, S, 3] or features [N, F, D]."""
+        frames = at_least_float32(self.bare_frames(frames))
+        return frames if self.adapter is None else frames + self.adapter.frames(frames)
+
+    def bare_frames(self, frames: Tensor) -> Tensor:
+        """The same before any adapter."""
+        if frames.is_floating_point():
+            return frames
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.backbone.encode_frames(self.normalise(frames))
+
+    def anchor_features(self) -> Tensor:
+        """The anchors P, [K, D], with the current weights (Eq. 5)."""
+        if self.anchors is None:
+            raise ValueError("this model was exported without its anchors")
+        adapter = self.adapter
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            encode = partial(encode_in_chunks, self.backbone.encode_text, chunk=self.chunk)
+            prompts = at_least_float32(self.anchors.prompts(encode))
+        if adapter is not None:
+            prompts = prompts + adapter.texts(prompts)
+        return prompts + self.anchors.position
+
+    def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Log S_p and log V_p, [B, K] each, of `encode_texts` and of frames [B, F, D] (Eq. 6, 7)."""
+        anchors, tau, keys = self.anchor_features(), self.temperature(), self.keys
+        video_tau = keys.video_temperature or tau
+        return (
+            anchor_log_probabilities(self.sentences(texts), anchors, tau),
+            video_log_probabilities(frames, anchors, video_tau, video=keys.video, frame_mean=keys.frame_mean),
+        )
+
+    def temperature(self) -> float | Tensor:
+        """Tau of Eq. 6: fixed, CLIP's own without gradient, or learned (docs/science.md, reading 1)."""
+        if self.log_temperature is not None:
+            return self.log_temperature.exp()
+        if self.keys.temperature == "clip":
+            return self.backbone.logit_scale.detach().float().exp()
+        return float(self.keys.temperature)
+
+    def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses) -> None:
+        """Add the alignment loss of texts and frames [B, F, D], its parts and its diagnostics to `losses`."""
+        log_s, log_v = self.distributions(texts, frames)
+        loss, posterior = self._align(log_v, log_s, self.vae, losses.parts)
+        if self.alignment.direction == "both":
+            # p(V_p | S_p) is another law than p(S_p | V_p): one network cannot be both, so it has a VAE of its own.
+            reverse: dict[str, Tensor] = {}
+            loss = loss + self._align(log_s, log_v, self.reverse_vae, reverse)[0]
+            losses.parts |= {f"{name}_reverse": part for name, part in reverse.items()}
+        losses.total = losses.total + self.alignment_factor * self.alignment.weight * loss
+        with torch.no_grad():
+            log_s, log_v = self.peers.gather(log_s), self.peers.gather(log_v)
+            if posterior is not None:
+                posterior = Posterior(self.peers.gather(posterior.mean), self.peers.gather(posterior.logvar))
+            losses.diagnostics |= alignment_diagnostics(log_s, log_v, losses.parts.get("rec"), posterior)
+
+    def _align(
+        self, given: Tensor, wanted: Tensor, vae: CrossModalVAE | None, parts: dict[str, Tensor]
+    ) -> tuple[Tensor, Posterior | None]:
+        """The loss of one direction, from log `given` to log `wanted`, [B, K] each; puts its summands into `parts`."""
+        target = wanted.detach() if self.alignment.detach_target else wanted
+        if vae is None:
+            kind = self.alignment.kind
+            assert kind in ("kl", "ce", "mse")
+            parts[f"align_{kind}"] = loss = self.peers.mean(direct_alignment_loss(kind, given, target))
+            return loss, None
+        posterior = vae.posterior(given)
+        drawn = [vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
+        rec = self.peers.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
+        kl = self.peers.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
+        parts |= {"rec": rec, "kl": kl}
+        return rec + self.alignment.kl_weight * kl, posterior
+
+
+# CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16).
 
 
 class CalmModel(AlignedModel):

@@ -1,17 +1,194 @@
-"""The caption head: frame features -> linear -> transformer encoder -> transformer decoder (docs/captioning.md)."""
+"""CALM for captioning: the caption head with its tokens and its transformer, on aligned features."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calmctl.model.caption_vocabulary import CaptionVocabulary
-from calmctl.model.transformer import DecoderLayer, EncoderLayer, KeysValues
+from calmctl.model.backbone import Backbone, encode_in_chunks
+from calmctl.model.calm import AlignedModel, AlignedParts, Batch, Losses
+from calmctl.model.losses import caption_loss
 from calmctl.recipe.schema import CaptionSection
+
+# Pre-LN transformer layers whose decoder can be run token by token, with a key-value cache.
+
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one attention, [N, heads, length, width / heads] each."""
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def keys_values(self, source: Tensor) -> KeysValues:
+        """Keys and values of what is attended to, [N, length, width]."""
+        return self._split(self.key(source)), self._split(self.value(source))
+
+    def forward(self, x: Tensor, keys_values: KeysValues, *, causal: bool = False) -> Tensor:
+        """Attend from `x` [N, T, width]; `causal`: query i sees keys up to i only."""
+        attended = F.scaled_dot_product_attention(self._split(self.query(x)), *keys_values, is_causal=causal)
+        projected: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return projected
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def feed_forward(width: int, inner: int) -> nn.Sequential:
+    """Two linear layers with a GELU between them."""
+    return nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(LN x), then + feed-forward(LN x); dropout behind each branch."""
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn = feed_forward(width, ffn)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, F, width] to the same shape."""
+        normed = self.attention_norm(x)
+        x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed)))
+        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the memory, feed-forward; all pre-LN with dropout behind."""
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.memory_norm = nn.LayerNorm(width)
+        self.memory_attention = Attention(width, heads)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn = feed_forward(width, ffn)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: KeysValues, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """One layer on tokens [N, T, width].
+
+        Args:
+            x: The tokens; with `past`, only the newest one, T = 1.
+            memory: Keys and values of the encoded frames, from `memory_attention.keys_values`.
+            past: Keys and values of all earlier tokens.
+
+        Returns:
+            The layer's output [N, T, width], and keys and values of all tokens so far.
+        """
+        normed = self.self_norm(x)
+        seen = self.self_attention.keys_values(normed)
+        if past is not None:
+            seen = (torch.cat([past[0], seen[0]], dim=2), torch.cat([past[1], seen[1]], dim=2))
+        # A single newest token may look at everything there is, so only whole sentences need the mask.
+        x = x + self.dropout(self.self_attention(normed, seen, causal=past is None))
+        x = x + self.dropout(self.memory_attention(self.memory_norm(x), memory))
+        return x + self.dropout(self.ffn(self.ffn_norm(x))), seen
+
+
+# The tokens a caption decoder writes: CLIP's byte pairs, all of them or those of the training captions.
+
+
+PAD = -1
+"""Stands behind the end of shorter captions in a batch; losses ignore it."""
+
+# CLIP splits "isn't", "t-shirt" and "red, blue" into words with spaces between: undone where that is certain.
+_JOINED = (
+    (re.compile(r" ('(?:s|t|re|ve|m|ll|d))(?![^ ])"), r"\1"),
+    (re.compile(r"(?<=\w) - (?=\w)"), "-"),
+    (re.compile(r" ([,.!?;:])(?![^ ])"), r"\1"),
+)
+
+
+class CaptionVocabulary:
+    """A numbering 0 ... V-1 of CLIP tokens, among them the start and the end of a sentence.
+
+    Attributes:
+        ids: The CLIP ids of the V tokens, ascending, [V]; the numbers of the decoder are positions in it.
+        start, end: The numbers of the two sentence marks.
+    """
+
+    def __init__(self, backbone: Backbone, ids: Tensor) -> None:
+        """Take the CLIP `ids` [V]; raises `CheckpointError` where the backbone's tokenizer is not CLIP's."""
+        self._bpe = backbone.bpe
+        self.ids = ids
+        self._number = {int(token): number for number, token in enumerate(ids.tolist())}
+        self.start = self._number[self._bpe.sot_token_id]
+        self.end = self._number[self._bpe.eot_token_id]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def encode(self, captions: Sequence[str], max_tokens: int) -> Tensor:
+        """Start mark, tokens, end mark of each caption: [N, T] with T <= `max_tokens` + 1, padded with `PAD`.
+
+        A caption of more than `max_tokens` tokens, its end mark counted, is cut and gets no end mark: a decoder
+        must not learn to stop where a sentence goes on (our choice). Tokens outside the vocabulary are skipped;
+        the captions it was made from have none.
+        """
+        rows = [
+            [self.start, *(self._number[t] for t in self._bpe.encode(text) if t in self._number), self.end][
+                : max_tokens + 1
+            ]
+            for text in captions
+        ]
+        longest = max(map(len, rows), default=1)
+        return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+    def longer(self, captions: Sequence[str], max_tokens: int) -> int:
+        """How many captions `encode` cuts."""
+        return sum(len(self._bpe.encode(text)) + 1 > max_tokens for text in captions)
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """The sentence of token numbers, up to an end mark."""
+        kept = []
+        for number in numbers:
+            if number == self.end:
+                break
+            if number not in (self.start, PAD):
+                kept.append(int(self.ids[number]))
+        text = " ".join(self._bpe.decode(kept).split())
+        for pattern, replacement in _JOINED:
+            text = pattern.sub(replacement, text)
+        return text
+
+
+def whole_vocabulary(backbone: Backbone) -> Tensor:
+    """The CLIP ids of every token, [V]."""
+    return torch.arange(backbone.bpe.vocab_size)
+
+
+def training_vocabulary(backbone: Backbone, captions: Iterable[str]) -> Tensor:
+    """The CLIP ids of the tokens that occur in `captions`, with the sentence marks, ascending, [V]."""
+    bpe = backbone.bpe
+    seen = {bpe.sot_token_id, bpe.eot_token_id}
+    for caption in captions:
+        seen.update(bpe.encode(caption))
+    return torch.tensor(sorted(seen))
+
+
+# The caption head: frame features -> linear -> transformer encoder -> transformer decoder (docs/captioning.md).
+
 
 INIT_STD = 0.02
 """Standard deviation of new embeddings; CLIP's own token embeddings started with the same."""
@@ -140,3 +317,52 @@ class Captioner(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         weight = self.tokens.weight if self.output is None else self.output.weight
         return F.linear(self.output_norm(x), weight, self.output_bias)
+
+
+# CALM for captioning: the aligned features and a caption head; one forward pass gives the losses.
+
+
+class CaptionModel(AlignedModel):
+    """Everything that trains for captioning.
+
+    V_p and the decoder's memory are made of the same features, `encode_frames`, so that CALM's loss can change
+    captions: through the towers, or on frozen features through the adapter (docs/captioning.md).
+    """
+
+    scores_sentences = False
+
+    def __init__(
+        self, backbone: Backbone, captioner: Captioner, keys: CaptionSection, **parts: Unpack[AlignedParts]
+    ) -> None:
+        super().__init__(backbone, **parts)
+        self.captioner = captioner
+        self.caption_keys = keys
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of one step: L_cap + L_rec + alpha L_KL (docs/captioning.md)."""
+        if batch.captions is None:
+            raise ValueError("a captioning batch needs the captions' tokens")
+        frames = encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+        logits = self.captioner(batch.captions[:, :-1].clamp(min=0), self.captioner.encode(frames))
+        keys = self.caption_keys
+        with torch.autocast(frames.device.type, enabled=False):
+            targets = batch.captions[:, 1:]
+            count = (self.peers.own(targets) != PAD).sum()
+            loss = caption_loss(logits, targets, keys.loss, smoothing=keys.smoothing, pad=PAD)
+            loss, accuracy = (self.peers.mean(mean, count) for mean in (loss, token_accuracy(logits, targets)))
+            losses = Losses(loss, {"task": loss}, {"token_accuracy": accuracy})
+        if self.aligns:
+            # Nothing but the alignment loss reads the sentences here.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.teaches_sentences):
+                texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
+            with torch.autocast(frames.device.type, enabled=False):
+                self.add_alignment(texts, frames, losses)
+        losses.parts["loss"] = losses.total
+        return losses
+
+
+@torch.no_grad()
+def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of the tokens `targets` [N, T], without padding, that are the likeliest of logits [N, T, V]."""
+    real = targets != PAD
+    return (logits.argmax(dim=-1) == targets)[real].float().mean()

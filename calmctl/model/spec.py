@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calmctl.data.pixels import FrameResize
 from calmctl.errors import CheckpointError
 from calmctl.files import read_json
+from calmctl.video.pixels import FrameResize
 
 HUB_CONFIG = "open_clip_config.json"
 """The file in which a published model says what it is, beside its weights."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from calmctl.errors import CheckpointError
 from calmctl.files import sha256_file
-from calmctl.model.backbone import Backbone
+from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.spec import (
     CLIP_PIXELS,
     HUB_CONFIG,
@@ -35,8 +35,7 @@ from calmctl.model.spec import (
     read_spec,
     sibling,
 )
-from calmctl.model.tokens import Tokens
-from calmctl.tensorfiles import load_tensors
+from calmctl.tensors import load_tensors
 
 TOWERS_PREFIX = "backbone.clip."
 """What the names of the two towers' weights begin with in a checkpoint of ours."""

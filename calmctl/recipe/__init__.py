@@ -1,7 +1,6 @@
-"""The recipe: everything a run depends on, typed and strict."""
+"""Recipes: everything a run depends on, typed and strict."""
 
-from calmctl.recipe.load import load_recipe, recipe_from_dict
+from calmctl.recipe.load import list_recipes, load_recipe, recipe_from_dict, resolve_recipe
 from calmctl.recipe.schema import Recipe
-from calmctl.recipe.shipped import list_recipes, resolve_recipe
 
 __all__ = ["Recipe", "list_recipes", "load_recipe", "recipe_from_dict", "resolve_recipe"]

@@ -1,20 +1,29 @@
-"""Reading a recipe: YAML, overrides, and every mistake told in one sentence each."""
+"""Recipes: the shipped ones by name, YAML and overrides read strictly, every key in a table."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from calmctl.errors import RecipeError
+from calmctl.files import shipped_folder
 from calmctl.recipe.schema import Recipe
 from calmctl.yaml_strict import load_yaml, parse_yaml
+
+# Reading a recipe: YAML, overrides, and every mistake told in one sentence each.
+
 
 MOST_BYTES = 256 * 1024
 """A larger file is no recipe (our choice; one with every key has 5 KiB)."""
@@ -142,3 +151,94 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterable[s
         yield f"{prefix}{name}"
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from recipe_keys(inner, f"{prefix}{name}.")
+
+
+# The recipes that come with the package.
+
+
+def list_recipes() -> list[Path]:
+    """All shipped recipes, sorted by name."""
+    return sorted(shipped_folder("recipes").glob("*.yaml"))
+
+
+def resolve_recipe(name_or_path: str) -> Path:
+    """The recipe file meant by a path (`recipes/didemo.yaml`) or by a shipped recipe's name (`didemo`).
+
+    A path that does not exist here falls back to the shipped recipe of that file name, so the README's
+    commands work in any folder. Raises `RecipeError` naming the nearest shipped recipe.
+    """
+    path = Path(name_or_path)
+    if os.path.isfile(path):  # unlike Path.is_file, also an answer for names that no system takes
+        return path
+    known = {recipe.stem: recipe for recipe in list_recipes()}
+    plain = path.parent in (Path("."), Path("recipes"))
+    if plain and path.suffix in ("", ".yaml") and path.name.removesuffix(".yaml") in known:
+        return known[path.name.removesuffix(".yaml")]
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
+    hint = f"did you mean recipes/{near[0]}.yaml?" if near else "calmctl recipes list lists the shipped ones"
+    raise RecipeError(f"recipe: {name_or_path} does not exist; {hint}")
+
+
+# The recipe's keys as a table: name, default, what may be set, meaning.
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: its dotted name, its default as YAML would write it, what it takes, and what it does."""
+
+    name: str
+    default: str
+    values: str
+    description: str
+
+
+def describe_keys(only: str | None = None) -> list[Key]:
+    """Every key that holds a value, in the schema's order; those of a section, or of one key, where that is asked for.
+
+    Raises:
+        RecipeError: There is neither a section nor a key called `only`.
+    """
+    keys = list(_keys(Recipe))
+    if only is None:
+        return keys
+    chosen = [key for key in keys if f"{key.name}.".startswith(f"{only}.")]
+    if not chosen:
+        near = nearest_keys(only)
+        sections = ", ".join(dict.fromkeys(key.name.partition(".")[0] for key in keys if "." in key.name))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the sections are {sections}"
+        raise RecipeError(f"there is no key or section {only!r}; {hint}")
+    return chosen
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _keys(kind, f"{prefix}{name}.")
+        else:
+            needed = field.default is PydanticUndefined
+            default = "(needed)" if needed else json.dumps(field.default).strip('"')
+            values = _values(Annotated[kind, *field.metadata] if field.metadata else kind)
+            yield Key(f"{prefix}{name}", default, values, field.description or "")
+
+
+def _values(kind: Any) -> str:
+    """What a type takes, in words: "none | linear", "whole number > 0", "true | false"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        base, *bounds = parts
+        limits = [
+            f"{sign} {getattr(bound, name):g}"
+            for bound in bounds
+            for of, sign, name in ((Gt, ">", "gt"), (Ge, ">=", "ge"), (Lt, "<", "lt"))
+            if isinstance(bound, of)
+        ]
+        nested = [_values(Annotated[base, *bound.metadata]) for bound in bounds if getattr(bound, "metadata", None)]
+        return nested[0] if nested else f"{_values(base)} {', '.join(limits)}".strip()
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(_values, parts))
+    if origin is tuple:
+        return f"[{', '.join(map(_values, parts))}]"
+    return {bool: "true | false", int: "whole number", float: "number", str: "text"}.get(kind, "null")

@@ -1,1 +1,1 @@
-"""Runs on disk: the folder a training leaves behind, its checkpoints, and the model made of them again."""
+"""Run folders, checkpoints, and what a run was made of."""

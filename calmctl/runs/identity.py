@@ -18,14 +18,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.counting import counted
 from calmctl.data.identity import ORDER, SplitRecord, changes, shared_clips
 from calmctl.data.registry import BENCHMARKS, DATASETS
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_bytes, sha256_file
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import IDENTITY, ExportedRun, Run
-from calmctl.tensorfiles import read_metadata
+from calmctl.runs.run import IDENTITY, ExportedRun, Run
+from calmctl.tensors import read_metadata
+from calmctl.words import counted
 
 _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "": ("name", "device"),

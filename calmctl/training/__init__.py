@@ -1,1 +1,1 @@
-"""The training loop, optimiser groups and schedule, checkpoints, run folders."""
+"""From a recipe to a finished run."""

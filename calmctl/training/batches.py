@@ -1,25 +1,97 @@
-"""Batches of (clip, caption) pairs: from video files, from frames kept in memory, or from extracted features."""
+"""Frames of a training's clips: decoded when they are due, or kept in memory. Decoding processes need no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.data.samples import LeftOut, Split
-from calmctl.data.store import FeatureStore
-from calmctl.data.workers import decode_clips
 from calmctl.errors import VideoError
-from calmctl.model.backbone import Backbone
-from calmctl.model.batch import Batch
-from calmctl.model.preprocess import split_preprocess
+from calmctl.model.backbone import Backbone, split_preprocess
+from calmctl.model.calm import Batch
 from calmctl.recipe.schema import Data
-from calmctl.training.frames import CachedFrames, Decoded, FrameSource, StreamedFrames
+from calmctl.samples import Clip, LeftOut, Split
+from calmctl.store.store import FeatureStore
+from calmctl.video.pixels import CropFlip, FrameResize
+from calmctl.video.pool import decode_clips, run_isolated
+
+Decoded = np.ndarray | VideoError
+
+
+class FrameSource(Protocol):
+    """Frames of clips by their number in the split."""
+
+    def stream(self, clips: Sequence[int], places: Sequence[int], epoch: int) -> Iterator[Decoded]:
+        """Frames uint8 [F, S, S, 3] of `clips` in order, each with its place in the epoch."""
+        ...
+
+    def blank(self) -> np.ndarray:
+        """Gray frames of the same shape, or features that stand for them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedFrames:
+    """Decodes each clip when its pair is due, in worker processes, augmented there."""
+
+    clips: tuple[Clip, ...]
+    resize: FrameResize
+    data: Data
+    seed: int
+
+    def stream(self, clips: Sequence[int], places: Sequence[int], epoch: int) -> Iterator[Decoded]:
+        """Frames of `clips` in order."""
+        jobs = [(self.clips[clip], self._transform(epoch, place)) for clip, place in zip(clips, places, strict=True)]
+        job = partial(_decode_augmented, n_frames=self.data.frames)
+        ahead = 256  # about two batches of the paper's size: decoding goes on while a step computes
+        workers, timeout_s = self.data.workers or None, self.data.timeout_s
+        for _, frames in run_isolated(job, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
+            yield frames
+
+    def blank(self) -> np.ndarray:
+        """Gray frames."""
+        return np.full((self.data.frames, *self.resize.shape, 3), 128, np.uint8)
+
+    def _transform(self, epoch: int, position: int) -> FrameResize | CropFlip:
+        if self.data.augment == "none":
+            return self.resize
+        return CropFlip(self.resize.size, self.data.flip, (self.seed, epoch, position))
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFrames:
+    """Frames at input size, decoded once: [F, S, S, 3] a clip, or the reason why there are none.
+
+    Where the towers are frozen, their features [F, D] stand in the frames' place.
+    """
+
+    frames: list[np.ndarray | VideoError]
+
+    def stream(self, clips: Sequence[int], places: Sequence[int], epoch: int) -> Iterator[Decoded]:
+        """Frames of `clips` in order; the same in every epoch."""
+        return (self.frames[clip] for clip in clips)
+
+    def blank(self) -> np.ndarray:
+        """Gray, or ones, in the shape of any clip that decodes: a blank stands beside one that does."""
+        found = next(each for each in self.frames if isinstance(each, np.ndarray))
+        return np.full_like(found, 128 if found.dtype == np.uint8 else 1)
+
+
+def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, n_frames: int) -> np.ndarray:
+    from calmctl.video.frames import read_frames
+
+    clip, transform = item
+    return read_frames(clip, n_frames, transform)
+
+
+# Batches of (clip, caption) pairs: from video files, from frames kept in memory, or from extracted features.
+
 
 Item = TypeVar("Item")
 

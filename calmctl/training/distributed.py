@@ -1,10 +1,4 @@
-"""Training with several processes, as torchrun starts them: who is who, and what they agree on.
-
-    torchrun --nproc-per-node 4 -m calmctl train recipe.yaml
-
-NCCL carries tensors between GPUs and Gloo between CPUs. What processes agree on (how many rows each has, whether one
-was interrupted) always goes through Gloo, so that it never waits for a GPU.
-"""
+"""The processes of a training, and what they do alike. One process is the usual case, and costs nothing."""
 
 from __future__ import annotations
 
@@ -12,18 +6,115 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from calmctl.errors import BadInput, RunFailed
-from calmctl.model.aligned import AlignedModel
-from calmctl.model.batch import Batch, Losses
-from calmctl.model.chunks import require_separate_rows
-from calmctl.training.collectives import gather_rows, total
-from calmctl.training.world import SINGLE, Result, World
+from calmctl.errors import BadInput, CalmError, RunFailed
+from calmctl.model.backbone import require_separate_rows
+from calmctl.model.calm import AlignedModel, Batch, Losses
+from calmctl.parallel import Alone, Peers, gather_rows, total
+
+Result = TypeVar("Result")
+Fault = TypeVar("Fault", bound=CalmError)
+
+
+class World(Peers, Protocol):
+    """The processes of a training.
+
+    Attributes:
+        rank: The number of this process.
+        size: How many there are.
+    """
+
+    rank: int
+    size: int
+
+    def begin(self, rows: int) -> int:
+        """Start a step of which this process has `rows` rows; returns those of all."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true for any process."""
+        ...
+
+    def everyone(self, value: Result) -> list[Result]:
+        """The `value` of each process, in order."""
+        ...
+
+    def wrap(self, model: AlignedModel) -> Callable[[Batch], Losses]:
+        """The training step of `model`, whose gradients will be those of the whole batch."""
+        ...
+
+    def leave(self) -> None:
+        """Part from the others, when all are done."""
+        ...
+
+
+class Single(Alone):
+    """A training in one process."""
+
+    rank, size = 0, 1
+
+    def begin(self, rows: int) -> int:
+        """The rows given."""
+        return rows
+
+    def any(self, flag: bool) -> bool:
+        """The flag given."""
+        return flag
+
+    def everyone(self, value: Result) -> list[Result]:
+        """The value given."""
+        return [value]
+
+    def wrap(self, model: AlignedModel) -> Callable[[Batch], Losses]:
+        """The model as it is."""
+        return model
+
+    def leave(self) -> None:
+        """Nobody to part from."""
+
+
+SINGLE = Single()
+
+
+def together(world: World, action: Callable[[], Result]) -> Result:
+    """Do what all processes do alike. If one fails all stop, and each mistake is told by one process only."""
+    fault: CalmError | None = None
+    try:
+        result = action()
+    except CalmError as error:
+        fault = error
+    faults = world.everyone(str(fault) if fault else None)
+    if fault is not None and str(fault) not in faults[: world.rank]:
+        raise fault
+    if any(each is not None for each in faults):
+        raise SystemExit(1)
+    return result
+
+
+def told_once(world: World, error: Fault) -> Fault | SystemExit:
+    """What each process raises of an error that all of them meet: the first one tells it, the others just end."""
+    return error if world.rank == 0 else SystemExit(error.exit_code)
+
+
+def part_random(world: World, *key: int) -> None:
+    """Give all processes but the first random numbers of their own, as a function of `key` and the rank."""
+    if world.rank > 0:
+        torch.manual_seed(int(np.random.SeedSequence([*key, world.rank]).generate_state(1)[0]))
+
+
+# Training with several processes, as torchrun starts them: who is who, and what they agree on.
+#
+#     torchrun --nproc-per-node 4 -m calmctl train recipe.yaml
+#
+# NCCL carries tensors between GPUs and Gloo between CPUs. What processes agree on (how many rows each has, whether one
+# was interrupted) always goes through Gloo, so that it never waits for a GPU.
+
 
 TIMEOUT_S = 3600.0
 """How long a process waits for the others before it gives up; longer than a validation takes, for which all wait for

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from calmctl.model.aligned import AlignedModel
+from calmctl.model.calm import AlignedModel
 from calmctl.recipe.schema import OptimSection
 from calmctl.runs.checkpoint import TRAINING_ONLY
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from calmctl.errors import BadInput, RunFailed
 from calmctl.files import make_folder
+from calmctl.recipe import Recipe
 
 Record = Mapping[str, Any]
 """A line of the run's log: "step", "time" and named numbers, or those of a validation under "validation"."""
@@ -89,3 +92,82 @@ class TensorBoardTracker:
             f"cannot write {self._folder}: {fault.strerror or fault}; free space, or go on without it after removing "
             "that folder"
         )
+
+
+# Signs that the alignment is dead or says nothing, told in words (docs/science.md, Is it alive?).
+
+
+PATIENCE = 20
+"""Logged lines in a row that must show a sign before it is told: a single batch, or a start, is no collapse."""
+NEARLY_ONE_ANCHOR = 0.05
+"""Mean entropy in nats below which a distribution is all but one anchor: a peak of 0.99 and more."""
+NEARLY_UNIFORM = 0.99
+"""Share of the largest entropy, log K, above which a distribution is all but uniform.
+
+All three are our choice.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    shows: Callable[[Mapping[str, Any]], bool]
+    words: str
+
+
+class CollapseWatch:
+    """Looks at the numbers that a training logs, and tells each sign of a collapse once."""
+
+    def __init__(self, recipe: Recipe, anchors: int) -> None:
+        """Watch a training of `recipe` over K = `anchors` anchors."""
+        self._signs = _signs(recipe, anchors) if recipe.alignment.kind != "none" else []
+        self._rows = [0] * len(self._signs)
+
+    def see(self, numbers: Mapping[str, Any]) -> list[str]:
+        """Take the numbers of one more logged step; returns the warnings that are due."""
+        due = []
+        for index, sign in enumerate(self._signs):
+            if self._rows[index] < PATIENCE:  # afterwards it has been told
+                self._rows[index] = self._rows[index] + 1 if sign.shows(numbers) else 0
+                if self._rows[index] == PATIENCE:
+                    due.append(sign.words)
+        return due
+
+    def catch_up(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take the log that a run which goes on already has: what was told there is not told again."""
+        for record in records:
+            if "loss" in record:
+                self.see(record)
+
+
+def _signs(recipe: Recipe, anchors: int) -> list[_Sign]:
+    largest = math.log(anchors)
+    signs = []
+    for letter, name, key in (
+        ("s", "S_p, the sentences' distribution over anchors,", "anchors.temperature"),
+        ("v", "V_p, the videos' distribution over anchors,", "anchors.video_temperature"),
+    ):
+        entropy = f"entropy_{letter}"
+        signs += [
+            _Sign(
+                lambda numbers, entropy=entropy: numbers[entropy] < NEARLY_ONE_ANCHOR,  # type: ignore[misc]
+                f"{name} has all but collapsed onto one anchor: its mean entropy has stayed under "
+                f"{NEARLY_ONE_ANCHOR:g} nats of {largest:.2f}, so the other anchors teach nothing; "
+                f"try a lower {key}, or a vocabulary with finer anchors",
+            ),
+            _Sign(
+                lambda numbers, entropy=entropy: numbers[entropy] > NEARLY_UNIFORM * largest,  # type: ignore[misc]
+                f"{name} is all but uniform: its mean entropy has stayed above {NEARLY_UNIFORM:.0%} of log K, so no "
+                f"anchor says anything; try a higher {key}, or a vocabulary that fits the data",
+            ),
+        ]
+    if recipe.alignment.kind == "vae":
+        latent = recipe.alignment.latent
+        signs.append(
+            _Sign(
+                lambda numbers: numbers["active_units"] == 0,
+                f"none of the VAE's {latent} latent units depends on its input (posterior collapse: the variance of "
+                "every mean over the batch is under 0.01), so CALM's loss sees no video; try a lower "
+                "alignment.kl_weight, alignment.latent_reduction=mean, or alignment.input=scaled",
+            )
+        )
+    return signs

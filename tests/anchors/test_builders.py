@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.anchors.builders import Built, build_vocabulary, case_twins
+from calmctl.anchors.label_lists import Built, build_vocabulary, case_twins
 from calmctl.anchors.vocabulary import format_vocabulary, load_vocabulary, save_vocabulary
 from calmctl.errors import VocabularyError
 

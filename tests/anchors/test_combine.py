@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.anchors.combine import merge, subset
-from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.anchors.shipped import merge, resolve_vocabulary, subset
 from calmctl.anchors.vocabulary import Vocabulary, make_vocabulary
 from calmctl.errors import VocabularyError
 

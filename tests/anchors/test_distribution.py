@@ -1,8 +1,13 @@
 import numpy as np
 import torch
 
-from calmctl.anchors.bank import AnchorBank
-from calmctl.anchors.distribution import anchor_log_probabilities, entropy, kl_divergence, mean_frame_feature
+from calmctl.anchors.distribution import (
+    AnchorBank,
+    anchor_log_probabilities,
+    entropy,
+    kl_divergence,
+    mean_frame_feature,
+)
 
 
 def test_distribution_against_a_transcription():

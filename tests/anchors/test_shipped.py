@@ -5,12 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from calmctl.anchors import checks, publish, shipped, sources
-from calmctl.anchors.builders import build_vocabulary
-from calmctl.anchors.checks import check, check_shipped
-from calmctl.anchors.publish import publication_status
-from calmctl.anchors.shipped import load_shipped, resolve_vocabulary, shipped_path, shipped_vocabularies
-from calmctl.anchors.sources import build_from_source, build_shipped, load_sources
+from calmctl.anchors import shipped
+from calmctl.anchors import shipped as checks
+from calmctl.anchors import shipped as publish
+from calmctl.anchors import shipped as sources
+from calmctl.anchors.label_lists import build_vocabulary
+from calmctl.anchors.shipped import (
+    build_from_source,
+    build_shipped,
+    check,
+    check_shipped,
+    load_shipped,
+    load_sources,
+    publication_status,
+    resolve_vocabulary,
+    shipped_path,
+    shipped_vocabularies,
+)
 from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.errors import VocabularyError
 

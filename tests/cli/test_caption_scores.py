@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from calmctl.captions import score as scorer
+from calmctl.captions.java import JavaUnavailable
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.captions import scorer
-from calmctl.evaluation.captions.java import JavaUnavailable
 
 
 @pytest.fixture(autouse=True)

@@ -189,9 +189,9 @@ def prepared_place(tmp_path_factory) -> Path:
 
     from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.anchors.vocabulary import save_vocabulary
-    from calmctl.data.demo_draw import encode
+    from calmctl.data.demo_world import encode
     from calmctl.recipe import recipe_from_dict
-    from calmctl.runs.folder import create_run
+    from calmctl.runs.run import create_run
 
     root = tmp_path_factory.mktemp("place")
     (root / "clips").mkdir()

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from calmctl.anchors.vocabulary import load_vocabulary
-from calmctl.cli.explain_view import sparkline
+from calmctl.cli.explain import sparkline
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, CheckpointError, RunNotFound, VideoError, VocabularyError
 

@@ -15,13 +15,13 @@ import typer
 from typer.testing import CliRunner, Result
 
 from calmctl.cli.extract import EXAMPLES, extract
-from calmctl.data import store_writer
-from calmctl.data.demo_draw import encode
-from calmctl.data.store import FeatureStore
-from calmctl.data.store_writer import StoreWriter
+from calmctl.data.demo_world import encode
 from calmctl.errors import BadInput, CalmError, StoreError, VideoError
 from calmctl.model.weights import load_backbone
-from calmctl.tensorfiles import save_tensors
+from calmctl.store import writer as store_writer
+from calmctl.store.store import FeatureStore
+from calmctl.store.writer import StoreWriter
+from calmctl.tensors import save_tensors
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command(epilog=EXAMPLES)(extract)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from calmctl.cli import options
+from calmctl.cli import console as options
 from calmctl.cli.main import app
 from calmctl.errors import RecipeError
 from calmctl.recipe import Recipe, recipe_from_dict

@@ -11,8 +11,8 @@ from calmctl.cli.reproduce import TABLES
 from calmctl.data.demo import generate_demo
 from calmctl.data.demo_world import DemoCounts
 from calmctl.errors import CalmError
-from calmctl.reproducing import stand_in
-from calmctl.reproducing.published import PUBLISHED
+from calmctl.reproduce import stand_in
+from calmctl.reproduce.rows import PUBLISHED
 
 
 def call(*arguments: str) -> Result:

@@ -15,14 +15,14 @@ from typer.testing import CliRunner, Result
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.cli.main import app
-from calmctl.data.demo_draw import encode
+from calmctl.data.demo_world import encode
 from calmctl.errors import CalmError
 from calmctl.model.build import build_model
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.checkpoint import save_weights
-from calmctl.runs.folder import create_run
-from calmctl.tensorfiles import save_tensors
+from calmctl.runs.run import create_run
+from calmctl.tensors import save_tensors
 
 
 def calmctl(*arguments: object, stdin: str | None = None) -> Result:
@@ -191,7 +191,7 @@ def test_mistakes_are_sentences(here, arguments, message):
 
 def test_standard_input_must_be_text(here, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
-    from calmctl.searching.queries import read_sentences
+    from calmctl.search.queries import read_sentences
 
     with pytest.raises(CalmError, match="not UTF-8"):
         read_sentences("-")

@@ -7,12 +7,9 @@ from typing import Any
 import pytest
 
 from calmctl.data import benchmark, msvd
-from calmctl.data.benchmark import Published
-from calmctl.data.check import check_dataset
-from calmctl.data.check_report import CheckReport
+from calmctl.data.benchmark import Annotated, Published, split_digest
+from calmctl.data.check import CheckReport, check_dataset, explain_dataset, overview
 from calmctl.data.registry import BENCHMARKS, DATASETS
-from calmctl.data.splits import Annotated, split_digest
-from calmctl.data.whereabouts import explain_dataset, overview
 from calmctl.errors import DatasetError
 
 CAPTIONS = {"a_1_2": ["one", "two"], "b_1_2": ["three"], "c_1_2": ["four"]}

@@ -8,8 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from calmctl.data.demo_draw import draw, encode
-from calmctl.data.demo_world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SHIFTED_BACKGROUNDS, Scene
+from calmctl.data.demo_world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SHIFTED_BACKGROUNDS, Scene, draw, encode
 
 HUES = {  # degrees on the colour wheel; white has none
     "red": 0,

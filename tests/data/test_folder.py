@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from calmctl.data.folder_clips import FolderClips
+from calmctl.data.folder import FolderClips
 from calmctl.data.registry import load_dataset
-from calmctl.data.samples import Dataset, LeftOut, Split
 from calmctl.errors import DatasetError
+from calmctl.samples import Dataset, LeftOut, Split
 
 NAMES = ["b.mp4", "a b.MOV", 'sub/ünï "q".webm', "sub/deep/b.avi", "twice.mp4", "twice.mkv", "notes.md", "photo.jpg"]
 
@@ -199,7 +199,7 @@ def test_names_from_exact_to_loose(folder: Path) -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
 @pytest.mark.parametrize("count", [1, 2, 3, 12, 25])
 def test_captions_that_were_written_are_read_back(tmp_path, suffix, count):
-    from calmctl.data.captions_file import read_captions, write_captions
+    from calmctl.data.annotations import read_captions, write_captions
 
     said = {f"day 1/clip, {n:02d}.mp4": f'a "dog", {n} times\u3000é' for n in range(count)}
     splits = write_captions(tmp_path / f"c{suffix}", said)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from calmctl.data.annotations import read_json_file
 from calmctl.data.check import check_dataset
-from calmctl.data.folder_clips import FolderClips
-from calmctl.data.layout import VideoFiles
+from calmctl.data.folder import FolderClips
+from calmctl.data.locate import VideoFiles
 from calmctl.data.registry import load_dataset
-from calmctl.data.samples import Dataset
-from calmctl.data.textfiles import read_json_file
 from calmctl.errors import DatasetError
+from calmctl.samples import Dataset
 
 ROOT = os.geteuid() == 0
 
@@ -291,7 +291,7 @@ AS_NOBODY = """
 import encodings.utf_8_sig, json, os, sys
 from pathlib import Path
 from calmctl.data.check import check_dataset
-from calmctl.data.layout import VideoFiles
+from calmctl.data.locate import VideoFiles
 from calmctl.errors import DatasetError
 os.setgroups([]); os.setgid(65534); os.setuid(65534)  # after the imports: nobody may not read the interpreter's files
 for name in sys.argv[2:]:
@@ -358,7 +358,7 @@ def test_a_disk_that_fails_while_it_is_listed(folder: Path, monkeypatch: pytest.
 def test_a_locale_that_is_not_utf8(folder: Path) -> None:
     touch(folder, "café.mp4")
     code = (
-        "import json, sys; from pathlib import Path; from calmctl.data.folder_clips import FolderClips as F; "
+        "import json, sys; from pathlib import Path; from calmctl.data.folder import FolderClips as F; "
         "f = F(Path(sys.argv[1])); print(json.dumps({k: str(f.find(k)) for k in f.ids if not k.isascii()}))"
     )
     odd = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from calmctl.data.identity import ORDER, SplitRecord, changes, contents_of, record_split, shared_clips
 from calmctl.data.registry import load_dataset
-from calmctl.data.samples import Clip, LeftOut, Split, StoredSplit
+from calmctl.samples import Clip, LeftOut, Split, StoredSplit
 
 BIG = 64 * 1024 * 4
 

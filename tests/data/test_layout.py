@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from calmctl.data.didemo import clip_id_of
-from calmctl.data.layout import VideoFiles, listing, places
+from calmctl.data.locate import VideoFiles, listing, places
 from calmctl.errors import DatasetError
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.data import pickled
-from calmctl.data.pickled import read_pickle
+from calmctl.data import msvd as pickled
+from calmctl.data.msvd import read_pickle
 from calmctl.errors import DatasetError
 
 CAPTIONS = {"-4w_5_15": [["a", "b"], ["é", "a"], []], "x": [], "": [["a" * 300]]}
@@ -143,7 +143,7 @@ def test_what_is_not_plain_data_is_refused(
 def test_steps_text_and_size_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickled, "MOST_STEPS", 1000)
     monkeypatch.setattr(pickled, "MOST_CHARACTERS", 1000)
-    monkeypatch.setattr(pickled, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(pickled, "MOST_PICKLED_BYTES", 10_000)
     assert len(read(tmp_path, b"](" + b")" * 990 + b"e.")) == 990
     with pytest.raises(DatasetError, match="more than 1,000 instructions"):
         read(tmp_path, b"](" + b")" * 1000 + b"e.")

@@ -7,19 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calmctl.data.benchmark import Benchmark, differences
-from calmctl.data.decode import read_frames
+from calmctl.data.annotations import read_ids, read_object
+from calmctl.data.benchmark import Annotated, Benchmark, differences, split_digest
 from calmctl.data.didemo import DIDEMO, clip_id_of
-from calmctl.data.inspection import inspect
 from calmctl.data.msrvtt import MSRVTT
 from calmctl.data.msvd import MSVD
-from calmctl.data.readers import read_with_decord, read_with_pyav, suits_decord
 from calmctl.data.registry import BENCHMARKS, load_dataset
-from calmctl.data.samples import Clip
-from calmctl.data.sampling import frame_times
-from calmctl.data.splits import Annotated, split_digest
-from calmctl.data.textfiles import read_ids, read_object
 from calmctl.errors import DatasetError
+from calmctl.samples import Clip
+from calmctl.video.frames import frame_times, read_frames, read_with_decord, read_with_pyav, suits_decord
+from calmctl.video.inspect import inspect
 
 pytestmark = pytest.mark.real
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calmctl.data.samples import Clip, LeftOut, Split
-from calmctl.data.splits import Annotated, Splits, build_split, carve_val
+from calmctl.data.benchmark import Annotated, Splits, build_split, carve_val
 from calmctl.errors import DatasetError
+from calmctl.samples import Clip, LeftOut, Split
 
 IDS = ["a", "b", "c", "d"]
 CAPTIONS = [("b", "one"), ("a", "two"), ("b", "three"), ("d", " \n"), ("c", "four"), ("z", "no clip of the split")]

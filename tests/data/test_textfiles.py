@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from calmctl.data.textfiles import field, read_ids, read_json_file, read_lines, read_object, read_table, text_fields
+from calmctl.data.annotations import field, read_ids, read_json_file, read_lines, read_object, read_table, text_fields
 from calmctl.errors import DatasetError
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.bootstrap import (
+from calmctl.evaluation.metrics import Ranks, rank_queries
+from calmctl.evaluation.statistics import (
     RECALLS,
     Interval,
     _medians,
@@ -16,7 +17,6 @@ from calmctl.evaluation.bootstrap import (
     t_tails,
     wilson,
 )
-from calmctl.evaluation.metrics import Ranks, rank_queries
 
 COVERAGE = {50: 0.90, 100: 0.91, 200: 0.92, 1000: 0.93}  # as the module and docs/protocols.md say
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calmctl.evaluation.dense import score_dense
+from calmctl.evaluation.retrieval import score_dense
 from calmctl.model.heads.tmass import TMassHead
 from calmctl.model.heads.xpool import XPoolHead
 

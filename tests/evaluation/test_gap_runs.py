@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.cli.main import app
 from calmctl.errors import BadInput
-from calmctl.evaluation.gap_runs import _untrained, gaps_of_runs
+from calmctl.evaluation.gap import _untrained, gaps_of_runs
 from calmctl.evaluation.runs import open_test_set, own_test_set
 from calmctl.recipe import Recipe, recipe_from_dict
-from calmctl.runs.folder import Run
-from calmctl.runs.load import load_run
+from calmctl.runs.checkpoint import load_run
+from calmctl.runs.run import Run
 from calmctl.training.prepare import prepare, recipe_vocabulary
 from calmctl.training.train import train
 

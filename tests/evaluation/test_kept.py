@@ -8,12 +8,12 @@ import torch
 
 from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import EncodedSplit
-from calmctl.evaluation.kept import compare, keep
 from calmctl.evaluation.metrics import rank_queries
 from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.evaluation.retrieval import Evaluation
+from calmctl.evaluation.runs import compare, keep
 from calmctl.files import sha256_file
-from calmctl.runs.folder import Run
+from calmctl.runs.run import Run
 
 OWNERS = np.repeat(np.arange(30), 2)
 

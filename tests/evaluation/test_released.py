@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.released import score_tmass_released
-from calmctl.evaluation.scoring import score_all
+from calmctl.evaluation.retrieval import score_all, score_tmass_released
 from calmctl.model.heads.tmass import TMassHead
 
 

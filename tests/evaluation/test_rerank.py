@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from calmctl.evaluation.rerank import dual_softmax
+from calmctl.evaluation.retrieval import dual_softmax
 
 
 def test_dual_softmax_is_the_formula():

@@ -5,16 +5,12 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.dense import score_dense
-from calmctl.evaluation.scoring import score_all
+from calmctl.evaluation.retrieval import score_all, score_dense
 from calmctl.model.heads.base import FusionHead
 from calmctl.model.heads.emcl import EMCLHead
-from calmctl.model.heads.meanp import MeanPoolHead
-from calmctl.model.heads.seqlstm import SeqLSTMHead
-from calmctl.model.heads.seqtransf import SeqTransfHead
+from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
 from calmctl.model.heads.xpool import XPoolHead
-from calmctl.model.temporal import FrameTransformer
 
 DIM, FRAMES = 24, 5
 HEADS = {

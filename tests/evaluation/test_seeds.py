@@ -6,9 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.bootstrap import paired_differences
 from calmctl.evaluation.metrics import Ranks, rank_queries
-from calmctl.evaluation.seeds import ClipSums, clip_sums, differences_over_seeds, mean_intervals, spread
+from calmctl.evaluation.statistics import (
+    ClipSums,
+    clip_sums,
+    differences_over_seeds,
+    mean_intervals,
+    paired_differences,
+    spread,
+)
 
 
 def ranks(seed: int, n_texts: int = 30, n_videos: int = 12, help_: float = 1.0) -> Ranks:

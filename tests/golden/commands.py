@@ -73,9 +73,9 @@ def answer(name: str, place: Path) -> Any:
     """What the command `name` prints in `place`, read as JSON where it is JSON, with what is volatile left out."""
     from typer.testing import CliRunner
 
+    from calmctl.captions import score as scorer
+    from calmctl.captions.java import JavaUnavailable
     from calmctl.cli.main import app
-    from calmctl.evaluation.captions import scorer
-    from calmctl.evaluation.captions.java import JavaUnavailable
 
     clips = place / "clips"
     values = {"CLIPS": "clips", "CLIP": f"clips/{sorted(path.name for path in clips.iterdir())[0]}"}
@@ -120,7 +120,7 @@ def _make() -> None:
     from calmctl.data.demo import generate_demo
     from calmctl.data.demo_world import DemoCounts
     from calmctl.model.weights import load_backbone
-    from calmctl.tensorfiles import save_tensors
+    from calmctl.tensors import save_tensors
 
     for name in ("runs", "features", "expected"):
         shutil.rmtree(HERE / name, ignore_errors=True)

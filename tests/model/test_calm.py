@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.model.batch import Batch
 from calmctl.model.build import build_model
-from calmctl.model.calm import CalmModel
+from calmctl.model.calm import Batch, CalmModel
 from calmctl.recipe import recipe_from_dict
 from calmctl.training.prepare import recipe_vocabulary
 

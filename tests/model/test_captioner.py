@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from calmctl.model.build import build_caption_model
-from calmctl.model.caption import CaptionModel
-from calmctl.model.caption_vocabulary import PAD, CaptionVocabulary, training_vocabulary, whole_vocabulary
-from calmctl.model.captioner import Captioner
+from calmctl.model.captioner import (
+    PAD,
+    Captioner,
+    CaptionModel,
+    CaptionVocabulary,
+    training_vocabulary,
+    whole_vocabulary,
+)
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import CaptionSection
 
@@ -125,7 +130,7 @@ def recipe_model(tiny_recipe, *overrides) -> CaptionModel:
 @pytest.mark.parametrize("overrides", [[], ["backbone.freeze=true", "backbone.adapter=linear"]])
 def test_the_alignment_moves_what_captions_are_made_of(tiny_recipe, overrides):
     """CALM's loss alone must reach parameters on the path from frames to the decoder's memory (docs/captioning.md)."""
-    from calmctl.model.batch import Losses
+    from calmctl.model.calm import Losses
 
     model = recipe_model(tiny_recipe, *overrides).train()
     pixels = torch.randint(0, 255, (2, 2, 48, 48, 3), dtype=torch.uint8)
@@ -145,7 +150,7 @@ def test_the_alignment_moves_what_captions_are_made_of(tiny_recipe, overrides):
 )
 def test_sentences_are_taught_where_the_alignment_asks_for_it(tiny_recipe, override, taught):
     """With prompts kept apart (encode: no-gradient) the text tower learns from sentences, or not at all."""
-    from calmctl.model.batch import Batch
+    from calmctl.model.calm import Batch
 
     model = recipe_model(tiny_recipe, override, "anchors.encode=no-gradient").train()
     captions = model.captioner.vocabulary.encode(SENTENCES, 30)
@@ -156,7 +161,7 @@ def test_sentences_are_taught_where_the_alignment_asks_for_it(tiny_recipe, overr
 
 
 def test_losses_add_up(tiny_recipe):
-    from calmctl.model.batch import Batch
+    from calmctl.model.calm import Batch
 
     model = recipe_model(tiny_recipe).train()
     captions = model.captioner.vocabulary.encode(SENTENCES, 30)

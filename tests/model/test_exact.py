@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.model import exact
-from calmctl.model.pooling import TextConditionedPooling, pooled_cosines
+from calmctl.model.heads import pooling as exact
+from calmctl.model.heads.pooling import TextConditionedPooling, pooled_cosines
 
 
 def move(module, step, seed=0):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from calmctl.errors import BadInput
-from calmctl.model.pooling import TextConditionedPooling, pooled_cosines
+from calmctl.model.heads.pooling import TextConditionedPooling, pooled_cosines
 
 
 @pytest.mark.parametrize("heads", [1, 8])

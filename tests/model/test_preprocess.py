@@ -12,8 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from calmctl.model.backbone import Backbone
-from calmctl.model.preprocess import fingerprint, parameters_digest, split_preprocess
+from calmctl.model.backbone import Backbone, fingerprint, parameters_digest, split_preprocess
 from calmctl.model.weights import load_backbone
 
 

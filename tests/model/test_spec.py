@@ -16,11 +16,10 @@ from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError
 from calmctl.model import weights as module
-from calmctl.model.backbone import Normalise
-from calmctl.model.preprocess import fingerprint, split_preprocess
+from calmctl.model.backbone import Normalise, fingerprint, split_preprocess
 from calmctl.model.spec import CLIP_PIXELS, BackboneSpec, check_backbone, read_architecture, read_pixels, read_spec
 from calmctl.model.weights import build_backbone, build_unrecorded, load_backbone
-from calmctl.tensorfiles import save_tensors
+from calmctl.tensors import save_tensors
 
 HALVES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear", "resize_mode": "squash"}
 OTHER = {"mean": 0.1, "std": 1.0, "resize_mode": "longest", "fill_color": 9}

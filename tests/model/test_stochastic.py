@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.model.stochastic import NoiseLaw, Radius, support_texts
+from calmctl.model.heads.tmass import NoiseLaw, Radius, support_texts
 
 
 def test_parameter_count():

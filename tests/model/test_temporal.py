@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput, CheckpointError
-from calmctl.model.temporal import FrameLSTM, FrameTransformer
+from calmctl.model.heads.meanp import FrameLSTM, FrameTransformer
 from calmctl.model.weights import load_backbone
 
 

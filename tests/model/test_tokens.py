@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-from calmctl.model.tokens import Tokens
+from calmctl.model.backbone import Tokens
 from calmctl.model.weights import load_backbone, load_tokens
 
 MARKED = [

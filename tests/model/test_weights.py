@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError
-from calmctl.model.preprocess import fingerprint
+from calmctl.model.backbone import fingerprint
 from calmctl.model.weights import load_backbone, looks_like_openai
-from calmctl.tensorfiles import save_tensors
+from calmctl.tensors import save_tensors
 
 
 @pytest.fixture(scope="module")

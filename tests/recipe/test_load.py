@@ -4,8 +4,7 @@ import pytest
 
 from calmctl.errors import RecipeError
 from calmctl.recipe import list_recipes, load_recipe, recipe_from_dict, resolve_recipe
-from calmctl.recipe.describe import describe_keys
-from calmctl.recipe.load import recipe_keys
+from calmctl.recipe.load import describe_keys, recipe_keys
 
 MINIMAL = {"name": "x", "data": {"dataset": "demo"}}
 

@@ -5,7 +5,7 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.build import build_model
 from calmctl.runs.checkpoint import Position, load_state, load_weights, random_state, save_state
-from calmctl.tensorfiles import load_tensors, save_tensors
+from calmctl.tensors import load_tensors, save_tensors
 from calmctl.training.optim import build_optimizer
 
 RECORD = {"epoch": 1.0, "score": 50.0}

@@ -4,7 +4,7 @@ import pytest
 
 from calmctl.errors import CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
-from calmctl.runs.folder import Run, create_run, describe_choice, find_run
+from calmctl.runs.run import Run, create_run, describe_choice, find_run
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from calmctl.data.identity import SplitRecord, record_split
-from calmctl.data.samples import Clip, LeftOut, Split
 from calmctl.errors import CheckpointError
 from calmctl.evaluation import runs as evaluation
 from calmctl.evaluation.runs import labels_of, load_test_set
 from calmctl.recipe import Recipe, recipe_from_dict
-from calmctl.runs.folder import Run, create_run, find_run
 from calmctl.runs.identity import RunIdentity, judge, recipe_digest, weights_identity
-from calmctl.tensorfiles import save_tensors
+from calmctl.runs.run import Run, create_run, find_run
+from calmctl.samples import Clip, LeftOut, Split
+from calmctl.tensors import save_tensors
 
 
 def record(

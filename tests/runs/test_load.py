@@ -10,13 +10,13 @@ import torch
 
 from calmctl.errors import CheckpointError, RunFailed, RunNotFound
 from calmctl.evaluation.runs import evaluate_run, labels_of, open_test_set, own_test_set
-from calmctl.explaining.explainer import explain_with_run
+from calmctl.explain.explainer import explain_with_run
 from calmctl.model.spec import CLIP_PIXELS
 from calmctl.recipe import Recipe, recipe_from_dict
-from calmctl.runs.folder import Run, find_run
+from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import run_identity
-from calmctl.runs.load import load_run
-from calmctl.tensorfiles import load_tensors, read_metadata, save_tensors
+from calmctl.runs.run import Run, find_run
+from calmctl.tensors import load_tensors, read_metadata, save_tensors
 from calmctl.training.train import train
 
 CPU = torch.device("cpu")

@@ -19,9 +19,8 @@ def run(request, tmp_path_factory):
     from calmctl.anchors.vocabulary import save_vocabulary
     from calmctl.model.build import build_model
     from calmctl.recipe import recipe_from_dict
-    from calmctl.runs.checkpoint import save_weights
-    from calmctl.runs.folder import create_run
-    from calmctl.runs.load import load_run
+    from calmctl.runs.checkpoint import load_run, save_weights
+    from calmctl.runs.run import create_run
 
     recipe = recipe_from_dict(request.getfixturevalue("tiny_recipe_values")(request.getfixturevalue("tiny_world")))
     made = create_run(tmp_path_factory.mktemp("runs"), recipe)

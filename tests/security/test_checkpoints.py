@@ -10,9 +10,9 @@ import torch
 
 from calmctl.errors import CheckpointError
 from calmctl.model.weights import load_backbone
+from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import weights_lineage
-from calmctl.runs.load import load_run
-from calmctl.tensorfiles import load_tensors, save_tensors
+from calmctl.tensors import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 KIND = "checkpoint"

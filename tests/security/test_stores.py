@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from calmctl.data.samples import Clip, Dataset, Split
-from calmctl.data.store import FeatureStore
-from calmctl.data.store_format import Header
-from calmctl.data.store_writer import StoreWriter
 from calmctl.errors import BadInput, StoreError
-from calmctl.evaluation.scoring import score_all
+from calmctl.evaluation.retrieval import score_all
 from calmctl.files import sha256_bytes
 from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.samples import Clip, Dataset, Split
+from calmctl.store.format import Header
+from calmctl.store.store import FeatureStore
+from calmctl.store.writer import StoreWriter
 
 IDS, SAID = ("a", "b", "c"), ("one", "two", "three")
 

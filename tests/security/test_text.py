@@ -14,10 +14,9 @@ from calmctl.cli import console
 from calmctl.cli.console import print_left_out
 from calmctl.cli.main import main
 from calmctl.data.registry import load_dataset
-from calmctl.explaining.explainer import explain_with_run
-from calmctl.explaining.explanation import explain
-from calmctl.explaining.pages import pair_page
-from calmctl.explaining.video import see_video
+from calmctl.explain.explainer import explain_with_run, see_video
+from calmctl.explain.pages import pair_page
+from calmctl.explain.pair import explain
 
 TEXTS = {
     "clear the screen": "a\x1b[2J\x1b[Hb",

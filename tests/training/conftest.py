@@ -22,9 +22,9 @@ def parity() -> ModuleType:
 @pytest.fixture
 def alike(parity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The same, with draws that do not depend on who makes them."""
-    from calmctl.model.peers import Alone
-    from calmctl.model.stochastic import NoiseLaw
+    from calmctl.model.heads.tmass import NoiseLaw
     from calmctl.model.vae import Posterior
+    from calmctl.parallel import Alone
 
     monkeypatch.setattr(Alone, "alike", Alone.alike)
     monkeypatch.setattr(Posterior, "sample", Posterior.sample)  # put back afterwards

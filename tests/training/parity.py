@@ -17,20 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from calmctl.anchors.combine import subset
-from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.anchors.shipped import resolve_vocabulary, subset
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.model.aligned import AlignedModel
 from calmctl.model.backbone import Backbone
-from calmctl.model.batch import Batch
 from calmctl.model.build import build_caption_model, build_model
-from calmctl.model.caption_vocabulary import training_vocabulary
-from calmctl.model.peers import Alone
-from calmctl.model.stochastic import NoiseLaw
+from calmctl.model.calm import AlignedModel, Batch
+from calmctl.model.captioner import training_vocabulary
+from calmctl.model.heads.tmass import NoiseLaw
 from calmctl.model.vae import Posterior
 from calmctl.model.weights import load_backbone
+from calmctl.parallel import Alone
 from calmctl.recipe import recipe_from_dict
-from calmctl.tensorfiles import save_tensors
+from calmctl.tensors import save_tensors
 
 SENTENCES = (
     "a red square moves left",

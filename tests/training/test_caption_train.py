@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from calmctl.errors import CheckpointError, DatasetError, RecipeError
-from calmctl.runs.folder import Run, find_run
+from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import require_unseen, weights_lineage
-from calmctl.runs.load import load_captioner, load_run
-from calmctl.tensorfiles import load_tensors, save_tensors
-from calmctl.training.plan import plan_training
+from calmctl.runs.run import Run, find_run
+from calmctl.tensors import load_tensors, save_tensors
 from calmctl.training.prepare import prepare
-from calmctl.training.train import train
+from calmctl.training.train import plan_training, train
 
 CPU = torch.device("cpu")
 SMALL = ("task=caption", "caption.width=32", "caption.heads=2", "caption.ffn=32", "caption.vocabulary=train")

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from calmctl.errors import RecipeError
-from calmctl.model.chunks import encode_in_chunks
-from calmctl.model.preprocess import split_preprocess
+from calmctl.model.backbone import encode_in_chunks, split_preprocess
 
 HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "t-mass-support", "emcl", "emcl-gaussian", "wti")
 NAMES = [

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from calmctl.training import collapse
-from calmctl.training.collapse import PATIENCE, CollapseWatch
+from calmctl.training import trackers as collapse
+from calmctl.training.trackers import PATIENCE, CollapseWatch
 from calmctl.training.train import train
 
 HEALTHY = {"loss": 1.0, "entropy_s": 1.0, "entropy_v": 1.2, "active_units": 3.0}

@@ -16,10 +16,9 @@ import yaml
 
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, RecipeError
-from calmctl.tensorfiles import load_tensors
+from calmctl.tensors import load_tensors
 from calmctl.training.batches import Share
-from calmctl.training.distributed import joined
-from calmctl.training.world import SINGLE, together
+from calmctl.training.distributed import SINGLE, joined, together
 
 LIMIT_S = 300  # for a process to end; a few seconds on an idle machine
 PARITY = Path(__file__).with_name("parity.py")
@@ -162,7 +161,7 @@ def test_torchrun_ends_where_one_process_ends(one, two):
 DYING = """
 import os, signal, sys
 from calmctl.cli.main import main
-from calmctl.training.step import Stepper
+from calmctl.training.loop import Stepper
 
 step = Stepper.__call__
 def dying(self, batch, number):
@@ -203,7 +202,7 @@ AGREEING = """
 import sys, time
 from calmctl.errors import BadInput, RunFailed
 from calmctl.training.distributed import joined
-from calmctl.training.world import together
+from calmctl.training.distributed import together
 
 try:
     with joined("cpu", timeout_s=5) as world:

@@ -9,14 +9,13 @@ import torch
 from calmctl.errors import BadInput, RecipeError
 from calmctl.evaluation.encoding import encode_captions, encode_split, stream_frames
 from calmctl.evaluation.retrieval import score_split
-from calmctl.explaining.calibration import calibrate
-from calmctl.explaining.collection import open_collection
-from calmctl.explaining.explainer import explain_with_run
-from calmctl.explaining.failures import find_failures
-from calmctl.model.batch import Batch
+from calmctl.explain.calibration import calibrate
+from calmctl.explain.collection import find_failures, open_collection
+from calmctl.explain.explainer import explain_with_run
 from calmctl.model.build import build_model
+from calmctl.model.calm import Batch
 from calmctl.recipe import recipe_from_dict
-from calmctl.runs.load import load_run
+from calmctl.runs.checkpoint import load_run
 from calmctl.training.optim import build_optimizer, set_learning_rate
 from calmctl.training.prepare import recipe_dataset, recipe_vocabulary
 from calmctl.training.train import train

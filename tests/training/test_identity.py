@@ -19,13 +19,13 @@ from calmctl.data.registry import load_dataset
 from calmctl.errors import CalmError, CheckpointError, DatasetError, RunFailed, StoreError
 from calmctl.evaluation import runs as evaluation
 from calmctl.evaluation.runs import evaluate_run, labels_of, open_test_set, own_test_set
-from calmctl.extraction.extract import extract
 from calmctl.files import write_json
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, recipe_from_dict
-from calmctl.runs.folder import Run
+from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import judge, run_identity, weights_identity
-from calmctl.runs.load import load_run
+from calmctl.runs.run import Run
+from calmctl.store.extract import extract
 from calmctl.training.prepare import prepare
 from calmctl.training.train import train
 

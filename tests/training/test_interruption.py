@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from calmctl import files
 from calmctl.errors import RunFailed
 from calmctl.recipe import Recipe
-from calmctl.runs.folder import Run, find_run
-from calmctl.tensorfiles import load_tensors, read_metadata
+from calmctl.runs.run import Run, find_run
+from calmctl.tensors import load_tensors, read_metadata
 from calmctl.training import train as module
 from calmctl.training.train import train
 from calmctl.yaml_strict import dump_yaml
@@ -52,8 +52,8 @@ def videos(request, tmp_path_factory):
 def recipe(videos, tmp_path_factory):
     """The same on extracted features, which takes no decoding."""
     from calmctl.data.registry import load_dataset
-    from calmctl.extraction.extract import extract
     from calmctl.model.weights import load_backbone
+    from calmctl.store.extract import extract
 
     torch.manual_seed(0)
     backbone = load_backbone(videos.backbone.model, None)

@@ -28,7 +28,7 @@ def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
 def test_a_run_that_goes_on_has_every_step_once_in_the_event_files(tiny_recipe, tmp_path):
     """Also the steps that were done, and tracked, after the last checkpoint and before the kill."""
     pytest.importorskip("tensorboard")
-    from calmctl.runs.folder import find_run
+    from calmctl.runs.run import find_run
     from calmctl.training.train import train
 
     class Killed(BaseException):

@@ -8,13 +8,12 @@ import torch
 from calmctl.errors import CheckpointError, DatasetError, RunFailed, RunNotFound
 from calmctl.evaluation.encoding import encode_split, stream_frames
 from calmctl.evaluation.retrieval import score_split
-from calmctl.runs.folder import Run, find_run
-from calmctl.runs.load import load_run
-from calmctl.tensorfiles import load_tensors
+from calmctl.runs.checkpoint import load_run
+from calmctl.runs.run import Run, find_run
+from calmctl.tensors import load_tensors
 from calmctl.training import loop
-from calmctl.training.plan import plan_training
 from calmctl.training.prepare import prepare, recipe_dataset
-from calmctl.training.train import train
+from calmctl.training.train import plan_training, train
 
 CPU = torch.device("cpu")
 
@@ -217,7 +216,7 @@ def test_a_start_that_fails_leaves_no_folder(tiny_recipe, tmp_path, monkeypatch,
     def fails(*_):
         raise fault
 
-    monkeypatch.setattr("calmctl.training.prepared.Prepared.batches", fails)
+    monkeypatch.setattr("calmctl.training.prepare.Prepared.batches", fails)
     with pytest.raises(type(fault)):
         train(tiny_recipe(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -358,7 +357,7 @@ def test_a_new_run_that_cannot_be_held_leaves_no_folder(tiny_recipe, tmp_path, m
     def no_lock(folder, busy, on_wait=None):
         raise RunFailed("no locks here")
 
-    monkeypatch.setattr("calmctl.runs.folder.locked", no_lock)
+    monkeypatch.setattr("calmctl.runs.run.locked", no_lock)
     with pytest.raises(RunFailed, match="no locks here"):
         train(tiny_recipe(), tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())

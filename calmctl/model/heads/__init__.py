@@ -1,1 +1,1 @@
-"""Fusion heads: how frames become a video feature, and what a (text, video) pair scores."""
+"""Fusion heads: how a sentence and the frames of a clip become a score."""

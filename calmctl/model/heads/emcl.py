@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity
-from calmctl.model.heads.blocks import pair_blocks
-from calmctl.model.pooling import pooled_cosines
-from calmctl.model.precision import full_precision
-from calmctl.model.temporal import FrameTransformer
+from calmctl.model.backbone import full_precision
+from calmctl.model.heads.base import VideoTable, WeightedSimilarity, pair_blocks
+from calmctl.model.heads.meanp import FrameTransformer
+from calmctl.model.heads.pooling import pooled_cosines
 
 FRAME_TEMPERATURE = 3.0  # the reference's, on features of natural length
 MOMENTUM = 0.9

@@ -1,13 +1,135 @@
-"""Mean pooling: CLIP4Clip's meanP, and what its seqLSTM and seqTransf end in (docs/science.md, The heads)."""
+"""Layers that see the order of frames: CLIP4Clip's seqLSTM and seqTransf (docs/science.md, The heads)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calmctl.errors import BadInput, CheckpointError
+from calmctl.model.backbone import Backbone, full_precision
 from calmctl.model.heads.base import VideoTable, WeightedSimilarity
-from calmctl.model.precision import full_precision
+
+_POSITION_STD = 0.01  # as CLIP starts the positions of its text tower
+_HEAD_WIDTH = 64  # of every CLIP text tower
+
+
+class FrameLSTM(nn.Module):
+    """f + LSTM(f): one unidirectional layer of width D; frame k sees the frames up to k.
+
+    2,101,248 parameters at D = 512.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, dim, batch_first=True)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map [N_v, F, D] to the same shape."""
+        seen: Tensor = self.lstm(frames)[0]
+        return frames + seen
+
+
+class FrameTransformer(nn.Module):
+    """f + layers(f + positions): CLIP's text layers without their causal mask, over frames.
+
+    A layer is x + attention(LN x), then + W2 act(W1 LN x), with an inner width of 4 D; every frame sees all.
+    12,609,536 + F D parameters with four layers at D = 512.
+
+    Args:
+        dim: D.
+        frames: F, the most frames a video may have; each has a learned position.
+        layers: Their number.
+        heads: Attention heads; None for D / 64, as CLIP has, at least one.
+        quick_gelu: Whether act is x sigmoid(1.702 x), as in OpenAI's CLIP, or GELU.
+    """
+
+    def __init__(
+        self, dim: int, frames: int, layers: int = 4, *, heads: int | None = None, quick_gelu: bool = True
+    ) -> None:
+        from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+
+        super().__init__()
+        heads = heads or max(1, dim // _HEAD_WIDTH)
+        if dim % heads:
+            raise BadInput(f"{heads} attention heads do not divide {dim} dimensions of the frame layers")
+        self.positions = nn.Parameter(_POSITION_STD * torch.randn(frames, dim))
+        activation = QuickGELU if quick_gelu else nn.GELU
+        self.layers = nn.Sequential(*(ResidualAttentionBlock(dim, heads, act_layer=activation) for _ in range(layers)))
+        for layer in self.layers:
+            _start_as_clip(layer, dim, layers)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map [N_v, F, D] to the same shape; raises `BadInput` where there are more frames than positions."""
+        n_frames, known = frames.shape[1], len(self.positions)
+        if n_frames > known:
+            raise BadInput(
+                f"the head knows the positions of {known} frames and was given {n_frames}; extract {known} frames"
+            )
+        seen: Tensor = self.layers(frames + self.positions[:n_frames])
+        return frames + seen
+
+    @torch.no_grad()
+    def start_from(self, backbone: Backbone) -> None:
+        """Copy CLIP's first text layers, and its first text positions for the frames'.
+
+        Raises:
+            CheckpointError: The text tower has other layers, fewer of them, or fewer positions.
+        """
+        tower = text_tower(backbone)
+        blocks, positions = list(tower.transformer.resblocks), tower.positional_embedding
+        n_frames, dim = self.positions.shape
+        fault = None
+        if len(blocks) < len(self.layers):
+            fault = f"has {len(blocks)} layers and head.layers asks for {len(self.layers)}"
+        elif positions.shape[1] != dim:
+            fault = f"is {positions.shape[1]} wide and its features are {dim}"
+        elif len(positions) < n_frames:
+            fault = f"has {len(positions)} positions and data.frames asks for {n_frames}"
+        elif {n: p.shape for n, p in self.layers[0].named_parameters()} != {
+            n: p.shape for n, p in blocks[0].named_parameters()
+        }:
+            fault = "has another kind of layers"
+        if fault:
+            raise CheckpointError(
+                f"head.init: the text tower of {backbone.spec.model} {fault}; "
+                "set head.init=random" + (f", or head.layers={len(blocks)}" if "head.layers" in fault else "")
+            )
+        for own, theirs in zip(self.layers, blocks, strict=False):
+            own.load_state_dict(theirs.state_dict())
+        self.positions.copy_(positions[:n_frames])
+
+
+def text_tower(backbone: Backbone) -> Any:
+    """The module that holds the text tower's `transformer` and `positional_embedding`.
+
+    Raises `CheckpointError` where the tower is no CLIP transformer.
+    """
+    tower = getattr(backbone.clip, "text", backbone.clip)
+    if not hasattr(getattr(tower, "transformer", None), "resblocks"):
+        raise CheckpointError(
+            f"head.init: the text tower of {backbone.spec.model} is no CLIP transformer; set head.init=random"
+        )
+    return tower
+
+
+def _start_as_clip(layer: nn.Module, dim: int, layers: int) -> None:
+    """The random start of CLIP's text layers: N(0, 1 / D), the branches' last matrices smaller by sqrt(2 layers)."""
+    last = (2 * layers) ** -0.5
+    for name, parameter in layer.named_parameters():
+        if parameter.dim() == 1:
+            continue
+        std = dim**-0.5
+        if name.endswith("c_fc.weight"):
+            std *= 2**-0.5
+        elif name.endswith(("out_proj.weight", "c_proj.weight")):
+            std *= last
+        nn.init.normal_(parameter, std=std)
+
+
+# Mean pooling: CLIP4Clip's meanP, and what its seqLSTM and seqTransf end in (docs/science.md, The heads).
 
 
 class MeanPoolHead(nn.Module):
@@ -58,3 +180,35 @@ class MeanPoolHead(nn.Module):
 def mean_video(frames: Tensor) -> Tensor:
     """The unit vector of a video: frames [N_v, F, D] -> [N_v, D]."""
     return F.normalize(F.normalize(frames, dim=-1).mean(1), dim=-1)
+
+
+# CLIP4Clip's seqLSTM: frames in order through an LSTM, then mean pooling (docs/science.md, The heads).
+
+
+class SeqLSTMHead(MeanPoolHead):
+    """Scores cos(t, meanp(f + LSTM(f))).
+
+    Args:
+        dim: D.
+    """
+
+    name = "seqlstm"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(FrameLSTM(dim))
+
+
+# CLIP4Clip's seqTransf: frames in order through a transformer, then mean pooling (docs/science.md, The heads).
+
+
+class SeqTransfHead(MeanPoolHead):
+    """Scores cos(t, meanp(f + transformer(f + positions))).
+
+    Args:
+        frames: The layers over the frames, started at random or from CLIP's text tower.
+    """
+
+    name = "seqtransf"
+
+    def __init__(self, frames: FrameTransformer) -> None:
+        super().__init__(frames)

@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calmctl.errors import BadInput
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity
-from calmctl.model.heads.blocks import pair_blocks
-from calmctl.model.precision import full_precision
-from calmctl.model.temporal import FrameTransformer
+from calmctl.model.backbone import full_precision
+from calmctl.model.heads.base import VideoTable, WeightedSimilarity, pair_blocks
+from calmctl.model.heads.meanp import FrameTransformer
 
 _PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}  # words x frames numbers a pair
 

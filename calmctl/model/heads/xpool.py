@@ -7,11 +7,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from calmctl.model.exact import mixture_cosines, pooling_table, score_in_blocks
+from calmctl.model.backbone import full_precision
 from calmctl.model.heads.base import Probes, VideoTable, WeightedSimilarity
-from calmctl.model.pooling import TextConditionedPooling, pooled_cosines
-from calmctl.model.precision import full_precision
-from calmctl.model.probes import probe_table, probed_cosines, text_probes
+from calmctl.model.heads.pooling import (
+    TextConditionedPooling,
+    mixture_cosines,
+    pooled_cosines,
+    pooling_table,
+    probe_table,
+    probed_cosines,
+    score_in_blocks,
+    text_probes,
+)
 
 _PAIRS_PER_BLOCK = 1 << 15
 

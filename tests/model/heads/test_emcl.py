@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from calmctl.model.heads.emcl import EMCLHead, expectation_maximisation
-from calmctl.model.temporal import FrameTransformer
+from calmctl.model.heads.meanp import FrameTransformer
 
 DIM, FRAMES = 16, 5
 

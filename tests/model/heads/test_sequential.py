@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmctl.model.heads.meanp import MeanPoolHead
-from calmctl.model.heads.seqlstm import SeqLSTMHead
-from calmctl.model.heads.seqtransf import SeqTransfHead
-from calmctl.model.temporal import FrameTransformer
+from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
 
 HEADS = {
     "seqlstm": lambda: SeqLSTMHead(16),

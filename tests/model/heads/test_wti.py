@@ -4,8 +4,8 @@ import torch
 
 from calmctl.errors import BadInput
 from calmctl.model.heads import wti
+from calmctl.model.heads.meanp import FrameTransformer
 from calmctl.model.heads.wti import TokenInteractionHead
-from calmctl.model.temporal import FrameTransformer
 
 DIM, FRAMES = 16, 5
 

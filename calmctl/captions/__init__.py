@@ -1,0 +1,1 @@
+"""Captions: found by a search, scored against references, read from files."""

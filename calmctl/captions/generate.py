@@ -1,0 +1,226 @@
+"""Captions of clips from their frame features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmctl.captions.search import CachedSteps, Found, PlainSteps, beam_search, follow, greedy, sampler
+from calmctl.errors import VideoError
+from calmctl.model.backbone import split_preprocess
+from calmctl.model.captioner import CaptionModel
+from calmctl.recipe.schema import CaptionSection
+from calmctl.samples import Clip
+from calmctl.video.instants import LONG_TIMEOUT_S, require_countable, video_extent
+from calmctl.video.pool import decode_clips
+
+CLIPS_PER_BATCH = 64
+# So many sentences at once, one for each beam of a clip, hold a few hundred megabytes of log-probabilities.
+_MOST_SENTENCES = 5 * CLIPS_PER_BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How captions are found.
+
+    Attributes:
+        beam: Beams; 1 is the greedy path.
+        length_penalty: Beams are compared by log p / length^this.
+        temperature: Draw each token from p^(1 / this) instead of searching; None: search.
+        seed: Of the draws.
+        cached: Use the key-value cache; without it the captions are the same and take longer.
+    """
+
+    beam: int = 5
+    length_penalty: float = 1.0
+    temperature: float | None = None
+    seed: int = 0
+    cached: bool = True
+
+    @classmethod
+    def of(cls, keys: CaptionSection) -> Search:
+        """The search a recipe asks for."""
+        return cls(keys.beam, keys.length_penalty)
+
+    def describe(self) -> dict[str, Any]:
+        """What a result records of it."""
+        if self.temperature is not None:
+            return {"method": "sampling", "temperature": self.temperature, "seed": self.seed}
+        if self.beam == 1:
+            return {"method": "greedy"}
+        return {"method": "beam", "beam": self.beam, "length_penalty": self.length_penalty}
+
+    def __str__(self) -> str:
+        """The same in words, such as "beam 5, length penalty 1"."""
+        if self.temperature is not None:
+            return f"sampling, temperature {self.temperature:g}, seed {self.seed}"
+        return "greedy" if self.beam == 1 else f"beam {self.beam}, length penalty {self.length_penalty:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One generated sentence.
+
+    Attributes:
+        text: The sentence, lower case as CLIP's tokens are.
+        log_prob: Log-probability of its tokens under the model, at temperature 1.
+        n_tokens: How many they are, the end mark counted where there is one.
+    """
+
+    text: str
+    log_prob: float
+    n_tokens: int
+
+
+@torch.inference_mode()
+def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> list[Caption]:
+    """Captions of clips with frame features [N, F, D], as `model.encode_frames` gives them."""
+    generator = torch.Generator().manual_seed(search.seed)
+    device = next(model.captioner.parameters()).device
+    found: list[Caption] = []
+    searched = search.beam if search.temperature is None else 1
+    size = min(CLIPS_PER_BATCH, max(1, _MOST_SENTENCES // searched))
+    for first in range(0, len(frames), size):
+        found += _batch(model, frames[first : first + size].to(device), search, generator)
+    return found
+
+
+def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch.Generator) -> Iterator[Caption]:
+    captioner = model.captioner
+    memory = captioner.encode(frames)
+    steps = CachedSteps(captioner, memory) if search.cached else PlainSteps(captioner, memory)
+    start, end = captioner.vocabulary.start, captioner.vocabulary.end
+    if search.beam > 1 and search.temperature is None:
+        found = beam_search(
+            steps,
+            len(frames),
+            start=start,
+            end=end,
+            beam=search.beam,
+            max_tokens=captioner.max_tokens,
+            length_penalty=search.length_penalty,
+        )
+    else:
+        choose = greedy if search.temperature is None else sampler(search.temperature, generator)
+        found = follow(steps, len(frames), choose, start=start, end=end, max_tokens=captioner.max_tokens)
+    return _captions(model, found)
+
+
+def _captions(model: CaptionModel, found: Found) -> Iterator[Caption]:
+    rows = zip(found.tokens.tolist(), found.lengths.tolist(), found.log_probs.tolist(), strict=True)
+    for tokens, length, log_prob in rows:
+        yield Caption(model.captioner.vocabulary.decode(tokens[:length]), log_prob, length)
+
+
+# Captions of a long video, one for every few seconds of it.
+
+
+SEGMENTS_PER_BATCH = 64
+"""Segments whose frames are held at once: at 12 frames of 224 pixels a side, 115 MB (our choice)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A window of a video, in seconds by the file's own clock, as players show it, and what is said of it."""
+
+    start_s: float
+    end_s: float
+    caption: Caption
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "caption": self.caption.text,
+            "log_prob": self.caption.log_prob,
+        }
+
+
+def caption_segments(
+    model: CaptionModel,
+    video: Path,
+    segment_s: float,
+    *,
+    n_frames: int,
+    search: Search,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Segment]:
+    """Captions of consecutive segments of `video`, decoded in one pass; memory does not grow with its length.
+
+    Args:
+        model: In evaluation mode.
+        video: The file.
+        segment_s: Length of a segment; see `segment_bounds` for the last one.
+        n_frames: F, the frames of a segment, as the model was trained with.
+        search: How captions are found.
+        progress: Called with segments done and segments in all.
+
+    Raises:
+        VideoError: The video cannot be decoded.
+    """
+    duration_s, begins_s = video_extent(video)
+    bounds = segment_bounds(duration_s, segment_s)
+    clips = [Clip(f"{start_s:.3f}", video, start_s, end_s) for start_s, end_s in bounds]
+    resize = split_preprocess(model.backbone)[0]
+    decoded = decode_clips(clips, n_frames, workers=1, timeout_s=LONG_TIMEOUT_S, transform=resize)
+    found: list[Segment] = []
+    with closing(decoded):
+        while some := [_frames(video, frames) for _, frames in islice(decoded, SEGMENTS_PER_BATCH)]:
+            captions = caption_features(model, _features(model, np.stack(some)), search)
+            windows = bounds[len(found) : len(found) + len(some)]
+            found += [
+                Segment(begins_s + start_s, begins_s + end_s, caption)
+                for (start_s, end_s), caption in zip(windows, captions, strict=True)
+            ]
+            if progress:
+                progress(len(found), len(bounds))
+    return found
+
+
+def segment_bounds(duration_s: float, segment_s: float) -> list[tuple[float, float]]:
+    """Windows of `segment_s` that cover a video; what remains is a window if half as long, else joins the last.
+
+    Raises `VideoError` where there would be more than `calmctl.video.instants.MOST_PARTS`.
+    """
+    require_countable(duration_s, duration_s / segment_s, "segments")
+    count = max(1, int(duration_s / segment_s + 0.5))
+    return [(k * segment_s, duration_s if k == count - 1 else (k + 1) * segment_s) for k in range(count)]
+
+
+def _frames(video: Path, frames: np.ndarray | VideoError) -> np.ndarray:
+    if isinstance(frames, VideoError):
+        raise VideoError(f"{video}: {frames}")
+    return frames
+
+
+@torch.inference_mode()
+def _features(model: CaptionModel, frames: np.ndarray) -> torch.Tensor:
+    """Frame features [N, F, D] of frames [N, F, S, S, 3]."""
+    device = next(model.parameters()).device
+    clips = torch.from_numpy(frames)
+    return torch.cat([model.encode_frames(part.to(device)).cpu() for part in torch.split(clips, 8)])
+
+
+def srt(segments: Sequence[Segment]) -> str:
+    """The segments as a SubRip file, which players show as subtitles."""
+    blocks = [
+        f"{number}\n{timestamp(each.start_s)} --> {timestamp(each.end_s)}\n{each.caption.text}\n"
+        for number, each in enumerate(segments, start=1)
+    ]
+    return "\n".join(blocks)
+
+
+def timestamp(time_s: float) -> str:
+    """Seconds as SubRip writes them: "00:01:05,250"."""
+    total_ms = round(time_s * 1000)
+    seconds, ms = divmod(total_ms, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d},{ms:03d}"

@@ -1,0 +1,271 @@
+"""`calmctl eval --calibration`: whether a run's uncertainty knows its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.bar import Bar
+from rich.text import Text
+
+from calmctl.cli.console import Sheet, loading, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.files import PAGE, VOCABULARY, require_output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from calmctl.evaluation.gap import Gap, Measure, SystemGap
+    from calmctl.evaluation.runs import TestSet
+    from calmctl.explain.calibration import Calibration, Signal
+    from calmctl.explain.coverage import Coverage
+    from calmctl.runs.run import Run
+
+
+def show_calibration(run: Run, *, which: str, split: str, device: str, html: Path | None, as_json: bool) -> None:
+    """Calibrate a run on a split of its own dataset and print, or write, what was found."""
+    if html is not None:
+        require_output(html, PAGE)
+    from calmctl.cli.explain import open_with_progress
+    from calmctl.device import choose_device
+    from calmctl.explain.calibration import calibrate
+    from calmctl.explain.explainer import explain_with_run
+
+    explainer = explain_with_run(run, choose_device(device), which=which)
+    found = calibrate(explainer, open_with_progress(explainer, split))
+    if html is not None:
+        from calmctl.explain.pages import write_calibration_page
+
+        write_calibration_page(found, html)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_calibration(found)
+    if html is not None:
+        note(f"wrote {printable(str(html))}")
+
+
+def print_calibration(found: Calibration) -> None:
+    """Print a calibration within 80 columns."""
+    out = stdout()
+    out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
+    out.print(f"{found.queries} sentences among {found.clips} clips, R@1 {100 * found.accuracy:z.1f} %\n")
+    out.print(f"[bold]{printable(found.conclusion)}[/]\n")
+    for caveat in found.caveats:
+        out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
+    table = Sheet(header_style="dim")
+    table.add_column("confidence")
+    for heading in ("AUROC", "95 %", "AURC", "ECE"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for signal in found.signals:
+        interval = "" if signal.interval is None else f"{signal.interval[0]:z.2f}-{signal.interval[1]:z.2f}"
+        auroc = "" if signal.separation is None else f"{signal.separation:z.3f}"
+        area, error = f"{signal.risk_coverage.area:z.3f}", f"{signal.reliability.error:z.3f}"
+        table.add_row(signal.name, auroc, interval, area, error, signal.verdict)
+    out.print(table)
+    best = found.signals[0].risk_coverage.best
+    out.print(
+        f"\n[dim]AURC: area under risk-coverage, lower is better; knowing nothing {1 - found.accuracy:z.3f}, "
+        f"knowing all {best:z.3f}.[/]"
+    )
+    for signal in found.signals[:2]:
+        _print_diagrams(signal)
+
+
+def _print_diagrams(signal: Signal) -> None:
+    out = stdout()
+    rel, curve = signal.reliability, signal.risk_coverage
+    table = Sheet(header_style="dim", title=f"\n[bold]{signal.name}[/]", title_justify="left")
+    table.title_style = ""
+    for heading in ("predicted", "sentences"):
+        table.add_column(heading, justify="right")
+    table.add_column("observed")
+    table.add_column("", justify="right")
+    for predicted, observed, count in zip(rel.predicted, rel.observed, rel.counts, strict=True):
+        bar = Bar(1.0, 0.0, float(observed), width=30, color="cyan")
+        table.add_row(f"{100 * predicted:z.0f} %", str(count), bar, f"{100 * observed:z.0f} %")
+    out.print(table)
+    shares = (0.1, 0.25, 0.5, 0.75, 1.0)
+    places = [max(0, round(share * len(curve.risk)) - 1) for share in shares]
+    at = ", ".join(f"{100 * curve.risk[i]:z.0f} % at {100 * s:z.0f} %" for s, i in zip(shares, places, strict=True))
+    out.print(f"errors among the most trusted: {at}")
+
+
+# `calmctl eval --gap`: how far sentences and clips lie apart, before training and after.
+
+
+_COLUMNS = 3  # systems beside each other: more do not fit 80 columns
+_MEASURES = (
+    ("centroid_distance", "centroid distance"),
+    ("alignment", "alignment"),
+    ("uniformity_texts", "uniformity, text"),
+    ("uniformity_videos", "uniformity, video"),
+    ("separability", "separability"),
+    ("divergence_matched", "KL, true pairs"),
+    ("divergence_unmatched", "KL, other pairs"),
+)
+
+
+def show_gap(
+    runs: Sequence[Run], tests: Sequence[TestSet], *, which: str, split: str, device: str, as_json: bool
+) -> None:
+    """Measure the gap of runs and of what they started from, and print it.
+
+    Raises:
+        CalmError: As `gaps_of_runs`.
+    """
+    from calmctl.device import choose_device
+    from calmctl.evaluation.gap import gaps_of_runs
+    from calmctl.runtime import environment
+
+    with progress_bar("clips") as bar:
+        found = gaps_of_runs(
+            runs, tests, which=which, split=split, device=choose_device(device), progress=readings(bar)
+        )
+    if as_json:
+        gaps = [
+            {
+                "system": each.system,
+                "trained_with": each.loss,
+                "dataset": each.dataset,
+                "vocabulary": each.vocabulary,
+                **each.gap.to_json(),
+                "caveats": list(each.caveats),
+            }
+            for each in found
+        ]
+        print_json({"split": split, "weights": which, "gaps": gaps, **environment()})
+        return
+    _print_gap(found, split)
+
+
+def _print_gap(found: Sequence[SystemGap], split: str) -> None:
+    from calmctl.evaluation.gap import FOLDS
+
+    out = stdout()
+    first = found[0]
+    for dataset in dict.fromkeys(each.dataset for each in found):
+        here = [each for each in found if each.dataset == dataset]
+        out.print(Text.assemble((dataset, "bold"), f", {split} split: {here[0].gap.n_clips} clips and sentences"))
+        for start in range(0, len(here), _COLUMNS):
+            out.print(_grid(here[start : start + _COLUMNS]))
+            out.print()
+    for line in (
+        "Below each number its 95 % bootstrap interval over clips. Features before any head: sentences, and clips' "
+        "mean frames; one sentence a clip.",
+        "centroid distance 0 to 2; alignment: mean squared distance of true pairs, lower is closer; uniformity: lower "
+        f"is more spread out; separability: {FOLDS}-fold held-out accuracy of telling sentences from clips, 0.5 is no "
+        "gap, 1 a complete one.",
+        f"KL(S_p || V_p) in nats over {first.vocabulary} ({first.gap.n_anchors} prompts, no offsets, tau 100).",
+    ):
+        out.print(Text(line, style="dim"))
+    for caveat in dict.fromkeys(caveat for each in found for caveat in each.caveats):
+        out.print(Text(f"!! {caveat}", style="bold red"))
+
+
+def _grid(systems: Sequence[SystemGap]) -> Sheet:
+    grid = Sheet(header_style="bold")
+    grid.add_column("", no_wrap=True)
+    for each in systems:
+        name = Path(each.system).name
+        grid.add_column(f"{name}\n{each.loss}" if each.loss else name, justify="right", overflow="fold")
+    for field, label in _MEASURES:
+        values = [_measure(each.gap, field) for each in systems]
+        grid.add_row(label, *(_number(value.value) for value in values))
+        bounds = (f"{_number(v.interval.low)} to {_number(v.interval.high)}" for v in values)
+        grid.add_row("", *(Text(bound, style="dim") for bound in bounds))
+    return grid
+
+
+def _measure(gap: Gap, field: str) -> Measure:
+    value: Measure = getattr(gap, field)
+    return value
+
+
+def _number(value: float) -> str:
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:z.1f}"
+
+
+# `calmctl anchors coverage`: which anchors of a run carry mass on its dataset.
+
+
+_SHOWN = 12
+
+
+def coverage(
+    run: Annotated[str | None, typer.Option(help="A run folder; the newest run by default.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    vocabulary: Annotated[str | None, typer.Option(help="Other anchors than the run's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the suggested subset here, as a vocabulary.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show which anchors a dataset uses, which it never does, and which say the same."""
+    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.runs.run import find_run
+
+    chosen = find_run(run, runs, task="retrieval")
+    if vocabulary is not None:
+        resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
+    if out is not None:
+        require_output(out, VOCABULARY)
+    loading(str(chosen.folder))
+    from calmctl.cli.explain import open_with_progress
+    from calmctl.device import choose_device
+    from calmctl.explain.coverage import coverage as measure
+    from calmctl.explain.coverage import suggested_vocabulary
+    from calmctl.explain.explainer import explain_with_run
+
+    explainer = explain_with_run(chosen, choose_device(device), vocabulary=vocabulary)
+    found = measure(explainer, open_with_progress(explainer, split))
+    if split == "test":
+        note("[yellow]this is the test split: anchors chosen by it have seen the answers[/]")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_coverage(found)
+    if out is not None:
+        from calmctl.anchors.shipped import publish
+
+        subset = suggested_vocabulary(found, explainer.vocabulary)
+        status = publish(subset, out)
+        note(f"{status} {printable(str(out))} ({subset.reference}, {len(subset)} labels)")
+
+
+def print_coverage(found: Coverage) -> None:
+    """Print a coverage within 80 columns."""
+    console = stdout()
+    console.print(
+        f"[bold]{printable(found.vocabulary)}[/], {len(found.anchors)} anchors, by {printable(found.run)}",
+        soft_wrap=True,
+    )
+    console.print(f"{found.clips} clips and {found.captions} captions of {found.dataset}, {found.split} split")
+    console.print(f"The mass is as on {found.effective:z.1f} anchors with equal shares.\n")
+    table = Sheet(header_style="dim")
+    table.add_column("anchor", ratio=1)
+    for heading in ("mass in V_p", "in S_p", "clips", "captions"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for use in found.anchors[:_SHOWN]:
+        masses = (f"{100 * use.video_mass:z.1f} %", f"{100 * use.text_mass:z.1f} %")
+        table.add_row(printable(use.label), *masses, str(use.clips), str(use.captions))
+    console.print(table)
+    if len(found.anchors) > _SHOWN:
+        console.print(f"[dim]and {len(found.anchors) - _SHOWN} more (--json lists all)[/]")
+    console.print("[dim]clips, captions: those that need it among the fewest anchors that hold 90 % of their mass[/]")
+    if found.never:
+        console.print(f"\n[bold]Never needed[/] ({len(found.never)}): {', '.join(map(printable, found.never))}")
+    if found.twins:
+        console.print(f"\n[bold]Near-duplicates[/] ({len(found.twins)}), which rise and fall together")
+        like: dict[str, list[str]] = {}
+        for twins in found.twins:
+            like.setdefault(twins.kept, []).append(f"{printable(twins.dropped)} [dim]{twins.correlation:z.2f}[/]")
+        for kept, dropped in like.items():
+            console.print(f"  {printable(kept)} = {', '.join(dropped)}")
+    console.print(
+        f"\nSuggested: the {len(found.suggested)} others, which carry {100 * found.kept_mass:z.1f} % of the mass; "
+        "--out FILE writes them as a vocabulary."
+    )

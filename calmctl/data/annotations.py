@@ -1,0 +1,345 @@
+"""Annotation files as text: strict about what they hold, exact about where a fault is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calmctl.data.locate import listing
+from calmctl.errors import DatasetError
+from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
+from calmctl.files import NotJson, parse_json, read_regular, write_text
+
+_AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
+_KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A whole file of at most `most` bytes."""
+    try:
+        if path.stat().st_size > most:
+            raise DatasetError(f"{path} is larger than {most // 1024**2:,} MiB, too large for an annotation file")
+        return read_regular(path, most)
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 file, without its byte order mark."""
+    content = read_bytes(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DatasetError(f"{path}:{line}: not UTF-8 but {_encoding(content)}; {_AS_UTF8}") from None
+
+
+def _encoding(content: bytes) -> str:
+    """What text that is not UTF-8 seems to be; nothing is decoded by such a guess."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    if b"\0" in content[:4096]:
+        return "no text"
+    return "Windows-1252 or Latin-1, it seems"
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines that are not blank.
+
+    Only a line feed ends a line: sentences may hold characters that Unicode also counts as line ends.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if line.strip():
+            yield number, line
+
+
+def read_ids(path: Path) -> list[str]:
+    """A list file: one name a line, blanks around it dropped."""
+    return [line.strip() for _, line in read_lines(path)]
+
+
+def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file with a header, each with its place ("file:line") for error messages.
+
+    Raises:
+        DatasetError: When one of `columns` is not in the header, a column is there twice, or a row has not as many
+            fields as the header.
+    """
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        check_header(header, path)
+        absent = [column for column in columns if column not in header]
+        if absent:
+            raise DatasetError(f"{path}:1: no column {absent[0]!r}; the header is {shown(delimiter.join(header))}")
+        for row in rows:
+            place = f"{path}:{rows.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DatasetError(f"{place}: {len(row)} fields, the header has {len(header)}")
+            yield place, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise DatasetError(f"{path}:{rows.line_num}: not CSV: {error}") from None
+
+
+def check_header(header: Sequence[str], path: Path) -> None:
+    """Refuse a header of which a row could not be told apart by name: a repeated column, or another separator."""
+    for place, name in enumerate(header):
+        if name and name in header[:place]:  # columns without a name are common, and nobody asks for them
+            raise DatasetError(
+                f"{path}:1: the column {shown(name)} stands twice; rename or remove one (several captions of a clip "
+                "are several rows)"
+            )
+    if len(header) == 1:
+        for mark, called, advice in (
+            (";", "semicolons", "save it with commas (a spreadsheet calls it 'CSV UTF-8, comma delimited')"),
+            ("\t", "tabs", "name it .tsv, or save it with commas"),
+        ):
+            if mark in header[0]:
+                raise DatasetError(f"{path}:1: its columns are separated by {called}; {advice}")
+
+
+def read_json_file(path: Path) -> Any:
+    """JSON of any shape."""
+    content = read_bytes(path)
+    try:
+        return parse_json(content)
+    except NotJson as fault:
+        raise DatasetError(f"annotations: {path} {fault}") from None
+
+
+def read_object(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+    """JSON whose outermost value is a `list` or a `dict`."""
+    return expect(read_json_file(path), kind, str(path))
+
+
+def expect(value: Any, kind: type, place: str) -> Any:
+    """`value` if it is a list, an object or text as `kind` says; `place` is named otherwise."""
+    if not isinstance(value, kind):
+        raise DatasetError(f"{place}: expected {_KINDS[kind]}, found {_described(value)}")
+    return value
+
+
+def field(record: Any, key: str, place: str, kind: type = str) -> Any:
+    """`record[key]`, checked: `record` must be an object and the value of `kind`."""
+    if key not in expect(record, dict, place):
+        raise DatasetError(f"{place}: no {key!r}")
+    return expect(record[key], kind, f"{place}.{key}")
+
+
+def text_fields(records: list[Any], keys: Sequence[str], place: str) -> Iterator[tuple[str, ...]]:
+    """The text under `keys` of every object in a JSON list (hundreds of thousands: places are made on demand)."""
+    for i, record in enumerate(records):
+        values = [record.get(key) for key in keys] if isinstance(record, dict) else []
+        texts = tuple(value for value in values if isinstance(value, str))
+        if len(texts) < len(keys):
+            texts = tuple(field(record, key, f"{place}[{i}]") for key in keys)
+        yield texts
+
+
+def shown(text: str) -> str:
+    """What a file holds, quoted for a message and no longer than one can take in."""
+    return repr(text) if len(text) <= 80 else f"{text[:80]!r}..."
+
+
+def _described(value: Any) -> str:
+    return next((name for kind, name in _KINDS.items() if isinstance(value, kind)), type(value).__name__)
+
+
+# Captions of somebody's own videos, read and written: CSV, TSV, JSON or JSONL.
+
+
+CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+# The first to be taken first, where no column names more clips than another.
+_VIDEO_KEYS = ("video", "file_name", "filename", "file", "path", "video_id", "id")
+_CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+# A list that some program wrote into one cell: ['a man', "a guy"]. Quotes and brackets are no part of a caption.
+_LIST = re.compile(r"\s*\[\s*(['\"]).*['\"]\s*,?\s*\]\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """What one row or object tells.
+
+    Attributes:
+        place: Where it stands, for messages.
+        video: The name it gives the video, as it is written.
+        captions: One or more sentences.
+        split: "train", "val" or "test", or None where it tells none.
+    """
+
+    place: str
+    video: str
+    captions: tuple[str, ...]
+    split: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """A captions file.
+
+    Attributes:
+        rows: All of it.
+        notes: Which of several columns were taken, where there was a choice.
+    """
+
+    rows: tuple[CaptionRow, ...]
+    notes: tuple[str, ...]
+
+
+def read_captions(path: Path, is_clip: Callable[[str], bool] = lambda name: False) -> Captions:
+    """Read a captions file, whose kind its suffix tells; a .txt is a table with a header, in tabs or commas.
+
+    Args:
+        path: The file.
+        is_clip: Whether a name means a clip; of several columns that could name the video, the one that names
+            most clips is taken.
+
+    Raises:
+        DatasetError: When the file is malformed, empty, or of another kind.
+    """
+    readers = {".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json, ".jsonl": _jsonl}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DatasetError(f"{path}: captions can be read from {listing(CAPTIONS_SUFFIXES)} files only")
+    records = [(place, _lower_keys(record, place)) for place, record in reader(path)]
+    if not records:
+        raise DatasetError(f"{path}: there are no captions in it")
+    keys, notes = _choice(records, is_clip)
+    return Captions(tuple(_row(record, keys, place) for place, record in records), notes)
+
+
+def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    tabs = path.suffix.lower() == ".tsv"
+    if path.suffix.lower() == ".txt":
+        tabs = "\t" in next(read_lines(path), (1, ""))[1]
+    for place, record in read_table(path, [], "\t" if tabs else ","):
+        for key, cell in record.items():
+            if key.lower() in _CAPTION_KEYS and _LIST.match(cell):
+                raise DatasetError(
+                    f"{place}: a list stands in one cell, {shown(cell)}; give each caption a row of its own, or write "
+                    "the file as JSON, where lists are read"
+                )
+        yield place, {key: value for key, value in record.items() if value or key.lower() in _CAPTION_KEYS}
+
+
+def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    content = read_json_file(path)
+    if isinstance(content, dict):
+        for video, captions in content.items():
+            yield f"{path}: {shown(video)}", {"video": video, "caption": captions}
+    else:
+        for i, record in enumerate(expect(content, list, str(path))):
+            yield f"{path}: [{i}]", expect(record, dict, f"{path}: [{i}]")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in read_lines(path):
+        place = f"{path}:{number}"
+        try:
+            record = parse_json(line)
+        except NotJson as fault:
+            raise DatasetError(f"{place} {fault}") from None
+        yield place, expect(record, dict, place)
+
+
+def _lower_keys(record: dict[str, Any], place: str) -> dict[str, Any]:
+    lowered = {key.strip().lower(): value for key, value in record.items()}
+    if len(lowered) < len(record):
+        raise DatasetError(f"{place}: {shown(', '.join(record))}: two of these differ in capitals only; rename one")
+    return lowered
+
+
+def _choice(
+    records: list[tuple[str, dict[str, Any]]], is_clip: Callable[[str], bool]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys that may name a video, the first to be taken first, and notes on what is not taken."""
+    found = [key for key in _VIDEO_KEYS if any(key in record for _, record in records)]
+    notes = []
+    if any(sum(key in record for key in _VIDEO_KEYS) > 1 for _, record in records):
+        clips = {
+            key: sum(is_clip(str(record[key])) for _, record in records if isinstance(record.get(key), int | str))
+            for key in found
+        }
+        found.sort(key=lambda key: -clips[key])
+        notes.append(f"videos are named by {found[0]!r}; {listing([repr(key) for key in found[1:]])} not taken")
+    told = [key for key in _CAPTION_KEYS if any(key in record for _, record in records)]
+    if any(sum(key in record for key in _CAPTION_KEYS) > 1 for _, record in records):
+        notes.append(f"captions are those of {told[0]!r}; {listing([repr(key) for key in told[1:]])} not taken")
+    return tuple(found), tuple(notes)
+
+
+def _row(record: dict[str, Any], video_keys: tuple[str, ...], place: str) -> CaptionRow:
+    video = _one_of(record, video_keys or _VIDEO_KEYS, place)
+    if isinstance(video, int) and not isinstance(video, bool):  # ids are often numbers
+        video = str(video)
+    captions = _one_of(record, _CAPTION_KEYS, place)
+    captions = captions if isinstance(captions, list) else [captions]
+    split = record.get("split")
+    if split is not None:
+        known = SPLIT_NAMES.get(expect(split, str, f"{place}: the split").strip().lower())
+        if known is None:
+            raise DatasetError(f"{place}: split {shown(split)} is none of train, val and test")
+        split = known
+    sentences = tuple(expect(sentence, str, f"{place}: the caption") for sentence in captions)
+    return CaptionRow(place, expect(video, str, f"{place}: the video"), sentences, split)
+
+
+def _one_of(record: dict[str, Any], keys: tuple[str, ...], place: str) -> Any:
+    for key in keys:
+        if key in record:
+            return record[key]
+    what = "video" if keys[0] in _VIDEO_KEYS else "caption"
+    raise DatasetError(f"{place}: no {what!r}; it has {shown(', '.join(sorted(record)))}")
+
+
+def write_captions(path: Path, captions: Mapping[str, str]) -> dict[str, int]:
+    """Write one caption a video so that `read_captions` reads it back, and a training can start from it.
+
+    Of ten videos in order one is for the test and one for validation, from three videos on (our choice); the column
+    is the user's to change.
+
+    Args:
+        path: The file; its suffix says which kind.
+        captions: By path below the folder of videos.
+
+    Returns:
+        How many videos of each split were written; none where there are too few to split.
+    """
+    rows = [{"video": video, "caption": caption} for video, caption in captions.items()]
+    if len(rows) > 2:
+        for number, row in enumerate(rows):
+            place = number % 10 if len(rows) >= 10 else 9 - number
+            row["split"] = {8: "val", 9: "test"}.get(place, "train")
+    match path.suffix.lower():
+        case ".csv":
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(path, text.getvalue())
+        case ".jsonl":
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        case _:
+            write_text(path, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    return dict(Counter(row["split"] for row in rows if "split" in row))

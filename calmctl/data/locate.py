@@ -1,0 +1,211 @@
+"""Where a dataset's files are: annotation files by name, clips by id.
+
+Nothing here joins a name from an annotation file to a path. Folders are listed, and what an annotation names
+is looked up in the listing, so no annotation can reach outside them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from calmctl.errors import DatasetError
+from calmctl.samples import LeftOut
+from calmctl.words import counted, utf8_name
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset((
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m1v", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
+))
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders in which one dataset's files are looked for, first match first.
+
+    Attributes:
+        annotations: For annotation files.
+        videos: For clips; each is searched with everything below it.
+    """
+
+    annotations: tuple[Path, ...]
+    videos: tuple[Path, ...]
+
+    def find(self, name: str) -> Path | None:
+        """The first annotation file of that name."""
+        return next((folder / name for folder in self.annotations if os.path.isfile(folder / name)), None)
+
+
+def places(name: str, root: Path | None, annotations: Path | None, videos: Path | None) -> Places:
+    """The folders to look in for the dataset `name`.
+
+    Raises:
+        DatasetError: When a folder that was given is none, or neither root nor the two others were given.
+    """
+    for what, folder in (("--root", root), ("--annotations", annotations), ("--videos", videos)):
+        if folder is not None and not os.path.isdir(folder):
+            raise DatasetError(
+                f"{name}: {what} {folder} is not a folder; put the annotation files and clips of {name} there, or "
+                "name where they are (in a recipe: data.root, data.annotations, data.videos; see docs/data.md)"
+            )
+        if folder is not None:
+            require_folder(folder)
+    if root is None and (annotations is None or videos is None):
+        raise DatasetError(f"{name}: say where its files are with --root, or with --annotations and --videos")
+    return Places(
+        _existing(annotations, root, name, "annotations"),
+        _existing(videos, root, name, "videos"),
+    )
+
+
+def _existing(given: Path | None, root: Path | None, name: str, kind: str) -> tuple[Path, ...]:
+    if given is not None:
+        folders = [given / name, given]
+    else:
+        assert root is not None
+        folders = [root / below for below in candidates(kind, name)]
+    return tuple(folder for folder in folders if os.path.isdir(folder))
+
+
+def candidates(kind: str, name: str) -> list[str]:
+    """Folders below a root that may hold the "annotations" or "videos" of the dataset `name`, the best first."""
+    return [f"{kind}/{name}", f"{name}/{kind}", name, kind, "."]
+
+
+class VideoFiles:
+    """Every file below a folder, by id.
+
+    A file answers to its whole name and to its name without the last suffix, so that ids with dots work with
+    and without a suffix; or, where `id_of` is given, to what that makes of its name. Where several files
+    answer to one id, one with a video suffix comes first, then the first in path order. Links to folders
+    elsewhere are followed: only published names are looked up here.
+
+    Attributes:
+        folder: What was listed.
+        unread: Folders below it that could not be read, with reasons.
+    """
+
+    def __init__(self, folder: Path, id_of: Callable[[str], str] | None = None) -> None:
+        self.folder = folder
+        self._files: dict[str, tuple[bool, str]] = {}
+        self._faults: dict[str, str] = {}
+        listed = Listing(folder, leave=True)
+        self.unread = listed.unread
+        for path, fault in listed.files.items():
+            name = os.path.basename(path)
+            stem, suffix = os.path.splitext(name)
+            for key in {id_of(name)} if id_of else {name, stem}:
+                if fault:
+                    self._faults.setdefault(key, fault)
+                    continue
+                found = (suffix.lower() not in VIDEO_SUFFIXES, path)
+                self._files[key] = min(found, self._files.get(key, found))
+
+    def find(self, clip_id: str) -> Path | str:
+        """The file of a clip, or the reason why there is none."""
+        if clip_id in self._files:
+            return Path(self._files[clip_id][1])
+        return self._faults.get(clip_id, not_there(self.unread))
+
+
+def not_there(unread: Sequence[LeftOut]) -> str:
+    """The reason for a name that no file has, as far as the folders could be read."""
+    elsewhere = f" in what was read ({counted(len(unread), 'folder')} {'was' if len(unread) == 1 else 'were'} not)"
+    return "no video file of this name" + (elsewhere if unread else "")
+
+
+class Listing:
+    """Everything below a folder but plain folders.
+
+    Hidden names are skipped. Links to folders are followed, once each. Folders named like a video come too.
+
+    Attributes:
+        files: By path, each with the fault that makes it no file, or None.
+    """
+
+    def __init__(self, folder: Path, *, leave: bool) -> None:
+        """List `folder`; links to folders outside it are followed only where `leave` says so.
+
+        Raises:
+            DatasetError: The folder itself cannot be read.
+        """
+        require_folder(folder)
+        self.files: dict[str, str | None] = {}
+        self._unread: list[LeftOut] = []
+        self._folder = folder
+        root = os.path.realpath(folder)
+        seen: set[tuple[int, int]] = set()
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=self._not_read):
+            try:
+                status = os.stat(parent)
+            except OSError as error:  # gone, or its disk is, since its name was read
+                self._not_read(error)
+                folders.clear()
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in list(folders):
+                path = os.path.join(parent, name)
+                if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+                    self.files[path] = "a folder, not a file"
+                if not leave and os.path.islink(path) and not _is_below(os.path.realpath(path), root):
+                    self._leave_out(path, "a link out of the folder, not followed; name the folder that it leads to")
+                    folders.remove(name)
+            for name in sorted(files):
+                if not name.startswith("."):
+                    path = os.path.join(parent, name)
+                    self.files[path] = _file_fault(path)
+
+    @property
+    def unread(self) -> tuple[LeftOut, ...]:
+        """Folders that could not be read, and links that were not followed; ids are the paths below the folder."""
+        return tuple(self._unread)
+
+    def _not_read(self, error: OSError) -> None:
+        # os.walk would go on without a word.
+        self._leave_out(os.fsdecode(error.filename), f"a folder that cannot be read: {error.strerror or error}")
+
+    def _leave_out(self, path: str, reason: str) -> None:
+        name = PurePath(os.path.relpath(path, self._folder)).as_posix()
+        self._unread.append(LeftOut(utf8_name(name)[0], reason))
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _file_fault(path: str) -> str | None:
+    """Why there is nothing to read at `path`, or None; what is in it is not looked at."""
+    if os.access(path, os.R_OK):
+        return None
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "dangling link" if os.path.islink(path) else "missing file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return f"cannot be read: {os.strerror(errno.EACCES)}"
+
+
+def require_folder(folder: Path, advice: str = "name one with videos in it") -> None:
+    """Raise `DatasetError` with the true reason where `folder` cannot be listed."""
+    try:
+        os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"{folder}: not a folder; {advice}") from None
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be read: {error.strerror or error}") from None
+
+
+def listing(names: Sequence[object]) -> str:
+    """`a`, `a and b`, or `a, b and c`."""
+    *head, last = map(str, names)
+    return f"{', '.join(head)} and {last}" if head else last

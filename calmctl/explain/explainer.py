@@ -1,0 +1,265 @@
+"""A video as an explanation looks at it: the frames that make its score, and finer instants for a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmctl.anchors.distribution import anchor_log_probabilities, video_log_probabilities
+from calmctl.anchors.shipped import BARE as ZERO_SHOT_VOCABULARY
+from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.errors import CheckpointError
+from calmctl.model.backbone import split_preprocess
+from calmctl.model.calm import CalmModel
+from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.vae import CrossModalVAE
+from calmctl.model.weights import load_backbone
+from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+from calmctl.runs.checkpoint import load_run
+from calmctl.runs.run import Run
+from calmctl.samples import Clip
+from calmctl.video.instants import sample_video
+from calmctl.video.pixels import jpeg, shrink
+
+
+@dataclass(frozen=True, slots=True)
+class SeenVideo:
+    """Features of one clip, with times by its file's own clock.
+
+    Attributes:
+        clip: The clip.
+        start_s: Where its window begins.
+        end_s: Where it ends.
+        times_s: When the frames of the score were on the screen, [F].
+        frames: Their features, [F, D].
+        instants_s: When those of the timeline were, [T].
+        instants: Their features, [T, D].
+        pictures: JPEG files of the F frames, for a page; empty where none were asked for.
+    """
+
+    clip: Clip
+    start_s: float
+    end_s: float
+    times_s: np.ndarray
+    frames: Tensor
+    instants_s: np.ndarray
+    instants: Tensor
+    pictures: tuple[bytes, ...]
+
+
+def see_video(explainer: Explainer, clip: Clip, *, instants: int | None = None, pictures: bool = False) -> SeenVideo:
+    """Decode and encode a clip: F frames as scoring samples them, and `instants` for the timeline, in one pass.
+
+    Args:
+        explainer: Whose backbone encodes.
+        clip: The video, or a window of it.
+        instants: How many; None for two a second, at least 12 and at most 240 (our choice).
+        pictures: Whether to keep JPEG pictures of the F frames.
+
+    Raises:
+        VideoError: The clip cannot be decoded.
+    """
+    resize = split_preprocess(explainer.model.backbone)[0]
+    sampled = sample_video(
+        clip, explainer.n_frames, instants=instants, transform=resize, picture=shrink if pictures else None
+    )
+    return SeenVideo(
+        clip=clip,
+        start_s=sampled.start_s,
+        end_s=sampled.end_s,
+        times_s=sampled.times_s,
+        frames=explainer.encode_frames(sampled.frames),
+        instants_s=sampled.instants_s,
+        instants=explainer.encode_frames(sampled.instants),
+        pictures=tuple(map(jpeg, sampled.pictures)),
+    )
+
+
+# Who explains: a trained run, or the bare backbone where there is none.
+
+
+ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS = "ViT-B-32-quickgelu", "openai"
+ZERO_SHOT_FRAMES = 12
+_FRAMES_PER_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Explainer:
+    """A model in evaluation mode with its anchors computed once.
+
+    Attributes:
+        name: What explains, for people: "runs/demo-001 (best on validation)".
+        model: The model.
+        vocabulary: The K anchors' labels.
+        anchors: P with the current weights, [K, D], on the CPU (Eq. 5).
+        vae: The VAE over exactly these anchors, or None.
+        temperature: Tau of S_p.
+        video_temperature: Tau of V_p.
+        n_frames: F, the frames that a clip's score is made from.
+        device: Where the model is.
+        run: The run, or None for the bare backbone.
+        which: Which of the run's weights.
+        notes: What a reader must know about the choice.
+    """
+
+    name: str
+    model: CalmModel
+    vocabulary: Vocabulary
+    anchors: Tensor
+    vae: CrossModalVAE | None
+    temperature: float
+    video_temperature: float
+    n_frames: int
+    device: torch.device
+    run: Run | None
+    notes: tuple[str, ...]
+    which: str = "best"
+
+    def log_s(self, texts: Tensor) -> Tensor:
+        """log S_p, [N, K], of texts as `encode_texts` gives them (Eq. 6)."""
+        return anchor_log_probabilities(self.model.sentences(texts), self.anchors, self.temperature)
+
+    def log_v(self, frames: Tensor) -> Tensor:
+        """log V_p, [..., K], of frame features [..., F, D] (Eq. 7)."""
+        keys = self.model.keys
+        return video_log_probabilities(
+            frames, self.anchors, self.video_temperature, video=keys.video, frame_mean=keys.frame_mean
+        )
+
+    @torch.inference_mode()
+    def encode_texts(self, sentences: Sequence[str]) -> Tensor:
+        """Texts as the head reads them (`FusionHead.reads`), behind any adapter, on the CPU."""
+        return self.model.encode_texts(self.model.backbone.tokenize(sentences).to(self.device)).cpu()
+
+    @torch.inference_mode()
+    def encode_frames(self, pixels: np.ndarray) -> Tensor:
+        """Features [T, D], behind any adapter, on the CPU, of frames uint8 [T, S, S, 3] at the input size."""
+        parts = [
+            self.model.encode_frames(torch.from_numpy(pixels[None, i : i + _FRAMES_PER_BATCH]).to(self.device))[0]
+            for i in range(0, len(pixels), _FRAMES_PER_BATCH)
+        ]
+        return torch.cat(parts).cpu()
+
+
+def explain_with_run(
+    run: Run, device: torch.device, *, vocabulary: str | Path | None = None, which: str = "best"
+) -> Explainer:
+    """The explainer of a trained run.
+
+    Args:
+        run: The run.
+        device: Where to compute.
+        vocabulary: Other anchors than the run's; they have no learned offsets, and the run's VAE cannot be used.
+        which: "best" (on validation) or "last".
+
+    Raises:
+        CalmError: The run's weights or the vocabulary cannot be used.
+    """
+    model = load_run(run, which, device)
+    own = run.anchors()
+    chosen = own if vocabulary is None else resolve_vocabulary(vocabulary)
+    notes = []
+    vae = model.vae
+    if chosen.digest != own.digest:
+        notes.append(f"anchors of {chosen.reference} instead of the run's {own.reference}: no learned offsets, no VAE")
+        anchors, vae = _prompt_features(model, chosen, device), None
+    elif model.anchors is None:
+        exported = run.recipe().alignment.kind != "none"
+        why = "a slim export leaves out what training alone needs" if exported else "trained without CALM's loss"
+        notes.append(f"this run has no anchors of its own ({why}): they are bare prompts, and there is no VAE")
+        anchors = _prompt_features(model, chosen, device)
+    else:
+        with torch.inference_mode():
+            anchors = model.anchor_features().cpu()
+        if vae is None:
+            notes.append(f"this run aligns by {model.alignment.kind}, without a VAE")
+    suffix = {"best": "best on validation", "last": "last epoch"}[which]
+    tau = _temperature(model)
+    return Explainer(
+        name=f"{run.folder} ({suffix})",
+        model=model,
+        vocabulary=chosen,
+        anchors=anchors,
+        vae=vae,
+        temperature=tau,
+        video_temperature=model.keys.video_temperature or tau,
+        n_frames=run.recipe().data.frames,
+        device=device,
+        run=run,
+        notes=tuple(notes),
+        which=which,
+    )
+
+
+def explain_zero_shot(
+    device: torch.device,
+    *,
+    backbone: str = ZERO_SHOT_MODEL,
+    weights: str | None = None,
+    vocabulary: str | Path | None = None,
+    notes: tuple[str, ...] = (),
+) -> Explainer:
+    """The explainer of a bare backbone: mean pooling, prompts without offsets, no VAE.
+
+    Args:
+        device: Where to compute.
+        backbone: An open_clip model, demo-clip, or a config file.
+        weights: A pretrained tag or a .safetensors file; None for "openai".
+        vocabulary: The anchors; None for charades@1.
+        notes: Said before its own.
+
+    Raises:
+        CheckpointError: The weights are not at hand; the message names the ways out.
+        VocabularyError: There is no such vocabulary.
+    """
+    chosen = resolve_vocabulary(vocabulary or ZERO_SHOT_VOCABULARY)
+    named = weights is not None or backbone != ZERO_SHOT_MODEL
+    weights = weights or ZERO_SHOT_WEIGHTS
+    try:
+        towers = load_backbone(backbone, weights)
+    except CheckpointError as fault:
+        if named:  # what is wrong is in the user's own words
+            raise
+        raise CheckpointError(
+            f"{fault}; here: give a .safetensors file with --weights, or explain with a run ('calmctl demo' makes one)"
+        ) from fault
+    model = CalmModel(
+        towers,
+        MeanPoolHead(),
+        anchor_keys=AnchorsSection(vocabulary=str(vocabulary or ZERO_SHOT_VOCABULARY)),
+        alignment_keys=AlignmentSection(kind="none"),
+        frozen=True,
+    )
+    model = model.eval().to(device)
+    tau = _temperature(model)
+    return Explainer(
+        name=f"zero-shot: {towers.spec.model} with {weights}, mean pooling",
+        model=model,
+        vocabulary=chosen,
+        anchors=_prompt_features(model, chosen, device),
+        vae=None,
+        temperature=tau,
+        video_temperature=tau,
+        n_frames=ZERO_SHOT_FRAMES,
+        device=device,
+        run=None,
+        notes=(*notes, *towers.notes, "nothing was trained: anchors are bare prompts, and there is no VAE"),
+    )
+
+
+@torch.inference_mode()
+def _prompt_features(model: CalmModel, vocabulary: Vocabulary, device: torch.device) -> Tensor:
+    """CLIP_s(prompts), [K, D], behind any adapter."""
+    return model.sentences(model.encode_texts(model.backbone.tokenize(vocabulary.prompts).to(device))).cpu()
+
+
+def _temperature(model: CalmModel) -> float:
+    if model.keys.temperature == "learned" and model.log_temperature is None:
+        return 100.0  # where its learning would have begun
+    return float(model.temperature())

@@ -1,0 +1,282 @@
+"""Self-contained pages from templates: no network, no script from elsewhere, nothing from a caption obeyed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor
+
+from calmctl.device import choose_device
+from calmctl.errors import VideoError
+from calmctl.explain.anchors import worth_saying
+from calmctl.explain.calibration import SIGNALS, Calibration
+from calmctl.explain.collection import Collection, Failures
+from calmctl.explain.explainer import explain_with_run, see_video
+from calmctl.explain.pair import Explanation, explain
+from calmctl.explain.words import explain_terms, fixed, ordinal, percent, seconds, summary
+from calmctl.files import PAGE, write_output
+from calmctl.runs.run import Run
+from calmctl.samples import Clip
+from calmctl.video.pixels import jpeg, shrink
+from calmctl.video.pool import available_cores, decode_clips
+from calmctl.words import visible
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([folder, _TEMPLATES]),
+        autoescape=True,  # whatever a template is called: captions and file names are other people's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "fixed": fixed,
+        "percent": percent,
+        "seconds": seconds,
+        "visible": lambda value: visible(str(value)),
+    }
+    return environment
+
+
+def render(template: str, folder: Path = _TEMPLATES, **values: Any) -> str:
+    """The HTML of a template of `folder` (or of those here) with these values, all of them escaped."""
+    script = (_TEMPLATES / "highlight.js").read_text(encoding="utf-8")
+    return (
+        _environment(folder)
+        .get_template(template)
+        .render(
+            **values,
+            style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+            script=script,
+            # Only this script may run: a second lock, should anything ever slip past the escaping.
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        )
+    )
+
+
+def pictures_of(clips: Sequence[Clip]) -> dict[str, list[str]]:
+    """Three pictures of each clip, by id; clips that cannot be decoded any more have none."""
+    decoded = decode_clips(clips, 3, workers=min(len(clips), available_cores()) or 1, transform=shrink)
+    return {
+        clip.id: [data_url(jpeg(frame)) for frame in frames]
+        for clip, frames in decoded
+        if not isinstance(frames, VideoError)
+    }
+
+
+def data_url(picture: bytes) -> str:
+    """A JPEG file as an address that needs no network."""
+    return "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
+
+
+# Explanations as self-contained pages: no network, no script from elsewhere, nothing from a caption obeyed.
+
+
+_ROWS, _RELATED, _PARTS, _STRIPS, _SHOWN = 10, 3, 6, 8, 3
+
+
+def explain_page(run: Run, clip: Clip, sentence: str, path: Path, *, device: str = "auto") -> Explanation:
+    """Explain a clip and a sentence with the best weights of `run`, and write the page of it.
+
+    Raises:
+        CheckpointError: The run's weights cannot be used.
+        VideoError: The clip cannot be decoded.
+        RunFailed: The page cannot be written.
+    """
+    explainer = explain_with_run(run, choose_device(device))
+    explanation = explain(explainer, see_video(explainer, clip, pictures=True), sentence)
+    write_pair_page(explanation, path)
+    return explanation
+
+
+def write_pair_page(explanation: Explanation, path: Path) -> None:
+    """Write the page of one pair; raises `RunFailed` where the file cannot be written."""
+    write_output(path, pair_page(explanation), PAGE)
+
+
+def write_failures_page(found: Failures, collection: Collection, path: Path) -> None:
+    """Write the page of a run's worst queries, with pictures of each clip whose file is at hand."""
+    names = dict.fromkeys(one.clip for each in found.worst for one in (each.right, each.confusing))
+    pictures = pictures_of([collection.clips[name] for name in names if name in collection.clips])
+    write_output(path, render("failures.html.j2", found=found, pictures=pictures), PAGE)
+
+
+def write_calibration_page(found: Calibration, path: Path) -> None:
+    """Write the reliability diagrams and the risk-coverage curves of a run."""
+    curves = [
+        {
+            "name": signal.name,
+            "points": _polyline(signal.risk_coverage.coverage, 1 - signal.risk_coverage.risk),
+        }
+        for signal in found.signals
+    ]
+    write_output(path, render("calibration.html.j2", found=found, curves=curves, signals=SIGNALS), PAGE)
+
+
+def pair_page(explanation: Explanation) -> str:
+    """The HTML of one pair."""
+    seen, c = explanation.seen, explanation.comparison
+    return render(
+        "pair.html.j2",
+        x=explanation,
+        summary=summary(explanation),
+        terms=explain_terms(explanation),
+        anchors=_anchor_rows(explanation),
+        related=[
+            {
+                "name": name,
+                "side": side,
+                "most": _top(p, _RELATED),
+                "least": _top(-p, 2),
+                "p": p,
+            }
+            for name, side, p in (("Video", "video", c.video), ("Sentence", "text", c.text))
+        ],
+        lists=[
+            {"name": name, "says": says, "top": worth_saying(p, _SHOWN), "p": p}
+            for name, says, p in (
+                ("Both", "mass that the two share", c.shared),
+                ("Only the video", "what it has beyond that", c.video - c.shared),
+                ("Only the sentence", "what it has beyond that", c.text - c.shared),
+            )
+        ],
+        frames=[
+            {
+                "url": data_url(picture),
+                "time": seconds(float(time)),
+                "weight": float(weight),
+                "cosine": float(cosine),
+            }
+            for picture, time, weight, cosine in zip(
+                seen.pictures, seen.times_s, explanation.pair.weights, explanation.pair.cosines, strict=True
+            )
+        ]
+        if seen.pictures
+        else [],
+        most_mass=max(float(p.max()) for p in (c.video, c.text)),
+        most_weight=float(explanation.pair.weights.max()),
+        parts=_score_parts(explanation),
+        strips=_strips(explanation),
+        cosine_line=_cosine_line(explanation),
+        ticks=_ticks(seen.start_s, seen.end_s),
+        most_entropy=math.log(len(explanation.labels)),
+        worth_saying=worth_saying,
+    )
+
+
+def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
+    """All anchors, the strongest first, with what the page shows and says of each."""
+    c, hat = x.comparison, x.reconstruction
+    ranks = {side: _ranks(p) for side, p in (("video", c.video), ("text", c.text))}
+    order = _top(c.video.maximum(c.text), len(x.labels))
+    rows = []
+    for place, k in enumerate(order):
+        says = (
+            f"{x.labels[k]}: video {percent(c.video[k])} ({ordinal(ranks['video'][k])} of {len(order)}), "
+            f"sentence {percent(c.text[k])} ({ordinal(ranks['text'][k])})"
+        )
+        if hat is not None:
+            says += f", reconstructed {percent(hat.text[k])}"
+        rows.append(
+            {
+                "k": k,
+                "label": x.labels[k],
+                "video": float(c.video[k]),
+                "text": float(c.text[k]),
+                "hat": None if hat is None else float(hat.text[k]),
+                "shown": place < _ROWS,
+                "says": f"{says}; part of the score {float(x.split.anchors[k]):+z.3f}.",
+            }
+        )
+    return rows
+
+
+def _score_parts(x: Explanation) -> dict[str, Any]:
+    """The score as bars from zero, all on one scale."""
+    split = x.split
+    strongest = _top(split.anchors.abs(), _PARTS)
+    strongest.sort(key=lambda k: -float(split.anchors[k]))
+    rest = float(split.anchors.sum()) - sum(float(split.anchors[k]) for k in strongest)
+    rows = [
+        {
+            "k": k,
+            "label": x.labels[k],
+            "value": float(split.anchors[k]),
+            "denied": bool(split.text[k] < 0 and split.video[k] < 0),
+        }
+        for k in strongest
+    ]
+    rows += [
+        {"k": None, "label": label, "value": value, "denied": False}
+        for label, value in (
+            (f"the other {len(x.labels) - len(strongest)} anchors", rest),
+            ("what all anchors share", split.shared),
+            ("what no anchor covers", split.rest),
+        )
+    ]
+    values = [0.0, *(float(str(row["value"])) for row in rows)]
+    low, high = min(values), max(values)
+    return {"rows": rows, "low": low, "span": (high - low) or 1.0}
+
+
+def _strips(x: Explanation) -> list[dict[str, Any]]:
+    line = x.timeline
+    strips = []
+    for k in line.strongest(_STRIPS):
+        values = line.video[:, k].tolist()
+        peak = max(range(len(values)), key=values.__getitem__)
+        strips.append(
+            {
+                "k": k,
+                "label": x.labels[k],
+                "values": values,
+                "peak": values[peak],
+                "peak_at": seconds(float(line.instants_s[peak])),
+            }
+        )
+    return strips
+
+
+def _cosine_line(x: Explanation) -> dict[str, Any]:
+    cosines = x.timeline.cosines.double().numpy()
+    low, high = float(cosines.min()), float(cosines.max())
+    span = (high - low) or 1.0
+    at = (np.arange(len(cosines)) + 0.5) / len(cosines)
+    return {"low": low, "high": high, "points": _polyline(at, (cosines - low) / span)}
+
+
+def _ticks(start_s: float, end_s: float) -> list[dict[str, Any]]:
+    """Round instants on the time axis, at most six."""
+    length = max(end_s - start_s, 1e-9)
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 36000)
+    step = next((step for step in steps if length / step <= 5.01), length / 5)
+    first = math.ceil(start_s / step - 1e-9)
+    marks = [n * step for n in range(first, math.floor(end_s / step + 1e-9) + 1)]
+    return [{"at": (mark - start_s) / length, "label": seconds(mark)} for mark in marks]
+
+
+def _polyline(x: Any, y: Any) -> str:
+    """Points of an SVG polyline in a 100 x 100 box with y upwards."""
+    return " ".join(f"{100 * a:z.2f},{100 - 100 * b:z.2f}" for a, b in zip(x, y, strict=True))
+
+
+def _top(values: Tensor, count: int) -> list[int]:
+    return [int(k) for k in values.argsort(descending=True, stable=True)[:count]]
+
+
+def _ranks(values: Tensor) -> list[int]:
+    """The rank of each anchor from 1."""
+    order: Sequence[int] = _top(values, len(values))
+    return [place for _, place in sorted((k, place) for place, k in enumerate(order, start=1))]

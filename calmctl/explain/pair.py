@@ -1,0 +1,196 @@
+"""One pair explained: everything that the terminal, the page and `--json` show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calmctl.anchors.distribution import entropy, kl_divergence
+from calmctl.errors import BadInput
+from calmctl.explain.anchors import Comparison, Reconstruction, compare, reconstruct, without
+from calmctl.explain.collection import Collection, Standing, standing
+from calmctl.explain.explainer import Explainer, SeenVideo
+from calmctl.explain.score import (
+    ScoredPair,
+    Split,
+    Timeline,
+    anchor_directions,
+    project_out,
+    score_pair,
+    split_score,
+    timeline,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """The pair once more, without some anchors.
+
+    Attributes:
+        removed: Their places in the vocabulary.
+        mass: The shares of V_p and of S_p that they had.
+        divergence: KL(S_p || V_p) over the others, in nats.
+        video_entropy, text_entropy: H of both over the others.
+        score: The head's score when what is particular to these anchors is taken out of all features.
+        standing: In the collection, None without one.
+    """
+
+    removed: tuple[int, ...]
+    mass: tuple[float, float]
+    divergence: float
+    video_entropy: float
+    text_entropy: float
+    score: float
+    standing: Standing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Everything about one pair; see the attributes' own classes."""
+
+    explainer: Explainer
+    seen: SeenVideo
+    sentence: str
+    comparison: Comparison
+    reconstruction: Reconstruction | None
+    pair: ScoredPair
+    split: Split
+    timeline: Timeline
+    without: Without | None
+    standing: Standing | None
+    collection: str | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The K anchor labels."""
+        return self.explainer.vocabulary.texts
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data; distributions in the order of "anchors"."""
+        explainer, seen, line = self.explainer, self.seen, self.timeline
+        pair, split = self.pair, self.split
+        return {
+            "video": str(seen.clip.path),
+            "sentence": self.sentence,
+            "explained_by": explainer.name,
+            "notes": list(explainer.notes),
+            "vocabulary": {"name": explainer.vocabulary.reference, "digest": explainer.vocabulary.digest},
+            "temperature": explainer.temperature,
+            "video_temperature": explainer.video_temperature,
+            "anchors": list(self.labels),
+            "distributions": _plain(self.comparison),
+            "vae": None if self.reconstruction is None else _plain(self.reconstruction),
+            "score": {
+                "head": explainer.model.head.name,
+                "score": pair.score,
+                "frame_times_s": _numbers(seen.times_s),
+                "frame_weights": _numbers(pair.weights),
+                "frame_weights_depend_on_sentence": pair.conditioned,
+                "frame_cosines": _numbers(pair.cosines),
+                "contributions": _plain(split),
+            },
+            "timeline": {
+                "instants_s": _numbers(line.instants_s),
+                "video": _numbers(line.video),
+                "entropy": _numbers(line.entropy),
+                "cosines": _numbers(line.cosines),
+                "segments": [_plain(segment) for segment in line.segments],
+            },
+            "without": None
+            if self.without is None
+            else {**asdict(self.without), "removed": [self.labels[k] for k in self.without.removed]},
+            "collection": self.collection,
+            "standing": None if self.standing is None else asdict(self.standing),
+        }
+
+
+def explain(
+    explainer: Explainer,
+    seen: SeenVideo,
+    sentence: str,
+    *,
+    removed: tuple[int, ...] = (),
+    collection: Collection | None = None,
+) -> Explanation:
+    """Explain a video that was seen, and a sentence.
+
+    Args:
+        explainer: Who explains.
+        seen: The video, from `see_video` with the same explainer.
+        sentence: The sentence.
+        removed: Anchors to look at the pair without, from `calmctl.anchors.vocabulary.find_anchors`.
+        collection: Clips to rank the video among for this sentence; the same file in it is not counted twice.
+
+    Raises:
+        BadInput: The collection's clips have another number of frames than the video was seen with.
+    """
+    if collection is not None and collection.caveats:
+        explainer = replace(explainer, notes=(*explainer.notes, *collection.caveats))
+    text = explainer.encode_texts([sentence])[0]
+    log_s, log_v = explainer.log_s(text), explainer.log_v(seen.frames)
+    pair = score_pair(explainer.model.head, text, seen.frames)
+    candidates = None if collection is None else _candidates(collection, seen)
+    return Explanation(
+        explainer=explainer,
+        seen=seen,
+        sentence=sentence,
+        comparison=compare(log_v, log_s),
+        reconstruction=None if explainer.vae is None else reconstruct(explainer.vae, log_v, log_s),
+        pair=pair,
+        split=split_score(pair, anchor_directions(explainer.anchors)),
+        timeline=timeline(explainer, seen, explainer.model.sentences(text)),
+        without=_without(explainer, text, seen, list(removed), candidates) if removed else None,
+        standing=None if candidates is None else standing(explainer, text, candidates),
+        collection=None if collection is None else f"{collection.dataset} {collection.split}",
+    )
+
+
+def _without(
+    explainer: Explainer, text: Tensor, seen: SeenVideo, removed: list[int], candidates: Tensor | None
+) -> Without:
+    log_s, log_v = explainer.log_s(text), explainer.log_v(seen.frames)
+    less_s, less_v = without(log_s, removed), without(log_v, removed)
+    gone = anchor_directions(explainer.anchors).centred[removed]
+    return Without(
+        removed=tuple(removed),
+        mass=(float(log_v.exp()[removed].sum()), float(log_s.exp()[removed].sum())),
+        divergence=float(kl_divergence(less_s, less_v)),
+        video_entropy=float(entropy(less_v)),
+        text_entropy=float(entropy(less_s)),
+        score=score_pair(explainer.model.head, project_out(text, gone), project_out(seen.frames, gone)).score,
+        standing=None if candidates is None else standing(explainer, text, candidates, removed),
+    )
+
+
+def _candidates(collection: Collection, seen: SeenVideo) -> Tensor:
+    """Frames [N_v, F, D] of the video, first, and of the collection's other clips."""
+    theirs, own = collection.encoded.frames.shape[1], len(seen.frames)
+    if theirs != own:
+        raise BadInput(
+            f"the stored clips of {collection.dataset} have {theirs} frames each and the video was looked at with "
+            f"{own}; leave out --collection, or use a run whose data.frames is that of its feature store"
+        )
+    ours = seen.clip.path.resolve()
+    others = [
+        place
+        for place, name in enumerate(collection.encoded.ids)
+        if not (
+            (clip := collection.clips.get(name))
+            and clip.path.resolve() == ours
+            and (clip.start_s, clip.end_s) == (seen.clip.start_s, seen.clip.end_s)
+        )
+    ]
+    return torch.cat([seen.frames[None], collection.encoded.frames[others]])
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A dataclass of numbers and tensors as plain data."""
+    fields = {name: getattr(record, name) for name in record.__slots__}
+    return {name: _numbers(value) if isinstance(value, Tensor) else value for name, value in fields.items()}
+
+
+def _numbers(values: Any) -> Any:
+    return values.tolist()

@@ -1,1 +1,0 @@
-"""Clips in, features out: decoding and encoding once, into a feature store."""

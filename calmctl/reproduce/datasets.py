@@ -1,0 +1,166 @@
+"""Where a table's data lies, and what of it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.data.registry import load_dataset, protocol_for
+from calmctl.errors import BadInput, CalmError, DatasetError
+from calmctl.evaluation.runs import TestSet, open_store, own_test_set
+from calmctl.recipe import Recipe
+from calmctl.reproduce.rows import Row, Table
+from calmctl.store.format import INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The data that a table is made on.
+
+    Attributes:
+        name: "demo", or the folder.
+        tests: Where each dataset is tested.
+        overrides: Recipe keys by the dataset trained on.
+    """
+
+    name: str
+    tests: Mapping[str, TestSet]
+    overrides: Mapping[str, tuple[str, ...]]
+
+    def recipe(self, row: Row, seed: int, overrides: tuple[str, ...] = ()) -> Recipe:
+        """The recipe of `row` for the seed number `seed`: the world's data, the row's own keys, then `overrides`."""
+        dataset = row.resolved(seed, overrides).data.dataset
+        here = replace(row, overrides=(*self.overrides.get(dataset, ()), *row.overrides))
+        return here.resolved(seed, overrides)
+
+    def tests_of(self, row: Row, recipe: Recipe) -> list[TestSet]:
+        """Where `row` is tested: on the dataset of its own recipe as that says, elsewhere as this world says.
+
+        A run that was not trained on features is tested on videos, because its head reads what a store lacks.
+        """
+        found = []
+        for name in row.tests:
+            if name == recipe.data.dataset:
+                found.append(own_test_set(recipe))
+            else:
+                test = self.tests[name]
+                found.append(test if recipe.data.features else replace(test, features=None))
+        return found
+
+
+def folder_world(root: Path, tables: Sequence[Table]) -> World:
+    """The world of the datasets in `root`: each in a folder of its name, or all in one."""
+    trained = [row.resolved(0).data.dataset for table in tables for row in table.rows]
+    names = dict.fromkeys([*trained, *(name for table in tables for name in table.datasets)])
+    places = {name: root / name if (root / name).is_dir() else root for name in names}
+    return World(
+        str(root),
+        {name: TestSet(name, place) for name, place in places.items()},
+        {name: (f"data.root={place}",) for name, place in places.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found of one thing that a table needs.
+
+    Attributes:
+        what: The dataset, vocabulary or weights.
+        present: Whether it is there, or will be fetched.
+        says: Counts, or what is missing and how to get it.
+        online: Whether it is not there yet and the first run downloads it.
+    """
+
+    what: str
+    present: bool
+    says: str
+    online: bool = False
+
+
+def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[str, Found]:
+    """Look for everything that the rows of `table` need, by name; nothing is decoded or downloaded."""
+    found: dict[str, Found] = {}
+    for row in table.rows:
+        recipe = world.recipe(row, 0, overrides)
+        for test in world.tests_of(row, recipe):
+            found.setdefault(test.dataset, _dataset(test, recipe))
+        if recipe.data.dataset not in found:
+            found[recipe.data.dataset] = _dataset(own_test_set(recipe), recipe)
+        vocabulary = recipe.anchors.vocabulary
+        if vocabulary not in found:
+            found[vocabulary] = _vocabulary(vocabulary)
+        weights = f"{recipe.backbone.model} {recipe.backbone.weights}"
+        if weights not in found:
+            found[weights] = _weights(recipe)
+    return found
+
+
+def needs(world: World, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What `row` needs, by the names of `look`, the datasets that it is only tested on left aside."""
+    recipe = world.recipe(row, 0, overrides)
+    return (
+        recipe.data.dataset,
+        recipe.anchors.vocabulary,
+        f"{recipe.backbone.model} {recipe.backbone.weights}",
+    )
+
+
+def _dataset(test: TestSet, recipe: Recipe) -> Found:
+    if test.features is not None:
+        if not (test.features / INDEX).is_file():
+            return Found(test.dataset, False, f"no feature store in {test.features}")
+        try:
+            store = open_store(test.features, recipe.task, test.dataset, test.protocol)
+        except CalmError as fault:
+            return Found(test.dataset, False, str(fault))
+        if store.pending:
+            return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
+        return Found(test.dataset, True, f"features in {test.features}")
+    own = test.dataset == recipe.data.dataset
+    try:
+        dataset = load_dataset(
+            test.dataset,
+            test.root,
+            protocol=protocol_for(recipe.task, test.dataset, test.protocol),
+            annotations=test.annotations,
+            videos=test.videos,
+            val_clips=recipe.data.val_clips if own else None,
+            val_seed=recipe.data.val_seed if own else 0,
+        )
+        splits = {name: dataset.splits[name] for name in (("train", "val", "test") if own else ("test",))}
+    except DatasetError as fault:
+        return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
+    counts = ", ".join(f"{name} {len(split.clips):,} clips" for name, split in splits.items())
+    left_out = sum(len(split.left_out) for split in splits.values())
+    empty = [name for name, split in splits.items() if not split.captions]
+    if empty:
+        return Found(test.dataset, False, f"not one clip of {', '.join(empty)} is in {test.root}")
+    return Found(test.dataset, True, counts + (f"; {left_out:,} clips missing" if left_out else ""))
+
+
+def _vocabulary(name: str) -> Found:
+    try:
+        vocabulary = resolve_vocabulary(name)
+    except BadInput as fault:
+        label_list = Path(name).name.partition("@")[0]
+        return Found(name, False, f"{fault}; make it with 'calmctl anchors build {label_list}.txt'")
+    return Found(name, True, f"{len(vocabulary)} anchors")
+
+
+def _weights(recipe: Recipe) -> Found:
+    model, weights = recipe.backbone.model, recipe.backbone.weights
+    what = f"{model} {weights}"
+    if weights is None or Path(weights).is_file():
+        return Found(what, True, "random" if weights is None else "a file")
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = str((open_clip.get_pretrained_cfg(model, weights) or {}).get("hf_hub", "")).rpartition("/")[0]
+    if not repository:
+        return Found(what, False, f"neither a file nor a pretrained tag of {model}")
+    cached = isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
+    if cached:
+        return Found(what, True, "in the local cache")
+    return Found(what, True, "not in the local cache: the first run downloads them", online=True)

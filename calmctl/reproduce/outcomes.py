@@ -1,0 +1,198 @@
+"""What a finished run does on its test sets, query by query, measured once and kept in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calmctl.captions.evaluate import evaluate_caption_run
+from calmctl.errors import BadInput
+from calmctl.evaluation.metrics import rank_queries, text_to_video
+from calmctl.evaluation.result import HONEST_SCORER
+from calmctl.evaluation.retrieval import evaluate_encoded, score_split
+from calmctl.evaluation.runs import Progress, TestSet, labels_of, open_test_set
+from calmctl.evaluation.statistics import ClipSums, clip_sums
+from calmctl.files import read_json, sha256_file, write_json
+from calmctl.recipe import Recipe
+from calmctl.runs.checkpoint import load_run
+from calmctl.runs.run import Run
+
+_WEIGHTS = "best"
+CAPTION_METRICS = ("bleu4", "meteor", "cider", "rouge_l")
+_BY_CLIP = ("cider", "rouge_l")  # the others are corpus metrics, no means over clips
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run on one test set.
+
+    Attributes:
+        dataset: Tested on.
+        protocol: Its protocol, "" where there is only one.
+        trained_on: The dataset that was trained on.
+        numbers: Metrics as tables print them; None where one could not be computed.
+        sums: Outcomes by clip, of the metrics that are means over queries.
+        n_queries: Sentences or, for captions, clips.
+        left_out: Clips of the test set that could not be used.
+        scorer: How it was scored.
+        published: Whether the paper's numbers may stand beside these (`Labels.published`, and no clip left out).
+        leak_r1: R@1 of the same weights under the released T-MASS protocol: an audit of a leak. None for other
+            heads, and where a clip has several sentences.
+        caveats: What must be said wherever the numbers are shown.
+    """
+
+    dataset: str
+    protocol: str
+    trained_on: str
+    numbers: dict[str, float | None]
+    sums: ClipSums
+    n_queries: int
+    left_out: int
+    scorer: str
+    published: bool
+    leak_r1: float | None
+    caveats: tuple[str, ...]
+
+
+def outcomes_of(
+    run: Run,
+    tests: Sequence[TestSet],
+    device: torch.device,
+    progress: Progress | None = None,
+    marks: dict[TestSet, str] | None = None,
+) -> list[Outcome]:
+    """Outcomes of the best weights on validation of `run`, kept in the run's folder and read from there.
+
+    Args:
+        run: A finished run.
+        tests: Where it is tested.
+        device: Where to compute.
+        progress: Of what has to be measured.
+        marks: What the test sets hold, as far as earlier calls have looked; this one adds what it finds.
+
+    Raises:
+        CalmError: As `evaluate_run`.
+    """
+    digest, recipe = sha256_file(run.weights(_WEIGHTS)), run.recipe()
+    marks = {} if marks is None else marks
+    found: dict[str, Outcome] = {}
+    for test in tests:
+        if test not in marks:
+            marks[test] = _contents(test, recipe)
+        kept = _read(_file(run, test), digest, marks[test])
+        if kept is not None:
+            found[test.dataset] = kept
+    missing = [test for test in tests if test.dataset not in found]
+    if missing:
+        measure = _caption if run.task == "caption" else _retrieval
+        for test, outcome in zip(missing, measure(run, missing, device, progress), strict=True):
+            found[test.dataset] = outcome
+            write_json(_file(run, test), {"weights": digest, "test_set": marks[test], **_plain(outcome)})
+    return [found[test.dataset] for test in tests]
+
+
+def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None) -> list[Outcome]:
+    recipe, model = run.recipe(), load_run(run, _WEIGHTS, device)
+    outcomes = []
+    for test in tests:
+        opened = open_test_set(recipe, test, "test")
+        labels = labels_of(run, _WEIGHTS, test, opened.record)
+        encoded = opened.encode(model, recipe, device, progress)
+        evaluation = evaluate_encoded(model, encoded, device, labels)
+        result = evaluation.result
+        ranks = rank_queries(evaluation.scores, encoded.owners)
+        numbers = {name: float(getattr(ranks.metrics(), name)) for name in ("r1", "r5", "r10", "mdr", "mnr")}
+        leak = None
+        if model.head.name == "t-mass":
+            try:
+                leaky = score_split(model, encoded, device, scorer="tmass-released")
+                leak = text_to_video(leaky, encoded.owners).r1
+            except BadInput:  # several sentences a clip: the released protocol does not exist there
+                leak = None
+        outcomes.append(
+            Outcome(
+                result.dataset,
+                result.protocol,
+                result.trained_on,
+                dict(numbers),
+                clip_sums(ranks, encoded.ids),
+                result.n_captions,
+                result.left_out,
+                HONEST_SCORER,
+                result.published and not result.left_out,
+                leak,
+                result.caveats,
+            )
+        )
+    return outcomes
+
+
+def _caption(run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None) -> list[Outcome]:
+    outcomes = []
+    for evaluation in evaluate_caption_run(run, tests, which=_WEIGHTS, device=device, progress=progress):
+        result, scores = evaluation.result, evaluation.result.scores
+        values = {name: getattr(scores, name) for name in CAPTION_METRICS}
+        clips = tuple(scores.segments["cider"])
+        sums = np.array([[100.0 * scores.segments[name][clip] for name in _BY_CLIP] for clip in clips])
+        outcomes.append(
+            Outcome(
+                result.dataset,
+                result.protocol,
+                result.trained_on,
+                {name: None if value is None else 100.0 * value for name, value in values.items()},
+                ClipSums(clips, _BY_CLIP, sums, np.ones(len(clips))),
+                scores.n,
+                result.left_out,
+                f"pycocoevalcap {scores.pycocoevalcap}, tokens of {scores.tokenizer}",
+                result.published and not result.left_out,
+                None,
+                result.caveats,
+            )
+        )
+    return outcomes
+
+
+def _file(run: Run, test: TestSet) -> Path:
+    return run.folder / f"outcomes-{test.dataset}.json"
+
+
+def _contents(test: TestSet, recipe: Recipe) -> str:
+    """A digest of a test set's clips, captions and gaps: data that was completed or exchanged is measured again."""
+    return open_test_set(recipe, test, "test").record.whole
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    sums = outcome.sums
+    return {
+        **{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__ if name != "sums"},
+        "by_clip": {
+            "clips": sums.clips,
+            "metrics": sums.metrics,
+            "sums": sums.sums.tolist(),
+            "queries": sums.sizes.tolist(),
+        },
+    }
+
+
+def _read(path: Path, digest: str, contents: str) -> Outcome | None:
+    """The outcome in `path`, if it is of these weights on this test set."""
+    if not path.is_file():
+        return None
+    values = read_json(path, what="outcomes of a run")
+    if values.pop("weights", None) != digest or values.pop("test_set", None) != contents:
+        return None
+    kept = values.pop("by_clip", None)
+    if kept is None or {*values, "sums"} != set(Outcome.__dataclass_fields__):  # of another version
+        return None
+    sums = ClipSums(
+        tuple(kept["clips"]),
+        tuple(kept["metrics"]),
+        np.array(kept["sums"], dtype=np.float64),
+        np.array(kept["queries"], dtype=np.float64),
+    )
+    return Outcome(**{**values, "caveats": tuple(values["caveats"]), "sums": sums})

@@ -1,0 +1,219 @@
+"""A table from nothing: what it needs, its runs, their outcomes, and the table written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calmctl.errors import BadInput
+from calmctl.evaluation.runs import Progress, TestSet
+from calmctl.files import TABLE, read_json, write_output
+from calmctl.reproduce.datasets import Found, World, look, needs
+from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
+from calmctl.reproduce.outcomes import Outcome, outcomes_of
+from calmctl.reproduce.rows import FIRST_SEED, Table
+from calmctl.reproduce.work import Job, Ledger, jobs_of
+from calmctl.runs.run import Run
+from calmctl.runtime import environment
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What tables need and take.
+
+    Attributes:
+        tables: With the rows and test sets that can be had.
+        found: What was looked for, by name.
+        left_out: Rows and test sets that cannot be had, by table, with the reason.
+        jobs: The runs, each once.
+    """
+
+    tables: tuple[Table, ...]
+    world: World
+    found: Mapping[str, Found]
+    left_out: Mapping[str, Mapping[str, str]]
+    jobs: tuple[Job, ...]
+
+    @property
+    def missing(self) -> tuple[Found, ...]:
+        """What is not there."""
+        return tuple(each for each in self.found.values() if not each.present)
+
+
+def choose_rows(table: Table, keys: Sequence[str]) -> Table:
+    """The rows of `table` that `keys` name, and those they are compared with; all of them for no keys.
+
+    Raises:
+        BadInput: A key that no row has.
+    """
+    known = {row.key: row for row in table.rows}
+    for key in keys:
+        if key not in known:
+            raise BadInput(f"{table.name} has no row {key!r}; it has {', '.join(known)}")
+    wanted = {*keys, *(known[key].baseline for key in keys)}
+    return replace(table, rows=tuple(row for row in table.rows if row.key in wanted)) if keys else table
+
+
+def plan_tables(
+    tables: Sequence[Table],
+    world: World,
+    runs: Path,
+    *,
+    seeds: int,
+    overrides: tuple[str, ...] = (),
+    skip_missing: bool = False,
+) -> Plan:
+    """Look for the data and for finished runs.
+
+    Args:
+        tables: As published, or their stand-ins.
+        world: Where the data lies.
+        runs: Folder of the runs.
+        seeds: Runs of each row.
+        overrides: Recipe keys changed for all rows.
+        skip_missing: Leave out rows and test sets whose data is missing, instead of listing them in `missing` alone.
+
+    Raises:
+        RecipeError: An override that a row's recipe does not know.
+    """
+    if seeds < 1:
+        raise BadInput(f"--seeds {seeds}: at least one run a row is needed")
+    found: dict[str, Found] = {}
+    for table in tables:
+        found |= look(world, table, overrides)
+    left_out: dict[str, dict[str, str]] = {table.name: {} for table in tables}
+    if skip_missing:
+        tables = [_without_missing(table, world, overrides, found, left_out[table.name]) for table in tables]
+    return Plan(tuple(tables), world, found, left_out, tuple(jobs_of(tables, world, seeds, runs, overrides)))
+
+
+def require_present(plan: Plan) -> None:
+    """Refuse a plan whose data is missing, with everything that is. Raises `BadInput`."""
+    if empty := [table.name for table in plan.tables if not table.rows]:
+        raise BadInput(f"{', '.join(empty)}: nothing is left to run\n{_listed(plan.missing)}")
+    skipped = {name for reasons in plan.left_out.values() for name in reasons}
+    if plan.missing and not skipped:
+        raise BadInput(
+            f"{len(plan.missing)} of {len(plan.found)} things that {', '.join(t.name for t in plan.tables)} needs are "
+            f"missing; --skip-missing leaves out the rows and columns that need them\n{_listed(plan.missing)}"
+        )
+
+
+def measure(
+    plan: Plan,
+    runs: Path,
+    *,
+    seeds: int,
+    overrides: tuple[str, ...] = (),
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[Filled]:
+    """Evaluate the finished runs of a plan and fill its tables.
+
+    Raises:
+        CalmError: A run is not finished, or a test set cannot be read.
+    """
+    ledger = Ledger(runs)
+    filled, marks = [], dict[TestSet, str]()
+    for table in plan.tables:
+        measured: dict[str, dict[str, list[Outcome]]] = {}
+        folders: dict[str, list[str]] = {}
+        revisions: set[str] = set()
+        for row in table.rows:
+            for seed in range(seeds):
+                recipe = plan.world.recipe(row, seed, overrides)
+                run = ledger.finished(recipe)
+                if run is None:
+                    raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
+                folders.setdefault(row.key, []).append(str(run.folder))
+                revisions.add(_revision(run))
+                for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress, marks):
+                    measured.setdefault(row.key, {}).setdefault(outcome.dataset, []).append(outcome)
+        if len(revisions) > 1:
+            mixed = f"Its runs are of {len(revisions)} revisions of calmctl: {', '.join(sorted(revisions))}."
+            table = replace(table, notes=(*table.notes, mixed))
+        filled.append(
+            fill(
+                table,
+                measured,
+                folders,
+                data=plan.world.name,
+                seeds=tuple(FIRST_SEED + seed for seed in range(seeds)),
+                overrides=overrides,
+                left_out=plan.left_out[table.name],
+            )
+        )
+    return filled
+
+
+def as_json(filled: Filled) -> dict[str, Any]:
+    """A filled table for programs, with what has to be known to read it."""
+    return {**filled.to_json(), "legend": list(legend(filled))}
+
+
+def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]:
+    """Write `filled` as JSON and as Markdown into `folder`; returns both paths. Raises `RunFailed` when it cannot.
+
+    A table of other rows, seeds, keys or data is not written over: the new one gets a number.
+    """
+    stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))
+    json_file, markdown_file = folder / f"{name}.json", folder / f"{name}.md"
+    about = environment()
+    content = json.dumps({**as_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_output(json_file, content, TABLE)
+    write_output(markdown_file, as_markdown(filled, command, about), TABLE)
+    return json_file, markdown_file
+
+
+def _asked_alike(path: Path, filled: Filled) -> bool:
+    """Whether there is no table in `path`, or one of the same rows, seeds, keys and data."""
+    if not path.exists():
+        return True
+    there = read_json(path, what="a table")
+    ours = filled.to_json()
+    try:
+        return all(there[key] == ours[key] for key in ("data", "seeds", "overrides")) and _rows(there) == _rows(ours)
+    except (KeyError, TypeError):  # something else of this name
+        return False
+
+
+def _rows(table: Mapping[str, Any]) -> set[str]:
+    return {line["row"] for block in table["blocks"] for line in block["lines"]}
+
+
+def _revision(run: Run) -> str:
+    about = read_json(run.about, what=f"run {run.folder}")
+    revision, _, changes = str(about["git"] or about["packages"]["calmctl"]).partition("+")
+    return revision[:12] + (f"+{changes}" if changes else "")
+
+
+def _without_missing(
+    table: Table, world: World, overrides: tuple[str, ...], found: Mapping[str, Found], left_out: dict[str, str]
+) -> Table:
+    rows = []
+    for row in table.rows:
+        lacking = [name for name in needs(world, row, overrides) if not found[name].present]
+        tests = tuple(name for name in row.tests if found[name].present)
+        if lacking or not tests:
+            left_out[row.key] = f"{', '.join(lacking or row.tests)} is missing"
+            continue
+        for name in row.tests:
+            if name not in tests:
+                left_out[f"→ {name}"] = "the test set is missing"
+        rows.append(replace(row, tests=tests))
+    present = {row.key for row in rows}
+    return replace(
+        table, rows=tuple(replace(row, baseline=row.baseline if row.baseline in present else "") for row in rows)
+    )
+
+
+def _listed(missing: Sequence[Found]) -> str:
+    return "\n".join(each.says if each.says.startswith(each.what) else f"{each.what}: {each.says}" for each in missing)

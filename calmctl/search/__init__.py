@@ -1,0 +1,1 @@
+"""A folder or a store as an index; sentences in, videos out."""

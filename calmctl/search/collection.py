@@ -1,0 +1,256 @@
+"""When the hits of a search begin and end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calmctl.data.folder import FolderClips
+from calmctl.data.locate import VideoFiles
+from calmctl.errors import DatasetError, RunFailed, StoreError, VideoError
+from calmctl.files import sha256_bytes
+from calmctl.model.backbone import fingerprint
+from calmctl.samples import Clip, Dataset, LeftOut, Split
+from calmctl.search.model import BARE_FRAMES, Seeker
+from calmctl.search.rows import MappedFrames, ShardRows, searched_rows
+from calmctl.search.windows import windows_of
+from calmctl.store.extract import deserves_another_try, extract
+from calmctl.store.format import INDEX, shard_file
+from calmctl.store.store import NOT_EXTRACTED, FeatureStore, Source, read_sources
+from calmctl.store.writer import is_unchanged, record_origin
+from calmctl.video.instants import measure
+from calmctl.video.pool import TIMEOUT_S
+
+Times = tuple[float, float | None, float]
+
+
+def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[int]) -> dict[int, Times]:
+    """Start and end of the clips at some positions by their file's own clock, and when its first frame is shown.
+
+    In seconds. A window's are in the shard it was extracted into, counted from the first frame. Where a clip goes to
+    the end of its file, or the file's clock is not known, the file is measured; where it is not at hand, an end is None
+    and times count from the first frame.
+    """
+    found: dict[int, Times] = {}
+    unmeasured: dict[int, Clip] = {}
+    sources: dict[int, dict[str, Source | None]] = {}
+    for position in positions:
+        key, group = frames.ids[position], frames.group(position)
+        if group not in sources:
+            path = collection.store.path / shard_file("frames", group)
+            sources[group], _ = read_sources(path)
+        _, _, start, end, *_ = sources[group].get(key) or [None, None, 0.0, None]
+        start_s, end_s = float(start or 0.0), None if end is None else float(end)
+        clip = collection.clips.get(key)
+        found[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
+        if clip is not None and (end_s is None or clip.begins_s is None):
+            unmeasured[position] = Clip(key, clip.path)
+    extents = {clip.id: extent for clip, extent in measure(unmeasured.values()) if not isinstance(extent, VideoError)}
+    for position, clip in unmeasured.items():
+        if clip.id in extents:
+            length_s, begins_s = extents[clip.id]
+            start_s, end_s, _ = found[position]
+            found[position] = start_s, length_s if end_s is None else min(end_s, length_s), begins_s
+    return {
+        position: (begins_s + start_s, None if end_s is None else begins_s + end_s, begins_s)
+        for position, (start_s, end_s, begins_s) in found.items()
+    }
+
+
+# What is searched: a feature store, or a folder of videos that becomes one.
+
+
+Progress = Callable[[str, int, int], None]
+STORES = Path("features") / "search"
+WAITING = "waiting for another search"
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Clips with features.
+
+    Attributes:
+        name: The folder or the store.
+        store: The features.
+        shards: The clips of it that are searched.
+        clips: Where they lie, by id, as far as that is known.
+        left_out: Files that could not be decoded, with reasons.
+        extracted: Clips whose features were made by this opening.
+        is_store: Whether it is somebody's store, and not a folder's.
+        unit: What one of its clips is, "clip" or "window".
+        unread: Folders below a folder that could not be read, and links that were not followed, with reasons.
+        passed_over: A note on the files of a folder that are no videos by their suffix.
+    """
+
+    name: Path
+    store: FeatureStore
+    shards: tuple[ShardRows, ...]
+    clips: Mapping[str, Clip]
+    left_out: tuple[LeftOut, ...]
+    extracted: int
+    is_store: bool
+    unit: str = "clip"
+    unread: tuple[LeftOut, ...] = ()
+    passed_over: str | None = None
+
+
+def open_collection(
+    where: Path,
+    seeker: Seeker,
+    *,
+    window_s: float | None = None,
+    stride_s: float | None = None,
+    videos: Path | None = None,
+    stores: Path = STORES,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Collection:
+    """Open a feature store, or a folder of videos, of which new and changed files are extracted first.
+
+    Args:
+        where: The store or the folder.
+        seeker: Whose features they have to be.
+        window_s: Length in seconds of the windows that a folder's videos are cut into; None for whole videos.
+        stride_s: Seconds between the beginnings of two windows.
+        videos: Where the clips of a store lie, for pictures.
+        stores: Where the features of folders are kept.
+        verify: Check every file of a folder's features, and make again what is damaged.
+        progress: Called with what is done, items done and items in all.
+
+    Raises:
+        StoreError: The store is of another backbone or number of frames, or damaged.
+        DatasetError: There is nothing to search, or nothing of it can be decoded.
+        RunFailed: New features cannot be kept in `stores`.
+    """
+    if (where / INDEX).is_file():
+        if window_s is not None:
+            raise StoreError(f"{where} is a feature store, whose clips are fixed; --window is for a folder of videos")
+        return _open_store(where, seeker, videos)
+    if not where.is_dir():
+        raise DatasetError(f"{where} is neither a feature store nor a folder; name one with --in")
+    if videos is not None:
+        raise DatasetError("--videos says where the clips of a feature store lie; a folder of videos has its own")
+    return _open_folder(where, seeker, window_s, stride_s, stores, verify, progress)
+
+
+def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
+    store = FeatureStore.open(path)
+    store.require_backbone(fingerprint(seeker.model.backbone))
+    if seeker.n_frames not in (None, store.header.n_frames):
+        raise StoreError(
+            f"{path} holds {store.header.n_frames} frames a clip, and {seeker.name} was trained on {seeker.n_frames}; "
+            f"extract again with --frames {seeker.n_frames}, or search with a run of {store.header.n_frames} frames"
+        )
+    shards = searched_rows(store)
+    ids = [key for shard in shards for key in shard.ids]
+    if not ids:
+        raise StoreError(f"{path} holds no clips; extract some into it with `calmctl extract`")
+    clips = {}
+    if videos is not None:
+        if not videos.is_dir():
+            raise DatasetError(f"--videos {videos} is not a folder")
+        files, folder = VideoFiles(videos), FolderClips(videos)
+        for key in ids:
+            found = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
+            if found is not None:
+                clips[key] = Clip(key, found)
+    pending = [
+        LeftOut(key, NOT_EXTRACTED)
+        for group, keys in enumerate(store.groups("frames"))
+        if store.entry("frames", group) is None
+        for key in keys
+    ]
+    return Collection(path, store, shards, clips, (*store.left_out, *pending), 0, True)
+
+
+def _open_folder(
+    folder: Path,
+    seeker: Seeker,
+    window_s: float | None,
+    stride_s: float | None,
+    stores: Path,
+    verify: bool,
+    progress: Progress | None,
+) -> Collection:
+    found = FolderClips(folder)
+    files = [(key, found.find(key)) for key in found.ids]
+    clips = [Clip(key, path) for key, path in files if isinstance(path, Path)]
+    left_out = [LeftOut(key, fault) for key, fault in files if isinstance(fault, str)]
+    if not files:
+        raise DatasetError(f"{folder}: {found.no_video()}; name another folder or a feature store with --in")
+    n_frames = seeker.n_frames or BARE_FRAMES
+    backbone = fingerprint(seeker.model.backbone)
+    path = stores / _store_name(folder, backbone, n_frames, window_s, stride_s)
+    if window_s is not None:
+        clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
+        left_out += unmeasured
+    extracted = 0
+    if clips and (verify or not _is_current(path, clips)):
+        dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())}, folder=folder)
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not os.access(existing, os.W_OK):
+            raise RunFailed(
+                f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --features"
+            )
+        if (path / INDEX).is_file():  # its name says whose it is, also that of a store from before there was a record
+            record_origin(path, folder)
+        report = extract(
+            dataset,
+            seeker.model.backbone,
+            path,
+            n_frames=n_frames,
+            dtype="float16",
+            device=seeker.device,
+            on_progress=lambda step: progress(step.unit, step.done, step.total) if progress and step.total else None,
+            on_wait=lambda: progress(WAITING, 0, 1) if progress else None,
+        )
+        extracted = report.clips_extracted
+    wanted = {clip.id: clip for clip in clips}
+    store = FeatureStore.open(path) if clips else None
+    shards = searched_rows(store) if store else ()
+    if store:
+        left_out += [clip for clip in store.left_out if clip.id in wanted]
+    if store is None or not shards:
+        raise DatasetError(
+            f"{folder}: none of its {len(files)} videos could be decoded "
+            f"(first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
+        )
+    unit = "clip" if window_s is None else "window"
+    over = found.passed_over()
+    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit, found.unread, over)
+
+
+def _store_name(
+    folder: Path, backbone: Mapping[str, object], n_frames: int, window_s: float | None, stride_s: float | None
+) -> str:
+    """The name of a folder's store: every backbone, number of frames and cutting has one of its own."""
+    whole = folder.resolve()
+    # The same weights with other pixel statistics are another backbone.
+    keys = ("model", "parameters_sha256", "activation", "image_size", "mean", "std", "interpolation", "resize")
+    text = json.dumps([str(whole), [backbone[key] for key in keys], n_frames, window_s, stride_s])
+    return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
+
+
+def _is_current(path: Path, clips: list[Clip]) -> bool:
+    """Whether a store has exactly these clips, each extracted from the file as it is now."""
+    try:
+        store = FeatureStore.open(path)
+        split = store.split("test")
+        if {*split.ids, *(clip.id for clip in split.left_out)} != {clip.id for clip in clips}:
+            return False
+        if any(deserves_another_try(clip, TIMEOUT_S) for clip in store.left_out):
+            return False
+        current = {clip.id: clip for clip in clips}
+        for group in range(len(store.groups("frames"))):
+            if store.entry("frames", group) is None:
+                return False
+            sources, since_ns = read_sources(path / shard_file("frames", group))
+            for key in store.groups("frames")[group]:
+                if key in current and not is_unchanged(current[key], sources.get(key), since_ns):
+                    return False
+    except (StoreError, OSError):
+        return False
+    return True

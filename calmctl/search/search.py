@@ -1,0 +1,384 @@
+"""What a search gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmctl.errors import BadInput
+from calmctl.evaluation.encoding import encode_captions
+from calmctl.explain.anchors import compare, worth_saying
+from calmctl.explain.explainer import Explainer
+from calmctl.model.heads.base import FusionHead
+from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.samples import Clip, LeftOut
+from calmctl.search.collection import WAITING, Collection, times_of
+from calmctl.search.exact import (
+    CANDIDATES,
+    Best,
+    Graph,
+    Judge,
+    Recall,
+    measure_recall,
+    open_graph,
+    search_exact,
+    search_two_stage,
+)
+from calmctl.search.model import BARE_FRAMES, Seeker
+from calmctl.search.scorers import Scorer, SearchIndex, choose_scorer, open_index
+from calmctl.words import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """An anchor that sentence and clip both have, and min(V_p, S_p) of it."""
+
+    anchor: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One clip of an answer.
+
+    Attributes:
+        rank: From 1.
+        score: The head's cosine, in float64.
+        clip: Its id.
+        file: Where it lies; None where only its features are known.
+        start_s: When the clip begins by its file's own clock, as a player shows it; from the file's first frame where
+            only features are known.
+        end_s: When it ends; None where only its features are known.
+        shared: The strongest shared anchors; None where they were not asked for.
+        neighbours: Windows that overlap or adjoin this one and score less: the same moment, so no hits of their own.
+        begins_s: When the file's first frame is shown by that clock.
+    """
+
+    rank: int
+    score: float
+    clip: str
+    file: Path | None
+    start_s: float
+    end_s: float | None
+    shared: tuple[Shared, ...] | None = None
+    neighbours: int = 0
+    begins_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for programs."""
+        return {**asdict(self), "file": None if self.file is None else str(self.file)}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query found, the best first."""
+
+    query: str
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A search.
+
+    Attributes:
+        seeker: Who searched.
+        collection: What was searched.
+        clips: How many clips that are.
+        unit: What one of them is, "clip" or "window".
+        method: How, for people.
+        answers: One for each query.
+        left_out: Files that could not be decoded.
+    """
+
+    seeker: str
+    collection: Path
+    clips: int
+    unit: str
+    method: str
+    answers: tuple[Answer, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for programs."""
+        return {
+            "by": self.seeker,
+            "collection": str(self.collection),
+            "clips": self.clips,
+            "unit": self.unit,
+            "method": self.method,
+            "answers": [
+                {
+                    "query": answer.query,
+                    "hits": [
+                        {**asdict(hit), "file": None if hit.file is None else str(hit.file)} for hit in answer.hits
+                    ],
+                }
+                for answer in self.answers
+            ],
+            "left_out": {clip.id: clip.reason for clip in self.left_out},
+        }
+
+
+# Searching a collection with sentences, or with a clip.
+
+
+Progress = Callable[[str, int, int], None]
+_SHARED = 3
+
+
+class Search:
+    """A seeker over a collection; tables are made when they are first needed.
+
+    Attributes:
+        not_kept: Why tables could not be kept for the next search, or None.
+    """
+
+    def __init__(self, seeker: Seeker, collection: Collection, progress: Progress | None = None) -> None:
+        self.seeker, self.collection = seeker, collection
+        self._progress = progress
+        self.not_kept: str | None = None
+        self._scorer, self._judge, self._index = self._open(seeker.model.head)
+        self._graph: Graph | None = None
+
+    def __len__(self) -> int:
+        return len(self._index.frames)
+
+    @property
+    def _size(self) -> str:
+        return counted(len(self), self.collection.unit)
+
+    def sentences(
+        self, queries: Sequence[str], top: int, *, approximate: bool = False, candidates: int = CANDIDATES
+    ) -> Found:
+        """The `top` best clips of every sentence.
+
+        Args:
+            queries: Sentences.
+            top: Clips a sentence; all of them where there are fewer.
+            approximate: Look only at what the first stage proposes.
+            candidates: How many that are.
+
+        Raises:
+            BadInput: `approximate` without usearch.
+        """
+        texts = self._texts(queries)
+        asked = self._asked(top)
+        if approximate:
+            best = self._two_stage(texts, asked, candidates)
+            some = min(max(asked, candidates), len(self))
+            method = f"two-stage: the {some:,} of {self._size} nearest by mean pooling (usearch), then the head"
+        else:
+            best = self._exact(texts, asked)
+            method = f"exact: the head's score of all {self._size}"
+        return self._found(queries, best, top, method, texts)
+
+    def similar(self, clip: Clip, top: int) -> Found:
+        """The `top` clips that look most like a video: heads compare sentences with videos, so mean pooling does it.
+
+        The same file in the collection is no answer. Raises `VideoError` where the clip cannot be decoded.
+        """
+        head = MeanPoolHead()
+        scorer, judge, index = self._open(head)
+        frames = self.seeker.adapted(self.seeker.video(clip, index.frames.n_frames))
+        query = head.video_table(frames)["video"].cpu()
+        own = {key for key, each in self.collection.clips.items() if _same(each.path, clip.path)}
+        asked = self._asked(top) + len(own)
+        (best,) = search_exact(index, scorer, judge, query, asked, progress=self._telling("scoring clips"))
+        kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if index.frames.ids[p] not in own]
+        chosen = Best(tuple(p for p, _ in kept), tuple(s for _, s in kept))
+        return self._found(
+            [str(clip.path)],
+            [chosen],
+            top,
+            f"exact: cosines of mean-pooled frames, {self._size}",
+            None,
+        )
+
+    def recall(self, queries: Sequence[str], *, candidates: int = CANDIDATES, at: int = 10) -> Recall:
+        """How much of the exact answers the first stage keeps. Raises `BadInput` without usearch."""
+        texts = self._texts(queries)
+        sentences = self.seeker.model.sentences(texts)
+        return measure_recall(self._exact(texts, at), self.graph, sentences, candidates=candidates, at=at)
+
+    def sampled_captions(self, count: int = 100) -> list[str]:
+        """Some of the captions that came with the clips, the same ones each time, to measure with.
+
+        Raises:
+            BadInput: The clips have none.
+        """
+        store = self.collection.store
+        captions = sorted({caption for split in store.splits for caption in store.split(split).captions})
+        if not captions:
+            raise BadInput("--recall needs sentences: the clips have no captions; give some with --queries FILE")
+        return Random(0).sample(captions, min(count, len(captions)))
+
+    @property
+    def graph(self) -> Graph:
+        """The first stage, made when it is first needed."""
+        if self._graph is None:
+            store, shards, adapter = self.collection.store, self.collection.shards, self.seeker.model.adapter
+            telling = self._telling("building the graph")
+            self._graph = open_graph(store, shards, self._index, adapter, telling, self._waiting)
+            self.not_kept = self.not_kept or self._graph.not_kept
+        return self._graph
+
+    def _open(self, head: FusionHead) -> tuple[Scorer, Judge, SearchIndex]:
+        model, store = self.seeker.model, self.collection.store
+        shape = (store.header.n_frames, store.dim)
+        scorer = choose_scorer(head, model.adapter, self.seeker.device, shape)
+        telling = self._telling("indexing clips")
+        index = open_index(store, self.collection.shards, scorer, telling, self._waiting)
+        self.not_kept = self.not_kept or index.not_kept
+        return scorer, Judge(head, model.adapter), index
+
+    def _texts(self, queries: Sequence[str]) -> Tensor:
+        return encode_captions(self.seeker.model, tuple(queries), self.seeker.device)
+
+    def _exact(self, texts: Tensor, top: int) -> list[Best]:
+        return search_exact(self._index, self._scorer, self._judge, texts, top, progress=self._telling("scoring clips"))
+
+    def _two_stage(self, texts: Tensor, top: int, candidates: int) -> list[Best]:
+        sentences = self.seeker.model.sentences(texts)
+        return search_two_stage(
+            self._index, self._scorer, self._judge, self.graph, texts, sentences, top, candidates=candidates
+        )
+
+    def _waiting(self) -> None:
+        if self._progress is not None:
+            self._progress(WAITING, 0, 1)
+
+    def _telling(self, what: str) -> Callable[[int, int], None] | None:
+        tell = self._progress
+        return None if tell is None else lambda done, total: tell(what, done, total)
+
+    def _asked(self, top: int) -> int:
+        """How many clips hold the `top` best moments: each may have all its neighbours before the next one."""
+        if self.collection.unit != "window":
+            return top
+        return min(len(self), top * (1 + _most_neighbours(self.collection.clips.values())))
+
+    def _moments(self, best: Best, top: int) -> tuple[Best, list[int]]:
+        """The `top` best of which none is a neighbour of a better one, and how many neighbours each had."""
+        if self.collection.unit != "window":
+            return Best(best.positions[:top], best.scores[:top]), [0] * min(top, len(best.positions))
+        kept: list[tuple[int, float, Clip]] = []
+        beside: list[int] = []
+        for position, score in zip(best.positions, best.scores, strict=True):
+            clip = self.collection.clips[self._index.frames.ids[position]]
+            near = next((n for n, (_, _, better) in enumerate(kept) if _neighbours(clip, better)), None)
+            if near is not None:
+                beside[near] += 1
+            elif len(kept) < top:
+                kept.append((position, score, clip))
+                beside.append(0)
+        return Best(tuple(position for position, _, _ in kept), tuple(score for _, score, _ in kept)), beside
+
+    def _found(
+        self, queries: Sequence[str], scored: Sequence[Best], top: int, method: str, texts: Tensor | None
+    ) -> Found:
+        frames, collection = self._index.frames, self.collection
+        moments = [self._moments(each, top) for each in scored]
+        best = [each for each, _ in moments]
+        times = times_of(collection, frames, sorted({p for each in best for p in each.positions}))
+        answers = []
+        for number, (query, each) in enumerate(zip(queries, best, strict=True)):
+            shared = self._shared(None if texts is None else texts[number], each.positions)
+            hits = []
+            beside = moments[number][1]
+            for rank, (position, score) in enumerate(zip(each.positions, each.scores, strict=True)):
+                key = frames.ids[position]
+                clip, (start_s, end_s, begins_s) = collection.clips.get(key), times[position]
+                path = clip.path if clip else None
+                why = shared[rank] if shared else None
+                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s))
+            answers.append(Answer(query, tuple(hits)))
+        size, unit = len(frames), collection.unit
+        return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)
+
+    @torch.inference_mode()
+    def _shared(self, text: Tensor | None, positions: Sequence[int]) -> list[tuple[Shared, ...]] | None:
+        explainer = self.seeker.explainer
+        if explainer is None or text is None or not positions:
+            return None
+        frames = self.seeker.adapted(self._index.frames.rows(np.array(positions))).cpu()
+        return [shared_anchors(explainer, text, each) for each in frames]
+
+
+def shared_anchors(explainer: Explainer, text: Tensor, frames: Tensor) -> tuple[Shared, ...]:
+    """The anchors that a text and frame features [F, D], both behind any adapter, have most in common."""
+    shared = compare(explainer.log_v(frames), explainer.log_s(text)).shared
+    labels = explainer.vocabulary.texts
+    return tuple(Shared(labels[k], float(shared[k])) for k in worth_saying(shared, _SHARED))
+
+
+def _neighbours(one: Clip, other: Clip) -> bool:
+    """Whether two windows of a file overlap or adjoin."""
+    if one.path != other.path:
+        return False
+    begin, end = max(one.start_s or 0.0, other.start_s or 0.0), min(one.end_s or np.inf, other.end_s or np.inf)
+    return bool(begin <= end + 1e-6)
+
+
+def _most_neighbours(windows: Iterable[Clip]) -> int:
+    """The largest number of windows that one of them can have as neighbours, on both its sides together."""
+    files: dict[Path, list[Clip]] = {}
+    for window in windows:
+        files.setdefault(window.path, []).append(window)
+    most = 0
+    for each in files.values():
+        starts = np.sort(np.array([window.start_s or 0.0 for window in each]))
+        ends = np.sort(np.array([window.end_s or np.inf for window in each]))
+        behind = np.searchsorted(starts, ends + 1e-6, side="right") - np.arange(1, len(starts) + 1)
+        most = max(most, 2 * int(behind.max()))
+    return most
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+# The other direction: which of some sentences a clip is.
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One sentence for a clip; the rest as in `Hit`."""
+
+    rank: int
+    score: float
+    sentence: str
+    shared: tuple[Shared, ...] | None = None
+
+
+def rank_sentences(seeker: Seeker, clip: Clip, sentences: Sequence[str], top: int) -> list[Ranked]:
+    """The `top` best of some sentences for a clip, by the head's own score.
+
+    Scores of one clip under many sentences are on one scale for that clip only: a list of sentences that all miss
+    has a best one too. Raises `VideoError` where the clip cannot be decoded.
+    """
+    frames = seeker.video(clip, seeker.n_frames or BARE_FRAMES)
+    texts = encode_captions(seeker.model, tuple(sentences), seeker.device)
+    scores = Judge(seeker.model.head, seeker.model.adapter).scores(texts, frames)[:, 0]
+    order = np.lexsort((np.arange(len(scores)), -scores.round(12)))[:top].tolist()
+    features = seeker.adapted(frames)[0].cpu()
+    explainer = seeker.explainer
+    return [
+        Ranked(
+            rank,
+            float(scores[number]),
+            sentences[number],
+            None if explainer is None else shared_anchors(explainer, texts[number], features),
+        )
+        for rank, number in enumerate(order, start=1)
+    ]

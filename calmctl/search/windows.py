@@ -1,0 +1,126 @@
+"""Long videos in windows: a hit is then a moment, with a start and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from calmctl.errors import BadInput, DatasetError, RunFailed, VideoError
+from calmctl.files import read_json, stamp, write_json
+from calmctl.samples import Clip, LeftOut
+from calmctl.video.instants import is_length, measure, require_countable
+
+Progress = Callable[[str, int, int], None]
+
+MOST_WINDOWS = 2_000_000
+"""Of a folder (our choice): they are listed in memory, a gigabyte."""
+
+
+def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[tuple[float, float]]:
+    """Windows that begin every `stride_s` and cover a video.
+
+    What remains behind the last whole window becomes one of its own, of full length and ending with the video, if it
+    is at least half a stride long; else it joins the last. A video shorter than a window is one.
+
+    Raises:
+        VideoError: There would be more than `calmctl.video.instants.MOST_PARTS`.
+    """
+    require_countable(duration_s, (duration_s - window_s) / stride_s, "windows")
+    count = max(1, int((duration_s - window_s) / stride_s + 1e-9) + 1)
+    bounds = [(k * stride_s, min(k * stride_s + window_s, duration_s)) for k in range(count)]
+    remains = duration_s - bounds[-1][1]
+    if remains >= stride_s / 2:
+        return [*bounds, (duration_s - window_s, duration_s)]
+    return [*bounds[:-1], (bounds[-1][0], duration_s)]
+
+
+def check_windows(window_s: float | None, stride_s: float | None) -> float | None:
+    """The stride in seconds: the window's length where none is given. Raises `BadInput` for what makes no windows."""
+    if window_s is None:
+        if stride_s is not None:
+            raise BadInput("--stride says how far apart windows begin; give their length too, with --window")
+        return None
+    if not 0.1 <= window_s < float("inf"):
+        raise BadInput(f"--window {window_s:g}: a window must be at least 0.1 seconds long")
+    stride_s = window_s if stride_s is None else stride_s
+    if not 0.1 <= stride_s <= window_s:
+        raise BadInput(
+            f"--stride {stride_s:g} must lie between 0.1 and the window's {window_s:g} seconds: no second is skipped"
+        )
+    return stride_s
+
+
+def windows_of(
+    clips: Sequence[Clip], window_s: float, stride_s: float, cache: Path, progress: Progress | None = None
+) -> tuple[list[Clip], list[LeftOut]]:
+    """Every file as windows, and the files whose length cannot be told, with reasons.
+
+    Args:
+        clips: Whole files.
+        window_s: Length of a window in seconds.
+        stride_s: Seconds between the beginnings of two.
+        cache: Where lengths are remembered, by the stamps of files, because a long file takes seconds to measure.
+        progress: Called with what is done, files done and files in all.
+    """
+    known = _remembered(cache)
+    seen = {clip.id: _stat(clip.path) for clip in clips}
+    passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
+    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != seen[clip.id]]
+    for done, (clip, found) in enumerate(measure(unknown), start=1):
+        known[clip.id] = [*seen[clip.id], *((str(found), 0.0) if isinstance(found, VideoError) else found)]
+        if isinstance(found, VideoError) and found.limit_s is not None:
+            passing.add(clip.id)
+        if progress is not None:
+            progress("measuring videos", done, len(unknown))
+    if unknown:
+        with suppress(RunFailed):  # they are measured again the next time
+            write_json(cache, {clip.id: known[clip.id] for clip in clips if clip.id not in passing})
+    windows: list[Clip] = []
+    left_out = []
+    for clip in clips:
+        length, begins_s = known[clip.id][-2:]
+        if isinstance(length, str):
+            left_out.append(LeftOut(clip.id, length))
+            continue
+        try:
+            bounds = window_bounds(length, window_s, stride_s)
+        except VideoError as fault:
+            left_out.append(LeftOut(clip.id, str(fault)))
+            continue
+        for start, end in bounds:
+            moment = ",".join(_to_ms(begins_s + each) for each in (start, end))
+            windows.append(Clip(f"{clip.id}#t={moment}", clip.path, start, end, begins_s))
+        if len(windows) > MOST_WINDOWS:
+            raise DatasetError(
+                f"more than {MOST_WINDOWS:,} windows in the folder; take longer ones with --window, or --stride"
+            )
+    return windows, left_out
+
+
+def _to_ms(time_s: float) -> str:
+    """A time to a millisecond, however long the video: windows begin at least 50 apart, so no two names are equal."""
+    return f"{time_s:z.3f}".rstrip("0").rstrip(".")
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        return stamp(path)
+    except OSError:
+        return [0]
+
+
+def _remembered(cache: Path) -> dict[str, list[Any]]:
+    try:
+        known = read_json(cache, what="lengths of videos")
+    except BadInput:
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: each for key, each in known.items() if isinstance(each, list) and len(each) > 2 and _fits(*each[-2:])}
+
+
+def _fits(length: object, begins_s: object) -> bool:
+    """A number of seconds or why there is none, and when it begins."""
+    return (isinstance(length, str) or is_length(length)) and is_length(begins_s)

@@ -1,1 +1,0 @@
-"""Sentences in, videos out: a folder or a feature store searched, exactly or in two stages."""

@@ -1,0 +1,1 @@
+"""The feature store: its files, who writes them, and the extraction that fills it."""

@@ -1,0 +1,39 @@
+"""Outcomes of a captioning run: the numbers of its own results, and what can be compared clip by clip."""
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from calmctl.evaluation.runs import own_test_set
+from calmctl.reproduce.filled import fill
+from calmctl.reproduce.outcomes import outcomes_of
+from calmctl.reproduce.rows import Row, Table
+
+if TYPE_CHECKING:
+    from calmctl.training.train import Trained
+
+
+@pytest.mark.usefixtures("no_java")
+def test_a_captioner_in_a_table(captioner: "Trained") -> None:
+    run = captioner.run
+    test = own_test_set(run.recipe())
+    (outcome,) = outcomes_of(run, [test], torch.device("cpu"))
+    told = json.loads(run.results.read_text())["test"][0]["scores"]
+    assert outcome.numbers["bleu4"] == pytest.approx(100 * told["bleu4"])
+    assert outcome.numbers["meteor"] is None  # there is no Java
+    assert outcome.sums.means["cider"] == pytest.approx(100 * told["cider"])
+    assert outcome.sums.means["rouge_l"] == pytest.approx(100 * told["rouge_l"])
+    (again,) = outcomes_of(run, [test], torch.device("cpu"))  # read from the run's folder
+    assert (again.numbers, again.sums.clips) == (outcome.numbers, outcome.sums.clips)
+    rows = (
+        Row("none", "plain", "msrvtt-caption", tests=("folder",)),
+        Row("calm", "  with CALM", "msrvtt-caption", (), ("folder",), "none", {"folder": {"cider": 59.3}}),
+    )
+    measured = {row.key: {"folder": [outcome, outcome]} for row in rows}
+    folders = {row.key: [str(run.folder)] * 2 for row in rows}
+    filled = fill(Table("table4", "", rows), measured, folders, data="x", seeds=(24, 25), overrides=(), left_out={})
+    line = filled.blocks[0].lines[1]
+    assert filled.headline == "cider" and line.gains["cider"].difference == 0 and line.numbers["meteor"] is None
+    assert line.paper_gap is not None and line.paper_gap.exceeds_noise is None

@@ -1,0 +1,89 @@
+"""Every table is a list of rows whose recipes hold, beside the numbers that the paper prints."""
+
+from pathlib import Path
+
+import pytest
+
+from calmctl.errors import BadInput, RecipeError
+from calmctl.evaluation.paper import ALIGNMENT, ANCHORS
+from calmctl.recipe import recipe_from_dict
+from calmctl.reproduce.rows import FIRST_SEED, PUBLISHED, Table, published_table
+from calmctl.reproduce.stand_in import stand_in_table
+from calmctl.reproduce.work import digest_of
+
+STAND_INS = ("table1", "table6", "table7", "ablations")
+
+
+def every_table() -> list[Table]:
+    return [*map(published_table, PUBLISHED), *(stand_in_table(name, Path("runs")) for name in STAND_INS)]
+
+
+@pytest.mark.parametrize("table", every_table(), ids=lambda t: f"{t.name}{'-demo' if t.stand_in else ''}")
+def test_rows_resolve_and_differ(table: Table) -> None:
+    keys = [row.key for row in table.rows]
+    assert len(keys) == len(set(keys)) and keys
+    recipes = {}
+    for row in table.rows:
+        assert row.baseline in ("", *keys) and row.baseline != row.key
+        assert len(row.label) <= 20 and row.tests
+        recipe = row.resolved(1)
+        assert recipe.seed == FIRST_SEED + 1
+        assert recipe == recipe_from_dict(recipe.model_dump(mode="json"))  # its name is a name as well
+        assert recipe.data.dataset == row.tests[0] or recipe.task == "caption"
+        recipes[row.key] = digest_of(recipe), recipe.anchors.vocabulary  # anchors by their content, elsewhere
+    assert len(set(recipes.values())) == len(keys), "two rows are the same run"
+
+
+@pytest.mark.parametrize("table", [published_table("table1"), stand_in_table("table1", Path("runs"))])
+def test_table_1_has_every_head_with_and_without_calm(table: Table) -> None:
+    rows = {row.key: row for row in table.rows}
+    own = () if table.stand_in else ("t-mass-0",)
+    for head in ("meanp", "seqlstm", "seqtransf", "emcl", "wti", "xpool", "t-mass", *own):
+        assert rows[f"{head}+calm"].baseline == head
+        plain, calm = rows[head].resolved(0), rows[f"{head}+calm"].resolved(0)
+        assert (plain.alignment.kind, calm.alignment.kind) == ("none", "vae")
+        assert plain.head == calm.head and plain.optim == calm.optim and plain.data == calm.data
+    if table.stand_in:
+        return
+    assert rows["t-mass+calm"].paper_on("didemo") == {"r1": 41.2, "r5": 66.3, "r10": 76.3, "mnr": 16.1}
+    assert rows["emcl"].paper_on("lsmdc")["r1"] == 15.2 and not rows["xpool"].paper_on("msrvtt")
+
+
+def test_tables_6_and_7_stand_beside_the_papers_numbers() -> None:
+    anchors = published_table("table6").rows
+    assert [row.paper_on("msrvtt")["r1"] for row in anchors] == [row.r1 for row in ANCHORS]
+    subset = next(row for row in anchors if row.key == "t-mass+calm-50")
+    seeds = [subset.resolved(seed).anchors for seed in range(3)]
+    assert [each.subset for each in seeds] == [50, 50, 50] and len({each.subset_seed for each in seeds}) == 3
+    losses = {row.resolved(0).alignment.kind: row for row in published_table("table7").rows}
+    for printed in ALIGNMENT:
+        assert losses[printed.align].paper_on("didemo") == {"r1": printed.didemo_r1, "r5": printed.didemo_r5}
+
+
+def test_tables_4_and_5_are_captioning() -> None:
+    for name, tested_on in (("table4", "msrvtt"), ("table5", "msvd")):
+        rows = published_table(name).rows
+        assert {row.resolved(0).task for row in rows} == {"caption"}
+        assert {row.tests for row in rows} == {(tested_on,)}
+        assert {row.resolved(0).data.dataset for row in rows} == {"msrvtt", "msvd"}
+    best = next(row for row in published_table("table5").rows if row.key == "msvd-calm")
+    assert best.paper_on("msvd")["cider"] == 115.7
+
+
+def test_tables_share_runs() -> None:
+    """CALM and its baseline are in Tables 1, 6 and 7 and in the ablations, and are trained once."""
+    for tables in (PUBLISHED, STAND_INS):
+        digests = []
+        for name in ("table1", "table6", "table7", "ablations"):
+            table = published_table(name) if tables is PUBLISHED else stand_in_table(name, Path("runs"))
+            digests.append({digest_of(row.resolved(0)) for row in table.rows if row.key in ("t-mass", "t-mass+calm")})
+        assert all(each == digests[0] and len(each) == 2 for each in digests)
+
+
+def test_mistakes_are_sentences() -> None:
+    with pytest.raises(BadInput, match="table1, table2"):
+        published_table("table8")
+    with pytest.raises(BadInput, match="has no stand-in on the demo world"):
+        stand_in_table("table2", Path("runs"))
+    with pytest.raises(RecipeError, match=r"did you mean optim\.epochs"):
+        published_table("table1").rows[0].resolved(0, ("optim.epoch=1",))
