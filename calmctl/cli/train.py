@@ -81,7 +81,7 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # or every process repeats torch's advice to programmers
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # After the recipe's own mistakes: torch takes seconds.
-    from calmctl.training.distributed import joined
+    from calmctl.parallel import joined
     from calmctl.training.train import train as run_train
 
     with joined(resolved.device) as world:

@@ -22,7 +22,7 @@ from calmctl.model.backbone import Backbone, FeatureAdapter, encode_in_chunks, r
 from calmctl.model.heads.base import WeightedSimilarity
 from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss, task_loss
 from calmctl.model.vae import CrossModalVAE, Posterior
-from calmctl.parallel import ALONE, Peers
+from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
 
 
@@ -125,14 +125,14 @@ class AlignedModel(nn.Module):
     Attributes:
         scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
         alignment_factor: The share of the alignment's weight in force, which a warm-up lets rise to 1.
-        peers: The other processes of the training.
+        world: The processes of the training.
         chunk: Rows whose activations are held at a time in training; None: those of the whole batch.
         anchors, vae, reverse_vae: Absent without an alignment loss, and in an export for inference.
     """
 
     scores_sentences = True
     alignment_factor = 1.0
-    peers: Peers = ALONE
+    world: World = SINGLE
 
     def __init__(self, backbone: Backbone, **parts: Unpack[AlignedParts]) -> None:
         super().__init__()
@@ -154,9 +154,11 @@ class AlignedModel(nn.Module):
         if self.chunk is not None:
             require_separate_rows(backbone, "optim.chunk")
 
-    def join(self, peers: Peers) -> None:
+    def join(self, world: World) -> None:
         """Train with other processes, each of which has a part of every batch."""
-        self.peers = peers
+        if world.size > 1:
+            require_separate_rows(self, "training with several processes")
+        self.world = world
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
@@ -258,9 +260,9 @@ class AlignedModel(nn.Module):
             losses.parts |= {f"{name}_reverse": part for name, part in reverse.items()}
         losses.total = losses.total + self.alignment_factor * self.alignment.weight * loss
         with torch.no_grad():
-            log_s, log_v = self.peers.gather(log_s), self.peers.gather(log_v)
+            log_s, log_v = self.world.gather(log_s), self.world.gather(log_v)
             if posterior is not None:
-                posterior = Posterior(self.peers.gather(posterior.mean), self.peers.gather(posterior.logvar))
+                posterior = Posterior(self.world.gather(posterior.mean), self.world.gather(posterior.logvar))
             losses.diagnostics |= alignment_diagnostics(log_s, log_v, losses.parts.get("rec"), posterior)
 
     def _align(
@@ -271,12 +273,12 @@ class AlignedModel(nn.Module):
         if vae is None:
             kind = self.alignment.kind
             assert kind in ("kl", "ce", "mse")
-            parts[f"align_{kind}"] = loss = self.peers.mean(direct_alignment_loss(kind, given, target))
+            parts[f"align_{kind}"] = loss = self.world.mean(direct_alignment_loss(kind, given, target))
             return loss, None
         posterior = vae.posterior(given)
         drawn = [vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
-        rec = self.peers.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
-        kl = self.peers.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
+        rec = self.world.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
+        kl = self.world.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
         parts |= {"rec": rec, "kl": kl}
         return rec + self.alignment.kl_weight * kl, posterior
 
@@ -306,7 +308,7 @@ class CalmModel(AlignedModel):
         """The losses of one step (docs/science.md)."""
         texts, frames = self.features(batch)
         with torch.autocast(texts.device.type, enabled=False):
-            clips = self.peers.gather(batch.clips)
+            clips = self.world.gather(batch.clips)
             same = clips[:, None] == clips if self.mask_same_clip else None
             scale = at_least_float32(self.backbone.logit_scale).exp()
             total, parts = task_loss(self._similarities(texts, frames), scale, same_clip=same)
@@ -316,20 +318,20 @@ class CalmModel(AlignedModel):
         losses.parts["loss"] = losses.total
         return losses
 
-    def join(self, peers: Peers) -> None:
+    def join(self, world: World) -> None:
         """Train with other processes; a head may have something to ask them, too."""
-        super().join(peers)
-        self.head.peers = peers
+        super().join(world)
+        self.head.world = world
 
     def _similarities(self, texts: Tensor, frames: Tensor) -> list[WeightedSimilarity]:
         """The head's matrices of the whole batch; of its pairs, this process computes the rows of its own texts."""
-        peers = self.peers
-        frames = peers.gather(frames)
+        world = self.world
+        frames = world.gather(frames)
         paired = torch.arange(len(frames), device=frames.device)
         if not self.head.rows_are_independent:
-            with peers.alike():
-                found: list[WeightedSimilarity] = self.head.similarities(peers.gather(texts), frames, paired)
+            with world.alike():
+                found: list[WeightedSimilarity] = self.head.similarities(world.gather(texts), frames, paired)
                 return found
-        texts = peers.own(texts)
-        rows = self.head.similarities(texts, frames, paired[peers.first : peers.first + len(texts)])
-        return [replace(each, matrix=peers.gather(each.matrix)) for each in rows]
+        texts = world.own(texts)
+        rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)])
+        return [replace(each, matrix=world.gather(each.matrix)) for each in rows]

@@ -347,9 +347,9 @@ class CaptionModel(AlignedModel):
         keys = self.caption_keys
         with torch.autocast(frames.device.type, enabled=False):
             targets = batch.captions[:, 1:]
-            count = (self.peers.own(targets) != PAD).sum()
+            count = (self.world.own(targets) != PAD).sum()
             loss = caption_loss(logits, targets, keys.loss, smoothing=keys.smoothing, pad=PAD)
-            loss, accuracy = (self.peers.mean(mean, count) for mean in (loss, token_accuracy(logits, targets)))
+            loss, accuracy = (self.world.mean(mean, count) for mean in (loss, token_accuracy(logits, targets)))
             losses = Losses(loss, {"task": loss}, {"token_accuracy": accuracy})
         if self.aligns:
             # Nothing but the alignment loss reads the sentences here.

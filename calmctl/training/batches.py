@@ -15,6 +15,7 @@ from torch import Tensor
 from calmctl.errors import VideoError
 from calmctl.model.backbone import Backbone, split_preprocess
 from calmctl.model.calm import Batch
+from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import Clip, LeftOut, Split
 from calmctl.store.store import FeatureStore
@@ -96,30 +97,6 @@ def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The part of every batch that one of several processes takes: equal parts but for one pair, in order.
-
-    Attributes:
-        rank: The number of the process.
-        size: How many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    def places(self, count: int, batch_size: int, skip: int) -> list[range]:
-        """The places in an epoch of `count` pairs that are this process's, for each batch after the first `skip`."""
-        parts = []
-        for first in range(skip * batch_size, count, batch_size):
-            pairs = min(batch_size, count - first)
-            parts.append(range(first + pairs * self.rank // self.size, first + pairs * (self.rank + 1) // self.size))
-        return parts
-
-
-WHOLE = Share()
-
-
 class PairBatches:
     """Every (clip, caption) pair of a split once an epoch, in an order drawn from the seed and the epoch.
 
@@ -137,7 +114,7 @@ class PairBatches:
         batch_size: int,
         seed: int,
         encode_captions: Callable[[list[str]], Tensor] | None = None,
-        share: Share = WHOLE,
+        world: World = SINGLE,
     ) -> None:
         """Make batches of `split`; `encode_captions` gives a caption decoder's tokens [B, T], where there is one."""
         self._encode_captions = encode_captions
@@ -146,7 +123,7 @@ class PairBatches:
         self._tokenize = tokenize
         self._batch_size = batch_size
         self._seed = seed
-        self._share = share
+        self._world = world
         self.ids: Sequence[str] = tuple(clip.id for clip in split.clips)
         self.left_out: dict[str, LeftOut] = {}
         self.steps_per_epoch = -(-len(split.captions) // batch_size)
@@ -154,7 +131,7 @@ class PairBatches:
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where no clip of a batch decodes."""
         order = epoch_order(len(self._split.captions), self._seed, epoch)
-        parts = self._share.places(len(order), self._batch_size, skip)
+        parts = self._world.places(len(order), self._batch_size, skip)
         places = list(chain.from_iterable(parts))
         pairs = [order[place] for place in places]
         owners = [self._split.owners[pair] for pair in pairs]
@@ -198,21 +175,21 @@ class FeatureBatches:
         seed: int,
         captions: Tensor | None = None,
         ids: Sequence[str] = (),
-        share: Share = WHOLE,
+        world: World = SINGLE,
     ) -> None:
         """Take frames [N_v, F, D], texts [N_t, D], for each text the number of its clip, and any tokens [N_t, T]."""
         self._frames, self._texts, self._captions = frames, texts, captions
         self._owners = torch.tensor(list(owners))
         self._batch_size = batch_size
         self._seed = seed
-        self._share = share
+        self._world = world
         self.ids: Sequence[str] = ids
         self.steps_per_epoch = -(-len(texts) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where there are fewer pairs than processes."""
         order = epoch_order(len(self._texts), self._seed, epoch)
-        for part in self._share.places(len(order), self._batch_size, skip):
+        for part in self._world.places(len(order), self._batch_size, skip):
             yield self._batch([order[place] for place in part]) if part else None
 
     def blank(self) -> Batch:
@@ -242,7 +219,7 @@ def video_batches(
     encode_captions: Callable[[list[str]], Tensor] | None = None,
     frozen_features: Callable[[Iterable[Decoded]], Iterable[Decoded]] | None = None,
     tokenize: Callable[[list[str]], Tensor] | None = None,
-    share: Share = WHOLE,
+    world: World = SINGLE,
 ) -> PairBatches:
     """Batches from the video files of `split`.
 
@@ -256,7 +233,7 @@ def video_batches(
         encode_captions: As for `PairBatches`.
         frozen_features: Turns cached frames into the features of towers that do not change, in order.
         tokenize: What a batch has of sentences; None for the backbone's tokens.
-        share: What this process takes of every batch.
+        world: Of whose processes each takes its part of every batch.
     """
     resize = split_preprocess(backbone)[0]
     frames: FrameSource = StreamedFrames(split.clips, resize, data, seed)
@@ -273,7 +250,7 @@ def video_batches(
         batch_size=batch_size,
         seed=seed,
         encode_captions=encode_captions,
-        share=share,
+        world=world,
     )
 
 
@@ -292,7 +269,7 @@ def store_batches(
     batch_size: int,
     seed: int,
     encode_captions: Callable[[list[str]], Tensor] | None = None,
-    share: Share = WHOLE,
+    world: World = SINGLE,
 ) -> FeatureBatches:
     """Batches of one split of a feature store; the whole split is held in memory as float32."""
     stored = store.split(split)
@@ -304,5 +281,5 @@ def store_batches(
         seed=seed,
         captions=encode_captions(list(stored.captions)) if encode_captions else None,
         ids=stored.ids,
-        share=share,
+        world=world,
     )

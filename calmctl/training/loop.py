@@ -14,11 +14,11 @@ import torch
 
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.model.calm import AlignedModel, Batch, Losses
+from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
 from calmctl.runs.identity import RunIdentity, state_mark
 from calmctl.runs.run import IDENTITY, Run, export_metadata
-from calmctl.training.distributed import SINGLE, World, part_random, told_once
 from calmctl.training.optim import (
     alignment_share,
     build_optimizer,
@@ -98,7 +98,7 @@ class Stepper:
             f"the {what} of step {step + 1} is not finite ({', '.join(f'{k} {v:g}' for k, v in parts.items())}; "
             f"clips {named}); lower optim.lr_* or look at these clips; {kept}"
         )
-        return told_once(training.world, error)
+        return training.world.told_once(error)
 
     def _log(self, losses: Losses, step: int, norms: dict[str, float]) -> None:
         training = self._training
@@ -131,6 +131,7 @@ def run_training(training: Training, *, resume: bool) -> Position:
     watch = CollapseWatch(training.recipe, anchors=len(model.anchors.tokens) if model.anchors else 0)
     position = _take_up(training, optimizer, watch) if resume else Position(history=[])
     position.processes = world.size
+    model.join(world)
     step = Stepper(training, optimizer, world.wrap(model), per_epoch * keys.epochs, watch)
     while position.epoch < keys.epochs:
         model.train()
@@ -140,7 +141,7 @@ def run_training(training: Training, *, resume: bool) -> Position:
                 f"{run.state} stands at step {position.step} after {position.epoch} epochs, which does not fit epochs "
                 f"of {per_epoch} steps: the data has changed since; train it anew"
             )
-            raise told_once(world, error)
+            raise world.told_once(error)
         with _interruptions() as interrupted:
             for batch in training.source.epoch(position.epoch, skip):
                 if world.begin(0 if batch is None else len(batch.clips)):
@@ -178,7 +179,7 @@ def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: Collap
         mark = "" if training.identity is None else state_mark(training.identity)
         position = load_state(run.state, training.model, optimizer, rank=world.rank, run=mark)
         if position.processes != world.size:
-            part_random(world, training.recipe.seed, position.step)
+            world.part_random(training.recipe.seed, position.step)
             training.warn(
                 f"{run.folder} was trained by {position.processes} processes and goes on with {world.size}: batches "
                 "stay the same, dropout and noise do not, so it will not end bit for bit where it would have"
@@ -193,7 +194,7 @@ def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: Collap
 
 def _interrupted(training: Training, position: Position) -> RunFailed | SystemExit:
     error = RunFailed(f"interrupted after step {position.step}; {how_to_resume(training.run)}")
-    return told_once(training.world, error)
+    return training.world.told_once(error)
 
 
 def _finish_epoch(training: Training, position: Position) -> None:

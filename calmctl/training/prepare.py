@@ -33,11 +33,12 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
+from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import RunIdentity, dataset_name, identify, require_unseen, weights_lineage
 from calmctl.samples import Dataset, LeftOut
 from calmctl.store.store import FeatureStore
-from calmctl.training.batches import WHOLE, Decoded, FeatureBatches, PairBatches, Share, store_batches, video_batches
+from calmctl.training.batches import Decoded, FeatureBatches, PairBatches, store_batches, video_batches
 from calmctl.words import counted
 
 # What a recipe resolves to: the source of batches, the features of a split, and what a run records of both.
@@ -73,7 +74,7 @@ class Prepared:
         frames = stream_frames(chosen, self.model, self.recipe.data, watch)
         return encode_split(self.model, chosen, frames, self.device)
 
-    def batches(self, progress: Progress | None = None, share: Share = WHOLE) -> PairBatches | FeatureBatches:
+    def batches(self, progress: Progress | None = None, world: World = SINGLE) -> PairBatches | FeatureBatches:
         """The source of training batches, or of a share of each; frames kept in memory are decoded now."""
         keys = self.recipe.optim
         if self.store is not None:
@@ -83,7 +84,7 @@ class Prepared:
                 batch_size=keys.batch_size,
                 seed=self.recipe.seed,
                 encode_captions=self._caption_tokens(),
-                share=share,
+                world=world,
             )
         assert self.dataset is not None
         return video_batches(
@@ -96,7 +97,7 @@ class Prepared:
             encode_captions=self._caption_tokens(),
             frozen_features=self.frozen_features if self.recipe.frozen else None,
             tokenize=self._frozen_texts(self.dataset.splits["train"].captions),
-            share=share,
+            world=world,
         )
 
     def frozen_features(self, frames: Iterable[Decoded]) -> Iterable[Decoded]:

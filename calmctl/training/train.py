@@ -25,13 +25,13 @@ from calmctl.evaluation.runs import labelled
 from calmctl.files import write_json
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
+from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
 from calmctl.runs.run import IDENTITY, Run, create_run
 from calmctl.runtime import environment, interruptible
-from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches, Share
-from calmctl.training.distributed import SINGLE, World, part_random, together
+from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches
 from calmctl.training.loop import Training, Watcher, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
 from calmctl.training.prepare import Prepared, Progress, prepare
@@ -208,18 +208,18 @@ def train(
 ) -> Trained:
     """Train `recipe` into a new folder under `runs`, or go on with `resume`, and test what came out.
 
-    Of several processes (`calmctl.training.distributed`) the first one writes the folder and tests; the others
+    Of several processes (`calmctl.parallel`) the first one writes the folder and tests; the others
     return when the last step is done, without results. All of them must see the same files.
 
     Raises:
         BadInput: Before the first step, for whatever the recipe names that is not there or does not fit.
         RunFailed: During training; the message says how to resume.
     """
-    prepared = together(world, lambda: prepare(recipe))
+    prepared = world.together(lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
     with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
         with _begun(run) if world.rank == 0 and resume is None else nullcontext():
-            part_random(world, recipe.seed)
+            world.part_random(recipe.seed)
             # What was tracked before goes on being tracked: resuming takes no options.
             tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
             tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
@@ -229,7 +229,7 @@ def train(
             if watcher:
                 for text in prepared.model.backbone.notes:
                     watcher.warn(text)
-            source = prepared.batches(progress, Share(world.rank, world.size))
+            source = prepared.batches(progress, world)
         validation = _Validation(prepared, progress)
         position = run_training(
             Training(
@@ -268,7 +268,7 @@ def train(
 
 def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
     """A new folder, made by the first process."""
-    made = together(world, lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
+    made = world.together(lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
     folder = world.everyone(made)[0]
     assert folder is not None
     return Run(folder)

@@ -24,9 +24,9 @@ def alike(parity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The same, with draws that do not depend on who makes them."""
     from calmctl.model.heads.tmass import NoiseLaw
     from calmctl.model.vae import Posterior
-    from calmctl.parallel import Alone
+    from calmctl.parallel import World
 
-    monkeypatch.setattr(Alone, "alike", Alone.alike)
+    monkeypatch.setattr(World, "alike", World.alike)
     monkeypatch.setattr(Posterior, "sample", Posterior.sample)  # put back afterwards
     monkeypatch.setattr(NoiseLaw, "sample_like", NoiseLaw.sample_like)
     parity.be_deterministic()

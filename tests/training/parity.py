@@ -26,7 +26,7 @@ from calmctl.model.captioner import training_vocabulary
 from calmctl.model.heads.tmass import NoiseLaw
 from calmctl.model.vae import Posterior
 from calmctl.model.weights import load_backbone
-from calmctl.parallel import Alone
+from calmctl.parallel import World, joined
 from calmctl.recipe import recipe_from_dict
 from calmctl.tensors import save_tensors
 
@@ -110,14 +110,14 @@ def be_deterministic() -> None:
         return torch.linspace(0, 1, texts.shape[-1]).to(texts).expand_as(texts)
 
     @contextmanager
-    def alike(self: Alone) -> Iterator[None]:
+    def alike(self: World) -> Iterator[None]:
         # Where processes draw alike they draw what the first one would: as this does, in the same order.
-        seed = int(torch.randint(2**62, ()))
+        seed = self.everyone(int(torch.randint(2**62, ())))[0]
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             yield
 
-    Alone.alike = alike  # type: ignore[method-assign]
+    World.alike = alike  # type: ignore[method-assign]
     Posterior.sample = sample  # type: ignore[method-assign]
     NoiseLaw.sample_like = sample_like  # type: ignore[method-assign]
 
@@ -195,13 +195,12 @@ def alone(name: str, *more: str) -> dict[str, Tensor]:
 
 def main(out: Path) -> None:
     """The steps of all cases as one of two processes; each of the two writes what it has."""
-    from calmctl.training.distributed import joined
-
     be_deterministic()
     with joined("cpu", timeout_s=60) as world:
         found: dict[str, Tensor] = {}
         for name, case in CASES.items():
             model = build(case.overrides)
+            model.join(world)
             step = world.wrap(model)
             rows = slice(case.first) if world.rank == 0 else slice(case.first, None)
             count = len(CLIPS[rows])

@@ -16,9 +16,8 @@ import yaml
 
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, RecipeError
+from calmctl.parallel import SINGLE, World, joined
 from calmctl.tensors import load_tensors
-from calmctl.training.batches import Share
-from calmctl.training.distributed import SINGLE, joined, together
 
 LIMIT_S = 300  # for a process to end; a few seconds on an idle machine
 PARITY = Path(__file__).with_name("parity.py")
@@ -86,11 +85,11 @@ def test_two_processes_compute_what_one_does(name, alike, pair_of_steps):
 
 def test_shares_cover_every_batch_once_in_order():
     for count, batch_size, size in ((10, 4, 3), (3, 8, 4), (9, 4, 2), (12, 5, 1)):
-        parts = [Share(rank, size).places(count, batch_size, 0) for rank in range(size)]
+        parts = [World(rank, size).places(count, batch_size, 0) for rank in range(size)]
         steps = [[place for part in step for place in part] for step in zip(*parts, strict=True)]
         assert steps == [list(range(n, min(n + batch_size, count))) for n in range(0, count, batch_size)]
         assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in zip(*parts, strict=True))
-        assert Share(0, size).places(count, batch_size, 1) == parts[0][1:]
+        assert World(0, size).places(count, batch_size, 1) == parts[0][1:]
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------
@@ -201,8 +200,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_bit_for_bit(recipe_
 AGREEING = """
 import sys, time
 from calmctl.errors import BadInput, RunFailed
-from calmctl.training.distributed import joined
-from calmctl.training.distributed import together
+from calmctl.parallel import joined
 
 try:
     with joined("cpu", timeout_s=5) as world:
@@ -215,7 +213,7 @@ try:
 
         for who, text in (({0, 1}, "everywhere"), ({1}, "only there")):
             try:
-                together(world, lambda: fails(who, text))
+                world.together(lambda: fails(who, text))
             except BadInput as error:
                 print("told:", error, flush=True)
             except SystemExit as end:
@@ -257,4 +255,4 @@ def test_one_process_is_no_group(monkeypatch):
         raise RecipeError("told")
 
     with pytest.raises(RecipeError, match="told"):
-        together(world, fails)
+        world.together(fails)

@@ -24,7 +24,7 @@ from calmctl.model.heads.pooling import (
     prepare_texts,
     score_in_blocks,
 )
-from calmctl.parallel import ALONE, Peers
+from calmctl.parallel import SINGLE, World
 
 NoiseKind = Literal["uniform", "normal"]
 
@@ -122,8 +122,8 @@ class TMassHead(nn.Module):
 
     name = "t-mass"
     reads = "sentences"
-    rows_are_independent = True  # but for the mean of the support texts, which `peers` take over the whole batch
-    peers: Peers = ALONE
+    rows_are_independent = True  # but for the mean of the support texts, which `world` takes over the whole batch
+    world: World = SINGLE
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class TMassHead(nn.Module):
             moved = texts + self.noise.sample_like(texts) * radii
             found = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
             if self.support_weight > 0:
-                support = support_texts(texts, radii, self.peers.mean_over(pooled, dim=1)[paired])
+                support = support_texts(texts, radii, self.world.mean_over(pooled, dim=1)[paired])
                 found.append(WeightedSimilarity("support", self.support_weight, pooled_cosines(support, pooled)))
             return found
 
