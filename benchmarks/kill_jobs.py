@@ -17,6 +17,7 @@ from calmctl.runs.run import Run, find_run
 from calmctl.store import writer as store_writer
 from calmctl.store.extract import extract
 from calmctl.training import loop, train
+from calmctl.words import Watcher
 
 SAVE_EVERY, EPOCHS = 2, 2
 Mark = Callable[[str], None]
@@ -60,15 +61,9 @@ def run_training(mark: Mark, folder: Path, recipe: Recipe) -> None:
     phased(loop, "_finish_epoch", mark, "validation", "training")
     phased(train, "run_training", mark, "training", "test")
 
-    class Steps:
-        def begin(self, run: Run, epochs: int) -> None:
-            pass
-
+    class Steps(Watcher):
         def step(self, done: int, total: int, loss: float) -> None:
             mark(f"step {done}")
-
-        def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-            pass
 
     begun = (folder / "tiny-001" / "recipe.json").exists()
     if not begun and (folder / "tiny-001").exists():
@@ -89,7 +84,7 @@ def run_extraction(mark: Mark, folder: Path, world: Path) -> None:
         folder / "store",
         n_frames=2,
         workers=1,
-        on_progress=lambda step: mark("extraction"),
+        progress=lambda *step: mark("extraction"),
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip, Dataset, Split
-from calmctl.store.extract import Progress, extract
+from calmctl.store.extract import extract
 
 FORMATS = {"mp4": "libx264", "mkv": "libx264", "ts": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 ROWS = 12
@@ -58,16 +58,12 @@ def measure(clips: list[Clip], folder: Path, options: argparse.Namespace) -> Non
     seen: list[tuple[int, float, float]] = []
     print(f"{'clips':>8}{'seconds':>9}{'process MB':>12}{'workers MB, each':>24}", flush=True)
 
-    def tell(step: Progress) -> None:
-        if (
-            step.unit == "clips"
-            and step.done >= marks[len(seen)]
-            and len(seen) < len(marks) - 1 + (step.done == len(clips))
-        ):
+    def tell(what: str, done: int, total: int, left_out: int = 0, /) -> None:
+        if what == "clips" and done >= marks[len(seen)] and len(seen) < len(marks) - 1 + (done == len(clips)):
             own, workers = resident_mb(os.getpid()), [resident_mb(child) for child in children(os.getpid())]
-            seen.append((step.done, own, max(workers, default=0.0)))
+            seen.append((done, own, max(workers, default=0.0)))
             listed = ", ".join(f"{size:.0f}" for size in workers) or "not started"
-            print(f"{step.done:>8,}{time.perf_counter() - started:>9.1f}{own:>12.0f}{listed:>24}", flush=True)
+            print(f"{done:>8,}{time.perf_counter() - started:>9.1f}{own:>12.0f}{listed:>24}", flush=True)
 
     dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), ("a clip",), (0,))})
     report = extract(
@@ -76,7 +72,7 @@ def measure(clips: list[Clip], folder: Path, options: argparse.Namespace) -> Non
         folder / "store",
         n_frames=options.frames,
         workers=options.workers,
-        on_progress=tell,
+        progress=tell,
     )
     (warm_clips, *warm), (_, *end) = seen[len(seen) // 4], seen[-1]
     print(f"{report.clips_extracted:,} clips extracted, {len(report.undecodable):,} left out")

@@ -7,10 +7,9 @@ recognised by its recipe and its weights, as `reproduce` does, and what was inte
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from calmctl.captions.evaluate import CaptionEvaluation, evaluate_caption_run
 from calmctl.data.demo import generate_demo, load_demo
@@ -28,23 +27,10 @@ from calmctl.reproduce.work import Ledger
 from calmctl.runs.run import Run
 from calmctl.runtime import environment
 from calmctl.samples import Clip
-from calmctl.training.loop import Watcher
-from calmctl.training.prepare import Progress
 from calmctl.training.train import train
+from calmctl.words import SILENT, Watcher
 
 TESTS = ("demo", "demo-shifted")
-
-
-class DemoWatcher(Watcher, Protocol):
-    """Shows what the demo is doing."""
-
-    def stage(self, text: str) -> None:
-        """A new stage begins."""
-        ...
-
-    def reading(self, what: str, done: int, total: int) -> None:
-        """Clips are drawn or decoded."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +66,7 @@ class Demo:
     sentence: str
 
 
-def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: DemoWatcher) -> Demo:
+def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: Watcher) -> Demo:
     """Draw the world, train what is not trained yet, evaluate, and write `runs/demo-report.json`.
 
     A report of other runs stays, and the new one gets a number: written over, it would name the numbers of others.
@@ -89,7 +75,7 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
         CalmError: As training does.
     """
     watcher.stage("drawing the world: captioned H.264 clips, and a shifted domain")
-    generate_demo(root, progress=lambda done, total: watcher.reading("drawing clips", done, total))
+    generate_demo(root, progress=watcher.reading)
     shared = [f"data.root={root}", f"seed={seed}", *overrides]
     backbone = _train("demo-backbone", shared, runs, watcher, "training a small CLIP on it, from nothing")
     start = f"backbone.weights={backbone.weights('slim')}"
@@ -111,8 +97,6 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
         seed=seed,
         overrides=overrides,
         watcher=watcher,
-        progress=watcher.reading,
-        stage=watcher.stage,
     )
     clip, sentence = _example(root)
     watcher.stage("explaining one clip and its caption on a page")
@@ -123,7 +107,7 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     return Demo(systems, differences, captioner, captions, report, page, clip, sentence)
 
 
-def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher, stage: str) -> Run:
+def _train(name: str, overrides: list[str], runs: Path, watcher: Watcher, stage: str) -> Run:
     recipe = load_recipe(resolve_recipe(name), overrides)
     ledger = Ledger(runs)
     if (run := ledger.finished(recipe)) is not None:
@@ -132,7 +116,7 @@ def _train(name: str, overrides: list[str], runs: Path, watcher: DemoWatcher, st
     begun = ledger.unfinished(recipe)
     watcher.stage(stage if begun is None else f"{stage}: going on with {begun.folder}")
     try:
-        run = train(recipe, runs, resume=begun, watcher=watcher, progress=watcher.reading).run
+        run = train(recipe, runs, resume=begun, watcher=watcher).run
     except RunFailed as error:
         raise RunFailed(f"{error}. Or give the same calmctl demo again: it goes on here and does the rest") from error
     run.drop_state()
@@ -180,9 +164,7 @@ def caption_demo(
     *,
     seed: int,
     overrides: list[str],
-    watcher: Watcher | None = None,
-    progress: Progress | None = None,
-    stage: Callable[[str], None] = lambda text: None,
+    watcher: Watcher = SILENT,
 ) -> tuple[Run, CaptionEvaluation]:
     """Train recipes/demo-caption.yaml on the drawn world, unless that is done, and test it.
 
@@ -192,9 +174,7 @@ def caption_demo(
         backbone: The demo's trained CLIP, which stays as it is.
         seed: Of the training.
         overrides: More recipe keys, such as those a person gave to `calmctl demo`.
-        watcher: Told about steps and epochs.
-        progress: Told about reading.
-        stage: Told what is done, and what was done before.
+        watcher: Told what is done, and what was done before.
 
     Returns:
         The run, and captions and scores of the test clips with the best epoch on validation.
@@ -206,14 +186,14 @@ def caption_demo(
     recipe = load_recipe(resolve_recipe("demo-caption"), [*start, *overrides])
     ledger, what = Ledger(runs), "training a captioner on the same backbone, with CALM's loss"
     if (run := ledger.finished(recipe)) is not None:
-        stage(f"{what}: done before, {run.folder}")
+        watcher.stage(f"{what}: done before, {run.folder}")
         (again,) = evaluate_caption_run(
-            run, [TestSet("demo", root)], device=choose_device(recipe.device), progress=progress
+            run, [TestSet("demo", root)], device=choose_device(recipe.device), progress=watcher.reading
         )
         return run, again
     begun = ledger.unfinished(recipe)
-    stage(what if begun is None else f"{what}: going on with {begun.folder}")
-    trained = train(recipe, runs, resume=begun, watcher=watcher, progress=progress)
+    watcher.stage(what if begun is None else f"{what}: going on with {begun.folder}")
+    trained = train(recipe, runs, resume=begun, watcher=watcher)
     trained.run.drop_state()
     best = next((result for result in trained.results if isinstance(result, CaptionEvaluation)), None)
     if best is None:

@@ -1,9 +1,12 @@
-"""Numbers of things in words."""
+"""Numbers of things in words, and how far a piece of work is: `Progress` of one, `Watcher` of trainings."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 _BLANKS = frozenset("\u00a0\u1680\u202f\u205f\u3000") | {chr(code) for code in range(0x2000, 0x200B)}
 """Blanks of other scripts: no terminal obeys them, and names need them."""
@@ -43,3 +46,49 @@ def utf8_name(name: str) -> tuple[str, str | None]:
     if text != name:
         return text, f"this locale ({sys.getfilesystemencoding()}) cannot name it: set PYTHONUTF8=1 and run again"
     return text, None
+
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Who is told how far a piece of work is."""
+
+    def __call__(self, what: str, done: int, total: int, left_out: int = 0, /) -> None:
+        """`done` of `total` items are finished, some of them left out; 0 of 0 where nobody can count them."""
+
+
+def watched(items: Iterable[Item], what: str, total: int, progress: Progress | None) -> Iterator[Item]:
+    """The items, with `progress` told after each."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        if progress:
+            progress(what, done, total)
+
+
+class Watcher:
+    """Shows what a training does, or several in stages; the command line has one with a bar.
+
+    The methods here do nothing: a watcher that inherits them has only those that it is about.
+    """
+
+    def stage(self, text: str) -> None:
+        """A stage of the work begins."""
+
+    def begin(self, folder: Path, epochs: int) -> None:
+        """Before the first clip is read: the run's folder, and how many epochs it has."""
+
+    def reading(self, what: str, done: int, total: int, left_out: int = 0, /) -> None:
+        """The `Progress` of what is read, drawn or encoded."""
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """After each step."""
+
+    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
+        """After each epoch's validation."""
+
+    def warn(self, text: str) -> None:
+        """A sentence or two on what seems to go wrong."""
+
+
+SILENT = Watcher()

@@ -16,13 +16,14 @@ from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.errors import BadInput, DatasetError
 from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import Labels
-from calmctl.evaluation.runs import Progress, TestSet, check_complete, labels_of, open_test_set
+from calmctl.evaluation.runs import TestSet, check_complete, labels_of, open_test_set
 from calmctl.evaluation.statistics import ClipSums, PairedDifference, differences_over_seeds
 from calmctl.model.captioner import CaptionModel
 from calmctl.recipe.schema import CaptionSection
 from calmctl.runs.checkpoint import load_captioner
 from calmctl.runs.run import Run
 from calmctl.samples import LeftOut
+from calmctl.words import Progress
 
 CAPTION_METRICS = ("cider", "rouge_l")
 """Metrics that are means over clips; BLEU and METEOR are not, so a difference of clips says nothing about theirs."""

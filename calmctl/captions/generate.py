@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +21,7 @@ from calmctl.recipe.schema import CaptionSection
 from calmctl.samples import Clip
 from calmctl.video.instants import LONG_TIMEOUT_S, require_countable, video_extent
 from calmctl.video.pool import decode_clips
+from calmctl.words import Progress
 
 CLIPS_PER_BATCH = 64
 # So many sentences at once, one for each beam of a clip, hold a few hundred megabytes of log-probabilities.
@@ -152,7 +153,7 @@ def caption_segments(
     *,
     n_frames: int,
     search: Search,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Segment]:
     """Captions of consecutive segments of `video`, decoded in one pass; memory does not grow with its length.
 
@@ -162,7 +163,7 @@ def caption_segments(
         segment_s: Length of a segment; see `segment_bounds` for the last one.
         n_frames: F, the frames of a segment, as the model was trained with.
         search: How captions are found.
-        progress: Called with segments done and segments in all.
+        progress: Told of the segments, by the file's name.
 
     Raises:
         VideoError: The video cannot be decoded.
@@ -182,7 +183,7 @@ def caption_segments(
                 for (start_s, end_s), caption in zip(windows, captions, strict=True)
             ]
             if progress:
-                progress(len(found), len(bounds))
+                progress(video.name, len(found), len(bounds))
     return found
 
 

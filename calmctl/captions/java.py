@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ import numpy as np
 from calmctl.captions.files import Doubles
 from calmctl.data.annotations import shown
 from calmctl.errors import BadInput, RunFailed
+from calmctl.words import Progress
 
 # Variables that add options to any Java; the last one overrides even the command line.
 _OPTION_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "IBM_JAVA_OPTIONS")
@@ -285,7 +286,7 @@ class Meteor:
         self,
         hypotheses: Sequence[str],
         references: Sequence[Sequence[str]],
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[str]:
         """METEOR's statistics of every segment, as it writes them.
 
@@ -301,7 +302,7 @@ class Meteor:
         for number in range(1, len(lines) + 1):
             answers.append(self._answer(_N_STATISTICS))
             if progress is not None and (number % _PROGRESS_EVERY == 0 or number == len(lines)):
-                progress(number, len(lines))
+                progress("METEOR", number, len(lines))
         sender.join()
         return answers
 

@@ -6,7 +6,7 @@ Document frequencies of CIDEr stay those of the whole set, as they belong to the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -39,7 +39,7 @@ from calmctl.evaluation.result import Labels
 from calmctl.evaluation.statistics import Interval
 from calmctl.evaluation.tables import Fitting
 from calmctl.files import sha256_bytes
-from calmctl.words import counted
+from calmctl.words import Progress, counted
 
 LEVEL = 0.95
 REPLICATES = 1000
@@ -162,7 +162,6 @@ class CaptionScores:
 
 TokenizerChoice = Literal["ptb", "ptb-python", "none"]
 TOKENIZER_CHOICES: tuple[TokenizerChoice, ...] = ("ptb", "ptb-python", "none")
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +260,8 @@ def _tokenizer(choice: TokenizerChoice, java: Java | None, no_java: str) -> tupl
 def _meteor(
     meteor: Meteor, hypotheses: Sequence[str], references: Sequence[Sequence[str]], progress: Progress | None
 ) -> _MeteorResult:
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("METEOR", done, total)
-
     try:
-        statistics = meteor.statistics(hypotheses, references, tell)
+        statistics = meteor.statistics(hypotheses, references, progress)
         score, segments = meteor.scores(statistics)
         if len(statistics) < 2:
             return _MeteorResult(score, "", segments)

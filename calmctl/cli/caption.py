@@ -200,8 +200,7 @@ def _encode_videos(
     from calmctl.samples import Split
 
     split = Split("given", tuple(clips), (), (), tuple(unreadable))
-    bars = readings(bar)
-    frames = stream_frames(split, model, recipe.data, lambda done, total: bars("decoding", done, total))
+    frames = stream_frames(split, model, recipe.data, "decoding", readings(bar))
     return encode_split(model, split, frames, next(model.parameters()).device)
 
 
@@ -223,7 +222,7 @@ def _segments(
                 segment_s,
                 n_frames=recipe.data.frames,
                 search=search,
-                progress=lambda done, total, name=clip.path.name: bars(name, done, total),  # type: ignore[misc]
+                progress=bars,
             )
         except VideoError as fault:
             if len(clips) == 1:

@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,9 +39,10 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from calmctl.errors import BadInput, RunFailed, RunNotFound
-from calmctl.words import counted, visible
+from calmctl.words import Watcher, counted, visible
 
 if TYPE_CHECKING:
+    from calmctl import words
     from calmctl.runs.run import Run
 
 
@@ -368,19 +369,19 @@ def progress_bar(unit: str) -> Progress:
     )
 
 
-def readings(bar: Progress) -> Callable[[str, int, int], None]:
-    """A progress callback (what is done, items done, items in all) that shows each "what" while it lasts.
+def readings(bar: Progress) -> words.Progress:
+    """A `calmctl.words.Progress` that shows each "what" while it lasts.
 
     0 of 0 is work that cannot be counted: its name stands there until the next begins.
     """
     tasks: dict[str, TaskID] = {}
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int, left_out: int = 0, /) -> None:
         for former in [name for name in tasks if name != what and bar.tasks and _endless(bar, tasks[name])]:
             bar.remove_task(tasks.pop(former))
         if what not in tasks:
             tasks[what] = bar.add_task(what, total=total or None, note="")
-        bar.update(tasks[what], completed=done)
+        bar.update(tasks[what], completed=done, note=f"{left_out} left out" if left_out else "")
         if total and done >= total:
             bar.remove_task(tasks.pop(what))
 
@@ -434,31 +435,37 @@ class RecipeCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class BarWatcher:
+class BarWatcher(Watcher):
     """Shows a training as one bar, reading of clips as others, and validation numbers as lines."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._epochs = 1
-        self._tasks: dict[str, TaskID] = {}
+        self._steps: TaskID | None = None
+        self._readings = readings(bar)
 
-    def begin(self, run: Run, epochs: int) -> None:
+    def stage(self, text: str) -> None:
+        """Say the stage on a line of its own, also where stderr is no terminal."""
+        self._bar.console.print(f"[bold]{printable(text)}[/]", soft_wrap=True)
+
+    def begin(self, folder: Path, epochs: int) -> None:
         """Say where the run is, also where stderr is no terminal: whoever stops it wants to know."""
         self._epochs = epochs
-        self._bar.console.print(f"run {printable(str(run.folder))}", soft_wrap=True)
+        self._bar.console.print(f"run {printable(str(folder))}", soft_wrap=True)
 
     def step(self, done: int, total: int, loss: float) -> None:
         """Advance the bar of the training."""
         epoch = max(1, -(-done * self._epochs // total))
-        self._show("training steps", done, total, f"epoch {epoch}/{self._epochs}, loss {loss:.3f}")
+        if self._steps is None:
+            self._steps = self._bar.add_task("training steps", total=total, note="")
+        self._bar.update(self._steps, completed=done, note=f"epoch {epoch}/{self._epochs}, loss {loss:.3f}")
         if done == total:
-            self._bar.remove_task(self._tasks.pop("training steps"))
+            self._bar.remove_task(self._steps)
+            self._steps = None
 
-    def reading(self, what: str, done: int, total: int) -> None:
+    def reading(self, what: str, done: int, total: int, left_out: int = 0, /) -> None:
         """Advance the bar of some reading; it goes away when it is full."""
-        self._show(what, done, total, "")
-        if done == total:
-            self._bar.remove_task(self._tasks.pop(what))
+        self._readings(what, done, total, left_out)
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:
         """Print the validation numbers of an epoch."""
@@ -476,11 +483,6 @@ class BarWatcher:
     def warn(self, text: str) -> None:
         """Print a warning above the bar."""
         self._bar.console.print(f"[yellow]warning:[/] {printable(text)}", soft_wrap=True)
-
-    def _show(self, what: str, done: int, total: int, text: str) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total, note="")
-        self._bar.update(self._tasks[what], completed=done, total=total, note=text)
 
 
 def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: str = "clip") -> None:

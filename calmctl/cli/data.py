@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli import console as options
-from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, stdout
+from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ def check(
 
     name, root = _named(dataset, root, annotations is not None and videos is not None)
     with progress_bar("clips") as bar:
-        task = bar.add_task("decoding", total=None, visible=False, note="")
         report = check_dataset(
             name,
             root,
@@ -85,7 +84,7 @@ def check(
             decode=decode,
             workers=workers,
             timeout_s=timeout_s,
-            on_clip=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+            progress=readings(bar),
             cut_captions=partial(_cut_captions, backbone),
         )
     if as_json:

@@ -41,19 +41,11 @@ def demo(
     from calmctl.files import read_json
 
     with progress_bar("items") as bar:
-        done = run_demo(data, runs, seed=seed, overrides=overrides or [], watcher=_StageWatcher(bar))
+        done = run_demo(data, runs, seed=seed, overrides=overrides or [], watcher=BarWatcher(bar))
     if as_json:
         print_json(read_json(done.report, what="demo report"))
     else:
         _print(done, data)
-
-
-class _StageWatcher(BarWatcher):
-    """Says each stage on a line of its own."""
-
-    def stage(self, text: str) -> None:
-        """Print the stage, also where stderr is no terminal."""
-        self._bar.console.print(f"[bold]{text}[/]", soft_wrap=True)
 
 
 def _print(done: Demo, data: Path) -> None:

@@ -397,13 +397,12 @@ def score_caption_files(
     known = read_references(references)
     hypotheses = read_hypotheses(captions, known)
     with progress_bar("captions") as bar:
-        task = bar.add_task("METEOR", total=len(hypotheses), note="")
         scores = score_captions(
             hypotheses,
             known,
             tokenizer=choice,
             require_complete=require_complete,
-            progress=lambda what, done, total: bar.update(task, completed=done, total=total),
+            progress=readings(bar),
         )
     result = CaptionResult(scores, name=captions.name)
     if as_json:

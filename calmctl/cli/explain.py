@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.cli import console as options
-from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, stdout
+from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import PAGE, require_output
 
@@ -147,8 +147,7 @@ def open_with_progress(explainer: Explainer, split: str) -> Collection:
     from calmctl.explain.collection import open_collection
 
     with progress_bar("clips") as bar:
-        task = bar.add_task(f"{split} clips", total=None, note="")
-        found = open_collection(explainer, split, lambda done, total: bar.update(task, completed=done, total=total))
+        found = open_collection(explainer, split, readings(bar))
     print_left_out({split: {entry.id: entry.reason for entry in found.encoded.left_out}})
     return found
 

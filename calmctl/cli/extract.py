@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from calmctl.cli import console as options
-from calmctl.cli.console import Sheet, loading, note, print_json, print_next, printable, progress_bar, stdout
+from calmctl.cli.console import Sheet, loading, note, print_json, print_next, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from calmctl.samples import Dataset, LeftOut
     from calmctl.store.extract import ExtractReport
-    from calmctl.store.extract import Progress as Step
     from calmctl.store.writer import MergeReport
 
 
@@ -136,8 +133,7 @@ def extract(
     encoder = load_towers(chosen) if chosen else load_backbone(backbone or MODEL, weights or WEIGHTS)
     for text in encoder.notes:
         note(printable(text))
-    bar = Bar()
-    try:
+    with progress_bar("clips") as bar:
         report = run_extract(
             dataset,
             encoder,
@@ -151,10 +147,8 @@ def extract(
             retry=retry,
             strict=strict,
             ray_actors=ray,
-            on_progress=bar,
+            progress=readings(bar),
         )
-    finally:
-        bar.stop()
     if as_json:
         print_json(report.as_json())
     else:
@@ -223,34 +217,7 @@ def _merge(parts: list[Path], out: Path | None, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-# What `calmctl extract` shows: a bar while it works, a table when it is done.
-
-
-class Bar:
-    """One progress bar after the other: clips, then captions."""
-
-    def __init__(self) -> None:
-        self._unit: str | None = None
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __call__(self, step: Step) -> None:
-        """Show how far the work is."""
-        if step.unit != self._unit and step.total:
-            self.stop()
-            self._unit = step.unit
-            self._bar = progress_bar(step.unit)
-            self._bar.start()
-            self._task = self._bar.add_task(step.unit, total=step.total, note="")
-        if self._bar is not None and self._task is not None and step.total:
-            left_out = f"{step.left_out} left out" if step.left_out else ""
-            self._bar.update(self._task, completed=step.done, note=left_out)
-
-    def stop(self) -> None:
-        """Clear the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+# What `calmctl extract` shows when it is done.
 
 
 def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]) -> None:

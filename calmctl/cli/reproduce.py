@@ -21,8 +21,7 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from calmctl.reproduce.filled import Block, Filled
     from calmctl.reproduce.reproduce import Plan
-    from calmctl.reproduce.work import Cost, Job
-    from calmctl.runs.run import Run
+    from calmctl.reproduce.work import Cost
 
 
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "ablations")
@@ -113,7 +112,7 @@ def reproduce(
             return
         require_present(plan)
         print_plan(plan, estimate(plan.jobs), made=True, to_stderr=True)
-        work_off(plan.jobs, runs, watcher=watcher, progress=watcher.reading, on_job=watcher.job)
+        work_off(plan.jobs, runs, watcher=watcher)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
     command = shlex.join(["calmctl", *sys.argv[1:]])
     files = [path for table in filled for path in write_table(table, runs, command)]
@@ -133,19 +132,10 @@ _PAPER_TIME = (
 
 
 class StageWatcher(BarWatcher):
-    """Says each stage and each run on a line of its own."""
+    """Says which run begins, and no more of each."""
 
-    def stage(self, text: str) -> None:
-        """Print the stage, also where stderr is no terminal."""
-        self._bar.console.print(f"[bold]{text}[/]", soft_wrap=True)
-
-    def job(self, job: Job, number: int, total: int) -> None:
-        """Print which run begins."""
-        goes_on = " goes on" if job.state == "interrupted" else ""
-        self._bar.console.print(f"[bold]run {number} of {total}: {printable(job.recipe.name)}{goes_on}[/]")
-
-    def begin(self, run: Run, epochs: int) -> None:
-        """Nothing is printed: a table's runs are many, and `job` has named this one."""
+    def begin(self, folder: Path, epochs: int) -> None:
+        """Nothing is printed: a table's runs are many, and `stage` has named this one."""
         self._epochs = epochs
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:

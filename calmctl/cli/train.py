@@ -96,7 +96,6 @@ def train(
                 resume=former,
                 tensorboard=tensorboard,
                 watcher=watcher,
-                progress=watcher.reading,
                 world=world,
             )
             trained.run.drop_state()

@@ -28,7 +28,7 @@ from calmctl.data.registry import BENCHMARKS, DATASETS, load_dataset, resolve
 from calmctl.errors import DatasetError, VideoError
 from calmctl.samples import Clip, LeftOut
 from calmctl.video.pool import TIMEOUT_S, run_isolated
-from calmctl.words import counted
+from calmctl.words import Progress, counted
 
 _WIDTH = 80
 _OWN = {
@@ -171,9 +171,6 @@ class CheckReport:
 # What of a dataset is there, what is missing, and whether it is the published split.
 
 
-OnClip = Callable[[int, int], None]
-"""Told how many clips have been decoded, and of how many."""
-
 CutCaptions = Callable[[Sequence[str]], str | None]
 """Of some captions, a sentence on those that a text tower would not read to their end."""
 
@@ -189,7 +186,7 @@ def check_dataset(
     n_frames: int = 12,
     workers: int | None = None,
     timeout_s: float = TIMEOUT_S,
-    on_clip: OnClip | None = None,
+    progress: Progress | None = None,
     cut_captions: CutCaptions = lambda captions: None,
 ) -> CheckReport:
     """Look for everything that a dataset needs.
@@ -204,7 +201,7 @@ def check_dataset(
         n_frames: Frames of a clip to decode.
         workers: Decoding processes; None for one a core.
         timeout_s: Time limit for one clip, in seconds.
-        on_clip: Called after every clip decoded.
+        progress: Told after every clip decoded.
         cut_captions: `model.tokens.Tokens.cut` of the text tower that is to read the captions.
 
     Raises:
@@ -219,7 +216,7 @@ def check_dataset(
         report, clips = _check_other(name, protocol, root, annotations, videos, cut_captions)
     if not decode:
         return report
-    undecodable = _undecodable(clips, n_frames, workers, timeout_s, on_clip)
+    undecodable = _undecodable(clips, n_frames, workers, timeout_s, progress)
     decoding = tuple(_decoding(split, clips[split], undecodable[split]) for split in clips if clips[split])
     return replace(report, findings=(*report.findings, *decoding), undecodable=undecodable)
 
@@ -379,7 +376,7 @@ def _check_other(
 
 
 def _undecodable(
-    clips: Clips, n_frames: int, workers: int | None, timeout_s: float, on_clip: OnClip | None
+    clips: Clips, n_frames: int, workers: int | None, timeout_s: float, progress: Progress | None
 ) -> dict[str, dict[str, str]]:
     every = [(split, clip) for split, of_split in clips.items() for clip in of_split]
     reasons: dict[str, dict[str, str]] = {split: {} for split in clips}
@@ -388,8 +385,8 @@ def _undecodable(
     for done, ((split, clip), (_, result)) in enumerate(zip(every, results, strict=True), start=1):
         if isinstance(result, VideoError):
             reasons[split][clip.id] = str(result)
-        if on_clip is not None:
-            on_clip(done, len(every))
+        if progress:
+            progress("decoding clips", done, len(every))
     return reasons
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from calmctl.data.demo_world import VERSION, DemoCounts, PlannedClip, Scene, dra
 from calmctl.errors import DatasetError
 from calmctl.files import read_json, sha256_bytes, write_bytes, write_json
 from calmctl.samples import Clip, Dataset, LeftOut, Split
+from calmctl.words import Progress
 
 PROTOCOLS = ("retrieval", "captioning")
 
@@ -53,7 +53,7 @@ def generate_demo(
     *,
     seed: int = 0,
     counts: DemoCounts | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Draw the demo world into `root`; what is there already is kept, so an interrupted call can be repeated.
 
@@ -64,7 +64,7 @@ def generate_demo(
         root: The dataset's folder; made if missing.
         seed: Chooses another world of the same kind.
         counts: Clips per split; `DemoCounts()` by default.
-        progress: Called with (clips done, clips in all).
+        progress: Told of the clips.
 
     Raises:
         RunFailed: The folder is not writable or the disk is full.
@@ -73,7 +73,7 @@ def generate_demo(
     entries = [_entry(clip, seed) for clip in clips]
     for done, (clip, entry) in enumerate(zip(clips, entries, strict=True)):
         if progress:
-            progress(done, len(clips))
+            progress("drawing clips", done, len(clips))
         path = root / entry["file"]
         if not path.exists():
             rng = random.Random(f"calmctl demo {VERSION}: drawing {seed} {clip.id}")
@@ -82,7 +82,7 @@ def generate_demo(
     if not (root / "demo.json").exists() or _read(root).digest != manifest["digest"]:
         write_json(root / "demo.json", manifest)
     if progress:
-        progress(len(clips), len(clips))
+        progress("drawing clips", len(clips), len(clips))
 
 
 def load_demo(root: Path, *, shifted: bool, protocol: str | None = None) -> Dataset:

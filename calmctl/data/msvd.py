@@ -1,17 +1,11 @@
-"""Pickles of plain data, read without Python's own reader, which would run whatever code a file names.
-
-A pickle is a program for a small stack machine. Here only those of its instructions exist that build lists,
-tuples, dicts, text and small whole numbers; at any other one the file is refused. Time and memory are bounded by
-the limits below: sizes that a file states are compared with what is left of it before anything is read, the memo
-is a dict rather than an array as large as its highest number, and only text may be used twice, so what comes out
-is a tree and no small file unfolds into a large one.
-"""
+"""MSVD: 1,970 clips, 18 to 81 sentences each, every one of them a query; and the pickle some of its copies come as."""
 
 from __future__ import annotations
 
-import codecs
+import io
+import pickle
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +13,32 @@ from calmctl.data.annotations import expect, field, read_bytes, read_ids, read_l
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 from calmctl.errors import DatasetError
 
+# A pickle is a program for a small stack machine, and Python's own reader runs whatever code it names. Here a file is
+# walked through first. Only instructions that build lists, tuples, dicts and text may stand in it, and only text may
+# be used twice: what comes out is a tree, and no small file unfolds into a large one.
+
 MOST_PICKLED_BYTES = 64 * 1024**2
 MOST_STEPS = 4_000_000
 MOST_CHARACTERS = 64 * 1024**2
 """Limits of a file, of its instructions and of the text it unfolds into. The token lists of MSVD (80,827 captions)
 take 5 MB, 1.7 million steps and 3 million characters; the limits are our choice."""
+
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+_SINCE_MARK = -1
+_MAKES = {
+    **{"EMPTY_LIST": (0, "list"), "LIST": (_SINCE_MARK, "list")},
+    **{"EMPTY_DICT": (0, "dict"), "DICT": (_SINCE_MARK, "dict")},
+    **{"EMPTY_TUPLE": (0, "tuple"), "TUPLE": (_SINCE_MARK, "tuple")},
+    **{f"TUPLE{count}": (count, "tuple") for count in (1, 2, 3)},
+}
+_FILLS = {
+    **{"APPEND": (1, "list"), "APPENDS": (_SINCE_MARK, "list")},
+    **{"SETITEM": (2, "dict"), "SETITEMS": (_SINCE_MARK, "dict")},
+}
+"""How many things an instruction takes from the stack, and what it makes of them or puts them into."""
+_TEXTS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "STRING", "SHORT_BINSTRING", "BINSTRING"}
+_PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
+_PLAIN = {"PROTO", "FRAME", "MARK", "STOP"} | _TEXTS | _PUTS | _GETS | _MAKES.keys() | _FILLS.keys()
 
 
 def read_pickle(path: Path) -> Any:
@@ -32,12 +47,21 @@ def read_pickle(path: Path) -> Any:
     Raises:
         DatasetError: It cannot be read, is damaged or too large, or builds anything else.
     """
-    machine = _Machine(read_bytes(path, MOST_PICKLED_BYTES))
+    stream = io.BytesIO(read_bytes(path, MOST_PICKLED_BYTES))
+    start = 0
     try:
-        return machine.run()
-    except _Refused as fault:
+        walk = _Walk()
+        while not walk.ended:
+            start = stream.tell()
+            walk.step(stream)
+        data = pickle.loads(stream.getvalue(), encoding="utf-8")
+        if _pairs(data) < walk.pairs:  # Python's reader keeps the last one and says nothing
+            raise _Refused("a key stands twice in a dict in it")
+        return data
+    except (_Refused, ValueError, EOFError, pickle.UnpicklingError) as fault:
+        why = "text in it is not utf-8" if isinstance(fault, UnicodeError) else str(fault)
         raise DatasetError(
-            f"{path}: {fault} (byte {machine.start}); only plain lists of words are read, so take a JSON or text "
+            f"{path}: {why} (byte {start}); only plain lists of words are read, so take a JSON or text "
             "file of the captions instead"
         ) from None
 
@@ -46,215 +70,116 @@ class _Refused(Exception):
     """Why a pickle is not read, in a few words."""
 
 
-class _Machine:
-    """The stack machine; a method `op_...` for each instruction that exists here."""
+class _Walk:
+    """Follows a pickle without building anything: of text the stack has the length, of all else the kind."""
 
-    def __init__(self, content: bytes) -> None:
-        self.start = self._at = 0
-        self._content = content
-        self._stack: list[Any] = []
+    def __init__(self) -> None:
+        self.ended, self.pairs = False, 0
+        self._steps = self._characters = 0
+        self._stack: list[int | str] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-        self._characters = 0
+        self._memo: dict[int, int | str] = {}
 
-    def run(self) -> Any:
-        content = self._content + b"("  # one instruction behind the end: the loop needs no test for it
-        for _ in range(MOST_STEPS):
-            self.start = self._at
-            code = content[self._at]
-            self._at += 1
-            operation = _OPERATIONS[code]
-            if operation is not None and self._at < len(content):
-                operation(self)
-            elif self._at == len(content):
-                raise _Refused("it ends too early")
-            elif code == _STOP:
-                return self._pop()
+    def step(self, stream: io.BytesIO) -> None:
+        """Read one instruction."""
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise _Refused(f"it has more than {MOST_STEPS:,} instructions")
+        code = stream.read(1)
+        if not code:
+            raise _Refused("it ends too early")
+        opcode = _OPCODES.get(code)
+        if opcode is None or opcode.name not in _PLAIN:  # known before what belongs to it is read
+            name = "what is no pickle instruction" if opcode is None else opcode.name
+            raise _Refused(f"it holds {name}, which is not plain data")
+        name = opcode.name
+        try:
+            if name == "STRING":  # its bytes are in no encoding that the file tells
+                value: Any = pickletools.read_stringnl(stream, decode=False)
             else:
-                raise _Refused(f"it holds {_NAMES.get(code, 'what is no pickle instruction')}, which is not plain data")
-        raise _Refused(f"it has more than {MOST_STEPS:,} instructions")
+                value = opcode.arg.reader(stream) if opcode.arg else None
+        except UnicodeError:
+            raise
+        except ValueError as fault:
+            raise _Refused(f"it ends too early, or is damaged: {fault}") from None
+        if name in _TEXTS:
+            if isinstance(value, str):
+                value.encode()  # half a surrogate pair is no text
+            self._push_text(len(value))
+        elif name in _MAKES:
+            count, kind = _MAKES[name]
+            items = self._taken(count)
+            self._stack.append(kind)
+            if kind == "dict":
+                self._count_keys(items)
+        elif name in _FILLS:
+            count, kind = _FILLS[name]
+            items = self._taken(count)
+            if self._top() != kind:
+                raise _Refused(f"it fills a {kind} that is none")
+            if kind == "dict":
+                self._count_keys(items)
+        elif name in _PUTS:
+            number = len(self._memo) if name == "MEMOIZE" else value
+            if not 0 <= number <= self._steps:  # Python's reader makes an array as long as the highest number
+                raise _Refused("a number is none that anything is remembered by")
+            self._memo[number] = self._top()
+        elif name in _GETS:
+            length = self._memo.get(value)
+            if not isinstance(length, int):
+                raise _Refused("it uses something other than text twice")
+            self._push_text(length)
+        elif name == "MARK":
+            self._marks.append(len(self._stack))
+        elif name == "PROTO" and value > 5:
+            raise _Refused("its protocol is newer than 5")
+        elif name == "STOP":
+            self._top()
+            self.ended = True
 
-    def _take(self, size: int) -> bytes:
-        if size > len(self._content) - self._at:
-            raise _Refused("it ends too early")
-        self._at += size
-        return self._content[self._at - size : self._at]
+    def _push_text(self, length: int) -> None:
+        self._characters += length
+        if self._characters > MOST_CHARACTERS:
+            raise _Refused(f"it unfolds into more than {MOST_CHARACTERS:,} characters")
+        self._stack.append(length)
 
-    def _number(self, size: int) -> int:
-        return int.from_bytes(self._take(size), "little")
-
-    def _line(self) -> bytes:
-        end = self._content.find(b"\n", self._at)
-        if end < 0:
-            raise _Refused("it ends too early")
-        return self._take(end + 1 - self._at)[:-1]
-
-    def _line_number(self) -> int:
-        line = self._line()
-        if not line.isdigit() or len(line) > 9:
-            raise _Refused("a number is none")
-        return int(line)
-
-    def _pop(self) -> Any:
+    def _top(self) -> int | str:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise _Refused("it takes something from where nothing is")
-        return self._stack.pop()
-
-    def _top(self, kind: type) -> Any:
-        if not self._stack or not isinstance(self._stack[-1], kind):
-            raise _Refused(f"it fills a {kind.__name__} that is none")
         return self._stack[-1]
 
-    def _since_mark(self) -> list[Any]:
-        if not self._marks:
+    def _taken(self, count: int) -> list[int | str]:
+        floor = self._marks[-1] if self._marks else None if count == _SINCE_MARK else 0
+        start = floor if count == _SINCE_MARK else len(self._stack) - count
+        if floor is None or start is None or start < floor:
             raise _Refused("it takes something from where nothing is")
-        start = self._marks.pop()
+        if count == _SINCE_MARK:
+            self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
         return items
 
-    def _text(self, content: bytes, encoding: str = "utf-8") -> None:
-        try:
-            text = content.decode(encoding)
-        except ValueError:
-            raise _Refused(f"text in it is not {encoding}") from None
-        self._push_text(text)
-
-    def _push_text(self, text: str) -> None:
-        self._characters += len(text)
-        if self._characters > MOST_CHARACTERS:
-            raise _Refused(f"it unfolds into more than {MOST_CHARACTERS:,} characters")
-        self._stack.append(text)
-
-    def _remember(self, number: int) -> None:
-        if not self._stack:
-            raise _Refused("it takes something from where nothing is")
-        self._memo[number] = self._stack[-1]
-
-    def _recall(self, number: int) -> None:
-        value = self._memo.get(number)
-        if not isinstance(value, str):
-            raise _Refused("it uses something other than text twice")
-        self._push_text(value)
-
-    def _fill(self, items: list[Any]) -> None:
-        target = self._top(dict)
-        if len(items) % 2 or not all(isinstance(key, str) for key in items[::2]):
+    def _count_keys(self, items: list[int | str]) -> None:
+        # Nor could a tuple of tuples a million deep be a key: computing its hash would overrun the stack.
+        if len(items) % 2 or not all(isinstance(key, int) for key in items[::2]):
             raise _Refused("a key of a dict in it is no text")
-        before = len(target)
-        target.update(zip(items[::2], items[1::2], strict=True))
-        if len(target) < before + len(items) // 2:  # Python's own reader would keep the last one and say nothing
-            raise _Refused("a key stands twice in a dict in it")
-
-    def op_proto(self) -> None:
-        if self._number(1) > 5:
-            raise _Refused("its protocol is newer than 5")
-
-    def op_frame(self) -> None:
-        self._take(8)  # a hint for readers of streams; the file is in memory
-
-    def op_mark(self) -> None:
-        self._marks.append(len(self._stack))
-
-    def op_empty_list(self) -> None:
-        self._stack.append([])
-
-    def op_list(self) -> None:
-        self._stack.append(self._since_mark())
-
-    def op_append(self) -> None:
-        item = self._pop()
-        self._top(list).append(item)
-
-    def op_appends(self) -> None:
-        items = self._since_mark()
-        self._top(list).extend(items)
-
-    def op_empty_tuple(self) -> None:
-        self._stack.append(())
-
-    def op_tuple(self) -> None:
-        self._stack.append(tuple(self._since_mark()))
-
-    def op_tuple1(self) -> None:
-        self._stack.append((self._pop(),))
-
-    def op_tuple2(self) -> None:
-        self._stack.append((self._pop(), self._pop())[::-1])
-
-    def op_tuple3(self) -> None:
-        self._stack.append((self._pop(), self._pop(), self._pop())[::-1])
-
-    def op_empty_dict(self) -> None:
-        self._stack.append({})
-
-    def op_dict(self) -> None:
-        items = self._since_mark()
-        self._stack.append({})
-        self._fill(items)
-
-    def op_setitem(self) -> None:
-        value = self._pop()
-        self._fill([self._pop(), value])
-
-    def op_setitems(self) -> None:
-        self._fill(self._since_mark())
-
-    def op_short_binunicode(self) -> None:
-        self._text(self._take(self._take(1)[0]))
-
-    def op_binunicode(self) -> None:
-        self._text(self._take(self._number(4)))
-
-    def op_binunicode8(self) -> None:
-        self._text(self._take(self._number(8)))
-
-    def op_unicode(self) -> None:
-        self._text(self._line(), "raw-unicode-escape")
-
-    op_short_binstring = op_short_binunicode  # this and the next two: text of Python 2
-    op_binstring = op_binunicode
-
-    def op_string(self) -> None:
-        line = self._line().strip()
-        if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise _Refused("text in it has no quotes")
-        try:
-            content = codecs.escape_decode(line[1:-1])[0]
-        except ValueError:
-            raise _Refused("text in it has a wrong escape") from None
-        self._text(content)
-
-    def op_put(self) -> None:
-        self._remember(self._line_number())
-
-    def op_binput(self) -> None:
-        self._remember(self._number(1))
-
-    def op_long_binput(self) -> None:
-        self._remember(self._number(4))
-
-    def op_memoize(self) -> None:
-        self._remember(len(self._memo))
-
-    def op_get(self) -> None:
-        self._recall(self._line_number())
-
-    def op_binget(self) -> None:
-        self._recall(self._number(1))
-
-    def op_long_binget(self) -> None:
-        self._recall(self._number(4))
+        self.pairs += len(items) // 2
 
 
-_STOP = ord(".")
-_NAMES: dict[int, str] = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-_OPERATIONS: list[Callable[[_Machine], None] | None] = [
-    getattr(_Machine, f"op_{_NAMES.get(code, '').lower()}", None) for code in range(256)
-]
+def _pairs(data: Any) -> int:
+    """How many keys all dicts of a tree have."""
+    found, waiting = 0, [data]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            found += len(each)
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple):
+            waiting.extend(each)
+    return found
 
 
-# MSVD: 1,970 clips, 18 to 81 sentences each, every one of them a query (docs/data.md).
+# The data set (docs/data.md).
 
 
 _CAPTIONS = "captions_msvd.json"

@@ -17,13 +17,10 @@ from calmctl.recipe.schema import Data
 from calmctl.samples import LeftOut, Split
 from calmctl.store.store import FeatureStore
 from calmctl.video.pool import decode_clips
+from calmctl.words import Progress, watched
 
 TEXTS_PER_BATCH = 256
 FRAMES_PER_BATCH = 384
-
-Progress = Callable[[int, int], None]
-Stages = Callable[[str, int, int], None]
-"""Called with what is being done, how many items are done, and of how many; 0 of 0 where that cannot be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +47,9 @@ class EncodedSplit:
 
 
 def stream_frames(
-    split: Split, model: AlignedModel, data: Data, progress: Progress | None = None
+    split: Split, model: AlignedModel, data: Data, what: str = "clips", progress: Progress | None = None
 ) -> Iterator[np.ndarray | VideoError]:
-    """Frames uint8 [F, S, S, 3] of a split's clips in order, or the reason why a clip has none."""
+    """Frames uint8 [F, S, S, 3] of a split's clips in order, or the reason why a clip has none; `what` names them."""
     decoded = decode_clips(
         split.clips,
         data.frames,
@@ -60,10 +57,7 @@ def stream_frames(
         timeout_s=data.timeout_s,
         transform=split_preprocess(model.backbone)[0],
     )
-    for done, (_, frames) in enumerate(decoded, start=1):
-        yield frames
-        if progress:
-            progress(done, len(split.clips))
+    return watched((frames for _, frames in decoded), what, len(split.clips), progress)
 
 
 @torch.inference_mode()
@@ -72,9 +66,9 @@ def encode_split(
     split: Split,
     frames: Iterable[np.ndarray | VideoError],
     device: torch.device,
-    stages: Stages | None = None,
+    progress: Progress | None = None,
 ) -> EncodedSplit:
-    """Encode the captions of `split` and the frames of its clips, given in the same order; `stages` is told of both.
+    """Encode the captions of `split` and the frames of its clips, given in the same order; `progress` is told of both.
 
     Raises:
         DatasetError: No clip of the split is usable.
@@ -92,8 +86,8 @@ def encode_split(
         if len(waiting) * len(decoded) >= FRAMES_PER_BATCH:
             features.append(_encode(model, waiting, device))
             waiting = []
-    if stages:
-        stages("encoding the last clips and the captions", 0, 0)
+    if progress:
+        progress("encoding the last clips and the captions", 0, 0)
     if waiting:
         features.append(_encode(model, waiting, device))
     return _with_texts(model, split, kept, left_out, features, device)

@@ -23,13 +23,14 @@ from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import BadInput
 from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import left_out_caveats
-from calmctl.evaluation.runs import Progress, TestSet, labels_of, labels_of_start, open_test_set
+from calmctl.evaluation.runs import TestSet, labels_of, labels_of_start, open_test_set
 from calmctl.evaluation.statistics import Interval
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run, without_alignment
 from calmctl.runs.run import Run
+from calmctl.words import Progress
 
 FOLDS = 5
 PENALTY = 1e-2

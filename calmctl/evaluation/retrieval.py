@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit, Stages
+from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, rank_queries, retrieval_metrics
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
@@ -23,6 +21,7 @@ from calmctl.model.heads.base import FusionHead, VideoTable
 from calmctl.model.heads.pooling import Queries, mix, pooled_cosines, pooled_vectors, prepare_texts, score_in_blocks
 from calmctl.model.heads.tmass import PAIRS_PER_BLOCK, TMassHead
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.words import Progress
 
 
 @torch.no_grad()
@@ -34,7 +33,7 @@ def score_all(
     text_chunk: int = 1024,
     video_chunk: int = 128,
     device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Score every text against every video.
 
@@ -48,7 +47,7 @@ def score_all(
         text_chunk: Texts at once.
         video_chunk: Videos at once.
         device: Where to compute; default: where `texts` are.
-        progress: Called with the pairs done and the pairs in all, after every chunk.
+        progress: Told of the pairs after every chunk.
 
     Returns:
         [N_t, N_v] on the CPU, float32, or float64 where the head computes in float64.
@@ -71,7 +70,7 @@ def score_all(
             scores[i : i + text_chunk, j : j + video_chunk] = block
             done += block.numel()
             if progress is not None:
-                progress(done, n_texts * n_videos)
+                progress("scoring pairs", done, n_texts * n_videos)
     return scores
 
 
@@ -256,7 +255,7 @@ def score_split(
     device: torch.device,
     *,
     scorer: Scorer = "leak-free",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Scores [N_t, N_v] of all pairs of a split, before any re-ranking.
 
@@ -301,11 +300,10 @@ def evaluate_encoded(
     labels: Labels,
     *,
     scorer: Scorer = "leak-free",
-    progress: Stages | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score a split and measure it both ways, with bootstrap intervals."""
-    scoring = None if progress is None else partial(progress, "scoring pairs")
-    scores = score_split(model, encoded, device, scorer=scorer, progress=scoring)
+    scores = score_split(model, encoded, device, scorer=scorer, progress=progress)
     if progress:
         progress("ranking, and bootstrap intervals", 0, 0)
     back = scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +35,7 @@ from calmctl.runs.run import WEIGHTS, Run
 from calmctl.runtime import environment
 from calmctl.samples import Dataset, Split
 from calmctl.store.store import FeatureStore
-
-Progress = Callable[[str, int, int], None]
+from calmctl.words import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +179,8 @@ class OpenTestSet:
         name, source = self.record.dataset, self.source
         if isinstance(source, FeatureStore):
             return encode_stored(model, source, self.record.name, device)
-        watch = None if progress is None else lambda done, total: progress(f"{name} clips", done, total)
-        return encode_split(model, source, stream_frames(source, model, recipe.data, watch), device, progress)
+        frames = stream_frames(source, model, recipe.data, f"{name} clips", progress)
+        return encode_split(model, source, frames, device, progress)
 
 
 def open_test_set(recipe: Recipe, test: TestSet, split: str) -> OpenTestSet:

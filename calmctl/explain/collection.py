@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +21,7 @@ from calmctl.explain.anchors import without, worth_saying
 from calmctl.explain.explainer import Explainer
 from calmctl.explain.score import anchor_directions, project_out, score_pair, split_score
 from calmctl.samples import Clip, Split
-
-Progress = Callable[[int, int], None]
+from calmctl.words import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,7 @@ def open_collection(explainer: Explainer, split: str, progress: Progress | None 
     test = own_test_set(recipe)
     opened = open_test_set(recipe, test, split)
     labels = labels_of(explainer.run, explainer.which, test, opened.record)
-    watch = None if progress is None else lambda _, done, total: progress(done, total)
-    encoded = opened.encode(explainer.model, recipe, explainer.device, watch)
+    encoded = opened.encode(explainer.model, recipe, explainer.device, progress)
     clips = {clip.id: clip for clip in opened.source.clips} if isinstance(opened.source, Split) else {}
     caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
     return Collection(labels.dataset, split, encoded, clips, caveats)

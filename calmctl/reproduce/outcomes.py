@@ -15,12 +15,13 @@ from calmctl.errors import BadInput
 from calmctl.evaluation.metrics import rank_queries, text_to_video
 from calmctl.evaluation.result import HONEST_SCORER
 from calmctl.evaluation.retrieval import evaluate_encoded, score_split
-from calmctl.evaluation.runs import Progress, TestSet, labels_of, open_test_set
+from calmctl.evaluation.runs import TestSet, labels_of, open_test_set
 from calmctl.evaluation.statistics import ClipSums, clip_sums
 from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run
+from calmctl.words import Progress
 
 _WEIGHTS = "best"
 CAPTION_METRICS = ("bleu4", "meteor", "cider", "rouge_l")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from calmctl.anchors.shipped import merge, resolve_vocabulary
 from calmctl.anchors.vocabulary import save_vocabulary
@@ -29,8 +28,8 @@ from calmctl.runs.run import Run
 from calmctl.store.extract import extract
 from calmctl.store.format import INDEX
 from calmctl.store.store import FeatureStore
-from calmctl.training.loop import Watcher
 from calmctl.training.train import train
+from calmctl.words import Progress, Watcher
 
 TESTS = ("demo", "demo-shifted")
 RECIPE = "demo-features"
@@ -42,18 +41,6 @@ _NOTE = (
 )
 _FROM_VIDEOS = ("data.features=null", "backbone.freeze=true", "data.cache=memory", "data.augment=none")
 """For a head that reads words: a feature store keeps whole sentences, so the frozen CLIP encodes the videos again."""
-
-
-class StandInWatcher(Watcher, Protocol):
-    """Shows what is being made."""
-
-    def stage(self, text: str) -> None:
-        """A new stage begins."""
-        ...
-
-    def reading(self, what: str, done: int, total: int) -> None:
-        """Clips are drawn, decoded or encoded."""
-        ...
 
 
 def stand_in_table(name: str, runs: Path) -> Table:
@@ -88,19 +75,19 @@ def planned_stand_in(root: Path, runs: Path) -> World:
     return World(NAME, {name: TestSet(name, root, features=runs / "features" / name) for name in TESTS}, {})
 
 
-def make_stand_in(root: Path, runs: Path, watcher: StandInWatcher) -> World:
+def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> World:
     """Draw the world, train its CLIP and extract its features, as far as they are not there yet.
 
     Raises:
         CalmError: As drawing, training and extracting do.
     """
     watcher.stage("the demo world: drawing, a small CLIP, its features")
-    generate_demo(root, progress=lambda done, total: watcher.reading("drawing clips", done, total))
+    generate_demo(root, progress=watcher.reading)
     save_vocabulary(merge([resolve_vocabulary("shapes@1"), resolve_vocabulary("coco@1")]).vocabulary, runs / _MERGED)
     recipe, ledger = _backbone(root), Ledger(runs)
     run = ledger.finished(recipe)
     if run is None:
-        run = train(recipe, runs, resume=ledger.unfinished(recipe), watcher=watcher, progress=watcher.reading).run
+        run = train(recipe, runs, resume=ledger.unfinished(recipe), watcher=watcher).run
     world = _world(root, runs, run)
     backbone = load_backbone(recipe.backbone.model, str(run.weights("slim")))
     for dataset, test in world.tests.items():
@@ -110,9 +97,13 @@ def make_stand_in(root: Path, runs: Path, watcher: StandInWatcher) -> World:
             backbone,
             test.features,
             n_frames=recipe.data.frames,
-            on_progress=_progress(watcher, dataset),
+            progress=_named(dataset, watcher),
         )
     return world
+
+
+def _named(dataset: str, watcher: Watcher) -> Progress:
+    return lambda what, *numbers: watcher.reading(f"{dataset} {what}", *numbers)
 
 
 def _backbone(root: Path) -> Recipe:
@@ -125,10 +116,6 @@ def _world(root: Path, runs: Path, backbone: Run) -> World:
     features = runs / f"features-{sha256_file(weights)[:12]}"  # other weights, other features, other recipes
     own = (f"data.root={root}", f"data.features={features / 'demo'}", f"backbone.weights={weights}")
     return World(NAME, {name: TestSet(name, root, features=features / name) for name in TESTS}, {"demo": own})
-
-
-def _progress(watcher: StandInWatcher, dataset: str) -> Callable[..., None]:
-    return lambda step: watcher.reading(f"{dataset} {step.unit}", step.done, step.total) if step.total else None
 
 
 def _heads() -> Table:

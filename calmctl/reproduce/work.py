@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,9 @@ from calmctl.reproduce.datasets import World
 from calmctl.reproduce.rows import Row, Table
 from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
 from calmctl.runs.run import Run
-from calmctl.training.loop import Watcher
-from calmctl.training.prepare import Progress, own_records, prepare, recipe_vocabulary
+from calmctl.training.prepare import own_records, prepare, recipe_vocabulary
 from calmctl.training.train import measure_steps, pairs_to_measure, train
+from calmctl.words import SILENT, Watcher
 
 
 class Ledger:
@@ -170,9 +170,7 @@ def work_off(
     jobs: Sequence[Job],
     runs: Path,
     *,
-    watcher: Watcher | None = None,
-    progress: Progress | None = None,
-    on_job: Callable[[Job, int, int], None] | None = None,
+    watcher: Watcher = SILENT,
 ) -> None:
     """Train what is not finished; the time that an unbroken run takes is written into its folder.
 
@@ -181,10 +179,10 @@ def work_off(
     """
     todo = [job for job in jobs if job.state != "finished"]
     for number, job in enumerate(todo, start=1):
-        if on_job is not None:
-            on_job(job, number, len(todo))
+        goes_on = " goes on" if job.state == "interrupted" else ""
+        watcher.stage(f"run {number} of {len(todo)}: {job.recipe.name}{goes_on}")
         started = time.perf_counter()
-        trained = train(job.recipe, runs, resume=job.run, watcher=watcher, progress=progress)
+        trained = train(job.recipe, runs, resume=job.run, watcher=watcher)
         trained.run.drop_state()
         if job.state == "new":
             duration_s = time.perf_counter() - started

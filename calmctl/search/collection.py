@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from calmctl.store.store import NOT_EXTRACTED, FeatureStore, Source, read_source
 from calmctl.store.writer import is_unchanged, record_origin
 from calmctl.video.instants import measure
 from calmctl.video.pool import TIMEOUT_S
+from calmctl.words import Progress
 
 Times = tuple[float, float | None, float]
 
@@ -63,7 +64,6 @@ def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[i
 # What is searched: a feature store, or a folder of videos that becomes one.
 
 
-Progress = Callable[[str, int, int], None]
 STORES = Path("features") / "search"
 WAITING = "waiting for another search"
 
@@ -118,7 +118,7 @@ def open_collection(
         videos: Where the clips of a store lie, for pictures.
         stores: Where the features of folders are kept.
         verify: Check every file of a folder's features, and make again what is damaged.
-        progress: Called with what is done, items done and items in all.
+        progress: Told of the work.
 
     Raises:
         StoreError: The store is of another backbone or number of frames, or damaged.
@@ -204,7 +204,7 @@ def _open_folder(
             n_frames=n_frames,
             dtype="float16",
             device=seeker.device,
-            on_progress=lambda step: progress(step.unit, step.done, step.total) if progress and step.total else None,
+            progress=progress,
             on_wait=lambda: progress(WAITING, 0, 1) if progress else None,
         )
         extracted = report.clips_extracted

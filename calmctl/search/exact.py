@@ -35,7 +35,6 @@ from calmctl.search.rows import (
 )
 from calmctl.search.scorers import (
     FrameReader,
-    Progress,
     Scorer,
     SearchIndex,
     adapted,
@@ -44,6 +43,7 @@ from calmctl.search.scorers import (
     table_key,
 )
 from calmctl.store.store import FeatureStore
+from calmctl.words import Progress
 
 CLIPS_PER_BLOCK = 8192
 """Clips scored at once: much smaller blocks would spend their time on calls."""
@@ -108,7 +108,7 @@ def search_exact(
         texts: Texts as `AlignedModel.encode_texts` gives them, [N_t, ...].
         top: k; all clips where there are fewer.
         block: Clips at once; None for what suits the scorer.
-        progress: Called with clips done and clips in all, over all parts of the texts.
+        progress: Told of the clips, over all parts of the texts.
     """
     at_once = max(1, MOST_SCORES // max(1, len(index.frames)))
     parts = torch.split(texts, at_once) if len(texts) else ()
@@ -117,7 +117,7 @@ def search_exact(
 
         def tell(done: int, before: int = number) -> None:
             if progress is not None:
-                progress(before * len(index.frames) + done, len(parts) * len(index.frames))
+                progress("scoring clips", before * len(index.frames) + done, len(parts) * len(index.frames))
 
         scores = _all_scores(index, scorer, part, block, tell)
         found += [
@@ -259,7 +259,7 @@ def open_graph(
                 graph.add(some.astype(np.uint64), _means(adapter, index, start, stop))
                 made += stop - start
                 if progress is not None:
-                    progress(made, total)
+                    progress("building the graph", made, total)
         if not_kept is None:
             try:
                 write_bytes(path, graph.save())

@@ -43,6 +43,7 @@ from calmctl.search.rows import (
     write_about,
 )
 from calmctl.store.store import FeatureStore
+from calmctl.words import Progress
 
 FRAMES_PER_BLOCK = 6144
 """Frames converted at once: 12 MB in float32 at D = 512 (our choice, measured)."""
@@ -301,9 +302,6 @@ def table_key(way: str, head: object, adapter: FeatureAdapter | None) -> str:
 # backbone is the store's affair, which refuses features of another one.
 
 
-Progress = Callable[[int, int], None]
-
-
 @dataclass(frozen=True, slots=True)
 class SearchIndex:
     """Clips that a scorer can score.
@@ -340,7 +338,7 @@ def open_index(
         store: The features.
         shards: The clips of it that are searched.
         scorer: Whose table it is.
-        progress: Called with clips done and clips in all.
+        progress: Told of the clips.
         on_wait: Called before waiting for another process that makes the same index.
 
     Raises:
@@ -370,7 +368,7 @@ def open_index(
                 ]
                 done += stop - start
                 if progress is not None:
-                    progress(done, made)
+                    progress("indexing clips", done, made)
 
         current = old is not None and {file.name for file in old.files.values()} == {f.name for f in files.values()}
         if not new and current:

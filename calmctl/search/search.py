@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -33,7 +33,7 @@ from calmctl.search.exact import (
 )
 from calmctl.search.model import BARE_FRAMES, Seeker
 from calmctl.search.scorers import Scorer, SearchIndex, choose_scorer, open_index
-from calmctl.words import counted
+from calmctl.words import Progress, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,6 @@ class Found:
 # Searching a collection with sentences, or with a clip.
 
 
-Progress = Callable[[str, int, int], None]
 _SHARED = 3
 
 
@@ -191,7 +190,7 @@ class Search:
         query = head.video_table(frames)["video"].cpu()
         own = {key for key, each in self.collection.clips.items() if _same(each.path, clip.path)}
         asked = self._asked(top) + len(own)
-        (best,) = search_exact(index, scorer, judge, query, asked, progress=self._telling("scoring clips"))
+        (best,) = search_exact(index, scorer, judge, query, asked, progress=self._progress)
         kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if index.frames.ids[p] not in own]
         chosen = Best(tuple(p for p, _ in kept), tuple(s for _, s in kept))
         return self._found(
@@ -225,8 +224,7 @@ class Search:
         """The first stage, made when it is first needed."""
         if self._graph is None:
             store, shards, adapter = self.collection.store, self.collection.shards, self.seeker.model.adapter
-            telling = self._telling("building the graph")
-            self._graph = open_graph(store, shards, self._index, adapter, telling, self._waiting)
+            self._graph = open_graph(store, shards, self._index, adapter, self._progress, self._waiting)
             self.not_kept = self.not_kept or self._graph.not_kept
         return self._graph
 
@@ -234,8 +232,7 @@ class Search:
         model, store = self.seeker.model, self.collection.store
         shape = (store.header.n_frames, store.dim)
         scorer = choose_scorer(head, model.adapter, self.seeker.device, shape)
-        telling = self._telling("indexing clips")
-        index = open_index(store, self.collection.shards, scorer, telling, self._waiting)
+        index = open_index(store, self.collection.shards, scorer, self._progress, self._waiting)
         self.not_kept = self.not_kept or index.not_kept
         return scorer, Judge(head, model.adapter), index
 
@@ -243,7 +240,7 @@ class Search:
         return encode_captions(self.seeker.model, tuple(queries), self.seeker.device)
 
     def _exact(self, texts: Tensor, top: int) -> list[Best]:
-        return search_exact(self._index, self._scorer, self._judge, texts, top, progress=self._telling("scoring clips"))
+        return search_exact(self._index, self._scorer, self._judge, texts, top, progress=self._progress)
 
     def _two_stage(self, texts: Tensor, top: int, candidates: int) -> list[Best]:
         sentences = self.seeker.model.sentences(texts)
@@ -254,10 +251,6 @@ class Search:
     def _waiting(self) -> None:
         if self._progress is not None:
             self._progress(WAITING, 0, 1)
-
-    def _telling(self, what: str) -> Callable[[int, int], None] | None:
-        tell = self._progress
-        return None if tell is None else lambda done, total: tell(what, done, total)
 
     def _asked(self, top: int) -> int:
         """How many clips hold the `top` best moments: each may have all its neighbours before the next one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from calmctl.errors import BadInput, DatasetError, RunFailed, VideoError
 from calmctl.files import read_json, stamp, write_json
 from calmctl.samples import Clip, LeftOut
 from calmctl.video.instants import is_length, measure, require_countable
-
-Progress = Callable[[str, int, int], None]
+from calmctl.words import Progress, watched
 
 MOST_WINDOWS = 2_000_000
 """Of a folder (our choice): they are listed in memory, a gigabyte."""
@@ -62,18 +61,16 @@ def windows_of(
         window_s: Length of a window in seconds.
         stride_s: Seconds between the beginnings of two.
         cache: Where lengths are remembered, by the stamps of files, because a long file takes seconds to measure.
-        progress: Called with what is done, files done and files in all.
+        progress: Told of the files.
     """
     known = _remembered(cache)
     seen = {clip.id: _stat(clip.path) for clip in clips}
     passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
     unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != seen[clip.id]]
-    for done, (clip, found) in enumerate(measure(unknown), start=1):
+    for clip, found in watched(measure(unknown), "measuring videos", len(unknown), progress):
         known[clip.id] = [*seen[clip.id], *((str(found), 0.0) if isinstance(found, VideoError) else found)]
         if isinstance(found, VideoError) and found.limit_s is not None:
             passing.add(clip.id)
-        if progress is not None:
-            progress("measuring videos", done, len(unknown))
     if unknown:
         with suppress(RunFailed):  # they are measured again the next time
             write_json(cache, {clip.id: known[clip.id] for clip in clips if clip.id not in passing})

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from calmctl.store.format import Header, Kind, shard_file
 from calmctl.store.shards import BATCH_FRAMES, Decode, Encoder, FrameShard, decoder, frame_shards
 from calmctl.store.writer import StoreWriter
 from calmctl.video.pool import TIMEOUT_S
+from calmctl.words import Progress
 
 # Stores of earlier versions remember faults of the machine, and of a time limit, as faults of the clip.
 _EARLIER_FAULTS = re.compile(
@@ -94,27 +95,7 @@ def _reason(
     return "has clips to be tried again" if again else None
 
 
-# What an extraction did, and how far it is while it does it.
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an extraction is.
-
-    Attributes:
-        unit: What is being counted now.
-        done: How many of this run's are finished, those left out included.
-        total: How many this run has to do.
-        left_out: How many of the finished could not be decoded.
-    """
-
-    unit: Literal["clips", "captions"]
-    done: int
-    total: int
-    left_out: int = 0
-
-
-OnProgress = Callable[[Progress], None]
+# What an extraction did.
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +166,7 @@ def extract(
     retry: bool = False,
     strict: bool = False,
     ray_actors: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: Progress | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> ExtractReport:
     """Extract the features of all clips and captions of `dataset` into the store at `path`.
@@ -208,7 +189,7 @@ def extract(
         retry: Decode clips again whose files could not be decoded before.
         strict: A clip that is missing or cannot be decoded is an error.
         ray_actors: Make the shards on so many actors of Ray (`calmctl.store.cluster`); 0 for this process.
-        on_progress: Called often, with how far the work is.
+        progress: Told of clips, those left out included, and then of captions; not where there are none to do.
         on_wait: Called before waiting for another process that extracts into the store; None makes that an error.
 
     Returns:
@@ -220,7 +201,7 @@ def extract(
         StoreError: The store holds something that cannot be mixed with these features, or another folder's.
         RunFailed: The store cannot be written, or a decoding process cannot be started.
     """
-    tell = on_progress or (lambda progress: None)
+    tell = progress or (lambda what, done, total, left_out=0: None)
     missing = tuple(clip for split in dataset.splits.values() for clip in split.left_out)
     if strict:
         _refuse((*dataset.unread, *missing))
@@ -283,7 +264,7 @@ def _extract_clips(
     work: Work,
     clips: Mapping[str, Clip],
     strict: bool,
-    tell: OnProgress,
+    tell: Progress,
 ) -> None:
     """Decode and encode the groups that have to be made; each is on disk before the next one begins."""
     groups = [store.groups("frames")[group] for group in work.todo]
@@ -296,29 +277,30 @@ def _extract_clips(
 class _Counted:
     """Counts the clips that are finished, and tells; with `strict` one that is left out is an error."""
 
-    def __init__(self, total: int, strict: bool, tell: OnProgress) -> None:
-        self._step = Progress("clips", 0, total)
-        self._strict, self._tell = strict, tell
-        tell(self._step)
+    def __init__(self, total: int, strict: bool, tell: Progress) -> None:
+        self._total, self._strict, self._tell = total, strict, tell
+        self._done = self._left_out = 0
+        self(0)
 
     def __call__(self, done: int, *left_out: LeftOut | None) -> None:
         """`done` clips more are finished, these of them left out."""
         faults = [clip for clip in left_out if clip is not None]
         if self._strict:
             _refuse(faults)
-        step = self._step
-        self._step = replace(step, done=step.done + done, left_out=step.left_out + len(faults))
-        self._tell(self._step)
+        self._done, self._left_out = self._done + done, self._left_out + len(faults)
+        if self._total:
+            self._tell("clips", self._done, self._total, self._left_out)
 
 
-def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, tell: OnProgress) -> None:
+def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, tell: Progress) -> None:
     total = sum(len(store.groups("texts")[group]) for group in work.todo)
     before = 0
 
     def on_batch(done: int) -> None:
-        tell(Progress("captions", before + done, total))
+        tell("captions", before + done, total)
 
-    on_batch(0)
+    if total:
+        on_batch(0)
     for group in work.todo:
         sentences = store.groups("texts")[group]
         store.add_texts(group, encoder.texts(sentences, on_batch))
@@ -332,7 +314,7 @@ def _extract_on_cluster(
     texts: Work,
     clips: Mapping[str, Clip],
     strict: bool,
-    tell: OnProgress,
+    tell: Progress,
 ) -> None:
     """Have all groups made by others, in whatever order they come; each is on disk as soon as it is here."""
     tasks = [_task(store, group, clips) for group in frames.todo]
@@ -345,7 +327,8 @@ def _extract_on_cluster(
         else:
             store.add_texts(task.group, made)
     n_sentences = sum(len(task.keys) for task in tasks if task.clips is None)
-    tell(Progress("captions", n_sentences, n_sentences))
+    if n_sentences:
+        tell("captions", n_sentences, n_sentences)
 
 
 def _task(store: StoreWriter, group: int, clips: Mapping[str, Clip]) -> Task:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from calmctl.samples import Clip, LeftOut, Split
 from calmctl.store.store import FeatureStore
 from calmctl.video.pixels import CropFlip, FrameResize
 from calmctl.video.pool import decode_clips, run_isolated
+from calmctl.words import Progress, watched
 
 Decoded = np.ndarray | VideoError
 
@@ -92,9 +93,6 @@ def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, 
 
 
 # Batches of (clip, caption) pairs: from video files, from frames kept in memory, or from extracted features.
-
-
-Item = TypeVar("Item")
 
 
 class PairBatches:
@@ -215,7 +213,7 @@ def video_batches(
     *,
     batch_size: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     encode_captions: Callable[[list[str]], Tensor] | None = None,
     frozen_features: Callable[[Iterable[Decoded]], Iterable[Decoded]] | None = None,
     tokenize: Callable[[list[str]], Tensor] | None = None,
@@ -229,7 +227,7 @@ def video_batches(
         data: The recipe's keys.
         batch_size: Pairs a step.
         seed: Of the order.
-        progress: Called with (done, total) while a cache is filled.
+        progress: Told while a cache is filled.
         encode_captions: As for `PairBatches`.
         frozen_features: Turns cached frames into the features of towers that do not change, in order.
         tokenize: What a batch has of sentences; None for the backbone's tokens.
@@ -241,7 +239,7 @@ def video_batches(
         decoding = decode_clips(
             split.clips, data.frames, workers=data.workers or None, timeout_s=data.timeout_s, transform=resize
         )
-        decoded = watched((result for _, result in decoding), len(split.clips), progress)
+        decoded = watched((result for _, result in decoding), "decoding train clips", len(split.clips), progress)
         frames = CachedFrames(list(frozen_features(decoded) if frozen_features else decoded))
     return PairBatches(
         split,
@@ -252,14 +250,6 @@ def video_batches(
         encode_captions=encode_captions,
         world=world,
     )
-
-
-def watched(items: Iterable[Item], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Item]:
-    """The items, with `progress(done, total)` called after each."""
-    for done, item in enumerate(items, start=1):
-        yield item
-        if progress:
-            progress(done, total)
 
 
 def store_batches(

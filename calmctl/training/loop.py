@@ -28,6 +28,7 @@ from calmctl.training.optim import (
     set_learning_rate,
 )
 from calmctl.training.trackers import CollapseWatch, Tracker
+from calmctl.words import SILENT, Watcher
 
 _NAMED_CLIPS = 8
 
@@ -80,8 +81,7 @@ class Stepper:
         clamp_logit_scale(model)
         if logs:
             self._log(losses, step + 1, norms)
-        if training.watcher:
-            training.watcher.step(step + 1, total_steps, value)
+        training.watcher.step(step + 1, total_steps, value)
 
     def _not_finite(self, what: str, batch: Batch, losses: Losses, step: int) -> RunFailed | SystemExit:
         training, run = self._training, self._training.run
@@ -109,7 +109,7 @@ class Stepper:
         training.tracker.log(training.run.append_log({"step": step, **numbers}))
         for warning in self.watch.see(numbers):
             training.run.append_log({"step": step, "warning": warning})
-            training.warn(warning)
+            training.watcher.warn(warning)
 
 
 # The training loop: steps, validation at epoch ends, checkpoints, and a way back after an interruption.
@@ -180,7 +180,7 @@ def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: Collap
         position = load_state(run.state, training.model, optimizer, rank=world.rank, run=mark)
         if position.processes != world.size:
             world.part_random(training.recipe.seed, position.step)
-            training.warn(
+            training.watcher.warn(
                 f"{run.folder} was trained by {position.processes} processes and goes on with {world.size}: batches "
                 "stay the same, dropout and noise do not, so it will not end bit for bit where it would have"
             )
@@ -218,8 +218,7 @@ def _finish_epoch(training: Training, position: Position) -> None:
         save_weights(run.weights("last"), model, slim=False, about=about)
     record = run.append_log({"step": position.step, "validation": validation, "epoch": position.epoch})
     training.tracker.log(record)
-    if training.watcher:
-        training.watcher.epoch(position.epoch, validation)
+    training.watcher.epoch(position.epoch, validation)
 
 
 def how_to_resume(run: Run) -> str:
@@ -275,26 +274,6 @@ class BatchSource(Protocol):
         ...
 
 
-class Watcher(Protocol):
-    """Shows progress; the command line has one with a bar."""
-
-    def begin(self, run: Run, epochs: int) -> None:
-        """Called once, before the first clip is read: where the run is, and how many epochs it has."""
-        ...
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        """Called after each step."""
-        ...
-
-    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-        """Called after each epoch's validation."""
-        ...
-
-    def warn(self, text: str) -> None:
-        """Called with a sentence or two on what seems to go wrong."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Training:
     """All that the loop needs.
@@ -305,7 +284,7 @@ class Training:
             processes that write no files.
         validate: Numbers of the validation split with the current weights; "score" decides what is best.
         left_out: The clips that this process has met and could not use, by split, with reasons.
-        watcher: Whom to tell; the first process has one at most.
+        watcher: Whom to tell; processes but the first tell nobody.
         world: The processes that train together. The first one validates, and writes all files.
     """
 
@@ -319,10 +298,5 @@ class Training:
     tracker: Tracker
     left_out: Callable[[], dict[str, dict[str, str]]]
     identity: RunIdentity | None = None
-    watcher: Watcher | None = None
+    watcher: Watcher = SILENT
     world: World = SINGLE
-
-    def warn(self, text: str) -> None:
-        """Tell the watcher."""
-        if self.watcher:
-            self.watcher.warn(text)

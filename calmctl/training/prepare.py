@@ -39,13 +39,9 @@ from calmctl.runs.identity import RunIdentity, dataset_name, identify, require_u
 from calmctl.samples import Dataset, LeftOut
 from calmctl.store.store import FeatureStore
 from calmctl.training.batches import Decoded, FeatureBatches, PairBatches, store_batches, video_batches
-from calmctl.words import counted
+from calmctl.words import Progress, counted
 
 # What a recipe resolves to: the source of batches, the features of a split, and what a run records of both.
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many items are done, and of how many."""
 
 
 @dataclass(slots=True)
@@ -70,8 +66,7 @@ class Prepared:
             return encode_stored(self.model, self.store, split, self.device)
         assert self.dataset is not None
         chosen = self.dataset.splits[split]
-        watch = _watch(progress, f"reading {split} clips")
-        frames = stream_frames(chosen, self.model, self.recipe.data, watch)
+        frames = stream_frames(chosen, self.model, self.recipe.data, f"reading {split} clips", progress)
         return encode_split(self.model, chosen, frames, self.device)
 
     def batches(self, progress: Progress | None = None, world: World = SINGLE) -> PairBatches | FeatureBatches:
@@ -93,7 +88,7 @@ class Prepared:
             self.recipe.data,
             batch_size=keys.batch_size,
             seed=self.recipe.seed,
-            progress=_watch(progress, "decoding train clips"),
+            progress=progress,
             encode_captions=self._caption_tokens(),
             frozen_features=self.frozen_features if self.recipe.frozen else None,
             tokenize=self._frozen_texts(self.dataset.splits["train"].captions),
@@ -225,12 +220,6 @@ class Prepared:
             return list(self.store.split("val").ids)
         assert self.dataset is not None
         return [clip.id for clip in self.dataset.splits["val"].clips]
-
-
-def _watch(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(what, done, total)
 
 
 # From a recipe to everything that training needs, with every fault found before the first step.

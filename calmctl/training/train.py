@@ -32,11 +32,11 @@ from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_ide
 from calmctl.runs.run import IDENTITY, Run, create_run
 from calmctl.runtime import environment, interruptible
 from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches
-from calmctl.training.loop import Training, Watcher, how_to_resume, run_training
+from calmctl.training.loop import Training, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
-from calmctl.training.prepare import Prepared, Progress, prepare
+from calmctl.training.prepare import Prepared, prepare
 from calmctl.training.trackers import NoTracker, TensorBoardTracker
-from calmctl.words import counted
+from calmctl.words import SILENT, Progress, Watcher, counted
 
 PAIRS_ON_CPU = 8
 """Pairs of a measured step where a CPU trains the towers: a whole batch would take minutes (our choice)."""
@@ -202,8 +202,7 @@ def train(
     *,
     resume: Run | None = None,
     tensorboard: bool = False,
-    watcher: Watcher | None = None,
-    progress: Progress | None = None,
+    watcher: Watcher = SILENT,
     world: World = SINGLE,
 ) -> Trained:
     """Train `recipe` into a new folder under `runs`, or go on with `resume`, and test what came out.
@@ -224,13 +223,11 @@ def train(
             tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
             tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
             identity = _describe(run, prepared) if world.rank == 0 else None
-            if world.rank == 0 and watcher:
-                watcher.begin(run, recipe.optim.epochs)
-            if watcher:
-                for text in prepared.model.backbone.notes:
-                    watcher.warn(text)
-            source = prepared.batches(progress, world)
-        validation = _Validation(prepared, progress)
+            watcher.begin(run.folder, recipe.optim.epochs)
+            for text in prepared.model.backbone.notes:
+                watcher.warn(text)
+            source = prepared.batches(watcher.reading, world)
+        validation = _Validation(prepared, watcher.reading)
         position = run_training(
             Training(
                 recipe,
@@ -255,7 +252,7 @@ def train(
         for split, reasons in position.left_out.items():
             left_out.setdefault(split, {}).update(reasons)
         best_is_last = position.best is not None and position.best["epoch"] == position.epoch
-        results = _test(prepared, run, left_out, progress, best_is_last=best_is_last)
+        results = _test(prepared, run, left_out, watcher.reading, best_is_last=best_is_last)
         record = {
             "validation": position.history or [],
             "best": position.best,
@@ -322,7 +319,7 @@ def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
 class _Validation:
     """Validation numbers with the current weights; frames are kept in memory where the recipe says so."""
 
-    def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress) -> None:
         self._prepared = prepared
         self._progress = progress
         self._cache: CachedFrames | None = None
@@ -349,7 +346,7 @@ def _test(
     prepared: Prepared,
     run: Run,
     left_out: dict[str, dict[str, str]],
-    progress: Progress | None,
+    progress: Progress,
     *,
     best_is_last: bool,
 ) -> tuple[RetrievalResult | CaptionEvaluation, ...]:

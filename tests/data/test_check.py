@@ -56,9 +56,9 @@ def test_complete_and_as_published(root: Path, published: None) -> None:
 
 
 def test_decoding_finds_what_lists_cannot(root: Path, published: None) -> None:
-    steps: list[tuple[int, int]] = []
-    report = check_dataset("msvd", root, decode=True, workers=1, on_clip=lambda *step: steps.append(step))
-    assert not report.complete and steps == [(1, 3), (2, 3), (3, 3)]
+    steps: list[tuple[object, ...]] = []
+    report = check_dataset("msvd", root, decode=True, workers=1, progress=lambda *step: steps.append(step))
+    assert not report.complete and steps == [("decoding clips", done, 3) for done in (1, 2, 3)]
     assert told(report, "decoding") == {
         "train": ("ok", "all 1 decode"),
         "val": ("ok", "all 1 decode"),

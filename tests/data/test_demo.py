@@ -74,7 +74,7 @@ def test_second_call_writes_nothing(world):
 
 
 def test_interrupted_drawing_is_no_dataset_and_can_be_resumed(drawn, tmp_path):
-    def stop(done, total):
+    def stop(what, done, total):
         if done == 10:
             raise KeyboardInterrupt
 
@@ -92,7 +92,7 @@ def test_interrupted_drawing_is_no_dataset_and_can_be_resumed(drawn, tmp_path):
 
 def test_progress_counts_to_the_end(tmp_path):
     calls = []
-    generate_demo(tmp_path, counts=DemoCounts(2, 1, 1, 1), progress=lambda done, total: calls.append((done, total)))
+    generate_demo(tmp_path, counts=DemoCounts(2, 1, 1, 1), progress=lambda *step: calls.append(step[1:]))
     assert calls == [(done, 5) for done in range(6)]
 
 

@@ -125,7 +125,7 @@ def test_progress_reaches_the_total():
         frames,
         text_chunk=2,
         video_chunk=4,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda what, done, total, *_: calls.append((done, total)),
     )
     assert [total for _, total in calls] == [35] * 6
     assert [done for done, _ in calls] == [8, 16, 20, 26, 32, 35]

@@ -20,6 +20,7 @@ from calmctl.reproduce.datasets import World, folder_world
 from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
 from calmctl.reproduce.rows import Row, Table
 from calmctl.reproduce.work import Ledger, digest_of, duration_s, estimate, work_off
+from calmctl.words import Watcher
 
 CPU = torch.device("cpu")
 TESTS = ("demo", "demo-shifted")
@@ -166,29 +167,29 @@ def test_an_interrupted_run_goes_on(table: Table, world: World, tmp_path: Path) 
     class Stop(Exception):
         pass
 
-    class Watcher:
+    class Halt(Watcher):
         def step(self, done: int, total: int, loss: float) -> None:
             if done == 1:
                 raise Stop
 
-        def epoch(self, epoch: int, validation: dict[str, float]) -> None: ...
-
-        def begin(self, run, epochs): ...
-
-        def warn(self, text: str) -> None: ...
+    class Listen(Watcher):
+        def stage(self, text: str) -> None:
+            seen.append(text)
 
     chosen = choose_rows(table, ["t-mass"])
     overrides = ("optim.save_every=1",)
     plan = plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides)
     with pytest.raises(Stop):
-        work_off(plan.jobs, tmp_path, watcher=Watcher())
+        work_off(plan.jobs, tmp_path, watcher=Halt())
     halted = plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides)
     assert [job.state for job in halted.jobs] == ["interrupted"]
     with pytest.raises(BadInput, match="is not finished"):
         measure(halted, tmp_path, seeds=1, overrides=overrides, device=CPU)
-    seen: list[tuple[str, int, int]] = []
-    work_off(halted.jobs, tmp_path, on_job=lambda job, number, total: seen.append((job.state, number, total)))
-    assert seen == [("interrupted", 1, 1)] and len(list(tmp_path.glob("*/recipe.json"))) == 1
+    seen: list[str] = []
+    work_off(halted.jobs, tmp_path, watcher=Listen())
+    assert (
+        seen == [f"run 1 of 1: {halted.jobs[0].recipe.name} goes on"] and len(list(tmp_path.glob("*/recipe.json"))) == 1
+    )
     done = plan_tables([chosen], world, tmp_path, seeds=1)
     assert [job.state for job in done.jobs] == ["finished"]
     assert done.jobs[0].run is not None and duration_s(done.jobs[0].run) is None  # a broken run's time tells nothing

@@ -117,7 +117,8 @@ def test_many_queries_go_in_parts(write_store, drawn, monkeypatch):
     index = open_index(store, searched_rows(store), scorer)
     best = search_exact(index, scorer, Judge(head, None), texts, 3, progress=lambda *step: told.append(step))
     assert [[index.frames.ids[p] for p in each.positions] for each in best] == [[k for k, _ in each] for each in whole]
-    assert told[-1] == (48, 48) and [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == ("scoring clips", 48, 48)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 
 @pytest.mark.parametrize("kind", HEADS)

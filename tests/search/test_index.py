@@ -30,7 +30,7 @@ def test_only_what_is_new_is_made(write_store, drawn):
     features = drawn(12)
     told = []
     index = opened(write_store(features), progress=lambda *step: told.append(step))
-    assert index.made == 12 and told[-1] == (12, 12) and is_right(index, features)
+    assert index.made == 12 and told[-1] == ("indexing clips", 12, 12) and is_right(index, features)
     assert opened(write_store(features)).made == 0
     features |= drawn(3, first=12)
     index = opened(write_store(features))

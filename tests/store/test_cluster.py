@@ -15,7 +15,7 @@ from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.store import writer as store_writer
-from calmctl.store.extract import LOG, Progress, extract
+from calmctl.store.extract import LOG, extract
 from calmctl.store.writer import merge_stores
 
 # Ray's own modules, and what it does to subprocesses and sockets at its shutdown, warn; ours must not.
@@ -91,13 +91,13 @@ def test_two_actors_make_the_store_of_one_machine(
 ) -> None:
     """By itself, merged with a part that a job array made, and with one damaged shard made again elsewhere."""
     run(dataset, backbone, tmp_path / "one")
-    steps: list[Progress] = []
-    report = run(dataset, backbone, tmp_path / "ray", ray_actors=2, on_progress=steps.append)
+    steps: list[tuple[Any, ...]] = []
+    report = run(dataset, backbone, tmp_path / "ray", ray_actors=2, progress=lambda *step: steps.append(step))
     assert content(tmp_path / "ray") == content(tmp_path / "one")
     assert {clip.id for clip in report.undecodable} == {"clip3", "clip7"}
     assert (report.clips_extracted, report.texts_extracted) == (6, 9)
-    clips = [step for step in steps if step.unit == "clips"]
-    assert (clips[0].done, clips[-1].done, clips[-1].left_out) == (0, 8, 2)
+    clips = [step for step in steps if step[0] == "clips"]
+    assert (clips[0][1], *clips[-1][1::2]) == (0, 8, 2)
 
     run(dataset, backbone, tmp_path / "part2", shard=(2, 2))
     merge_stores([tmp_path / "part2", tmp_path / "ray"], tmp_path / "merged")

@@ -23,7 +23,7 @@ from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.store import writer as store_writer
-from calmctl.store.extract import LOG, ExtractReport, Progress, deserves_another_try, extract
+from calmctl.store.extract import LOG, ExtractReport, deserves_another_try, extract
 from calmctl.store.store import FeatureStore
 from calmctl.store.writer import merge_stores
 from calmctl.video import pool as workers
@@ -164,12 +164,12 @@ def test_strict_makes_them_an_error(drawn: Path, backbone: Backbone, tmp_path: P
 
 
 def test_progress_counts_every_clip_and_caption(drawn: Path, backbone: Backbone, tmp_path: Path, quick: None) -> None:
-    steps: list[Progress] = []
-    run(drawn, backbone, tmp_path / "store", on_progress=steps.append)
-    clips = [step for step in steps if step.unit == "clips"]
-    assert [step.done for step in clips] == list(range(9)) and {step.total for step in clips} == {8}
-    assert clips[-1].left_out == 2
-    assert [(step.unit, step.done, step.total) for step in steps][-1] == ("captions", 9, 9)
+    steps: list[tuple[Any, ...]] = []
+    run(drawn, backbone, tmp_path / "store", progress=lambda *step: steps.append(step))
+    clips = [step for step in steps if step[0] == "clips"]
+    assert [step[1] for step in clips] == list(range(9)) and {step[2] for step in clips} == {8}
+    assert clips[-1][3] == 2
+    assert steps[-1] == ("captions", 9, 9)
 
 
 def test_weights_that_give_no_numbers_are_an_error(drawn: Path, tmp_path: Path, quick: None) -> None:
@@ -205,11 +205,11 @@ def test_sigkill_loses_one_shard_at_most(whole: Path, drawn: Path, backbone: Bac
         "helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers)\n"
         "helpers.store_writer.CLIPS_PER_SHARD, helpers.store_writer.SENTENCES_PER_SHARD = 3, 4\n"
         "from pathlib import Path\n"
-        "def kill(step):\n"
-        "    if step.done == 5:\n"
+        "def kill(what, done, *more):\n"
+        "    if done == 5:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"helpers.run(Path({str(drawn)!r}), helpers.seeded_backbone(), Path({str(tmp_path / 'store')!r}), "
-        "on_progress=kill)\n"
+        "progress=kill)\n"
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=300)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
@@ -434,13 +434,13 @@ def test_a_full_disk_is_a_sentence_and_what_is_there_stays(
 def test_a_signal_keeps_what_is_extracted_and_says_so(
     whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, quick: None, number: int, at: int
 ) -> None:
-    def interrupt(step: Progress) -> None:
-        if step.unit == "clips" and step.done == at:
+    def interrupt(what: str, done: int, *more: int) -> None:
+        if what == "clips" and done == at:
             os.kill(os.getpid(), number)
 
     store = tmp_path / "store"
     with pytest.raises(RunFailed, match=r"^interrupted; what is extracted is kept; go on with the same command"):
-        run(drawn, backbone, store, on_progress=interrupt)
+        run(drawn, backbone, store, progress=interrupt)
     assert not list(store.glob(".*.tmp"))
     report = run(drawn, backbone, store)
     assert report.clips_kept == (3 if at == 5 else 0)

@@ -7,6 +7,36 @@ from types import ModuleType
 
 import pytest
 
+from calmctl.words import Watcher
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+class Stop(Watcher):
+    """A watcher that behaves like a kill at one step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Die after step `at`."""
+        if done == self.at:
+            raise Killed
+
+
+@pytest.fixture(scope="session")
+def killed() -> type[BaseException]:
+    """What `stop_at` raises."""
+    return Killed
+
+
+@pytest.fixture(scope="session")
+def stop_at() -> type[Watcher]:
+    """A watcher that behaves like a kill at the step that it is made with."""
+    return Stop
+
 
 @pytest.fixture(scope="session")
 def parity() -> ModuleType:

@@ -9,34 +9,13 @@ import torch
 from calmctl.errors import CheckpointError, DatasetError, RecipeError
 from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import require_unseen, weights_lineage
-from calmctl.runs.run import Run, find_run
+from calmctl.runs.run import find_run
 from calmctl.tensors import load_tensors, save_tensors
 from calmctl.training.prepare import prepare
 from calmctl.training.train import plan_training, train
 
 CPU = torch.device("cpu")
 SMALL = ("task=caption", "caption.width=32", "caption.heads=2", "caption.ffn=32", "caption.vocabulary=train")
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-class Stop:
-    """A watcher that behaves like a kill at one step."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def begin(self, run: Run, epochs: int) -> None:
-        pass
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        if done == self.at:
-            raise Killed
-
-    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-        pass
 
 
 def test_a_run_leaves_scores_and_captions_behind(captioner):
@@ -60,11 +39,11 @@ def test_a_run_leaves_scores_and_captions_behind(captioner):
 
 
 @pytest.mark.usefixtures("no_java")
-def test_a_captioner_resumes_bit_for_bit(tiny_recipe, tmp_path):
+def test_a_captioner_resumes_bit_for_bit(tiny_recipe, tmp_path, stop_at, killed):
     recipe = tiny_recipe(*SMALL, "optim.save_every=2", "optim.batch_size=30")
     whole = train(recipe, tmp_path / "a")
-    with pytest.raises(Killed):
-        train(recipe, tmp_path / "b", watcher=Stop(3))
+    with pytest.raises(killed):
+        train(recipe, tmp_path / "b", watcher=stop_at(3))
     stopped = find_run("tiny-001", tmp_path / "b")
     resumed = train(stopped.recipe_to_resume(), tmp_path / "b", resume=stopped)
     assert resumed.validation == whole.validation

@@ -8,6 +8,7 @@ import pytest
 from calmctl.training import trackers as collapse
 from calmctl.training.trackers import PATIENCE, CollapseWatch
 from calmctl.training.train import train
+from calmctl.words import Watcher
 
 HEALTHY = {"loss": 1.0, "entropy_s": 1.0, "entropy_v": 1.2, "active_units": 3.0}
 
@@ -53,17 +54,9 @@ def test_a_resumed_run_knows_what_was_told(tiny_recipe):
     assert len(told(watch, dead, 1)) == 1
 
 
-class Ears:
+class Ears(Watcher):
     def __init__(self):
         self.heard = []
-
-    def step(self, done, total, loss):
-        pass
-
-    def epoch(self, epoch, validation):
-        pass
-
-    def begin(self, run, epochs): ...
 
     def warn(self, text):
         self.heard.append(text)

@@ -28,6 +28,7 @@ from calmctl.runs.run import Run
 from calmctl.store.extract import extract
 from calmctl.training.prepare import prepare
 from calmctl.training.train import train
+from calmctl.words import Watcher
 
 CPU = torch.device("cpu")
 Edit = Callable[[Path, Run], None]
@@ -37,25 +38,16 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-class Stop:
+class Stop(Watcher):
     """A watcher that behaves like a kill after some steps of this process."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def begin(self, run: Run, epochs: int) -> None:
-        pass
-
     def step(self, done: int, total: int, loss: float) -> None:
         self.left -= 1
         if self.left < 0:
             raise Killed
-
-    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from calmctl.runs.run import Run, find_run
 from calmctl.tensors import load_tensors, read_metadata
 from calmctl.training import train as module
 from calmctl.training.train import train
+from calmctl.words import Watcher
 from calmctl.yaml_strict import dump_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -92,14 +93,11 @@ def logged(run: Run) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
-class Signal:
+class Signal(Watcher):
     """Sends this process a signal after a step, or after an epoch's validation."""
 
     def __init__(self, number: int, *, step: int = 0, epoch: int = 0) -> None:
         self.number, self.at_step, self.at_epoch = number, step, epoch
-
-    def begin(self, run: Run, epochs: int) -> None:
-        pass
 
     def step(self, done: int, total: int, loss: float) -> None:
         if done == self.at_step:

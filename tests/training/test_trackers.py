@@ -30,24 +30,19 @@ def test_a_run_that_goes_on_has_every_step_once_in_the_event_files(tiny_recipe, 
     pytest.importorskip("tensorboard")
     from calmctl.runs.run import find_run
     from calmctl.training.train import train
+    from calmctl.words import Watcher
 
     class Killed(BaseException):
         pass
 
-    class Watcher:
-        def begin(self, run, epochs):
-            pass
-
+    class Stop(Watcher):
         def step(self, done, total, loss):
             if done == 5:  # one step behind the checkpoint
                 raise Killed
 
-        def epoch(self, epoch, validation):
-            pass
-
     recipe = tiny_recipe("optim.save_every=4")
     with pytest.raises(Killed):
-        train(recipe, tmp_path, tensorboard=True, watcher=Watcher())
+        train(recipe, tmp_path, tensorboard=True, watcher=Stop())
     run = find_run("tiny-001", tmp_path)
     before = scalars(run.tensorboard)
     assert [step for tag, step, _, _ in before if tag == "loss"] == [1, 2, 3, 4, 5]

@@ -18,27 +18,6 @@ from calmctl.training.train import plan_training, train
 CPU = torch.device("cpu")
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-class Stop:
-    """A watcher that behaves like a kill at one step."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def begin(self, run: Run, epochs: int) -> None:
-        pass
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        if done == self.at:
-            raise Killed
-
-    def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-        pass
-
-
 def weights_of(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
     return load_tensors(run.weights(which), what="test")[0]
 
@@ -115,13 +94,13 @@ def test_inference_needs_neither_anchors_nor_vae(finished):
     np.testing.assert_array_equal(scores[0], scores[1])
 
 
-def test_training_is_reproducible_and_resumes_bit_for_bit(tiny_recipe, tmp_path):
+def test_training_is_reproducible_and_resumes_bit_for_bit(tiny_recipe, tmp_path, stop_at, killed):
     recipe = tiny_recipe("head.kind=t-mass", "optim.save_every=2")
     whole = train(recipe, tmp_path / "a")
     for stop in (1, 3, 5):
         folder = tmp_path / f"stopped-{stop}"
-        with pytest.raises(Killed):
-            train(recipe, folder, watcher=Stop(stop))
+        with pytest.raises(killed):
+            train(recipe, folder, watcher=stop_at(stop))
         run = find_run("tiny-001", folder)
         resumed = train(run.recipe_to_resume(), folder, resume=run)
         assert_same_weights(whole.run, resumed.run)
@@ -130,11 +109,11 @@ def test_training_is_reproducible_and_resumes_bit_for_bit(tiny_recipe, tmp_path)
         assert steps == [json.loads(line)["step"] for line in whole.run.log.read_text().splitlines()]
 
 
-def test_a_signal_saves_and_says_how_to_resume(tiny_recipe, tmp_path):
+def test_a_signal_saves_and_says_how_to_resume(tiny_recipe, tmp_path, stop_at):
     import os
     import signal
 
-    class Signal(Stop):
+    class Signal(stop_at):
         def step(self, done, total, loss):
             if done == self.at:
                 os.kill(os.getpid(), signal.SIGTERM)
