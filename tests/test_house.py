@@ -1,8 +1,10 @@
 """The shape of the package: who may import whom, and how large a file and a room may get (scripts/house.py)."""
 
+import ast
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -77,3 +79,82 @@ def test_files_are_chapters(modules: dict[str, "house.Module"]) -> None:
     rooms = Counter(name.rsplit(".", 1)[0] for name in modules)
     del rooms["calmctl"]  # the foundation's files and the rooms themselves
     assert {room: count for room, count in rooms.items() if count > 14} == {}
+
+
+# Windows: pyproject.toml claims it, so nothing that only other systems have may be needed to import the package.
+
+POSIX_MODULES = {
+    "crypt",
+    "fcntl",
+    "grp",
+    "posix",
+    "pty",
+    "pwd",
+    "readline",
+    "resource",
+    "spwd",
+    "syslog",
+    "termios",
+    "tty",
+}
+POSIX_NAMES = {
+    "os": {
+        *("chown", "fchmod", "fchown", "fork", "forkpty", "getegid", "geteuid", "getgid", "getgroups", "getloadavg"),
+        *("getpgid", "getpriority", "getuid", "killpg", "lchown", "mkfifo", "mknod", "nice", "posix_fadvise", "pread"),
+        *("pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "setpgid", "setsid", "setuid"),
+        *("statvfs", "sync", "uname", "wait3", "wait4", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"),
+    },
+    "signal": {
+        *("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "alarm"),
+        *("pause", "pthread_kill", "pthread_sigmask", "setitimer", "sigwait"),
+    },
+}
+GUARDS = ("hasattr(", "sys.platform", "os.name", "except ImportError", "suppress(AttributeError)")
+"""What a function says that has another way on Windows."""
+
+
+def posix_only(source: str) -> list[str]:
+    """What of a module only POSIX systems have, outside functions that look first."""
+
+    def needed(node: ast.AST, guarded: bool) -> Iterator[str]:
+        if isinstance(node, ast.FunctionDef):
+            guarded = any(guard in ast.unparse(node) for guard in GUARDS)
+        if not guarded:
+            match node:
+                case ast.Import(names=names):
+                    yield from (each.name for each in names if each.name.partition(".")[0] in POSIX_MODULES)
+                case ast.ImportFrom(module=str(name)) if name.partition(".")[0] in POSIX_MODULES:
+                    yield name
+                case ast.ImportFrom(module=str(name), names=names):
+                    yield from (f"{name}.{each.name}" for each in names if each.name in POSIX_NAMES.get(name, ()))
+                case ast.Attribute(value=ast.Name(id=name), attr=attr) if attr in POSIX_NAMES.get(name, ()):
+                    yield f"{name}.{attr}"
+        for child in ast.iter_child_nodes(node):
+            yield from needed(child, guarded)
+
+    return list(needed(ast.parse(source), False))
+
+
+def test_nothing_that_windows_lacks_is_needed() -> None:
+    files = {path.relative_to(REPOSITORY): posix_only(path.read_text("utf-8")) for path in house.PACKAGE.rglob("*.py")}
+    assert {path: names for path, names in files.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import resource",
+        "try:\n    import fcntl\nexcept ImportError:\n    fcntl = None",
+        "from os import fork",
+        "import signal\nENDS = (signal.SIGTERM, signal.SIGHUP)",
+        "def f():\n    import pwd",
+        "class A:\n    def f(self):\n        os.fork()",
+    ],
+)
+def test_what_windows_lacks_would_be_found(source: str) -> None:
+    assert posix_only(source)
+
+
+def test_a_function_that_looks_first_may_use_it() -> None:
+    assert posix_only("def f():\n    if hasattr(os, 'nice'):\n        os.nice(5)") == []
+    assert posix_only("def f():\n    try:\n        import resource\n    except ImportError:\n        return") == []

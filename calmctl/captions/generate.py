@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.captions.search import CachedSteps, Found, PlainSteps, beam_search, follow, greedy, sampler
+from calmctl.captions.search import CachedSteps, Found, beam_search, follow, greedy, sampler
 from calmctl.errors import VideoError
 from calmctl.model.backbone import split_preprocess
 from calmctl.model.captioner import CaptionModel
@@ -37,14 +37,12 @@ class Search:
         length_penalty: Beams are compared by log p / length^this.
         temperature: Draw each token from p^(1 / this) instead of searching; None: search.
         seed: Of the draws.
-        cached: Use the key-value cache; without it the captions are the same and take longer.
     """
 
     beam: int = 5
     length_penalty: float = 1.0
     temperature: float | None = None
     seed: int = 0
-    cached: bool = True
 
     @classmethod
     def of(cls, keys: CaptionSection) -> Search:
@@ -97,7 +95,7 @@ def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> lis
 def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch.Generator) -> Iterator[Caption]:
     captioner = model.captioner
     memory = captioner.encode(frames)
-    steps = CachedSteps(captioner, memory) if search.cached else PlainSteps(captioner, memory)
+    steps = CachedSteps(captioner, memory)
     start, end = captioner.vocabulary.start, captioner.vocabulary.end
     if search.beam > 1 and search.temperature is None:
         found = beam_search(

@@ -30,25 +30,6 @@ class CachedSteps:
         self._cache.select(rows)
 
 
-class PlainSteps:
-    """Computes every prefix from its beginning; what `CachedSteps` is measured against."""
-
-    def __init__(self, captioner: Captioner, memory: Tensor) -> None:
-        """Begin sentences for memory [N, F, width]."""
-        self._captioner = captioner
-        self._memory = memory
-        self._tokens = torch.empty(len(memory), 0, dtype=torch.long, device=memory.device)
-
-    def advance(self, tokens: Tensor) -> Tensor:
-        """Append `tokens` [N]; returns log-probabilities [N, V]."""
-        self._tokens = torch.cat([self._tokens, tokens.to(self._memory.device)[:, None]], dim=1)
-        return next_log_probs(self._captioner, self._captioner(self._tokens, self._memory)[:, -1])
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with sentences `rows` [M]."""
-        self._tokens, self._memory = self._tokens[rows], self._memory[rows]
-
-
 def next_log_probs(captioner: Captioner, logits: Tensor) -> Tensor:
     """Log-probabilities [N, V] of the next token; the start mark, which never comes next, has none."""
     logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -158,6 +158,7 @@ def caption(
 def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
     """The videos that are meant, in order, a folder's in that of their paths; and those that cannot be read."""
     from calmctl.data.folder import FolderClips
+    from calmctl.data.locate import Missing
     from calmctl.data.registry import DATASETS
     from calmctl.samples import Clip, LeftOut
 
@@ -176,8 +177,8 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
         for path in map(folder.find, folder.ids):
             if isinstance(path, Path):
                 clips.append(Clip(str(path), path))
-        faults = [(name, folder.find(name)) for name in folder.ids]
-        unreadable += [LeftOut(str(source / name), fault) for name, fault in faults if isinstance(fault, str)]
+        files = [(name, folder.find(name)) for name in folder.ids]
+        unreadable += [LeftOut(str(source / name), file.reason) for name, file in files if isinstance(file, Missing)]
         unreadable += [LeftOut(str(source / place.id), place.reason) for place in folder.unread]
         if over := folder.passed_over():
             note(f"[dim]{printable(over)}[/]")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calmctl.data.annotations import shown
-from calmctl.data.locate import Places, VideoFiles, listing, places
+from calmctl.data.locate import Missing, Places, VideoFiles, listing, places
 from calmctl.errors import DatasetError
 from calmctl.files import sha256_file
 from calmctl.samples import Clip, Dataset, LeftOut, Split
@@ -58,7 +58,7 @@ def build_split(
     title: str,
     name: str,
     annotated: Annotated,
-    find: Callable[[str], Path | str],
+    find: Callable[[str], Path | Missing],
     *,
     need_captions: bool = True,
 ) -> Split:
@@ -68,7 +68,7 @@ def build_split(
         title: Of the dataset, for messages.
         name: Of the split.
         annotated: Its annotations; captions of other clips are ignored.
-        find: Gives a clip's file, or the reason why there is none.
+        find: Gives a clip's file.
         need_captions: Leave out clips without a caption, which can neither be trained on nor be an answer.
 
     Raises:
@@ -83,8 +83,8 @@ def build_split(
         path = find(clip_id)
         if need_captions and clip_id not in captioned:
             left_out.append(LeftOut(clip_id, "no caption in the annotation files"))
-        elif isinstance(path, str):
-            left_out.append(LeftOut(clip_id, path))
+        elif isinstance(path, Missing):
+            left_out.append(LeftOut(clip_id, path.reason))
         else:
             clips[clip_id] = Clip(clip_id, path, annotated.start_s, annotated.end_s)
     check_text([sentence for sentence, _ in captions], f"{title}: a caption of the {name} split")
@@ -204,6 +204,7 @@ class Benchmark:
         clip_names: How a clip's file is found, in words.
         protocols: By name; "" where there is only one.
         default_protocol: The one taken where none is named.
+        caption_protocol: The one for captioning, which needs all references of every clip; None where any does.
         id_of: Clip id of a video file's name, where that is not the name without its last suffix.
     """
 
@@ -213,6 +214,7 @@ class Benchmark:
     clip_names: str
     protocols: Mapping[str, Protocol]
     default_protocol: str = ""
+    caption_protocol: str | None = None
     id_of: Callable[[str], str] | None = None
 
 
@@ -239,20 +241,14 @@ def load_benchmark(
     found: dict[str, Annotated] = {}
     absent: dict[str, str] = {}
     used: dict[Path, None] = {}
-    for name, choices in protocol.files.items():
-        files = first_complete(choices, where)
-        if files is None:
-            ways = missing_ways(choices, where)
-            owners = dict.fromkeys(benchmark.owners[file] for way in ways for file in way)
-            absent[name] = (
-                f"{title}: no {name} split, because {', or '.join(map(listing, ways))} cannot be found in "
-                f"{listing(where.annotations)}; get it from {', or '.join(owners)}, or say where it is with "
-                "--annotations"
-            )
+    for name, files, annotated in read_splits(benchmark, protocol_name, where):
+        if not files:
+            absent[name] = str(annotated)
+        elif isinstance(annotated, DatasetError):
+            raise annotated
         else:
             used |= dict.fromkeys(files.values())
-            found[name] = protocol.read(name, files)
-            check_names(found[name], f"{title}: the {name} split")
+            found[name] = annotated
     if not found:
         raise DatasetError(next(iter(absent.values())))
 
@@ -282,6 +278,38 @@ def load_benchmark(
     return Dataset(benchmark.name, protocol_name, Splits(splits, absent), tuple(notes), listed.unread)
 
 
+def read_splits(
+    benchmark: Benchmark, protocol_name: str, where: Places
+) -> Iterator[tuple[str, Mapping[str, Path], Annotated | DatasetError]]:
+    """Each split of a protocol with the files it is read from, none where they are missing, and what they tell.
+
+    What is wrong comes in the place of what they tell: loading raises the first of these, a check tells all.
+    """
+    title, protocol = f"{benchmark.name} {protocol_name}".strip(), benchmark.protocols[protocol_name]
+    for name, choices in protocol.files.items():
+        files = first_complete(choices, where)
+        if files is None:
+            ways = missing_ways(choices, where)
+            owners = dict.fromkeys(benchmark.owners[file] for way in ways for file in way)
+            yield (
+                name,
+                {},
+                DatasetError(
+                    f"{title}: no {name} split, because {', or '.join(map(listing, ways))} cannot be found in "
+                    f"{listing(where.annotations)}; get it from {', or '.join(owners)}, or say where it is with "
+                    "--annotations"
+                ),
+            )
+            continue
+        try:
+            annotated = protocol.read(name, files)
+            _check_names(annotated, f"{title}: the {name} split")
+        except DatasetError as fault:
+            yield name, files, fault
+        else:
+            yield name, files, annotated
+
+
 def first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str, Path] | None:
     """The first set of annotation files that is there, {name: path}."""
     for choice in choices:
@@ -297,7 +325,7 @@ def missing_ways(choices: Sequence[Sequence[str]], where: Places) -> list[list[s
     return [way for way in ways if not any(set(other) < set(way) for other in ways)]
 
 
-def check_names(split: Annotated, place: str) -> None:
+def _check_names(split: Annotated, place: str) -> None:
     """Refuse ids that could name something outside the folder of clips."""
     for clip_id in split.clip_ids:
         if clip_id in ("", ".", "..") or set(clip_id) & set("/\\\0"):

@@ -16,14 +16,14 @@ from calmctl.data.benchmark import (
     Annotated,
     Benchmark,
     Protocol,
-    check_names,
     differences,
     first_complete,
     list_videos,
     missing_ways,
+    read_splits,
 )
 from calmctl.data.identity import contents_of
-from calmctl.data.locate import Places, candidates, listing, places
+from calmctl.data.locate import Missing, Places, candidates, listing, places
 from calmctl.data.registry import BENCHMARKS, DATASETS, load_dataset, resolve
 from calmctl.errors import DatasetError, VideoError
 from calmctl.samples import Clip, LeftOut
@@ -241,16 +241,11 @@ def _check_benchmark(
     protocol = benchmark.protocols[protocol_name]
     findings = list(_annotation_files(benchmark, protocol, where))
     found: dict[str, Annotated] = {}
-    for split, choices in protocol.files.items():
-        files = first_complete(choices, where)
-        if files is None:
+    for split, files, annotated in read_splits(benchmark, protocol_name, where):
+        if not files:
             findings.append(Finding("split", split, "missing", "its annotation files are not complete"))
-            continue
-        try:
-            annotated = protocol.read(split, files)
-            check_names(annotated, f"{benchmark.name}: the {split} split")
-        except DatasetError as fault:
-            findings.append(Finding("split", split, "wrong", str(fault)))
+        elif isinstance(annotated, DatasetError):
+            findings.append(Finding("split", split, "wrong", str(annotated)))
         else:
             found[split] = annotated
             findings.append(_split(split, annotated, protocol))
@@ -265,7 +260,7 @@ def _check_benchmark(
             files_of = {clip_id: listed.find(clip_id) for clip_id in dict.fromkeys(annotated.clip_ids)}
             window = annotated.start_s, annotated.end_s
             clips[split] = [Clip(key, path, *window) for key, path in files_of.items() if isinstance(path, Path)]
-            missing[split] = {key: reason for key, reason in files_of.items() if isinstance(reason, str)}
+            missing[split] = {key: file.reason for key, file in files_of.items() if isinstance(file, Missing)}
             told = any(map(missing.get, list(missing)[:-1]))  # who has them need only be said once
             findings.append(
                 _videos(split, len(clips[split]), missing[split], None if told else benchmark.owners["clips"])

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from calmctl.data.annotations import CAPTIONS_SUFFIXES, SPLIT_NAMES, Captions, read_captions, read_lines, shown
 from calmctl.data.benchmark import Annotated, Splits, build_split, carve_val
-from calmctl.data.locate import VIDEO_SUFFIXES, Listing, listing, not_there, require_folder
+from calmctl.data.locate import VIDEO_SUFFIXES, Listing, Missing, listing, not_there, require_folder
 from calmctl.errors import DatasetError
 from calmctl.samples import Dataset, LeftOut, Split
 from calmctl.words import counted, utf8_name
@@ -43,7 +43,7 @@ class FolderClips:
         uses = Counter([*found, *(os.path.splitext(name)[0] for name in videos)])
         self.ids: list[str] = []
         self.others = [name for name in found if name not in videos]
-        self._found: dict[str, Path | str] = {}
+        self._found: dict[str, Path | Missing] = {}
         # What a captions file may call a clip, from exact to loose.
         by_path: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
@@ -53,7 +53,8 @@ class FolderClips:
             stem = os.path.splitext(name)[0]
             is_video = name in videos
             clip_id, unusable = utf8_name(stem if is_video and uses[stem] == 1 else name)
-            self._found[clip_id] = unusable or fault or folder / name
+            why = unusable or fault
+            self._found[clip_id] = Missing(why) if why else folder / name
             text, stem = utf8_name(name)[0], utf8_name(stem)[0]
             by_path[text].append(clip_id)
             by_name[os.path.basename(text)].append(clip_id)
@@ -65,14 +66,14 @@ class FolderClips:
         # Composed and decomposed letters (macOS writes the latter) are one text to a person: looked up second.
         self._composed = tuple(_composed(names) for names in self._names)
 
-    def find(self, clip_id: str) -> Path | str:
-        """The file of a clip, or the reason why there is none."""
+    def find(self, clip_id: str) -> Path | Missing:
+        """The file of a clip."""
         if clip_id in self._found:
             return self._found[clip_id]
         for place in self.unread:
             if clip_id.startswith(f"{place.id}/"):
-                return f"below {place.id}, {place.reason}"
-        return not_there(self.unread)
+                return Missing(f"below {place.id}, {place.reason}")
+        return Missing(not_there(self.unread))
 
     def id_of(self, name: str, place: str) -> str:
         """Id of the clip that a captions file calls `name`.

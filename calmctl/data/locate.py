@@ -77,6 +77,13 @@ def candidates(kind: str, name: str) -> list[str]:
     return [f"{kind}/{name}", f"{name}/{kind}", name, kind, "."]
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What stands for the file of a clip that has none."""
+
+    reason: str
+
+
 class VideoFiles:
     """Every file below a folder, by id.
 
@@ -106,11 +113,11 @@ class VideoFiles:
                 found = (suffix.lower() not in VIDEO_SUFFIXES, path)
                 self._files[key] = min(found, self._files.get(key, found))
 
-    def find(self, clip_id: str) -> Path | str:
-        """The file of a clip, or the reason why there is none."""
+    def find(self, clip_id: str) -> Path | Missing:
+        """The file of a clip."""
         if clip_id in self._files:
             return Path(self._files[clip_id][1])
-        return self._faults.get(clip_id, not_there(self.unread))
+        return Missing(self._faults.get(clip_id, not_there(self.unread)))
 
 
 def not_there(unread: Sequence[LeftOut]) -> str:

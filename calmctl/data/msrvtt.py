@@ -84,6 +84,7 @@ MSRVTT = Benchmark(
     },
     clip_names="video0.mp4 to video9999.mp4; any other suffix will do",
     default_protocol="9k",
+    caption_protocol="full",
     protocols={
         "9k": Protocol(
             files={

@@ -47,7 +47,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             benchmark.description,
             tuple(benchmark.protocols),
             benchmark.default_protocol,
-            "full" if name == "msrvtt" else None,
+            benchmark.caption_protocol,
         )
         for name, benchmark in BENCHMARKS.items()
     },

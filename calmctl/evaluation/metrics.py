@@ -137,11 +137,6 @@ def video_to_text(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") 
     return rank_queries(scores, owners, "video_to_text").metrics(ties)
 
 
-def video_to_text_plain(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") -> RetrievalMetrics:
-    """Video-to-text metrics among all captions; arguments as in `rank_queries`."""
-    return rank_queries(scores, owners, "video_to_text_plain").metrics(ties)
-
-
 def retrieval_metrics(scores: ArrayLike, owners: ArrayLike) -> dict[Direction, RetrievalMetrics]:
     """The metrics of every direction; arguments as in `rank_queries`."""
     return {direction: rank_queries(scores, owners, direction).metrics() for direction in DIRECTIONS}

@@ -31,6 +31,14 @@ MOST_FAULTS = 20
 """So many are told at once (our choice)."""
 
 
+_SAYS = {
+    "model_type": "should hold keys and values",
+    "tuple_type": "should be a list",
+    "string_unicode": "holds half a character (a surrogate); write it whole",
+}
+"""What pydantic says in words of Python."""
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at `path` and apply overrides such as `optim.epochs=2`.
 
@@ -53,14 +61,8 @@ def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides
         values = _with(values, key.strip().split("."), value, override)
     by = {override.partition("=")[0].strip(): f"override {override!r}" for override in overrides}
     try:
-        # Through JSON, where a list may be a tuple; strict types all the same. What is not JSON is no recipe.
-        return Recipe.model_validate_json(json.dumps(values, ensure_ascii=False).encode("utf-8"))
-    except UnicodeEncodeError as fault:  # JSON can write one half of a character without the other
-        near = fault.object[max(0, fault.start - 60) : fault.start]
-        raise RecipeError(f"{where}: half a character (a surrogate) stands behind {near!r}; write it whole") from None
-    except (TypeError, ValueError) as fault:
-        if not isinstance(fault, ValidationError):
-            raise RecipeError(f"{where}: a value is not a string, number, list or mapping ({fault})") from None
+        return Recipe.model_validate(values)
+    except ValidationError as fault:
         sentences = _sentences(fault, where, by)
         told = list(islice(sentences, MOST_FAULTS))
         more = [f"{where}: and more; mend these first"] if next(sentences, None) else []
@@ -87,7 +89,7 @@ def _sentences(fault: ValidationError, file: str, overrides: Mapping[str, str]) 
         key = ".".join(location)
         where = next((told for name, told in overrides.items() if f"{key}.".startswith(f"{name}.")), file)
         match error["type"]:
-            case "extra_forbidden":
+            case "extra_forbidden" | "invalid_key":
                 yield f"{where}: unknown key {_short(key)}; {_nearest(location)}"
             case "missing":
                 yield f"{where}: {key} is missing; every recipe needs it"
@@ -98,8 +100,9 @@ def _sentences(fault: ValidationError, file: str, overrides: Mapping[str, str]) 
                 # Behind the key, a location may name the alternative of a union that was tried.
                 while key not in known and "." in key:
                     key = key.rpartition(".")[0]
-                says = error["msg"].lower().removeprefix("input ")
-                alternatives.setdefault(f"{where}: {key} = {_short(repr(error['input']))}", []).append(says)
+                says = _SAYS.get(error["type"], error["msg"].lower().removeprefix("input "))
+                what = f"{key} = " if key else ""
+                alternatives.setdefault(f"{where}: {what}{_short(repr(error['input']))}", []).append(says)
     for what, reasons in alternatives.items():
         yield f"{what} {' or '.join(reasons)}"
 

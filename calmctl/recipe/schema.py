@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # Wide enough for anything that means something, and narrow enough that float32 and memory can hold it.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -15,12 +15,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Wide = Annotated[int, Field(gt=0, le=65_536)]
 Beams = Annotated[int, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# YAML has lists only; all else is taken as strictly as it stands.
+Pair = Annotated[tuple[Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 class Section(BaseModel):
     """A group of keys: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # With a longest length pydantic looks into every text, and refuses half a character, which no file could hold.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_max_length=4096)
 
 
 class Data(Section):
@@ -176,7 +179,7 @@ class OptimSection(Section):
     decay: Literal["all", "matrices"] = Field(
         "all", description="matrices: not on biases, norms, e_k, logit_scale (17)"
     )
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="of AdamW")
+    betas: Pair = Field((0.9, 0.999), description="of AdamW")
     eps: PositiveFloat = Field(1e-6, description="of AdamW")
     warmup: Share = Field(0.1, description="share of all steps with a linear rise of the rate")
     clip_norm: PositiveFloat = Field(1.0, description="largest norm of the gradient over all parameters")

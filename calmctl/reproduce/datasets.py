@@ -16,7 +16,7 @@ from calmctl.store.format import INDEX
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class TableData:
     """The data that a table is made on.
 
     Attributes:
@@ -50,12 +50,12 @@ class World:
         return found
 
 
-def folder_world(root: Path, tables: Sequence[Table]) -> World:
+def folder_world(root: Path, tables: Sequence[Table]) -> TableData:
     """The world of the datasets in `root`: each in a folder of its name, or all in one."""
     trained = [row.resolved(0).data.dataset for table in tables for row in table.rows]
     names = dict.fromkeys([*trained, *(name for table in tables for name in table.datasets)])
     places = {name: root / name if (root / name).is_dir() else root for name in names}
-    return World(
+    return TableData(
         str(root),
         {name: TestSet(name, place) for name, place in places.items()},
         {name: (f"data.root={place}",) for name, place in places.items()},
@@ -79,7 +79,7 @@ class Found:
     online: bool = False
 
 
-def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[str, Found]:
+def look(world: TableData, table: Table, overrides: tuple[str, ...] = ()) -> dict[str, Found]:
     """Look for everything that the rows of `table` need, by name; nothing is decoded or downloaded."""
     found: dict[str, Found] = {}
     for row in table.rows:
@@ -97,7 +97,7 @@ def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[st
     return found
 
 
-def needs(world: World, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
+def needs(world: TableData, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What `row` needs, by the names of `look`, the datasets that it is only tested on left aside."""
     recipe = world.recipe(row, 0, overrides)
     return (

@@ -14,7 +14,7 @@ import torch
 from calmctl.errors import BadInput
 from calmctl.evaluation.runs import TestSet
 from calmctl.files import TABLE, read_json, write_output
-from calmctl.reproduce.datasets import Found, World, look, needs
+from calmctl.reproduce.datasets import Found, TableData, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
 from calmctl.reproduce.outcomes import Outcome, outcomes_of
 from calmctl.reproduce.rows import FIRST_SEED, Table
@@ -36,7 +36,7 @@ class Plan:
     """
 
     tables: tuple[Table, ...]
-    world: World
+    world: TableData
     found: Mapping[str, Found]
     left_out: Mapping[str, Mapping[str, str]]
     jobs: tuple[Job, ...]
@@ -63,7 +63,7 @@ def choose_rows(table: Table, keys: Sequence[str]) -> Table:
 
 def plan_tables(
     tables: Sequence[Table],
-    world: World,
+    world: TableData,
     runs: Path,
     *,
     seeds: int,
@@ -197,7 +197,7 @@ def _revision(run: Run) -> str:
 
 
 def _without_missing(
-    table: Table, world: World, overrides: tuple[str, ...], found: Mapping[str, Found], left_out: dict[str, str]
+    table: Table, world: TableData, overrides: tuple[str, ...], found: Mapping[str, Found], left_out: dict[str, str]
 ) -> Table:
     rows = []
     for row in table.rows:

@@ -21,7 +21,7 @@ from calmctl.evaluation.runs import TestSet
 from calmctl.files import sha256_file
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
-from calmctl.reproduce.datasets import World
+from calmctl.reproduce.datasets import TableData
 from calmctl.reproduce.rows import CHOICES, Row, Table, anchor_rows, choice_rows, head_rows, loss_rows
 from calmctl.reproduce.work import Ledger
 from calmctl.runs.run import Run
@@ -55,7 +55,7 @@ def stand_in_table(name: str, runs: Path) -> Table:
     return replace(table, rows=rows, stand_in=True, notes=(_NOTE, *table.notes))
 
 
-def find_stand_in(root: Path, runs: Path) -> World | None:
+def find_stand_in(root: Path, runs: Path) -> TableData | None:
     """The demo world, if it is drawn, its CLIP trained and its features extracted."""
     if not (root / "demo.json").is_file():
         return None
@@ -70,12 +70,12 @@ def _extracted(features: Path) -> bool:
     return (features / INDEX).is_file() and FeatureStore.open(features).pending == 0
 
 
-def planned_stand_in(root: Path, runs: Path) -> World:
+def planned_stand_in(root: Path, runs: Path) -> TableData:
     """The demo world before it is made: every path as it will be but for the features' digest."""
-    return World(NAME, {name: TestSet(name, root, features=runs / "features" / name) for name in TESTS}, {})
+    return TableData(NAME, {name: TestSet(name, root, features=runs / "features" / name) for name in TESTS}, {})
 
 
-def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> World:
+def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> TableData:
     """Draw the world, train its CLIP and extract its features, as far as they are not there yet.
 
     Raises:
@@ -111,11 +111,11 @@ def _backbone(root: Path) -> Recipe:
     return load_recipe(resolve_recipe("demo-backbone"), [f"data.root={root}", "optim.epochs=1"])
 
 
-def _world(root: Path, runs: Path, backbone: Run) -> World:
+def _world(root: Path, runs: Path, backbone: Run) -> TableData:
     weights = backbone.weights("slim")
     features = runs / f"features-{sha256_file(weights)[:12]}"  # other weights, other features, other recipes
     own = (f"data.root={root}", f"data.features={features / 'demo'}", f"backbone.weights={weights}")
-    return World(NAME, {name: TestSet(name, root, features=features / name) for name in TESTS}, {"demo": own})
+    return TableData(NAME, {name: TestSet(name, root, features=features / name) for name in TESTS}, {"demo": own})
 
 
 def _heads() -> Table:

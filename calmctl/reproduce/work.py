@@ -16,7 +16,7 @@ from calmctl.device import choose_device
 from calmctl.errors import CalmError, RunFailed
 from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
-from calmctl.reproduce.datasets import World
+from calmctl.reproduce.datasets import TableData
 from calmctl.reproduce.rows import Row, Table
 from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
 from calmctl.runs.run import Run
@@ -144,7 +144,7 @@ class Job:
     run: Run | None
 
 
-def jobs_of(tables: Sequence[Table], world: World, seeds: int, runs: Path, overrides: tuple[str, ...]) -> list[Job]:
+def jobs_of(tables: Sequence[Table], world: TableData, seeds: int, runs: Path, overrides: tuple[str, ...]) -> list[Job]:
     """Every run that the tables take, once, though several rows may share it.
 
     Seeds are the outer loop: an interrupted reproduction has all rows with fewer seeds.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calmctl.data.folder import FolderClips
-from calmctl.data.locate import VideoFiles
+from calmctl.data.locate import Missing, VideoFiles
 from calmctl.errors import DatasetError, RunFailed, StoreError, VideoError
 from calmctl.files import sha256_bytes
 from calmctl.model.backbone import fingerprint
@@ -178,7 +178,7 @@ def _open_folder(
     found = FolderClips(folder)
     files = [(key, found.find(key)) for key in found.ids]
     clips = [Clip(key, path) for key, path in files if isinstance(path, Path)]
-    left_out = [LeftOut(key, fault) for key, fault in files if isinstance(fault, str)]
+    left_out = [LeftOut(key, file.reason) for key, file in files if isinstance(file, Missing)]
     if not files:
         raise DatasetError(f"{folder}: {found.no_video()}; name another folder or a feature store with --in")
     n_frames = seeker.n_frames or BARE_FRAMES

@@ -6,10 +6,8 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Any
 
 import av
@@ -135,11 +133,6 @@ def read_with_decord(source: Source, times_s: np.ndarray) -> np.ndarray | None:
     changes = np.flatnonzero(np.diff(wanted))
     repeats = sum(np.array_equal(frames[i], frames[i + 1]) for i in changes)
     return None if repeats > len(changes) / 2 else frames
-
-
-def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
-    """Frames [F, H, W, 3] on the screen at `times_s` [F] (ascending); raises as `stream_with_pyav`."""
-    return np.stack(list(stream_with_pyav(source, times_s)))
 
 
 def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarray, None, None]:
@@ -323,44 +316,6 @@ OPEN_BYTES = 256 << 20
 _FEWEST_CHECKED = 4
 # Seconds of video from one sign of life to the next: the way to a window may take longer than a clip may.
 _SIGN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class VideoInfo:
-    """What a report says about a video file.
-
-    Attributes:
-        duration_s: From the first frame to the end of the last, in seconds.
-        n_frames: How many frames are shown.
-        frames_per_s: Their mean rate.
-        width: Displayed width in pixels, after rotation.
-        height: Displayed height in pixels, after rotation.
-        codec: FFmpeg's name for the codec.
-        reader: "decord", or "pyav" for what decord cannot open or gets wrong.
-    """
-
-    duration_s: float
-    n_frames: int
-    frames_per_s: float
-    width: int
-    height: int
-    codec: str
-    reader: str
-
-
-def probe(path: Path) -> VideoInfo:
-    """Describe a video file; raises `VideoError` with a short reason where it cannot be decoded."""
-    source = inspect(path)
-    n_frames = len(source.starts_s)
-    return VideoInfo(
-        duration_s=source.duration_s,
-        n_frames=n_frames,
-        frames_per_s=n_frames / source.duration_s if source.duration_s else 0.0,
-        width=source.width,
-        height=source.height,
-        codec=source.codec,
-        reader="decord" if suits_decord(source) else "pyav",
-    )
 
 
 def read_frames(clip: Clip, n_frames: int, transform: Transform | None = None) -> np.ndarray:

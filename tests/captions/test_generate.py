@@ -6,11 +6,31 @@ import torch
 from calmctl.captions import generate
 from calmctl.captions.evaluate import references_of
 from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.search import next_log_probs
 from calmctl.evaluation.encoding import encode_split, stream_frames
 from calmctl.runs.checkpoint import load_captioner
 from calmctl.training.prepare import recipe_dataset
 
 CPU = torch.device("cpu")
+
+
+class PlainSteps:
+    """Computes every prefix from its beginning; what `CachedSteps` is measured against."""
+
+    def __init__(self, captioner, memory):
+        """Begin sentences for memory [N, F, width]."""
+        self._captioner = captioner
+        self._memory = memory
+        self._tokens = torch.empty(len(memory), 0, dtype=torch.long, device=memory.device)
+
+    def advance(self, tokens):
+        """Append `tokens` [N]; returns log-probabilities [N, V]."""
+        self._tokens = torch.cat([self._tokens, tokens.to(self._memory.device)[:, None]], dim=1)
+        return next_log_probs(self._captioner, self._captioner(self._tokens, self._memory)[:, -1])
+
+    def select(self, rows):
+        """Go on with sentences `rows` [M]."""
+        self._tokens, self._memory = self._tokens[rows], self._memory[rows]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +55,12 @@ def test_the_model_says_what_it_was_told(learned, search):
 @pytest.mark.parametrize(
     "keys", [{"beam": 1}, {"beam": 5}, {"beam": 7, "length_penalty": 0.0}, {"temperature": 2.0, "seed": 3}], ids=str
 )
-def test_the_cache_changes_no_caption(learned, keys):
+def test_the_cache_changes_no_caption(learned, keys, monkeypatch):
     model, _ = learned
     frames = torch.randn(9, 2, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # nothing learned
     cached = caption_features(model, frames, Search(**keys))
-    plain = caption_features(model, frames, Search(**keys, cached=False))
+    monkeypatch.setattr(generate, "CachedSteps", PlainSteps)
+    plain = caption_features(model, frames, Search(**keys))
     assert [each.text for each in cached] == [each.text for each in plain]
     assert [each.n_tokens for each in cached] == [each.n_tokens for each in plain]
     assert [each.log_prob for each in cached] == pytest.approx([each.log_prob for each in plain], abs=1e-9)

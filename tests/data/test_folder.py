@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from calmctl.data.folder import FolderClips
+from calmctl.data.locate import Missing
 from calmctl.data.registry import load_dataset
 from calmctl.errors import DatasetError
 from calmctl.samples import Dataset, LeftOut, Split
@@ -193,7 +194,7 @@ def test_names_from_exact_to_loose(folder: Path) -> None:
                 clips.id_of(name, "here")
         else:
             assert clips.id_of(name, "here") == clip_id
-    assert clips.find("nothing") == "no video file of this name"
+    assert clips.find("nothing") == Missing("no video file of this name")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])

@@ -301,7 +301,7 @@ for name in sys.argv[2:]:
     except DatasetError as fault:
         print(json.dumps(["error", str(fault), None]))
 files = VideoFiles(Path(sys.argv[1]))
-print(json.dumps([{each.id: each.reason for each in files.unread}, files.find("clip1"), None]))
+print(json.dumps([{each.id: each.reason for each in files.unread}, files.find("clip1").reason, None]))
 """
 
 
@@ -359,7 +359,7 @@ def test_a_locale_that_is_not_utf8(folder: Path) -> None:
     touch(folder, "café.mp4")
     code = (
         "import json, sys; from pathlib import Path; from calmctl.data.folder import FolderClips as F; "
-        "f = F(Path(sys.argv[1])); print(json.dumps({k: str(f.find(k)) for k in f.ids if not k.isascii()}))"
+        "f = F(Path(sys.argv[1])); print(json.dumps({k: f.find(k).reason for k in f.ids if not k.isascii()}))"
     )
     odd = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(

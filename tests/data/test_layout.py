@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from calmctl.data.didemo import clip_id_of
-from calmctl.data.locate import VideoFiles, listing, places
+from calmctl.data.locate import Missing, VideoFiles, listing, places
 from calmctl.errors import DatasetError
 
 
@@ -21,7 +21,7 @@ def test_ids_with_dots_are_found_with_and_without_a_suffix(tmp_path: Path) -> No
     files = VideoFiles(tmp_path)
     assert files.find(clip) == tmp_path / f"0001_American_Beauty/{clip}.avi"
     assert files.find(other) == tmp_path / other
-    assert files.find("0001_American_Beauty_00.00.51") == "no video file of this name"
+    assert files.find("0001_American_Beauty_00.00.51") == Missing("no video file of this name")
 
 
 @pytest.mark.parametrize("name", ["a@N0_1_x.mov", "a@N0_1_x.", "a@N0_1_x", "a@N0_1_x.mov.mp4", "a@N0_1_x.M2TS"])
@@ -42,9 +42,9 @@ def test_what_is_there_and_is_no_file(tmp_path: Path) -> None:
     touch(tmp_path / "._c.mp4")  # left by macOS on other file systems
     files = VideoFiles(tmp_path)
     assert [files.find(name) for name in "abc"] == [
-        "a folder, not a file",
-        "dangling link",
-        "no video file of this name",
+        Missing("a folder, not a file"),
+        Missing("dangling link"),
+        Missing("no video file of this name"),
     ]
 
 

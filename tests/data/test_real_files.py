@@ -15,10 +15,15 @@ from calmctl.data.msvd import MSVD
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import DatasetError
 from calmctl.samples import Clip
-from calmctl.video.frames import frame_times, read_frames, read_with_decord, read_with_pyav, suits_decord
-from calmctl.video.inspect import inspect
+from calmctl.video.frames import frame_times, read_frames, read_with_decord, stream_with_pyav, suits_decord
+from calmctl.video.inspect import Source, inspect
 
 pytestmark = pytest.mark.real
+
+
+def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
+    """All of `stream_with_pyav` at once."""
+    return np.stack(list(stream_with_pyav(source, times_s)))
 
 
 def annotated(benchmark: Benchmark, protocol: str, split: str, folder: Path) -> Annotated:

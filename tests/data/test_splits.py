@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calmctl.data.benchmark import Annotated, Splits, build_split, carve_val
+from calmctl.data.locate import Missing
 from calmctl.errors import DatasetError
 from calmctl.samples import Clip, LeftOut, Split
 
@@ -12,8 +13,8 @@ IDS = ["a", "b", "c", "d"]
 CAPTIONS = [("b", "one"), ("a", "two"), ("b", "three"), ("d", " \n"), ("c", "four"), ("z", "no clip of the split")]
 
 
-def find(clip_id: str) -> Path | str:
-    return "dangling link" if clip_id == "c" else Path(f"{clip_id}.mp4")
+def find(clip_id: str) -> Path | Missing:
+    return Missing("dangling link") if clip_id == "c" else Path(f"{clip_id}.mp4")
 
 
 def test_clips_captions_and_owners() -> None:
@@ -54,7 +55,7 @@ def train_of(n_clips: int, missing: set[int] = frozenset()) -> Split:
     ids = [f"video{k}" for k in range(n_clips)]
     captions = [(clip_id, f"{clip_id} caption {j}") for clip_id in ids for j in range(3)]
     there = {clip_id for k, clip_id in enumerate(ids) if k not in missing}
-    return build_split("x", "train", Annotated(ids, captions), lambda i: Path(i) if i in there else "missing")
+    return build_split("x", "train", Annotated(ids, captions), lambda i: Path(i) if i in there else Missing("missing"))
 
 
 @given(st.integers(2, 60), st.integers(1, 59), st.integers(0, 3))

@@ -18,7 +18,6 @@ from calmctl.evaluation.metrics import (
     retrieval_metrics,
     text_to_video,
     video_to_text,
-    video_to_text_plain,
 )
 
 
@@ -148,8 +147,8 @@ def test_hand_made_matrix_with_several_captions_a_clip() -> None:
     scores = np.array([[0.9, 0.8], [0.7, 0.6], [0.1, 0.2], [0.8, 0.5]])
     # Clip 1: its own caption 0.5; clip 0's best 0.8 (grouped: rank 2); in plain, 0.8 and 0.6 are above: rank 3.
     assert video_to_text(scores, owners).mnr == (1 + 2) / 2
-    assert video_to_text_plain(scores, owners).mnr == (1 + 3) / 2
-    assert video_to_text_plain(scores, owners).n_candidates == 4
+    assert rank_queries(scores, owners, "video_to_text_plain").metrics().mnr == (1 + 3) / 2
+    assert rank_queries(scores, owners, "video_to_text_plain").metrics().n_candidates == 4
     # Every caption is a query: captions 1, 2, 3, 4 rank 1, 1, 2, 2.
     assert text_to_video(scores, owners).mnr == 1.5
 
@@ -214,7 +213,7 @@ def test_all_directions_at_once() -> None:
     assert retrieval_metrics(scores, owners) == {
         "text_to_video": text_to_video(scores, owners),
         "video_to_text": video_to_text(scores, owners),
-        "video_to_text_plain": video_to_text_plain(scores, owners),
+        "video_to_text_plain": rank_queries(scores, owners, "video_to_text_plain").metrics(),
     }
 
 

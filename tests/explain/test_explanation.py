@@ -178,5 +178,13 @@ def test_rank_counts_equals_half():
 def test_real_clips_work_with_any_run(explainer, real_data):
     for folder, pattern in (("msvd/YouTubeClips", "*.avi"), ("msvd/YouTubeClips", "*.mp4"), ("msrvtt/videos", "*.mp4")):
         path = sorted((real_data / "videos" / folder).glob(pattern))[0]
-        found = explain(explainer, see_video(explainer, Clip(path.stem, path), pictures=True), "a man is talking")
-        json.dumps(found.to_json(), allow_nan=False)
+        seen = see_video(explainer, Clip(path.stem, path), pictures=True)
+        document = json.loads(json.dumps(explain(explainer, seen, "a man is talking").to_json(), allow_nan=False))
+        assert len(seen.pictures) == explainer.n_frames and 0 <= seen.start_s < seen.end_s
+        assert ((seen.start_s < seen.instants_s) & (seen.instants_s < seen.end_s)).all()
+        for side in ("video", "text"):
+            p = document["distributions"][side]
+            assert len(p) == len(explainer.vocabulary) and sum(p) == pytest.approx(1)
+        parts, score = document["score"]["contributions"], document["score"]["score"]
+        assert parts["shared"] + sum(parts["anchors"]) + parts["rest"] == pytest.approx(score)
+        assert -1 <= score <= 1

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,23 @@ def test_keys_of_a_section_or_one_alone():
     assert [key.name for key in describe_keys("head.kind")] == ["head.kind"]
     with pytest.raises(RecipeError, match=r"no key or section 'optm'; did you mean optim\?"):
         describe_keys("optm")
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"optim": None}, "optim = None should hold keys and values"),
+        ({"optim": {"betas": "0.9"}}, "optim.betas = '0.9' should be a list"),
+        ({"optim": {"betas": [0.9, True]}}, "optim.betas = True should be a valid number"),
+        ({"optim": {1: 2}}, "unknown key optim.1"),
+        ({"name": "a\ud800"}, "name = 'a\\ud800' holds half a character"),
+        ({"data": {"dataset": "demo", "root": "\udc80"}}, "data.root = '\\udc80' holds half a character"),
+        ({"a\ud800": 1}, "'a\\ud800' holds half a character"),
+        ({"name": b"x"}, "name = b'x' should be a valid string"),
+    ],
+)
+def test_values_are_taken_as_they_stand(section, says):
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        recipe_from_dict({**MINIMAL, **section})
+    assert recipe_from_dict({**MINIMAL, "optim": {"betas": [0, 0.5]}}).optim.betas == (0, 0.5)
+    assert recipe_from_dict({**MINIMAL, "optim": {"betas": (0, 0.5)}}).optim.betas == (0, 0.5)

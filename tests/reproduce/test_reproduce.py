@@ -16,7 +16,7 @@ from calmctl.anchors.vocabulary import make_vocabulary, save_vocabulary
 from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation import runs as evaluation_runs
-from calmctl.reproduce.datasets import World, folder_world
+from calmctl.reproduce.datasets import TableData, folder_world
 from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
 from calmctl.reproduce.rows import Row, Table
 from calmctl.reproduce.work import Ledger, digest_of, duration_s, estimate, work_off
@@ -48,13 +48,13 @@ def table(place: Path) -> Table:
 
 
 @pytest.fixture(scope="module")
-def world(tiny_world: Path) -> World:
+def world(tiny_world: Path) -> TableData:
     tests = {name: evaluation_runs.TestSet(name, tiny_world) for name in TESTS}
-    return World("tiny", tests, {"demo": (f"data.root={tiny_world}",)})
+    return TableData("tiny", tests, {"demo": (f"data.root={tiny_world}",)})
 
 
 @pytest.fixture(scope="module")
-def runs(place: Path, table: Table, world: World) -> Path:
+def runs(place: Path, table: Table, world: TableData) -> Path:
     """A folder with every run of the table for two seeds."""
     plan = plan_tables([table], world, place / "runs", seeds=2)
     assert [job.state for job in plan.jobs] == ["new"] * 4
@@ -63,7 +63,7 @@ def runs(place: Path, table: Table, world: World) -> Path:
     return place / "runs"
 
 
-def test_finished_runs_are_used_again(table: Table, world: World, runs: Path) -> None:
+def test_finished_runs_are_used_again(table: Table, world: TableData, runs: Path) -> None:
     plan = plan_tables([table], world, runs, seeds=2)
     assert [job.state for job in plan.jobs] == ["finished"] * 4
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
@@ -77,7 +77,7 @@ def test_finished_runs_are_used_again(table: Table, world: World, runs: Path) ->
     assert {job.state for job in elsewhere.jobs} == {"finished"}  # no number depends on these
 
 
-def test_the_table_is_that_of_its_runs(table: Table, world: World, runs: Path, tmp_path: Path) -> None:
+def test_the_table_is_that_of_its_runs(table: Table, world: TableData, runs: Path, tmp_path: Path) -> None:
     plan = plan_tables([table], world, runs, seeds=2)
     (filled,) = measure(plan, runs, seeds=2, device=CPU)
     assert [(b.trained_on, b.tested_on, b.n_clips) for b in filled.blocks] == [
@@ -99,7 +99,7 @@ def test_the_table_is_that_of_its_runs(table: Table, world: World, runs: Path, t
     assert any("unpaired over seeds" in line for line in told["legend"])
 
 
-def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table, world: World, runs: Path) -> None:
+def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table, world: TableData, runs: Path) -> None:
     plan = plan_tables([table], world, runs, seeds=1)
     (filled,) = measure(plan, runs, seeds=1, device=CPU)
     kept = Path(filled.blocks[0].lines[1].runs[0]) / "outcomes-demo.json"
@@ -117,7 +117,7 @@ def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table,
 
 
 def test_a_test_set_that_was_completed_is_measured_again(
-    table: Table, world: World, runs: Path, tiny_world: Path, tmp_path: Path
+    table: Table, world: TableData, runs: Path, tiny_world: Path, tmp_path: Path
 ) -> None:
     shifted = tmp_path / "shifted"
     shutil.copytree(tiny_world, shifted)
@@ -138,7 +138,7 @@ def test_a_test_set_that_was_completed_is_measured_again(
     assert clips() == (6, 0)
 
 
-def test_a_head_that_reads_words_is_trained_and_tested_on_videos(table: Table, world: World) -> None:
+def test_a_head_that_reads_words_is_trained_and_tested_on_videos(table: Table, world: TableData) -> None:
     """The row's own keys go before the world's features."""
     stored = replace(
         world,
@@ -151,7 +151,7 @@ def test_a_head_that_reads_words_is_trained_and_tested_on_videos(table: Table, w
         assert [test.features for test in stored.tests_of(row, recipe)] == features
 
 
-def test_runs_of_several_revisions_are_told(table: Table, world: World, runs: Path) -> None:
+def test_runs_of_several_revisions_are_told(table: Table, world: TableData, runs: Path) -> None:
     plan = plan_tables([table], world, runs, seeds=1)
     (filled,) = measure(plan, runs, seeds=1, device=CPU)
     assert not any("revisions" in note for note in filled.table.notes)
@@ -163,7 +163,7 @@ def test_runs_of_several_revisions_are_told(table: Table, world: World, runs: Pa
     assert "2 revisions of calmctl: 0123456789ab+changes, " in mixed.table.notes[-1]
 
 
-def test_an_interrupted_run_goes_on(table: Table, world: World, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on(table: Table, world: TableData, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
@@ -196,7 +196,7 @@ def test_an_interrupted_run_goes_on(table: Table, world: World, tmp_path: Path) 
 
 
 def test_a_run_of_weights_that_have_changed_since_does_not_count(
-    table: Table, world: World, runs: Path, tmp_path: Path
+    table: Table, world: TableData, runs: Path, tmp_path: Path
 ) -> None:
     run = Ledger(runs).finished(world.recipe(table.rows[1], 0))
     assert run is not None
@@ -213,13 +213,15 @@ def test_a_run_of_weights_that_have_changed_since_does_not_count(
     assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "new"
 
 
-def test_a_moved_folder_of_runs_is_recognised(table: Table, world: World, runs: Path, tmp_path: Path) -> None:
+def test_a_moved_folder_of_runs_is_recognised(table: Table, world: TableData, runs: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(runs, tmp_path / "moved", ignore=shutil.ignore_patterns("*.mp4"))
     old, new = (Ledger(place).finished(world.recipe(table.rows[1], 0)) for place in (runs, moved))
     assert old is not None and new is not None and new.folder == moved / old.folder.name
 
 
-def test_a_run_of_anchors_that_have_changed_since_does_not_count(table: Table, world: World, tmp_path: Path) -> None:
+def test_a_run_of_anchors_that_have_changed_since_does_not_count(
+    table: Table, world: TableData, tmp_path: Path
+) -> None:
     anchors = tmp_path / "own@1.yaml"
     about = {"name": "own", "source": "made up", "licence": "CC0"}
     labels = [(color, color) for color in ("red", "green", "blue", "yellow", "white")]
@@ -232,7 +234,7 @@ def test_a_run_of_anchors_that_have_changed_since_does_not_count(table: Table, w
     assert plan_tables([chosen], world, tmp_path, seeds=1, overrides=overrides).jobs[0].state == "new"
 
 
-def test_the_cost_is_from_finished_runs_or_from_measured_steps(table: Table, world: World, runs: Path) -> None:
+def test_the_cost_is_from_finished_runs_or_from_measured_steps(table: Table, world: TableData, runs: Path) -> None:
     finished = plan_tables([table], world, runs, seeds=2)
     assert estimate(finished.jobs).seconds == 0
     more = plan_tables([table], world, runs, seeds=4)
@@ -246,7 +248,7 @@ def test_the_cost_is_from_finished_runs_or_from_measured_steps(table: Table, wor
     assert measured.memory_bytes is not None and measured.memory_bytes > 10**8
 
 
-def test_digests_tell_recipes_apart(table: Table, world: World) -> None:
+def test_digests_tell_recipes_apart(table: Table, world: TableData) -> None:
     recipe = world.recipe(table.rows[0], 0)
     assert digest_of(recipe) == digest_of(recipe.model_copy(update={"name": "other", "device": "cpu"}))
     assert digest_of(recipe) != digest_of(world.recipe(table.rows[0], 1))
@@ -254,7 +256,7 @@ def test_digests_tell_recipes_apart(table: Table, world: World) -> None:
 
 
 def test_missing_data_is_listed_and_can_be_left_out(table: Table, tiny_world: Path, tmp_path: Path) -> None:
-    nowhere = World(
+    nowhere = TableData(
         "x", {n: evaluation_runs.TestSet(n, tmp_path) for n in TESTS}, {"demo": (f"data.root={tiny_world}",)}
     )
     plan = plan_tables([table], nowhere, tmp_path, seeds=1)
@@ -270,7 +272,7 @@ def test_missing_data_is_listed_and_can_be_left_out(table: Table, tiny_world: Pa
         require_present(none)
 
 
-def test_a_row_that_misses_its_vocabulary_is_left_out(table: Table, world: World, tmp_path: Path) -> None:
+def test_a_row_that_misses_its_vocabulary_is_left_out(table: Table, world: TableData, tmp_path: Path) -> None:
     row = Row("k", "Kinetics", table.rows[0].recipe, ("anchors.vocabulary=kinetics@1.yaml",), TESTS, "t-mass")
     both = Table("table9", "", (table.rows[0], row))
     plan = plan_tables([both], world, tmp_path, seeds=1)
@@ -279,7 +281,7 @@ def test_a_row_that_misses_its_vocabulary_is_left_out(table: Table, world: World
     assert [each.key for each in lean.tables[0].rows] == ["t-mass"] and "k" in lean.left_out["table9"]
 
 
-def test_mistakes_are_sentences(table: Table, world: World, tmp_path: Path) -> None:
+def test_mistakes_are_sentences(table: Table, world: TableData, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no row 'xpool'; it has t-mass, meanp"):
         choose_rows(table, ["xpool"])
     assert [row.key for row in choose_rows(table, ["meanp"]).rows] == ["t-mass", "meanp"]

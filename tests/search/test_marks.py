@@ -113,7 +113,7 @@ def test_a_cache_that_came_with_a_store_is_not_believed(write_store, drawn, tmp_
     blank_the_best(table)
     about = index.folder / "about.json"
     files = json.loads(about.read_text())["files"]
-    files["video"]["sha256"] = sha256_bytes(table.read_bytes())
+    files["table"]["sha256"] = sha256_bytes(table.read_bytes())
     fitting(about, files=files)
     copy = shutil.copytree(tmp_path / "store", tmp_path / "copy")
     index = opened(FeatureStore.open(copy))

@@ -16,8 +16,13 @@ from PIL import Image
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video import inspect as inspection
-from calmctl.video.frames import frame_times, probe, read_frames, read_with_pyav
-from calmctl.video.inspect import inspect
+from calmctl.video.frames import frame_times, read_frames, stream_with_pyav
+from calmctl.video.inspect import Source, inspect
+
+
+def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
+    """All of `stream_with_pyav` at once."""
+    return np.stack(list(stream_with_pyav(source, times_s)))
 
 
 def cut(path: Path, share: float) -> Path:
@@ -113,7 +118,7 @@ def test_every_unusable_file_has_a_short_reason(
     assert len(str(caught.value)) < 100 and "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value), "reports name the clip themselves"
     with pytest.raises(VideoError, match=reason):
-        probe(path)
+        inspect(path)
     assert capfd.readouterr().err == "", "decoders must not talk over the progress bar"
 
 
@@ -122,7 +127,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path, movies: Any) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
     movies.write(tmp_path / "x.mp4").rename(path)
     with pytest.raises(VideoError, match="not valid UTF-8"):
-        probe(path)
+        inspect(path)
 
 
 NAMES = [
@@ -149,7 +154,7 @@ def test_odd_names_decode(tmp_path: Path, movies: Any, name: str, monkeypatch: p
 def test_a_link_to_a_video(tmp_path: Path, movies: Any) -> None:
     movies.write(tmp_path / "real.mp4")
     (tmp_path / "link.mp4").symlink_to("real.mp4")
-    assert probe(tmp_path / "link.mp4").n_frames == 60
+    assert len(inspect(tmp_path / "link.mp4").starts_s) == 60
 
 
 def test_a_few_lost_frames_leave_the_one_before_on_the_screen(tmp_path: Path, movies: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video import frames as decode
-from calmctl.video.frames import FRAMES_PER_WINDOW, frame_times, probe, read_frames
+from calmctl.video.frames import FRAMES_PER_WINDOW, frame_times, read_frames
 from calmctl.video.inspect import inspect
 from calmctl.video.instants import instants_of, sample_video
 from calmctl.video.pixels import jpeg, shrink
@@ -21,7 +21,7 @@ def video(tiny_world: Path) -> Path:
 def test_the_same_frames_as_decoding_the_clip(video: Path) -> None:
     clip, many = Clip("v", video), 2 * FRAMES_PER_WINDOW + 3
     found = sample_video(clip, 4, instants=many, transform=np.ascontiguousarray, picture=shrink)
-    assert (found.start_s, found.end_s) == (0, pytest.approx(probe(video).duration_s))
+    assert (found.start_s, found.end_s) == (0, pytest.approx(inspect(video).duration_s))
     np.testing.assert_array_equal(found.frames, read_frames(clip, 4))
     np.testing.assert_array_equal(found.instants, read_frames(clip, many))
     np.testing.assert_array_equal(found.times_s, frame_times(found.end_s, 4))

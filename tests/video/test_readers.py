@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 from calmctl.samples import Clip
-from calmctl.video.frames import frame_times, probe, read_frames, read_with_decord, read_with_pyav, suits_decord
-from calmctl.video.inspect import inspect
+from calmctl.video.frames import frame_times, read_frames, read_with_decord, stream_with_pyav, suits_decord
+from calmctl.video.inspect import Source, inspect
+
 
 # 60 frames in 12 equal intervals: the centres lie in the middle of frames 2, 7, 12, ...
+def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
+    """All of `stream_with_pyav` at once."""
+    return np.stack(list(stream_with_pyav(source, times_s)))
+
+
 CENTRES = list(range(2, 60, 5))
 
 OPEN_GROUPS = {"x264-params": "open-gop=1:bframes=3:scenecut=0"}
@@ -64,7 +70,7 @@ def test_the_right_frames_whatever_the_format(tmp_path: Path, movies: Any, name:
     frames = read_frames(Clip("x", path), 12)
     assert frames.dtype == np.uint8
     assert movies.numbers(frames) == CENTRES
-    assert probe(path).reader == ("decord" if name in DECORD_DOES else "pyav")
+    assert suits_decord(inspect(path)) == (name in DECORD_DOES)
 
 
 @pytest.mark.parametrize("name", DECORD_DOES)
@@ -161,12 +167,12 @@ def test_rotated_and_mirrored_files_are_shown_upright(tmp_path: Path, movies: An
     stored = read_frames(Clip("x", plain), 4)
     expected = np.stack([MATRICES[matrix](frame) for frame in stored])
     np.testing.assert_array_equal(read_frames(Clip("x", turned), 4), expected)
-    assert (probe(turned).height, probe(turned).width) == expected.shape[1:3]
+    assert (inspect(turned).height, inspect(turned).width) == expected.shape[1:3]
 
 
-def test_probe(tmp_path: Path, movies: Any) -> None:
-    info = probe(movies.write(tmp_path / "p.mp4", n_frames=45, audio_s=4))
-    assert (info.width, info.height, info.codec, info.n_frames, info.reader) == (64, 48, "h264", 45, "decord")
-    assert info.duration_s == pytest.approx(1.5)
-    assert info.frames_per_s == pytest.approx(30)
-    assert probe(movies.write(tmp_path / "p1.mp4", codec="libsvtav1", size=(128, 96), b_frames=None)).codec == "av1"
+def test_what_is_known_of_a_file(tmp_path: Path, movies: Any) -> None:
+    source = inspect(movies.write(tmp_path / "p.mp4", n_frames=45, audio_s=4))
+    assert (source.width, source.height, source.codec, len(source.starts_s)) == (64, 48, "h264", 45)
+    assert suits_decord(source) and source.duration_s == pytest.approx(1.5)
+    assert np.diff(source.starts_s).mean() == pytest.approx(1 / 30)
+    assert inspect(movies.write(tmp_path / "p1.mp4", codec="libsvtav1", size=(128, 96), b_frames=None)).codec == "av1"

@@ -21,7 +21,6 @@ from calmctl.model.heads.pooling import (
     pooled_cosines,
     pooled_vectors,
     pooling_table,
-    prepare_texts,
     score_in_blocks,
 )
 from calmctl.parallel import SINGLE, World
@@ -223,27 +222,6 @@ class TMassHead(nn.Module):
         squares += bank.square() @ radii.square_()
         lengths = squares.clamp_min_(0).sqrt_().mul_(norms[:, None])
         return numerators.div_(lengths.clamp_min_(torch.finfo(lengths.dtype).tiny))
-
-    @torch.no_grad()
-    def score_independent(self, texts: Tensor, frames: Tensor, *, seed: int) -> Tensor:
-        """Scores [N_t, N_v] with fresh noise for every pair and trial (docs/science.md, The heads), much slower.
-
-        The law of each single score is that of `score`; pairs do not share their luck. Only for comparison.
-        """
-        table, texts = self.video_table(frames), self._cast(texts)
-        sides = prepare_texts(self.pooling, texts)
-        generator = torch.Generator().manual_seed(seed)
-        scores = texts.new_empty(len(texts), len(frames))
-        for video in range(len(frames)):
-            block = {name: tensor[video : video + 1] for name, tensor in table.items()}
-            radii = self._radii(sides, block)[0].T
-            pooled = pooled_vectors(mix(self.pooling, sides, block), block)[0].T
-            best = texts.new_full((len(texts),), -torch.inf)
-            for _ in range(self.trials):
-                noise = self.noise.sample(*texts.shape, generator=generator).to(texts)
-                best = torch.maximum(best, F.cosine_similarity(texts + noise * radii, pooled, dim=-1))
-            scores[:, video] = best if self.trials else F.cosine_similarity(texts, pooled, dim=-1)
-        return scores
 
     def _best_trial(self, bank: Tensor, texts: Queries, table: VideoTable) -> Tensor:
         return self.trial_cosines(bank, texts, table).amax(1)
