@@ -19,7 +19,7 @@ from calmctl.errors import BadInput, RunFailed
 from calmctl.evaluation.metrics import Ranks, rank_queries
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import Evaluation
-from calmctl.evaluation.runs import TestSet, evaluate_run
+from calmctl.evaluation.runs import evaluate_run
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
 from calmctl.explain.pages import explain_page
 from calmctl.files import read_json, unused, write_json
@@ -28,6 +28,7 @@ from calmctl.reproduce.work import Ledger
 from calmctl.runs.run import Run
 from calmctl.runtime import environment
 from calmctl.samples import Clip
+from calmctl.source.base import SourceSpec
 from calmctl.training.loop import Watcher
 from calmctl.training.prepare import Progress
 from calmctl.training.train import train
@@ -98,7 +99,7 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     with_calm = _train("demo", [*shared, start], runs, watcher, "the same with CALM's loss")
     watcher.stage("evaluating in and out of domain")
     named = (("backbone alone", backbone), ("without CALM", without), ("with CALM", with_calm))
-    tests = [TestSet(name, root) for name in TESTS]
+    tests = [SourceSpec(name, root) for name in TESTS]
     device = choose_device("auto")
     evaluated = [(name, run, evaluate_run(run, tests, device=device)) for name, run in named]
     systems = tuple(System(name, run, tuple(e.result for e in each)) for name, run, each in evaluated)
@@ -208,7 +209,7 @@ def caption_demo(
     if (run := ledger.finished(recipe)) is not None:
         stage(f"{what}: done before, {run.folder}")
         (again,) = evaluate_caption_run(
-            run, [TestSet("demo", root)], device=choose_device(recipe.device), progress=progress
+            run, [SourceSpec("demo", root)], device=choose_device(recipe.device), progress=progress
         )
         return run, again
     begun = ledger.unfinished(recipe)

@@ -14,15 +14,17 @@ from calmctl.captions.generate import Caption, Search, caption_features
 from calmctl.captions.score import CaptionResult, TokenizerChoice, score_captions
 from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import Labels
-from calmctl.evaluation.runs import Progress, TestSet, check_complete, labels_of, open_test_set
+from calmctl.evaluation.runs import Progress, check_complete, labels_of
 from calmctl.evaluation.statistics import ClipSums, PairedDifference, differences_over_seeds
 from calmctl.model.captioner import CaptionModel
 from calmctl.recipe.schema import CaptionSection
 from calmctl.runs.checkpoint import load_captioner
 from calmctl.runs.run import Run
 from calmctl.samples import LeftOut
+from calmctl.source.base import SourceSpec
+from calmctl.source.encoding import EncodedSplit
+from calmctl.source.source import open_source
 
 CAPTION_METRICS = ("cider", "rouge_l")
 """Metrics that are means over clips; BLEU and METEOR are not, so a difference of clips says nothing about theirs."""
@@ -157,7 +159,7 @@ def _sums(evaluation: CaptionEvaluation) -> ClipSums:
 
 def evaluate_caption_run(
     run: Run,
-    tests: Sequence[TestSet],
+    tests: Sequence[SourceSpec],
     *,
     which: str = "best",
     split: str = "test",
@@ -182,12 +184,13 @@ def evaluate_caption_run(
         CalmError: A test set is missing, has no usable clip, or was trained on; see also `score_captions`.
     """
     recipe = run.recipe()
-    opened = [open_test_set(recipe, test, split) for test in tests]
+    sources = [open_source(test, recipe, val=split != "test") for test in tests]
+    records = [source.record(split) for source in sources]
     model = load_captioner(run, which, device)
     evaluations = []
-    for test, each in zip(tests, opened, strict=True):
-        labels = labels_of(run, which, test, each.record)
-        encoded = each.encode(model, recipe, device, progress)
+    for test, source, record in zip(tests, sources, records, strict=True):
+        labels = labels_of(run, which, test, record)
+        encoded = source.encode(model, split, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
         if progress:

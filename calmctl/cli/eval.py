@@ -16,9 +16,9 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from calmctl.captions.evaluate import CaptionEvaluation
     from calmctl.evaluation.retrieval import Evaluation
-    from calmctl.evaluation.runs import TestSet
     from calmctl.evaluation.statistics import PairedDifference
     from calmctl.runs.run import Run
+    from calmctl.source.base import SourceSpec
 
 
 PROTOCOLS = ("leak-free", "tmass-released", "dual-softmax")
@@ -143,18 +143,18 @@ def evaluate(
     if run is None:
         note(f"evaluating {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
     loading(", ".join(str(each.folder) for each in (chosen, *others)))
-    from calmctl.evaluation.runs import TestSet, own_test_set
+    from calmctl.source.base import SourceSpec
 
     if crossed:
         stores: list[Path | None] = [*features] if features else [None] * len(crossed)
         tests = [
-            TestSet(name, root, annotations, videos, wanted, store)
+            SourceSpec(name, root, annotations, videos, wanted, store)
             for (name, wanted), store in zip(crossed, stores, strict=True)
         ]
     else:
-        own = own_test_set(recipe)
+        own = SourceSpec.of(recipe.data)
         tests = [
-            TestSet(
+            SourceSpec(
                 own.dataset,
                 root or own.root,
                 annotations or own.annotations,
@@ -184,7 +184,7 @@ def evaluate(
 
 def _evaluate(
     runs: list[Run],
-    tests: list[TestSet],
+    tests: list[SourceSpec],
     weights: str,
     split: str,
     protocol: str,
@@ -303,7 +303,7 @@ def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, htm
 
 def evaluate_captioners(
     runs: list[Run],
-    tests: list[TestSet],
+    tests: list[SourceSpec],
     *,
     weights: str,
     split: str,

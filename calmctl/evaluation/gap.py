@@ -21,15 +21,17 @@ from torch import Tensor
 from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import left_out_caveats
-from calmctl.evaluation.runs import Progress, TestSet, labels_of, labels_of_start, open_test_set
+from calmctl.evaluation.runs import Progress, labels_of, labels_of_start
 from calmctl.evaluation.statistics import Interval
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run, without_alignment
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.encoding import EncodedSplit
+from calmctl.source.source import open_source
 
 FOLDS = 5
 PENALTY = 1e-2
@@ -244,7 +246,7 @@ class SystemGap:
 
 def gaps_of_runs(
     runs: Sequence[Run],
-    tests: Sequence[TestSet],
+    tests: Sequence[SourceSpec],
     *,
     which: str = "best",
     split: str = "test",
@@ -275,11 +277,12 @@ def gaps_of_runs(
     measured = []
     for test in tests:
         for system, kind, recipe, model, trained in found:
-            opened = open_test_set(recipe, test, split)
-            labels = labels_of_start(recipe, opened.record)
+            source = open_source(test, recipe, val=split != "test")
+            record = source.record(split)
+            labels = labels_of_start(recipe, record)
             if trained is not None:
-                labels = labels_of(trained, which, test, opened.record)
-            encoded = opened.encode(model, recipe, device, progress)
+                labels = labels_of(trained, which, test, record)
+            encoded = source.encode(model, split, progress)
             gap = _gap(model, recipe, encoded, vocabulary, device)
             caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
             measured.append(SystemGap(system, kind, labels.dataset, vocabulary.reference, gap, caveats))

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit, Stages
 from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, rank_queries, retrieval_metrics
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
@@ -23,6 +22,7 @@ from calmctl.model.heads.base import FusionHead, VideoTable
 from calmctl.model.heads.pooling import Queries, mix, pooled_cosines, pooled_vectors, prepare_texts, score_in_blocks
 from calmctl.model.heads.tmass import PAIRS_PER_BLOCK, TMassHead
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.source.encoding import EncodedSplit, Stages
 
 
 @torch.no_grad()

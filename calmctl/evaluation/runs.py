@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from calmctl.data.identity import SplitRecord, contents_of, record_split
-from calmctl.data.registry import load_dataset, protocol_for
+from calmctl.data.identity import SplitRecord
+from calmctl.data.registry import protocol_for
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.encoding import EncodedSplit, encode_split, encode_stored, stream_frames
 from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.result import Labels
 from calmctl.evaluation.retrieval import Evaluation, Scorer, evaluate_encoded
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
 from calmctl.files import sha256_file, write_json
-from calmctl.model.calm import AlignedModel
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import (
@@ -33,34 +30,16 @@ from calmctl.runs.identity import (
 )
 from calmctl.runs.run import WEIGHTS, Run
 from calmctl.runtime import environment
-from calmctl.samples import Dataset, Split
-from calmctl.store.store import FeatureStore
+from calmctl.source.base import SourceSpec
+from calmctl.source.encoding import EncodedSplit
+from calmctl.source.source import open_source
 
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class TestSet:
-    """What to evaluate on.
-
-    Attributes:
-        dataset: Its name.
-        root, annotations, videos: Where it lies; None for the run's own places, or the default for another dataset.
-        protocol: Its protocol, None for the default.
-        features: A feature store instead of videos.
-    """
-
-    dataset: str
-    root: Path | None = None
-    annotations: Path | None = None
-    videos: Path | None = None
-    protocol: str | None = None
-    features: Path | None = None
-
-
 def evaluate_run(
     run: Run,
-    tests: Sequence[TestSet],
+    tests: Sequence[SourceSpec],
     *,
     which: str = "best",
     split: str = "test",
@@ -77,19 +56,20 @@ def evaluate_run(
     """
     recipe = run.recipe()
     # What is not there is said before a model is loaded, which takes seconds.
-    opened = [open_test_set(recipe, test, split) for test in tests]
+    sources = [open_source(test, recipe, val=split != "test") for test in tests]
+    records = [source.record(split) for source in sources]
     model = load_run(run, which, device)
     evaluations = []
-    for test, each in zip(tests, opened, strict=True):
-        labels = labels_of(run, which, test, each.record)
-        encoded = each.encode(model, recipe, device, progress)
+    for test, source, record in zip(tests, sources, records, strict=True):
+        labels = labels_of(run, which, test, record)
+        encoded = source.encode(model, split, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
         evaluations.append(evaluate_encoded(model, encoded, device, labels, scorer=scorer, progress=progress))
     return evaluations
 
 
-def labels_of(run: Run, which: str, test: TestSet, record: SplitRecord) -> Labels:
+def labels_of(run: Run, which: str, test: SourceSpec, record: SplitRecord) -> Labels:
     """The labels of what the weights `which` of a run give on a test set.
 
     Args:
@@ -105,7 +85,7 @@ def labels_of(run: Run, which: str, test: TestSet, record: SplitRecord) -> Label
     require_unseen(weights_lineage(str(weights)), record.dataset, record.protocol, what=str(run.folder))
     recipe, identity = run.recipe(), weights_identity(weights)
     finished = run.results.exists() or not run.log.exists()  # weights that were given away come without either
-    found = judge(identity, record, run=run, own=test == own_test_set(recipe), finished=finished)
+    found = judge(identity, record, run=run, own=test == SourceSpec.of(recipe.data), finished=finished)
     return labelled(record, identity, found, recipe, WEIGHTS[which])
 
 
@@ -148,96 +128,9 @@ def check_complete(encoded: EncodedSplit, dataset: str, split: str) -> None:
         )
 
 
-def own_test_set(recipe: Recipe) -> TestSet:
-    """The test set of the dataset a run was trained on."""
-    data = recipe.data
-    return TestSet(
-        data.dataset,
-        Path(data.root),
-        Path(data.annotations) if data.annotations else None,
-        Path(data.videos) if data.videos else None,
-        data.protocol,
-        Path(data.features) if data.features else None,
-    )
-
-
 def trained_protocol_of(recipe: Recipe) -> str:
     """The protocol a run was trained under, "" where its dataset has only one."""
     return protocol_for(recipe.task, recipe.data.dataset, recipe.data.protocol)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTestSet:
-    """A test set that was read and not encoded yet: what it is, known before time is spent on it."""
-
-    record: SplitRecord
-    source: Split | FeatureStore
-
-    def encode(
-        self, model: AlignedModel, recipe: Recipe, device: torch.device, progress: Progress | None
-    ) -> EncodedSplit:
-        """Its features with a run's model. Raises `StoreError` where a store is of another backbone."""
-        name, source = self.record.dataset, self.source
-        if isinstance(source, FeatureStore):
-            return encode_stored(model, source, self.record.name, device)
-        watch = None if progress is None else lambda done, total: progress(f"{name} clips", done, total)
-        return encode_split(model, source, stream_frames(source, model, recipe.data, watch), device, progress)
-
-
-def open_test_set(recipe: Recipe, test: TestSet, split: str) -> OpenTestSet:
-    """The `split` of a test set, for a run of `recipe`.
-
-    Raises:
-        CalmError: The test set is missing, or a feature store is of another dataset.
-    """
-    if test.features is not None:
-        store = open_store(test.features, recipe.task, test.dataset, test.protocol)
-        return OpenTestSet(store.record(split), store)
-    dataset = load_test_set(test, recipe, split)
-    if split not in dataset.splits:
-        raise DatasetError(f"{test.dataset} has no {split} split; it has {', '.join(dataset.splits)}")
-    chosen = dataset.splits[split]
-    return OpenTestSet(record_split(dataset.name, dataset.protocol, chosen, contents_of(chosen.clips)), chosen)
-
-
-def open_store(path: Path, task: str, dataset: str, protocol: str | None) -> FeatureStore:
-    """A feature store that is asked for as `dataset`, under `protocol` where one is named.
-
-    Raises:
-        StoreError: It holds features of another dataset or protocol.
-        DatasetError: Its protocol does not do for the task.
-    """
-    store = FeatureStore.open(path)
-    store.require_dataset(dataset, protocol)
-    protocol_for(task, dataset, store.protocol)
-    return store
-
-
-def load_test_set(test: TestSet, recipe: Recipe, split: str = "test") -> Dataset:
-    """The dataset of a test set from where it was said to be; else beside the training data, then from data/NAME.
-
-    Raises:
-        DatasetError: It is in none of these places, or cannot be read.
-    """
-    places = [test.root] if test.root else [Path(recipe.data.root), Path("data") / test.dataset]
-    protocol = protocol_for(recipe.task, test.dataset, test.protocol)
-    # A run's validation clips were carved from its own training list: no other protocol, and no test split, has them.
-    own = split != "test" and (test.dataset, protocol) == (recipe.data.dataset, trained_protocol_of(recipe))
-    for number, place in enumerate(places, start=1):
-        try:
-            return load_dataset(
-                test.dataset,
-                place,
-                protocol=protocol,
-                annotations=test.annotations,
-                videos=test.videos,
-                val_clips=recipe.data.val_clips if own else None,
-                val_seed=recipe.data.val_seed,
-            )
-        except DatasetError:
-            if number == len(places):
-                raise
-    raise AssertionError("there is always a place to look in")
 
 
 # Evaluations that are kept in a run's folder, each query's rank with them, and two runs compared on the same queries.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NotRequired, TypedDict, Unpack
@@ -164,6 +165,15 @@ class AlignedModel(nn.Module):
         """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
         texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
         return texts, encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    def caption_tokens(self, sentences: Sequence[str]) -> Tensor | None:
+        """What a caption decoder learns of sentences, [N, T]; None where the model writes no captions."""
+        return None
 
     @property
     def reads_words(self) -> bool:

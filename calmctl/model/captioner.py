@@ -338,6 +338,10 @@ class CaptionModel(AlignedModel):
         self.captioner = captioner
         self.caption_keys = keys
 
+    def caption_tokens(self, sentences: Sequence[str]) -> Tensor:
+        """The sentences as the decoder's tokens, [N, T]."""
+        return self.captioner.vocabulary.encode(sentences, self.captioner.max_tokens)
+
     def forward(self, batch: Batch) -> Losses:
         """The losses of one step: L_cap + L_rec + alpha L_KL (docs/captioning.md)."""
         if batch.captions is None:

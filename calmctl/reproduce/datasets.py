@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.errors import BadInput, CalmError, DatasetError
-from calmctl.evaluation.runs import TestSet, open_store, own_test_set
+from calmctl.errors import BadInput, CalmError
 from calmctl.recipe import Recipe
 from calmctl.reproduce.rows import Row, Table
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import StoredSource, open_source
 from calmctl.store.format import INDEX
 
 
@@ -26,7 +26,7 @@ class World:
     """
 
     name: str
-    tests: Mapping[str, TestSet]
+    tests: Mapping[str, SourceSpec]
     overrides: Mapping[str, tuple[str, ...]]
 
     def recipe(self, row: Row, seed: int, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -35,7 +35,7 @@ class World:
         here = replace(row, overrides=(*self.overrides.get(dataset, ()), *row.overrides))
         return here.resolved(seed, overrides)
 
-    def tests_of(self, row: Row, recipe: Recipe) -> list[TestSet]:
+    def tests_of(self, row: Row, recipe: Recipe) -> list[SourceSpec]:
         """Where `row` is tested: on the dataset of its own recipe as that says, elsewhere as this world says.
 
         A run that was not trained on features is tested on videos, because its head reads what a store lacks.
@@ -43,7 +43,7 @@ class World:
         found = []
         for name in row.tests:
             if name == recipe.data.dataset:
-                found.append(own_test_set(recipe))
+                found.append(SourceSpec.of(recipe.data))
             else:
                 test = self.tests[name]
                 found.append(test if recipe.data.features else replace(test, features=None))
@@ -57,7 +57,7 @@ def folder_world(root: Path, tables: Sequence[Table]) -> World:
     places = {name: root / name if (root / name).is_dir() else root for name in names}
     return World(
         str(root),
-        {name: TestSet(name, place) for name, place in places.items()},
+        {name: SourceSpec(name, place) for name, place in places.items()},
         {name: (f"data.root={place}",) for name, place in places.items()},
     )
 
@@ -87,7 +87,7 @@ def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[st
         for test in world.tests_of(row, recipe):
             found.setdefault(test.dataset, _dataset(test, recipe))
         if recipe.data.dataset not in found:
-            found[recipe.data.dataset] = _dataset(own_test_set(recipe), recipe)
+            found[recipe.data.dataset] = _dataset(SourceSpec.of(recipe.data), recipe)
         vocabulary = recipe.anchors.vocabulary
         if vocabulary not in found:
             found[vocabulary] = _vocabulary(vocabulary)
@@ -107,37 +107,29 @@ def needs(world: World, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str,
     )
 
 
-def _dataset(test: TestSet, recipe: Recipe) -> Found:
-    if test.features is not None:
-        if not (test.features / INDEX).is_file():
-            return Found(test.dataset, False, f"no feature store in {test.features}")
-        try:
-            store = open_store(test.features, recipe.task, test.dataset, test.protocol)
-        except CalmError as fault:
-            return Found(test.dataset, False, str(fault))
-        if store.pending:
-            return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
-        return Found(test.dataset, True, f"features in {test.features}")
+def _dataset(test: SourceSpec, recipe: Recipe) -> Found:
+    if test.features is not None and not (test.features / INDEX).is_file():
+        return Found(test.dataset, False, f"no feature store in {test.features}")
     own = test.dataset == recipe.data.dataset
     try:
-        dataset = load_dataset(
-            test.dataset,
-            test.root,
-            protocol=protocol_for(recipe.task, test.dataset, test.protocol),
-            annotations=test.annotations,
-            videos=test.videos,
-            val_clips=recipe.data.val_clips if own else None,
-            val_seed=recipe.data.val_seed if own else 0,
-        )
-        splits = {name: dataset.splits[name] for name in (("train", "val", "test") if own else ("test",))}
-    except DatasetError as fault:
+        source = open_source(test, recipe, val=own)
+        if isinstance(source, StoredSource):
+            return _stored(source, test)
+        splits = {name: source.split(name) for name in (("train", "val", "test") if own else ("test",))}
+    except CalmError as fault:
         return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
-    counts = ", ".join(f"{name} {len(split.clips):,} clips" for name, split in splits.items())
+    counts = ", ".join(f"{name} {len(split.ids):,} clips" for name, split in splits.items())
     left_out = sum(len(split.left_out) for split in splits.values())
     empty = [name for name, split in splits.items() if not split.captions]
     if empty:
         return Found(test.dataset, False, f"not one clip of {', '.join(empty)} is in {test.root}")
     return Found(test.dataset, True, counts + (f"; {left_out:,} clips missing" if left_out else ""))
+
+
+def _stored(source: StoredSource, test: SourceSpec) -> Found:
+    if source.pending:
+        return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
+    return Found(test.dataset, True, f"features in {test.features}")
 
 
 def _vocabulary(name: str) -> Found:

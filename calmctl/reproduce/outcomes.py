@@ -15,12 +15,14 @@ from calmctl.errors import BadInput
 from calmctl.evaluation.metrics import rank_queries, text_to_video
 from calmctl.evaluation.result import HONEST_SCORER
 from calmctl.evaluation.retrieval import evaluate_encoded, score_split
-from calmctl.evaluation.runs import Progress, TestSet, labels_of, open_test_set
+from calmctl.evaluation.runs import Progress, labels_of
 from calmctl.evaluation.statistics import ClipSums, clip_sums
 from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import open_source
 
 _WEIGHTS = "best"
 CAPTION_METRICS = ("bleu4", "meteor", "cider", "rouge_l")
@@ -61,10 +63,10 @@ class Outcome:
 
 def outcomes_of(
     run: Run,
-    tests: Sequence[TestSet],
+    tests: Sequence[SourceSpec],
     device: torch.device,
     progress: Progress | None = None,
-    marks: dict[TestSet, str] | None = None,
+    marks: dict[SourceSpec, str] | None = None,
 ) -> list[Outcome]:
     """Outcomes of the best weights on validation of `run`, kept in the run's folder and read from there.
 
@@ -96,13 +98,13 @@ def outcomes_of(
     return [found[test.dataset] for test in tests]
 
 
-def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None) -> list[Outcome]:
+def _retrieval(run: Run, tests: Sequence[SourceSpec], device: torch.device, progress: Progress | None) -> list[Outcome]:
     recipe, model = run.recipe(), load_run(run, _WEIGHTS, device)
     outcomes = []
     for test in tests:
-        opened = open_test_set(recipe, test, "test")
-        labels = labels_of(run, _WEIGHTS, test, opened.record)
-        encoded = opened.encode(model, recipe, device, progress)
+        source = open_source(test, recipe, val=False)
+        labels = labels_of(run, _WEIGHTS, test, source.record("test"))
+        encoded = source.encode(model, "test", progress)
         evaluation = evaluate_encoded(model, encoded, device, labels)
         result = evaluation.result
         ranks = rank_queries(evaluation.scores, encoded.owners)
@@ -132,7 +134,7 @@ def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progres
     return outcomes
 
 
-def _caption(run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None) -> list[Outcome]:
+def _caption(run: Run, tests: Sequence[SourceSpec], device: torch.device, progress: Progress | None) -> list[Outcome]:
     outcomes = []
     for evaluation in evaluate_caption_run(run, tests, which=_WEIGHTS, device=device, progress=progress):
         result, scores = evaluation.result, evaluation.result.scores
@@ -157,13 +159,13 @@ def _caption(run: Run, tests: Sequence[TestSet], device: torch.device, progress:
     return outcomes
 
 
-def _file(run: Run, test: TestSet) -> Path:
+def _file(run: Run, test: SourceSpec) -> Path:
     return run.folder / f"outcomes-{test.dataset}.json"
 
 
-def _contents(test: TestSet, recipe: Recipe) -> str:
+def _contents(test: SourceSpec, recipe: Recipe) -> str:
     """A digest of a test set's clips, captions and gaps: data that was completed or exchanged is measured again."""
-    return open_test_set(recipe, test, "test").record.whole
+    return open_source(test, recipe, val=False).record("test").whole
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

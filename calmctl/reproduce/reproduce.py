@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.runs import Progress, TestSet
+from calmctl.evaluation.runs import Progress
 from calmctl.files import TABLE, read_json, write_output
 from calmctl.reproduce.datasets import Found, World, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
@@ -21,6 +21,7 @@ from calmctl.reproduce.rows import FIRST_SEED, Table
 from calmctl.reproduce.work import Job, Ledger, jobs_of
 from calmctl.runs.run import Run
 from calmctl.runtime import environment
+from calmctl.source.base import SourceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def measure(
         CalmError: A run is not finished, or a test set cannot be read.
     """
     ledger = Ledger(runs)
-    filled, marks = [], dict[TestSet, str]()
+    filled, marks = [], dict[SourceSpec, str]()
     for table in plan.tables:
         measured: dict[str, dict[str, list[Outcome]]] = {}
         folders: dict[str, list[str]] = {}

@@ -20,8 +20,9 @@ from calmctl.reproduce.datasets import World
 from calmctl.reproduce.rows import Row, Table
 from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
 from calmctl.runs.run import Run
+from calmctl.source.source import recipe_source
 from calmctl.training.loop import Watcher
-from calmctl.training.prepare import Progress, own_records, prepare, recipe_vocabulary
+from calmctl.training.prepare import Progress, prepare, recipe_vocabulary
 from calmctl.training.train import measure_steps, pairs_to_measure, train
 
 
@@ -93,7 +94,8 @@ class Ledger:
         key = json.dumps([recipe.task, recipe.data.model_dump(mode="json")])
         if key not in self._splits:
             try:
-                self._splits[key] = own_records(recipe)
+                source = recipe_source(recipe)
+                self._splits[key] = {name: source.record(name) for name in source.splits}
             except CalmError:
                 self._splits[key] = None
         return self._splits[key]

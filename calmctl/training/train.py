@@ -18,7 +18,6 @@ from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.captions.evaluate import CaptionEvaluation, caption_validation, evaluate_captions
 from calmctl.captions.generate import Search
 from calmctl.errors import RunFailed
-from calmctl.evaluation.encoding import EncodedSplit, encode_split, stream_frames
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import evaluate_encoded, validation_numbers
 from calmctl.evaluation.runs import labelled
@@ -31,7 +30,8 @@ from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
 from calmctl.runs.run import IDENTITY, Run, create_run
 from calmctl.runtime import environment, interruptible
-from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches
+from calmctl.source.base import Batches
+from calmctl.source.encoding import EncodedSplit
 from calmctl.training.loop import Training, Watcher, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
 from calmctl.training.prepare import Prepared, Progress, prepare
@@ -120,11 +120,11 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
     for name, parameter in prepared.model.named_parameters():
         if parameter.requires_grad:
             trainable[group_of(name)] += parameter.numel()
-    counts = prepared.counts()
+    counts = prepared.source.counts()
     keys = recipe.optim
     rates = {"backbone": keys.lr_backbone, "head": keys.lr_head, "alignment": keys.lr_alignment}
     summary = {
-        "data": f"{recipe.data.dataset} {prepared.protocol}".strip(),
+        "data": f"{recipe.data.dataset} {prepared.source.protocol}".strip(),
         **{
             f"  {name}": f"{counted(c['clips'], 'clip')}, {counted(c['captions'], 'caption')}, "
             f"{counted(c['left_out'], 'clip')} left out"
@@ -159,9 +159,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         )
         if cost.memory_bytes is not None:
             summary["memory"] = f"{cost.memory_bytes / 2**30:.1f} GiB at most, in that step{part}"
-    left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
-    if isinstance(source, PairBatches):
-        left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
+    left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.source.left_out().items()}
+    left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
     return {
         "summary": summary,
         "left_out": left_out,
@@ -251,7 +250,7 @@ def train(
         world.leave()
         if world.rank > 0:
             return Trained(run, (), [], position.left_out)
-        left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
+        left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.source.left_out().items()}
         for split, reasons in position.left_out.items():
             left_out.setdefault(split, {}).update(reasons)
         best_is_last = position.best is not None and position.best["epoch"] == position.epoch
@@ -325,21 +324,11 @@ class _Validation:
     def __init__(self, prepared: Prepared, progress: Progress | None) -> None:
         self._prepared = prepared
         self._progress = progress
-        self._cache: CachedFrames | None = None
         self.encoded: EncodedSplit | None = None
 
     def __call__(self) -> dict[str, float]:
         prepared = self._prepared
-        if prepared.store is not None or prepared.recipe.data.cache == "none":
-            self.encoded = prepared.encoded("val", self._progress)
-        else:
-            assert prepared.dataset is not None
-            split = prepared.dataset.splits["val"]
-            if self._cache is None:
-                frames = stream_frames(split, prepared.model, prepared.recipe.data)
-                frozen = prepared.recipe.frozen
-                self._cache = CachedFrames(list(prepared.frozen_features(frames) if frozen else frames))
-            self.encoded = encode_split(prepared.model, split, self._cache.frames, prepared.device)
+        self.encoded = prepared.source.encode(prepared.model, "val", self._progress, keep=True)
         if isinstance(prepared.model, CaptionModel):
             return caption_validation(prepared.model, self.encoded, prepared.recipe.caption)
         return validation_numbers(prepared.model, self.encoded, prepared.device)
@@ -354,9 +343,9 @@ def _test(
     best_is_last: bool,
 ) -> tuple[RetrievalResult | CaptionEvaluation, ...]:
     """The test split, once, with the best weights on validation and with the last ones."""
-    if prepared.counts().get("test", {}).get("captions", 0) == 0:
+    if prepared.source.counts().get("test", {}).get("captions", 0) == 0:
         return ()
-    record = prepared.record("test")
+    record = prepared.source.record("test")
     results: list[RetrievalResult | CaptionEvaluation] = []
     for which, system in (("best", "best on validation"), ("last", "last epoch")):
         if best_is_last and results:
@@ -365,7 +354,7 @@ def _test(
         load = load_captioner if prepared.recipe.task == "caption" else load_run
         prepared.model = load(run, which, prepared.device)
         weights = weights_identity(run.weights(which))  # as an evaluation will read it later
-        encoded = prepared.encoded("test", progress)
+        encoded = prepared.source.encode(prepared.model, "test", progress)
         left_out["test"] = {entry.id: entry.reason for entry in encoded.left_out}
         labels = labelled(record, weights, judge(weights, record, run=run, own=True), prepared.recipe, system)
         if isinstance(prepared.model, CaptionModel):
@@ -381,11 +370,9 @@ def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> Ret
     return replace(result, system=system)
 
 
-def _left_out(source: PairBatches | FeatureBatches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
+def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
     """Every clip met so far that was not used, by split: files that turned out not to decode."""
-    found: dict[str, dict[str, str]] = {}
-    if isinstance(source, PairBatches):
-        found["train"] = {e.id: e.reason for e in source.left_out.values()}
+    found = {"train": {e.id: e.reason for e in source.left_out.values()}}
     if validation is not None:
         found["val"] = {e.id: e.reason for e in validation.left_out}
     return found

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.metrics import rank_queries
 from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.runs import compare, keep
 from calmctl.files import sha256_file
 from calmctl.runs.run import Run
+from calmctl.source.encoding import EncodedSplit
 
 OWNERS = np.repeat(np.arange(30), 2)
 
