@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from calmctl.data.registry import load_dataset
+from calmctl.evaluation.retrieval import Retrieval
 from calmctl.evaluation.runs import evaluate_run
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, recipe_from_dict
@@ -98,7 +99,9 @@ def run_evaluation(mark: Mark, folder: Path, finished: Run) -> None:
     """Evaluate a finished run and write down the numbers."""
     mark("evaluation")
     tests = [SourceSpec.of(finished.recipe().data)]
-    found = evaluate_run(finished, tests, device=torch.device("cpu"), progress=lambda *done: mark("evaluation"))
+    found = evaluate_run(
+        finished, tests, Retrieval(), device=torch.device("cpu"), progress=lambda *done: mark("evaluation")
+    )
     folder.mkdir(exist_ok=True)
     (folder / "numbers").write_text(json.dumps(found[0].result.to_json()))
 

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from calmctl.captions.evaluate import CaptionEvaluation, evaluate_caption_run
+from calmctl.captions.evaluate import CaptionEvaluation, Captioning
 from calmctl.data.demo import generate_demo, load_demo
 from calmctl.device import choose_device
 from calmctl.errors import BadInput, RunFailed
-from calmctl.evaluation.metrics import Ranks, rank_queries
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.retrieval import Evaluation
+from calmctl.evaluation.retrieval import Retrieval
 from calmctl.evaluation.runs import evaluate_run
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
 from calmctl.explain.pages import explain_page
@@ -101,9 +100,9 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     named = (("backbone alone", backbone), ("without CALM", without), ("with CALM", with_calm))
     tests = [SourceSpec(name, root) for name in TESTS]
     device = choose_device("auto")
-    evaluated = [(name, run, evaluate_run(run, tests, device=device)) for name, run in named]
+    evaluated = [(name, run, evaluate_run(run, tests, Retrieval(), device=device)) for name, run in named]
     systems = tuple(System(name, run, tuple(e.result for e in each)) for name, run, each in evaluated)
-    first, second = ([_ranks(e) for e in each] for _, _, each in evaluated[1:])
+    first, second = ([e.ranks["text_to_video"] for e in each] for _, _, each in evaluated[1:])
     differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(first, second, strict=True))
     captioner, captions = caption_demo(
         root,
@@ -145,10 +144,6 @@ def _example(root: Path) -> tuple[Clip, str]:
     split = load_demo(root, shifted=False).splits["test"]
     chosen = next((i for i, caption in enumerate(split.captions) if "blinking" in caption), 0)
     return split.clips[split.owners[chosen]], split.captions[chosen]
-
-
-def _ranks(evaluation: Evaluation) -> Ranks:
-    return rank_queries(evaluation.scores, evaluation.encoded.owners)
 
 
 def _reports(path: Path, systems: tuple[System, ...]) -> bool:
@@ -208,9 +203,8 @@ def caption_demo(
     ledger, what = Ledger(runs), "training a captioner on the same backbone, with CALM's loss"
     if (run := ledger.finished(recipe)) is not None:
         stage(f"{what}: done before, {run.folder}")
-        (again,) = evaluate_caption_run(
-            run, [SourceSpec("demo", root)], device=choose_device(recipe.device), progress=progress
-        )
+        demo, device = SourceSpec("demo", root), choose_device(recipe.device)
+        (again,) = evaluate_run(run, [demo], Captioning(), device=device, progress=progress)
         return run, again
     begun = ledger.unfinished(recipe)
     stage(what if begun is None else f"{what}: going on with {begun.folder}")

@@ -23,7 +23,7 @@ from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import BadInput
 from calmctl.evaluation.result import left_out_caveats
 from calmctl.evaluation.runs import Progress, labels_of, labels_of_start
-from calmctl.evaluation.statistics import Interval
+from calmctl.evaluation.statistics import REPLICATES, Interval, draws, percentiles
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
@@ -35,7 +35,6 @@ from calmctl.source.source import open_source
 
 FOLDS = 5
 PENALTY = 1e-2
-LEVEL, REPLICATES = 0.95, 1000
 _FEWEST_CLIPS = 2 * FOLDS
 
 
@@ -113,14 +112,12 @@ def measure_gap(texts: Tensor, videos: Tensor, log_s: Tensor, log_v: Tensor, *, 
     """
     texts, videos = F.normalize(texts.double(), dim=-1), F.normalize(videos.double(), dim=-1)
     n = len(texts)
-    rng = np.random.default_rng(seed)
-    drawn = torch.from_numpy(rng.multinomial(n, np.full(n, 1.0 / n), size=REPLICATES)).double()  # [R, N]
+    drawn = torch.from_numpy(np.concatenate(list(draws(n, n, REPLICATES, seed)))).double()  # [R, N]
     ones = torch.ones(1, n, dtype=torch.float64)
 
     def measured(statistic: Callable[[Tensor], Tensor]) -> Measure:
         """`statistic` maps counts of clips [R, N] to [R]: on every clip once, and on the resamples."""
-        low, high = np.quantile(statistic(drawn).numpy(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Measure(float(statistic(ones)), Interval(float(low), float(high)))
+        return Measure(float(statistic(ones)), percentiles(statistic(drawn).numpy()))
 
     pairs = divergences(log_s, log_v)
     correct = modality_told(texts, videos, seed=seed)

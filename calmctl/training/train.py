@@ -15,22 +15,19 @@ from typing import Any
 import torch
 
 from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
-from calmctl.captions.evaluate import CaptionEvaluation, caption_validation, evaluate_captions
-from calmctl.captions.generate import Search
+from calmctl.captions.evaluate import CaptionEvaluation, task_of
 from calmctl.errors import RunFailed
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.retrieval import evaluate_encoded, validation_numbers
-from calmctl.evaluation.runs import labelled
+from calmctl.evaluation.runs import labels_of
 from calmctl.files import write_json
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
-from calmctl.runs.checkpoint import load_captioner, load_run
-from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
-from calmctl.runs.run import IDENTITY, Run, create_run
+from calmctl.runs.identity import RunIdentity, require_unchanged, run_identity
+from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run
 from calmctl.runtime import environment, interruptible
-from calmctl.source.base import Batches
+from calmctl.source.base import Batches, SourceSpec
 from calmctl.source.encoding import EncodedSplit
 from calmctl.training.loop import Training, Watcher, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
@@ -329,9 +326,7 @@ class _Validation:
     def __call__(self) -> dict[str, float]:
         prepared = self._prepared
         self.encoded = prepared.source.encode(prepared.model, "val", self._progress, keep=True)
-        if isinstance(prepared.model, CaptionModel):
-            return caption_validation(prepared.model, self.encoded, prepared.recipe.caption)
-        return validation_numbers(prepared.model, self.encoded, prepared.device)
+        return task_of(prepared.recipe).validate(prepared.model, self.encoded)
 
 
 def _test(
@@ -343,31 +338,29 @@ def _test(
     best_is_last: bool,
 ) -> tuple[RetrievalResult | CaptionEvaluation, ...]:
     """The test split, once, with the best weights on validation and with the last ones."""
-    if prepared.source.counts().get("test", {}).get("captions", 0) == 0:
+    source, task = prepared.source, task_of(prepared.recipe)
+    if source.counts().get("test", {}).get("captions", 0) == 0:
         return ()
-    record = prepared.source.record("test")
+    record, own = source.record("test"), SourceSpec.of(prepared.recipe.data)
     results: list[RetrievalResult | CaptionEvaluation] = []
-    for which, system in (("best", "best on validation"), ("last", "last epoch")):
+    for which in ("best", "last"):
         if best_is_last and results:
-            results.append(_relabelled(results[0], system))  # the same weights
+            results.append(_relabelled(results[0], WEIGHTS[which]))  # the same weights
             continue
-        load = load_captioner if prepared.recipe.task == "caption" else load_run
-        prepared.model = load(run, which, prepared.device)
-        weights = weights_identity(run.weights(which))  # as an evaluation will read it later
-        encoded = prepared.source.encode(prepared.model, "test", progress)
+        prepared.model = task.load(run, which, prepared.device)
+        encoded = source.encode(prepared.model, "test", progress)
         left_out["test"] = {entry.id: entry.reason for entry in encoded.left_out}
-        labels = labelled(record, weights, judge(weights, record, run=run, own=True), prepared.recipe, system)
-        if isinstance(prepared.model, CaptionModel):
-            results.append(evaluate_captions(prepared.model, encoded, Search.of(prepared.recipe.caption), labels))
-        else:
-            results.append(evaluate_encoded(prepared.model, encoded, prepared.device, labels).result)
+        labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
+        evaluation = task.evaluate(prepared.model, encoded, labels)
+        results.append(evaluation if isinstance(evaluation, CaptionEvaluation) else evaluation.result)
     return tuple(results)
 
 
 def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> RetrievalResult | CaptionEvaluation:
     if isinstance(result, CaptionEvaluation):
-        return replace(result, result=replace(result.result, system=system))
-    return replace(result, system=system)
+        labels = replace(result.result.labels, system=system)
+        return replace(result, result=replace(result.result, labels=labels))
+    return replace(result, labels=replace(result.labels, system=system))
 
 
 def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:

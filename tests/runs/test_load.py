@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from calmctl.errors import CheckpointError, RunFailed, RunNotFound
+from calmctl.evaluation.retrieval import Retrieval
 from calmctl.evaluation.runs import evaluate_run, labels_of
 from calmctl.explain.explainer import explain_with_run
 from calmctl.model.spec import CLIP_PIXELS
@@ -58,7 +59,7 @@ def test_a_run_scores_the_same_before_and_after_a_reload(finished):
     recipe, run = finished
     (validation,) = json.loads(run.results.read_text())["validation"]  # by the model in memory
     for which in ("best", "last", "slim"):
-        (found,) = evaluate_run(run, [SourceSpec.of(recipe.data)], which=which, split="val", device=CPU)
+        (found,) = evaluate_run(run, [SourceSpec.of(recipe.data)], Retrieval(), which=which, split="val", device=CPU)
         metrics = found.result.to_json()["metrics"]["text_to_video"]
         assert (metrics["r1"], metrics["mnr"]) == (validation["t2v_r1"], validation["t2v_mnr"]), which
     assert load_run(run, "best", CPU).backbone.spec.mean == (0.5, 0.5, 0.5)

@@ -17,6 +17,7 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.data.registry import load_dataset
 from calmctl.errors import CalmError, CheckpointError, DatasetError, RunFailed, StoreError
+from calmctl.evaluation.retrieval import Retrieval
 from calmctl.evaluation.runs import evaluate_run, labels_of
 from calmctl.files import write_json
 from calmctl.model.weights import load_backbone
@@ -199,7 +200,7 @@ def test_a_run_from_before_goes_on_and_promises_nothing(interrupted: Run, folder
     write_json(run.about, about)
     result = train(run.recipe_to_resume(), tmp_path, resume=run).results[0]
     assert "made before calmctl recorded what it was trained on" in " ".join(result.caveats)
-    assert not result.published
+    assert not result.labels.published
     assert weights_identity(run.weights("slim")) is None
 
 
@@ -323,7 +324,7 @@ def test_features_are_never_reported_as_another_data_set(
     with pytest.raises(StoreError, match="holds features of folder, not of msrvtt"):
         prepare(on_store(values, stored, "data.dataset=msrvtt"))
     with pytest.raises(StoreError, match=r"holds features of demo retrieval, not of demo-shifted"):
-        evaluate_run(finished, [SourceSpec("demo-shifted", features=stored.place / "demo")], device=CPU)
+        evaluate_run(finished, [SourceSpec("demo-shifted", features=stored.place / "demo")], Retrieval(), device=CPU)
     with pytest.raises(StoreError, match=r"not of demo captioning"):
         open_source(SourceSpec("demo", protocol="captioning", features=stored.place / "demo"), finished.recipe())
 
