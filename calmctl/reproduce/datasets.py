@@ -14,6 +14,9 @@ from calmctl.source.base import SourceSpec
 from calmctl.source.source import StoredSource, open_source
 from calmctl.store.format import INDEX
 
+RecipeKey = tuple[str, str, int]
+"""A table's name, a row's key, and the number of a seed: each has its recipe, which is read once, in the plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -79,11 +82,11 @@ class Found:
     online: bool = False
 
 
-def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[str, Found]:
+def look(world: World, table: Table, recipes: Mapping[RecipeKey, Recipe]) -> dict[str, Found]:
     """Look for everything that the rows of `table` need, by name; nothing is decoded or downloaded."""
     found: dict[str, Found] = {}
     for row in table.rows:
-        recipe = world.recipe(row, 0, overrides)
+        recipe = recipes[table.name, row.key, 0]
         for test in world.tests_of(row, recipe):
             found.setdefault(test.dataset, _dataset(test, recipe))
         if recipe.data.dataset not in found:
@@ -97,9 +100,8 @@ def look(world: World, table: Table, overrides: tuple[str, ...] = ()) -> dict[st
     return found
 
 
-def needs(world: World, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """What `row` needs, by the names of `look`, the datasets that it is only tested on left aside."""
-    recipe = world.recipe(row, 0, overrides)
+def needs(recipe: Recipe) -> tuple[str, ...]:
+    """What a row of this recipe needs, by the names of `look`, the datasets that it is only tested on left aside."""
     return (
         recipe.data.dataset,
         recipe.anchors.vocabulary,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from calmctl.device import choose_device
 from calmctl.errors import CalmError, RunFailed
 from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
-from calmctl.reproduce.datasets import World
+from calmctl.reproduce.datasets import RecipeKey
 from calmctl.reproduce.rows import Row, Table
 from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
 from calmctl.runs.run import Run
@@ -146,16 +146,17 @@ class Job:
     run: Run | None
 
 
-def jobs_of(tables: Sequence[Table], world: World, seeds: int, runs: Path, overrides: tuple[str, ...]) -> list[Job]:
+def jobs_of(tables: Sequence[Table], recipes: Mapping[RecipeKey, Recipe], seeds: int, runs: Path) -> list[Job]:
     """Every run that the tables take, once, though several rows may share it.
 
     Seeds are the outer loop: an interrupted reproduction has all rows with fewer seeds.
     """
     ledger = Ledger(runs)
+    rows = [(table.name, row) for table in tables for row in table.rows]
     jobs: dict[str, Job] = {}
     for seed in range(seeds):
-        for row in (row for table in tables for row in table.rows):
-            recipe = world.recipe(row, seed, overrides)
+        for name, row in rows:
+            recipe = recipes[name, row.key, seed]
             digest = "\n".join(map(str, (digest_of(recipe), recipe.anchors.vocabulary, recipe.data.features)))
             if digest in jobs:
                 continue
