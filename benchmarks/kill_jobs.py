@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from calmctl.data.registry import load_dataset
-from calmctl.evaluation.runs import evaluate_run, own_test_set
+from calmctl.evaluation.retrieval import Retrieval
+from calmctl.evaluation.runs import evaluate_run
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.run import Run, find_run
+from calmctl.source.base import SourceSpec
 from calmctl.store import writer as store_writer
 from calmctl.store.extract import extract
 from calmctl.training import loop, train
@@ -91,8 +93,10 @@ def run_extraction(mark: Mark, folder: Path, world: Path) -> None:
 def run_evaluation(mark: Mark, folder: Path, finished: Run) -> None:
     """Evaluate a finished run and write down the numbers."""
     mark("evaluation")
-    tests = [own_test_set(finished.recipe())]
-    found = evaluate_run(finished, tests, device=torch.device("cpu"), progress=lambda *done: mark("evaluation"))
+    tests = [SourceSpec.of(finished.recipe().data)]
+    found = evaluate_run(
+        finished, tests, Retrieval(), device=torch.device("cpu"), progress=lambda *done: mark("evaluation")
+    )
     folder.mkdir(exist_ok=True)
     (folder / "numbers").write_text(json.dumps(found[0].result.to_json()))
 

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calmctl.captions.evaluate import CaptionEvaluation, evaluate_caption_run
+from calmctl.captions.evaluate import CaptionEvaluation, Captioning
 from calmctl.data.demo import generate_demo, load_demo
 from calmctl.device import choose_device
 from calmctl.errors import BadInput, RunFailed
-from calmctl.evaluation.metrics import Ranks, rank_queries
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.retrieval import Evaluation
-from calmctl.evaluation.runs import TestSet, evaluate_run
+from calmctl.evaluation.retrieval import Retrieval
+from calmctl.evaluation.runs import evaluate_run
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
 from calmctl.explain.pages import explain_page
 from calmctl.files import read_json, unused, write_json
@@ -27,6 +26,7 @@ from calmctl.reproduce.work import Ledger
 from calmctl.runs.run import Run
 from calmctl.runtime import environment
 from calmctl.samples import Clip
+from calmctl.source.base import SourceSpec
 from calmctl.training.train import train
 from calmctl.words import SILENT, Watcher
 
@@ -84,11 +84,11 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     with_calm = _train("demo", [*shared, start], runs, watcher, "the same with CALM's loss")
     watcher.stage("evaluating in and out of domain")
     named = (("backbone alone", backbone), ("without CALM", without), ("with CALM", with_calm))
-    tests = [TestSet(name, root) for name in TESTS]
+    tests = [SourceSpec(name, root) for name in TESTS]
     device = choose_device("auto")
-    evaluated = [(name, run, evaluate_run(run, tests, device=device)) for name, run in named]
+    evaluated = [(name, run, evaluate_run(run, tests, Retrieval(), device=device)) for name, run in named]
     systems = tuple(System(name, run, tuple(e.result for e in each)) for name, run, each in evaluated)
-    first, second = ([_ranks(e) for e in each] for _, _, each in evaluated[1:])
+    first, second = ([e.ranks["text_to_video"] for e in each] for _, _, each in evaluated[1:])
     differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(first, second, strict=True))
     captioner, captions = caption_demo(
         root,
@@ -128,10 +128,6 @@ def _example(root: Path) -> tuple[Clip, str]:
     split = load_demo(root, shifted=False).splits["test"]
     chosen = next((i for i, caption in enumerate(split.captions) if "blinking" in caption), 0)
     return split.clips[split.owners[chosen]], split.captions[chosen]
-
-
-def _ranks(evaluation: Evaluation) -> Ranks:
-    return rank_queries(evaluation.scores, evaluation.encoded.owners)
 
 
 def _reports(path: Path, systems: tuple[System, ...]) -> bool:
@@ -187,9 +183,8 @@ def caption_demo(
     ledger, what = Ledger(runs), "training a captioner on the same backbone, with CALM's loss"
     if (run := ledger.finished(recipe)) is not None:
         watcher.stage(f"{what}: done before, {run.folder}")
-        (again,) = evaluate_caption_run(
-            run, [TestSet("demo", root)], device=choose_device(recipe.device), progress=watcher.reading
-        )
+        demo, device = SourceSpec("demo", root), choose_device(recipe.device)
+        (again,) = evaluate_run(run, [demo], Captioning(), device=device, progress=watcher.reading)
         return run, again
     begun = ledger.unfinished(recipe)
     watcher.stage(what if begun is None else f"{what}: going on with {begun.folder}")

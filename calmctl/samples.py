@@ -64,6 +64,11 @@ class Split:
     left_out: tuple[LeftOut, ...] = ()
     differs: tuple[str, ...] = ()
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The clips' ids."""
+        return tuple(clip.id for clip in self.clips)
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

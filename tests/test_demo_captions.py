@@ -17,7 +17,7 @@ def test_the_demo_captions_its_test_clips(tiny_world, tiny_recipe, tmp_path):
     small = ["data.frames=2", "data.workers=1", "optim.epochs=1", "optim.batch_size=30", "caption.ffn=32"]
     run, evaluation = caption_demo(tiny_world, tmp_path, backbone, seed=3, overrides=small)
     assert run.folder.name == "demo-caption-001" and len(evaluation.captions) == 6
-    assert evaluation.result.system == "best on validation" and evaluation.result.dataset == "demo"
+    assert evaluation.result.labels.system == "best on validation" and evaluation.result.labels.dataset == "demo"
     assert weights_lineage(str(run.weights("best"))) == ("demo retrieval", "demo captioning")
     theirs = load_run(backbone, "slim", torch.device("cpu")).backbone.state_dict()
     ours = load_captioner(run, "best", torch.device("cpu")).backbone.state_dict()

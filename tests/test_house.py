@@ -23,13 +23,14 @@ MAY_IMPORT = {
     "model": {"anchors", "recipe", "video"},
     "runs": {"anchors", "data", "model", "recipe"},
     "store": {"data", "model", "runs", "video"},
-    "evaluation": {"anchors", "data", "model", "recipe", "runs", "store", "video"},
-    "captions": {"data", "evaluation", "model", "recipe", "runs", "store", "video"},
-    "explain": {"anchors", "data", "evaluation", "model", "recipe", "runs", "store", "video"},
-    "search": {"data", "evaluation", "explain", "model", "recipe", "runs", "store", "video"},
-    "training": {"anchors", "captions", "data", "evaluation", "model", "recipe", "runs", "store", "video"},
+    "source": {"data", "model", "recipe", "store", "video"},
+    "evaluation": {"anchors", "data", "model", "recipe", "runs", "source"},
+    "captions": {"data", "evaluation", "model", "recipe", "runs", "source", "video"},
+    "explain": {"anchors", "data", "evaluation", "model", "recipe", "runs", "source", "video"},
+    "search": {"data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},
+    "training": {"anchors", "captions", "evaluation", "model", "recipe", "runs", "source"},
     "reproduce": {
-        "anchors", "captions", "data", "evaluation", "model", "recipe", "runs", "store", "training", "video",
+        "anchors", "captions", "data", "evaluation", "model", "recipe", "runs", "source", "store", "training",
     },
 }  # fmt: skip
 """The direction of docs/architecture.md: a room, and the rooms it may import, inside functions too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,16 @@ from calmctl.captions.generate import Caption, Search, caption_features
 from calmctl.captions.score import CaptionResult, TokenizerChoice, score_captions
 from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import Labels
-from calmctl.evaluation.runs import TestSet, check_complete, labels_of, open_test_set
+from calmctl.evaluation.retrieval import Retrieval
+from calmctl.evaluation.runs import Task
 from calmctl.evaluation.statistics import ClipSums, PairedDifference, differences_over_seeds
 from calmctl.model.captioner import CaptionModel
-from calmctl.recipe.schema import CaptionSection
+from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_captioner
 from calmctl.runs.run import Run
 from calmctl.samples import LeftOut
+from calmctl.source.encoding import EncodedSplit
 from calmctl.words import Progress
 
 CAPTION_METRICS = ("cider", "rouge_l")
@@ -58,11 +59,6 @@ class CaptionEvaluation:
             },
         }
 
-    @property
-    def variant(self) -> str:
-        """There is one way to score captions."""
-        return ""
-
     def record(self) -> dict[str, Any]:
         """The numbers, the captions, and each clip's part of the metrics that are means over clips."""
         return {
@@ -85,54 +81,73 @@ def caption_split(model: CaptionModel, encoded: EncodedSplit, search: Search) ->
     return dict(zip(encoded.ids, caption_features(model, encoded.frames, search), strict=True))
 
 
-def caption_validation(model: CaptionModel, encoded: EncodedSplit, keys: CaptionSection) -> dict[str, float]:
-    """Numbers of the validation split; "score" chooses the best epoch.
+@dataclass(frozen=True, slots=True)
+class Captioning:
+    """Captioning as a task that runs are evaluated on (`evaluation.runs.Task`), by the beam search of their recipe.
 
-    The score is CIDEr x 100 over the tokens of "ptb-python", with document frequencies of these references: it is
-    there after every epoch without starting Java (our choice). Results are scored by CoreNLP's tokenizer.
+    Attributes:
+        tokenizer: As for `score_captions`.
     """
-    references = references_of(encoded)
-    captions = caption_split(model, encoded, Search(keys.validation_beam, keys.length_penalty))
-    cider = corpus.cider(
-        tokenize([captions[clip].text for clip in references], "ptb-python"),
-        tokenize_references(list(references.values()), "ptb-python"),
-    )
-    n_tokens = sum(caption.n_tokens for caption in captions.values())
-    score = 100 * float(cider.mean())
-    return {
-        "score": score,
-        "cider": score,
-        "log_prob_per_token": sum(caption.log_prob for caption in captions.values()) / n_tokens,
-        "tokens": n_tokens / len(captions),
-    }
 
+    tokenizer: TokenizerChoice = "ptb"
 
-def evaluate_captions(
-    model: CaptionModel,
-    encoded: EncodedSplit,
-    search: Search,
-    labels: Labels,
-    *,
-    tokenizer: TokenizerChoice = "ptb",
-) -> CaptionEvaluation:
-    """Caption a split and score it.
+    @property
+    def scorer(self) -> str:
+        """No pairs are scored."""
+        return ""
 
-    Raises:
-        DatasetError: No clip of the split has a sentence to be compared with.
-        CalmError: As `score_captions`.
-    """
-    references = references_of(encoded)
-    if not references:
-        raise DatasetError(
-            f"{labels.dataset}: no clip of the {labels.split} split has captions, so there is nothing to score with"
+    def load(self, run: Run, which: str, device: torch.device) -> CaptionModel:
+        """The weights `which` of a captioning run."""
+        return load_captioner(run, which, device)
+
+    def validate(self, model: CaptionModel, encoded: EncodedSplit) -> dict[str, float]:
+        """Numbers of the validation split; "score" chooses the best epoch.
+
+        The score is CIDEr x 100 over the tokens of "ptb-python", with document frequencies of these references: it is
+        there after every epoch without starting Java (our choice). Results are scored by CoreNLP's tokenizer.
+        """
+        keys, references = model.caption_keys, references_of(encoded)
+        captions = caption_split(model, encoded, Search(keys.validation_beam, keys.length_penalty))
+        cider = corpus.cider(
+            tokenize([captions[clip].text for clip in references], "ptb-python"),
+            tokenize_references(list(references.values()), "ptb-python"),
         )
-    captions = {clip: made for clip, made in caption_split(model, encoded, search).items() if clip in references}
-    result = CaptionResult(
-        score_captions({clip: made.text for clip, made in captions.items()}, references, tokenizer=tokenizer),
-        **labels.values(),
-        left_out=len(encoded.left_out),
-    )
-    return CaptionEvaluation(result, search, captions, references, encoded.left_out)
+        n_tokens = sum(caption.n_tokens for caption in captions.values())
+        score = 100 * float(cider.mean())
+        return {
+            "score": score,
+            "cider": score,
+            "log_prob_per_token": sum(caption.log_prob for caption in captions.values()) / n_tokens,
+            "tokens": n_tokens / len(captions),
+        }
+
+    def evaluate(
+        self, model: CaptionModel, encoded: EncodedSplit, labels: Labels, progress: Progress | None = None
+    ) -> CaptionEvaluation:
+        """Caption a split and score it.
+
+        Raises:
+            DatasetError: No clip of the split has a sentence to be compared with.
+            CalmError: As `score_captions`.
+        """
+        if progress:
+            progress("writing captions and scoring them", 0, 0)
+        references, search = references_of(encoded), Search.of(model.caption_keys)
+        if not references:
+            raise DatasetError(
+                f"{labels.dataset}: no clip of the {labels.split} split has captions, so there is nothing to score with"
+            )
+        captions = {clip: made for clip, made in caption_split(model, encoded, search).items() if clip in references}
+        scores = score_captions(
+            {clip: made.text for clip, made in captions.items()}, references, tokenizer=self.tokenizer
+        )
+        result = CaptionResult(scores, labels, left_out=len(encoded.left_out))
+        return CaptionEvaluation(result, search, captions, references, encoded.left_out)
+
+
+def task_of(recipe: Recipe) -> Task[Any, Any]:
+    """The task of a recipe, with the options that training tests with."""
+    return Captioning() if recipe.task == "caption" else Retrieval()
 
 
 def compare_captions(first: CaptionEvaluation, second: CaptionEvaluation) -> Mapping[str, PairedDifference]:
@@ -142,56 +157,13 @@ def compare_captions(first: CaptionEvaluation, second: CaptionEvaluation) -> Map
         BadInput: They did not caption the same clips, or were scored by other references.
     """
     if first.references != second.references:
-        raise BadInput(f"{first.result.dataset}: the two runs captioned other clips: they cannot be paired")
-    return differences_over_seeds([_sums(first)], [_sums(second)])
+        raise BadInput(f"{first.result.labels.dataset}: the two runs captioned other clips: they cannot be paired")
+    return differences_over_seeds([caption_sums(first)], [caption_sums(second)])
 
 
-def _sums(evaluation: CaptionEvaluation) -> ClipSums:
+def caption_sums(evaluation: CaptionEvaluation) -> ClipSums:
+    """Each clip's part of `CAPTION_METRICS`, times 100."""
     segments = evaluation.result.scores.segments
     clips = tuple(segments["cider"])
     sums = np.array([[100.0 * segments[metric][clip] for metric in CAPTION_METRICS] for clip in clips])
     return ClipSums(clips, CAPTION_METRICS, sums, np.ones(len(clips)))
-
-
-# Evaluating a finished captioning run, in and out of its domain.
-
-
-def evaluate_caption_run(
-    run: Run,
-    tests: Sequence[TestSet],
-    *,
-    which: str = "best",
-    split: str = "test",
-    tokenizer: TokenizerChoice = "ptb",
-    device: torch.device,
-    require_complete: bool = False,
-    progress: Progress | None = None,
-) -> list[CaptionEvaluation]:
-    """Caption the `split` of each test set with the weights `which` of `run` and its recipe's beam search, and score.
-
-    Args:
-        run: A captioning run.
-        tests: What to evaluate on; a protocol of None is the dataset's captioning protocol.
-        which: "best", "last" or "slim".
-        split: "test" or "val".
-        tokenizer: As for `score_captions`.
-        device: Where to compute.
-        require_complete: Any clip left out is an error.
-        progress: Called with what is read, how many clips are done, and of how many.
-
-    Raises:
-        CalmError: A test set is missing, has no usable clip, or was trained on; see also `score_captions`.
-    """
-    recipe = run.recipe()
-    opened = [open_test_set(recipe, test, split) for test in tests]
-    model = load_captioner(run, which, device)
-    evaluations = []
-    for test, each in zip(tests, opened, strict=True):
-        labels = labels_of(run, which, test, each.record)
-        encoded = each.encode(model, recipe, device, progress)
-        if require_complete:
-            check_complete(encoded, test.dataset, split)
-        if progress:
-            progress("writing captions and scoring them", 0, 0)
-        evaluations.append(evaluate_captions(model, encoded, Search.of(recipe.caption), labels, tokenizer=tokenizer))
-    return evaluations

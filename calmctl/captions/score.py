@@ -1,4 +1,4 @@
-"""Bootstrap intervals of caption metrics: clips are resampled, with all their references.
+"""Captions scored as coco-caption does; in the intervals, clips are resampled with all their references.
 
 Document frequencies of CIDEr stay those of the whole set, as they belong to the test set and not to the draw.
 """
@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from calmctl.captions import files as corpus
-from calmctl.captions.files import Doubles
 from calmctl.captions.java import (
     Java,
     JavaFailed,
@@ -36,33 +35,10 @@ from calmctl.captions.tokens import Tokenizer, tokenize, tokenize_references
 from calmctl.errors import BadInput
 from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
 from calmctl.evaluation.result import Labels
-from calmctl.evaluation.statistics import Interval
+from calmctl.evaluation.statistics import LEVEL, REPLICATES, Interval, percentiles, resampled_sums
 from calmctl.evaluation.tables import Fitting
 from calmctl.files import sha256_bytes
 from calmctl.words import Progress, counted
-
-LEVEL = 0.95
-REPLICATES = 1000
-_BLOCK_ELEMENTS = 4_000_000
-
-
-def resampled_sums(columns: Doubles, *, replicates: int = REPLICATES, seed: int = 0) -> Doubles:
-    """Sums over clips drawn with replacement, [R, K], of `columns` [N, K]; one draw serves all columns."""
-    rng = np.random.default_rng(seed)
-    n_clips = len(columns)
-    block = max(1, _BLOCK_ELEMENTS // n_clips)
-    sums = []
-    for start in range(0, replicates, block):
-        drawn = rng.multinomial(n_clips, np.full(n_clips, 1.0 / n_clips), size=min(block, replicates - start))
-        sums.append(drawn @ columns)
-    return np.concatenate(sums)
-
-
-def interval(values: Doubles) -> Interval:
-    """The percentile interval that holds `LEVEL` of `values` [R]."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
-
 
 # All metrics of a set of captions, and what has to be known to read them rightly.
 
@@ -266,7 +242,7 @@ def _meteor(
         if len(statistics) < 2:
             return _MeteorResult(score, "", segments)
         _, resampled = meteor.scores(written(resampled_sums(addable(statistics))))
-        return _MeteorResult(score, "", segments, interval(np.array(resampled)))
+        return _MeteorResult(score, "", segments, percentiles(np.array(resampled)))
     except JavaFailed as error:  # the other metrics are worth having; METEOR is told to be missing, and why
         return _MeteorResult(None, str(error), [])
 
@@ -277,9 +253,9 @@ def _intervals(bleu: corpus.Bleu, rouge_l: corpus.Doubles, cider: corpus.Doubles
     sums = resampled_sums(np.column_stack([bleu.counts, rouge_l, cider]))
     bleus = corpus.bleu_of_counts(sums[:, : corpus.N_BLEU_COUNTS])
     return {
-        **{f"bleu{n}": interval(bleus[:, n - 1]) for n in range(1, 5)},
-        "rouge_l": interval(sums[:, -2] / len(rouge_l)),
-        "cider": interval(sums[:, -1] / len(cider)),
+        **{f"bleu{n}": percentiles(bleus[:, n - 1]) for n in range(1, 5)},
+        "rouge_l": percentiles(sums[:, -2] / len(rouge_l)),
+        "cider": percentiles(sums[:, -1] / len(cider)),
     }
 
 
@@ -296,31 +272,36 @@ _PROTOCOLS = {"msrvtt": {"", "full"}}
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionResult(Labels):
-    """Captions of one test set, scored, under the labels of what they are of.
+class CaptionResult:
+    """Captions of one test set, scored.
 
     Attributes:
         scores: The metrics.
+        labels: What they are of; nothing is known of a file's captions.
         name: What is shown as its name where no dataset is known, such as a file's name.
         left_out: Clips of the protocol that could not be captioned.
     """
 
     scores: CaptionScores
+    labels: Labels = field(default_factory=lambda: Labels(scorer=""))
     name: str = ""
     left_out: int = 0
 
     @property
     def paper(self) -> tuple[PaperCaptioning, ...]:
         """The rows of Tables 4 and 5 for this training and test set; none where they are not the paper's, and whole."""
+        labels = self.labels
         if (
-            self.split != "test"
-            or not self.published
+            labels.split != "test"
+            or not labels.published
             or self.left_out
-            or self.protocol not in _PROTOCOLS.get(self.dataset, {self.protocol})
-            or self.trained_protocol not in _PROTOCOLS.get(self.trained_on, {self.trained_protocol})
+            or labels.protocol not in _PROTOCOLS.get(labels.dataset, {labels.protocol})
+            or labels.trained_protocol not in _PROTOCOLS.get(labels.trained_on, {labels.trained_protocol})
         ):
             return ()
-        return tuple(row for row in CAPTIONING if (row.trained_on, row.tested_on) == (self.trained_on, self.dataset))
+        return tuple(
+            row for row in CAPTIONING if (row.trained_on, row.tested_on) == (labels.trained_on, labels.dataset)
+        )
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -328,17 +309,16 @@ class CaptionResult(Labels):
         caveats = list(self.scores.caveats)
         if self.left_out:
             caveats.append(f"{counted(self.left_out, 'clip')} left out; these are no numbers for the whole test set")
-        if self.split != "test":
-            caveats.append(f"the {self.split} split, not the test set")
-        label = self.dataset or self.name
-        return (*(f"{label}: {caveat}" if label else caveat for caveat in caveats), *self.concerns)
+        if self.labels.split != "test":
+            caveats.append(f"the {self.labels.split} split, not the test set")
+        label = self.labels.dataset or self.name
+        return (*(f"{label}: {caveat}" if label else caveat for caveat in caveats), *self.labels.concerns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and for the record of a run."""
-        labels = {name: value for name, value in self.values().items() if name != "concerns"}  # among the caveats
         return {
             "name": self.name,
-            **labels,
+            **self.labels.to_json(),
             "left_out": self.left_out,
             "scores": self.scores.to_json(),
             "paper": [asdict(row) for row in self.paper],
@@ -402,9 +382,10 @@ def _grid() -> Table:
 
 
 def _heading(result: CaptionResult) -> Text:
-    domain = "→ " if result.dataset and result.trained_on not in ("", result.dataset) else ""
-    heading = Text(f"{domain}{result.dataset or result.name} {result.protocol}".strip(), style="bold")
-    facts = [result.system, f"trained on {result.trained_on}" if result.trained_on else ""]
+    labels = result.labels
+    domain = "→ " if labels.dataset and labels.trained_on not in ("", labels.dataset) else ""
+    heading = Text(f"{domain}{labels.dataset or result.name} {labels.protocol}".strip(), style="bold")
+    facts = [labels.system, f"trained on {labels.trained_on}" if labels.trained_on else ""]
     facts.append(f"{result.scores.n} captions, {result.scores.n_references} references")
     heading.append(f"  {', '.join(fact for fact in facts if fact)}", style="not bold")
     return heading

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from calmctl.captions.evaluate import CaptionEvaluation
     from calmctl.captions.generate import Caption, Search, Segment
-    from calmctl.evaluation.encoding import EncodedSplit
-    from calmctl.evaluation.runs import TestSet
     from calmctl.model.captioner import CaptionModel
     from calmctl.recipe import Recipe
     from calmctl.samples import Clip, LeftOut
+    from calmctl.source.base import Source
+    from calmctl.source.encoding import EncodedSplit
 
 
 EXAMPLES = """Examples:
@@ -120,8 +120,10 @@ def caption(
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.captions.generate import Search
     from calmctl.device import choose_device
-    from calmctl.evaluation.runs import TestSet
     from calmctl.runs.checkpoint import load_captioner
+    from calmctl.samples import Dataset, Split
+    from calmctl.source.base import SourceSpec
+    from calmctl.source.source import VideoSource, open_source
 
     recipe = chosen.recipe()
     keys = recipe.caption
@@ -143,11 +145,15 @@ def caption(
     with progress_bar("clips") as bar:
         if segmented:
             found, broken = _segments(model, recipe, clips, segment_s or SEGMENT_S, search, bar)
-        elif dataset is not None:
-            test = TestSet(dataset, root, annotations, videos)
-            encoded = _encode_dataset(model, recipe, test, split, bar)
         else:
-            encoded = _encode_videos(model, recipe, clips, unreadable, bar)
+            source: Source
+            if dataset is not None:
+                source = open_source(SourceSpec(dataset, root, annotations, videos), recipe, val=split != "test")
+            else:
+                split = "given"
+                given = Split(split, tuple(clips), (), (), tuple(unreadable))
+                source = VideoSource(Dataset("", "", {split: given}), recipe.data)
+            encoded = source.encode(model, split, readings(bar))
     if segmented:
         left_out = {clip.id: clip.reason for clip in [*unreadable, *broken]}
         _print_segments(found, left_out, about, srt, as_json)
@@ -185,24 +191,6 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
     if len({clip.path.resolve() for clip in clips}) < len(clips):
         raise BadInput("a video is given twice; name each once")
     return clips, unreadable
-
-
-def _encode_dataset(model: CaptionModel, recipe: Recipe, test: TestSet, split: str, bar: Progress) -> EncodedSplit:
-    from calmctl.evaluation.runs import open_test_set
-
-    device = next(model.parameters()).device
-    return open_test_set(recipe, test, split).encode(model, recipe, device, readings(bar))
-
-
-def _encode_videos(
-    model: CaptionModel, recipe: Recipe, clips: list[Clip], unreadable: list[LeftOut], bar: Progress
-) -> EncodedSplit:
-    from calmctl.evaluation.encoding import encode_split, stream_frames
-    from calmctl.samples import Split
-
-    split = Split("given", tuple(clips), (), (), tuple(unreadable))
-    frames = stream_frames(split, model, recipe.data, "decoding", readings(bar))
-    return encode_split(model, split, frames, next(model.parameters()).device)
 
 
 def _segments(

@@ -55,7 +55,8 @@ def _print(done: Demo, data: Path) -> None:
     table = Sheet(title="text to video, R@1 with its 95 % interval", title_justify="left")
     table.add_column("")
     for result in done.systems[0].results:
-        table.add_column(f"{'→ ' if result.dataset != 'demo' else ''}{result.dataset}", justify="right")
+        dataset = result.labels.dataset
+        table.add_column(f"{'→ ' if dataset != 'demo' else ''}{dataset}", justify="right")
         table.add_column("R@5", justify="right")
         table.add_column("MnR", justify="right")
     for system in done.systems:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calmctl.evaluation.gap import Gap, Measure, SystemGap
-    from calmctl.evaluation.runs import TestSet
     from calmctl.explain.calibration import Calibration, Signal
     from calmctl.explain.coverage import Coverage
     from calmctl.runs.run import Run
+    from calmctl.source.base import SourceSpec
 
 
 def show_calibration(run: Run, *, which: str, split: str, device: str, html: Path | None, as_json: bool) -> None:
@@ -108,7 +108,7 @@ _MEASURES = (
 
 
 def show_gap(
-    runs: Sequence[Run], tests: Sequence[TestSet], *, which: str, split: str, device: str, as_json: bool
+    runs: Sequence[Run], tests: Sequence[SourceSpec], *, which: str, split: str, device: str, as_json: bool
 ) -> None:
     """Measure the gap of runs and of what they started from, and print it.
 

@@ -16,9 +16,9 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from calmctl.captions.evaluate import CaptionEvaluation
     from calmctl.evaluation.retrieval import Evaluation
-    from calmctl.evaluation.runs import TestSet
     from calmctl.evaluation.statistics import PairedDifference
     from calmctl.runs.run import Run
+    from calmctl.source.base import SourceSpec
 
 
 PROTOCOLS = ("leak-free", "tmass-released", "dual-softmax")
@@ -143,18 +143,18 @@ def evaluate(
     if run is None:
         note(f"evaluating {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
     loading(", ".join(str(each.folder) for each in (chosen, *others)))
-    from calmctl.evaluation.runs import TestSet, own_test_set
+    from calmctl.source.base import SourceSpec
 
     if crossed:
         stores: list[Path | None] = [*features] if features else [None] * len(crossed)
         tests = [
-            TestSet(name, root, annotations, videos, wanted, store)
+            SourceSpec(name, root, annotations, videos, wanted, store)
             for (name, wanted), store in zip(crossed, stores, strict=True)
         ]
     else:
-        own = own_test_set(recipe)
+        own = SourceSpec.of(recipe.data)
         tests = [
-            TestSet(
+            SourceSpec(
                 own.dataset,
                 root or own.root,
                 annotations or own.annotations,
@@ -184,7 +184,7 @@ def evaluate(
 
 def _evaluate(
     runs: list[Run],
-    tests: list[TestSet],
+    tests: list[SourceSpec],
     weights: str,
     split: str,
     protocol: str,
@@ -195,7 +195,7 @@ def _evaluate(
     """Evaluate retrieval runs on the same test sets, print and keep the results, compare the first with others."""
     from calmctl.cli.console import print_left_out
     from calmctl.device import choose_device
-    from calmctl.evaluation.retrieval import SCORERS
+    from calmctl.evaluation.retrieval import SCORERS, Retrieval
     from calmctl.evaluation.runs import compare, evaluate_run
     from calmctl.evaluation.tables import results_json, retrieval_table
     from calmctl.runtime import environment
@@ -207,16 +207,16 @@ def _evaluate(
                 evaluate_run(
                     run,
                     tests,
+                    Retrieval(next(known for known in SCORERS if known == protocol)),
                     which=weights,
                     split=split,
-                    scorer=next(known for known in SCORERS if known == protocol),
                     device=choose_device(device),
                     require_complete=require_complete,
                     progress=readings(bar),
                 )
             )
     first, *others = evaluated
-    left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.encoded.left_out} for each in first}
+    left_out = {each.result.labels.dataset: {clip.id: clip.reason for clip in each.encoded.left_out} for each in first}
     differences = [
         (theirs.result, run, compare(theirs, each))
         for run, other in zip(runs[1:], others, strict=True)
@@ -226,14 +226,14 @@ def _evaluate(
         results = results_json([each.result for each in first])
         compared = [
             {
-                "dataset": theirs.dataset,
+                "dataset": theirs.labels.dataset,
                 "against": str(run.folder),
                 "caveats": list(theirs.caveats),
                 **{way: {name: asdict(each) for name, each in found.items()} for way, found in by_direction.items()},
             }
             for theirs, run, by_direction in differences
         ]
-        notes = {each.result.dataset: list(each.notes) for each in first}
+        notes = {each.result.labels.dataset: list(each.notes) for each in first}
         record = {"run": str(runs[0].folder), "results": results, "left_out": left_out, "notes": notes}
         print_json({**record, **({"differences": compared} if compared else {}), **environment()})
     else:
@@ -243,13 +243,15 @@ def _evaluate(
             stdout().print(retrieval_table([each.result for each in evaluations]))
             for each in evaluations:
                 for text in each.notes:
-                    note(f"[yellow]{printable(each.result.dataset)}: {text}[/]")
+                    note(f"[yellow]{printable(each.result.labels.dataset)}: {text}[/]")
         for theirs, run, by_direction in differences:
             for direction in ("text_to_video", "video_to_text"):
                 if (found := by_direction.get(direction)) is None:
                     continue
                 way = direction.replace("_", " ")
-                print_differences(f"{theirs.dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR"))
+                print_differences(
+                    f"{theirs.labels.dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR")
+                )
     print_left_out(left_out)
     keep_evaluations(runs, weights, evaluated)
 
@@ -303,7 +305,7 @@ def _calibrate(run: Run, weights: str, cross: list[str] | None, device: str, htm
 
 def evaluate_captioners(
     runs: list[Run],
-    tests: list[TestSet],
+    tests: list[SourceSpec],
     *,
     weights: str,
     split: str,
@@ -315,13 +317,14 @@ def evaluate_captioners(
     """Caption the test sets with runs, score the captions, print and keep both, and compare the first with the others.
 
     Raises:
-        CalmError: As `evaluate_caption_run`.
+        CalmError: As `evaluate_run`.
     """
-    from calmctl.captions.evaluate import compare_captions, evaluate_caption_run
+    from calmctl.captions.evaluate import Captioning, compare_captions
     from calmctl.captions.score import TOKENIZER_CHOICES
     from calmctl.cli.caption import print_evaluations
     from calmctl.cli.console import print_left_out
     from calmctl.device import choose_device
+    from calmctl.evaluation.runs import evaluate_run
     from calmctl.runtime import environment
 
     choice = next((known for known in TOKENIZER_CHOICES if known == tokenizer), None)
@@ -331,19 +334,19 @@ def evaluate_captioners(
     with progress_bar("clips") as bar:
         for run in runs:
             evaluated.append(
-                evaluate_caption_run(
+                evaluate_run(
                     run,
                     tests,
+                    Captioning(choice),
                     which=weights,
                     split=split,
-                    tokenizer=choice,
                     device=choose_device(device),
                     require_complete=require_complete,
                     progress=readings(bar),
                 )
             )
     first, *others = evaluated
-    left_out = {each.result.dataset: {clip.id: clip.reason for clip in each.left_out} for each in first}
+    left_out = {each.result.labels.dataset: {clip.id: clip.reason for clip in each.left_out} for each in first}
     differences = [
         (theirs.result, run, compare_captions(theirs, each))
         for run, other in zip(runs[1:], others, strict=True)
@@ -352,7 +355,7 @@ def evaluate_captioners(
     if as_json:
         compared = [
             {
-                "dataset": theirs.dataset,
+                "dataset": theirs.labels.dataset,
                 "against": str(run.folder),
                 "caveats": list(theirs.caveats),
                 **{name: asdict(each) for name, each in found.items()},
@@ -367,7 +370,7 @@ def evaluate_captioners(
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
             print_evaluations(evaluations)
         for theirs, run, found in differences:
-            print_differences(f"{theirs.dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
+            print_differences(f"{theirs.labels.dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
     print_left_out(left_out)
     keep_evaluations(runs, weights, evaluated)
 

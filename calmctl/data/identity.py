@@ -137,7 +137,7 @@ def record_split(
         dtype: Of features.
         features: Digest of features.
     """
-    ids = split.ids if isinstance(split, StoredSplit) else tuple(clip.id for clip in split.clips)
+    ids = split.ids
     said: dict[str, list[str]] = {clip: [] for clip in ids}
     for caption, owner in zip(split.captions, split.owners, strict=True):
         said[ids[owner]].append(caption)

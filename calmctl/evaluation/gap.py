@@ -21,20 +21,21 @@ from torch import Tensor
 from calmctl.anchors.distribution import anchor_log_probabilities, mean_frame_feature
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.result import left_out_caveats
-from calmctl.evaluation.runs import TestSet, labels_of, labels_of_start, open_test_set
-from calmctl.evaluation.statistics import Interval
+from calmctl.evaluation.runs import labels_of, labels_of_start
+from calmctl.evaluation.statistics import REPLICATES, Interval, draws, percentiles
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run, without_alignment
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.encoding import EncodedSplit
+from calmctl.source.source import open_source
 from calmctl.words import Progress
 
 FOLDS = 5
 PENALTY = 1e-2
-LEVEL, REPLICATES = 0.95, 1000
 _FEWEST_CLIPS = 2 * FOLDS
 
 
@@ -112,14 +113,12 @@ def measure_gap(texts: Tensor, videos: Tensor, log_s: Tensor, log_v: Tensor, *, 
     """
     texts, videos = F.normalize(texts.double(), dim=-1), F.normalize(videos.double(), dim=-1)
     n = len(texts)
-    rng = np.random.default_rng(seed)
-    drawn = torch.from_numpy(rng.multinomial(n, np.full(n, 1.0 / n), size=REPLICATES)).double()  # [R, N]
+    drawn = torch.from_numpy(np.concatenate(list(draws(n, n, REPLICATES, seed)))).double()  # [R, N]
     ones = torch.ones(1, n, dtype=torch.float64)
 
     def measured(statistic: Callable[[Tensor], Tensor]) -> Measure:
         """`statistic` maps counts of clips [R, N] to [R]: on every clip once, and on the resamples."""
-        low, high = np.quantile(statistic(drawn).numpy(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Measure(float(statistic(ones)), Interval(float(low), float(high)))
+        return Measure(float(statistic(ones)), percentiles(statistic(drawn).numpy()))
 
     pairs = divergences(log_s, log_v)
     correct = modality_told(texts, videos, seed=seed)
@@ -245,7 +244,7 @@ class SystemGap:
 
 def gaps_of_runs(
     runs: Sequence[Run],
-    tests: Sequence[TestSet],
+    tests: Sequence[SourceSpec],
     *,
     which: str = "best",
     split: str = "test",
@@ -276,11 +275,12 @@ def gaps_of_runs(
     measured = []
     for test in tests:
         for system, kind, recipe, model, trained in found:
-            opened = open_test_set(recipe, test, split)
-            labels = labels_of_start(recipe, opened.record)
+            source = open_source(test, recipe, val=split != "test")
+            record = source.record(split)
+            labels = labels_of_start(recipe, record)
             if trained is not None:
-                labels = labels_of(trained, which, test, opened.record)
-            encoded = opened.encode(model, recipe, device, progress)
+                labels = labels_of(trained, which, test, record)
+            encoded = source.encode(model, split, progress)
             gap = _gap(model, recipe, encoded, vocabulary, device)
             caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
             measured.append(SystemGap(system, kind, labels.dataset, vocabulary.reference, gap, caveats))

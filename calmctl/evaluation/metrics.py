@@ -127,6 +127,18 @@ def rank_queries(scores: ArrayLike, owners: ArrayLike, direction: Direction = "t
     raise BadInput(f"there is no direction {direction!r}; choose one of {', '.join(DIRECTIONS)}")
 
 
+def rank_all(
+    scores: ArrayLike, owners: ArrayLike, *, scores_of_videos: ArrayLike | None = None
+) -> dict[Direction, Ranks]:
+    """Rank the queries of every direction, once for all that is made of the ranks; arguments as in `rank_queries`.
+
+    `scores_of_videos` [N_t, N_v] is for a scorer whose scores depend on which side asks, as re-ranking's do: it is
+    used where the videos are the queries.
+    """
+    back = scores if scores_of_videos is None else scores_of_videos
+    return {each: rank_queries(scores if each == "text_to_video" else back, owners, each) for each in DIRECTIONS}
+
+
 def text_to_video(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") -> RetrievalMetrics:
     """Text-to-video metrics; arguments as in `rank_queries`."""
     return rank_queries(scores, owners, "text_to_video").metrics(ties)
@@ -139,7 +151,7 @@ def video_to_text(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") 
 
 def retrieval_metrics(scores: ArrayLike, owners: ArrayLike) -> dict[Direction, RetrievalMetrics]:
     """The metrics of every direction; arguments as in `rank_queries`."""
-    return {direction: rank_queries(scores, owners, direction).metrics() for direction in DIRECTIONS}
+    return {direction: ranks.metrics() for direction, ranks in rank_all(scores, owners).items()}
 
 
 def _checked(scores: ArrayLike, owners: ArrayLike) -> tuple[Floats, Integers]:

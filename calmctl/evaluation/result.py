@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from numpy.typing import ArrayLike
-
-from calmctl.evaluation.metrics import DIRECTIONS, Direction, RetrievalMetrics, rank_queries
+from calmctl.evaluation.metrics import Direction, Ranks, RetrievalMetrics
 from calmctl.evaluation.paper import PaperRetrieval, paper_retrieval
 from calmctl.evaluation.statistics import Intervals, bootstrap_intervals
 from calmctl.words import counted
@@ -33,6 +31,8 @@ class Labels:
         trained_on: Name of the dataset trained on, "" where nothing was trained or it is not known.
         trained_protocol: Its protocol.
         system: What was evaluated: "last", "best-on-validation", ...
+        scorer: How pairs were scored; anything but "leak-free" is labelled wherever it is shown. "" for captions, whose
+            scores say it themselves.
         published: Whether training and test split are the published ones, as far as is known: the paper's numbers
             stand beside nothing else.
         concerns: Caveats about the data, the training and the run (`calmctl.runs.identity.judge`).
@@ -45,30 +45,33 @@ class Labels:
     trained_on: str = ""
     trained_protocol: str = ""
     system: str = ""
+    scorer: str = HONEST_SCORER
     published: bool = False
     concerns: tuple[str, ...] = ()
     test_set: Mapping[str, Any] | None = None
 
-    def values(self) -> dict[str, Any]:
-        """By name, for a result that has them."""
-        return {each.name: getattr(self, each.name) for each in fields(Labels)}
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; concerns are among a result's caveats."""
+        values = asdict(self)
+        del values["concerns"]
+        return values if self.scorer else {name: each for name, each in values.items() if name != "scorer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetrievalResult(Labels):
-    """Retrieval on one test set, under the labels of what it is of.
+class RetrievalResult:
+    """Retrieval on one test set.
 
     Attributes:
-        scorer: Protocol of the scores; anything but "leak-free" is labelled wherever it is shown.
+        labels: What it is of.
         paper_method: The method of the paper's Tables 1 to 3 to stand beside, "" for none.
         n_clips: Clips evaluated.
         n_captions: Captions evaluated.
         left_out: Clips of the protocol that could not be evaluated.
         metrics: By direction.
-        intervals: By direction; None where one clip leaves nothing to resample.
+        intervals: By direction; None where one clip leaves nothing to resample, or nobody asked.
     """
 
-    scorer: str
+    labels: Labels
     paper_method: str
     n_clips: int
     n_captions: int
@@ -79,33 +82,34 @@ class RetrievalResult(Labels):
     @property
     def paper(self) -> PaperRetrieval | None:
         """The paper's text-to-video numbers where training set and test set are the paper's, and whole."""
-        if self.split != "test" or not self.published or self.left_out:
+        labels = self.labels
+        if labels.split != "test" or not labels.published or self.left_out:
             return None
         return paper_retrieval(
-            self.trained_on,
-            self.dataset,
-            trained_protocol=self.trained_protocol,
-            tested_protocol=self.protocol,
+            labels.trained_on,
+            labels.dataset,
+            trained_protocol=labels.trained_protocol,
+            tested_protocol=labels.protocol,
             method=self.paper_method,
         )
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What must be said wherever these numbers are shown."""
-        caveats = []
-        if self.scorer != HONEST_SCORER:
-            caveats.append(f"{self.scorer}: {_CAVEATS.get(self.scorer, 'not the default scorer')}")
-        caveats += left_out_caveats(self.dataset, self.n_clips, self.left_out)
-        if self.split != "test":
-            caveats.append(f"{self.dataset}: the {self.split} split, not the test set")
-        return (*caveats, *self.concerns)
+        labels, caveats = self.labels, []
+        if labels.scorer != HONEST_SCORER:
+            caveats.append(f"{labels.scorer}: {_CAVEATS.get(labels.scorer, 'not the default scorer')}")
+        caveats += left_out_caveats(labels.dataset, self.n_clips, self.left_out)
+        if labels.split != "test":
+            caveats.append(f"{labels.dataset}: the {labels.split} split, not the test set")
+        return (*caveats, *labels.concerns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and for the record of a run."""
         paper, values = self.paper, asdict(self)
-        del values["concerns"]  # among the caveats
         return {
-            **values,
+            **self.labels.to_json(),
+            **{name: each for name, each in values.items() if name != "labels"},
             "paper": None if paper is None else asdict(paper),
             "caveats": list(self.caveats),
         }
@@ -122,43 +126,30 @@ def left_out_caveats(dataset: str, n_clips: int, left_out: int) -> tuple[str, ..
 
 
 def retrieval_result(
-    scores: ArrayLike,
-    owners: ArrayLike,
+    ranks: Mapping[Direction, Ranks],
     labels: Labels,
     *,
-    scorer: str = HONEST_SCORER,
     paper_method: str = "CALM",
     left_out: int = 0,
+    intervals: bool = True,
     level: float = 0.95,
     replicates: int = 2000,
     seed: int = 0,
-    scores_of_videos: ArrayLike | None = None,
 ) -> RetrievalResult:
-    """Metrics of every direction with their intervals, from scores [N_t, N_v] and owners [N_t].
+    """Metrics of every direction (`rank_all`), with their intervals where somebody will look at them.
 
-    `scores_of_videos` [N_t, N_v] is for a scorer whose scores depend on which side asks, as re-ranking's do:
-    it is used where the videos are the queries. The other arguments are those of `RetrievalResult` and of
-    `bootstrap_intervals`.
-
-    Raises:
-        BadInput: As `rank_queries` and `bootstrap_intervals`.
-        RunFailed: A score is NaN.
+    The other arguments are those of `RetrievalResult` and of `bootstrap_intervals`, and so are the errors.
     """
-    back = scores if scores_of_videos is None else scores_of_videos
-    ranks = {
-        direction: rank_queries(scores if direction == "text_to_video" else back, owners, direction)
-        for direction in DIRECTIONS
-    }
+    forward = ranks["text_to_video"]
     return RetrievalResult(
-        **labels.values(),
-        scorer=scorer,
+        labels=labels,
         paper_method=paper_method,
-        n_clips=ranks["text_to_video"].n_candidates,
-        n_captions=len(ranks["text_to_video"].clips),
+        n_clips=forward.n_candidates,
+        n_captions=len(forward.clips),
         left_out=left_out,
         metrics={direction: each.metrics() for direction, each in ranks.items()},
         intervals={
-            direction: bootstrap_intervals(each, level=level, replicates=replicates, seed=seed)
+            direction: bootstrap_intervals(each, level=level, replicates=replicates, seed=seed) if intervals else None
             for direction, each in ranks.items()
         },
     )

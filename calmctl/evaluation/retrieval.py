@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,16 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
-from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, rank_queries, retrieval_metrics
+from calmctl.evaluation.metrics import Direction, Ranks, rank_all, retrieval_metrics, text_to_video
 from calmctl.evaluation.paper import METHODS
-from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
+from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
 from calmctl.model.backbone import full_precision
 from calmctl.model.calm import CalmModel
 from calmctl.model.heads.base import FusionHead, VideoTable
 from calmctl.model.heads.pooling import Queries, mix, pooled_cosines, pooled_vectors, prepare_texts, score_in_blocks
 from calmctl.model.heads.tmass import PAIRS_PER_BLOCK, TMassHead
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.runs.checkpoint import load_run
+from calmctl.runs.run import Run
+from calmctl.source.encoding import EncodedSplit
 from calmctl.words import Progress
 
 
@@ -215,22 +218,29 @@ SCORERS: tuple[Scorer, ...] = ("leak-free", "tmass-released", "dual-softmax")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One test set evaluated: the numbers, the scores [N_t, N_v] they are from, what was scored, and notes on it."""
+    """One test set evaluated.
+
+    Attributes:
+        result: The numbers.
+        scores: What they are from, [N_t, N_v].
+        encoded: What was scored.
+        ranks: Where each query's target stands, by direction.
+        notes: On what was scored.
+        leak_r1: R@1 of the same weights under the released T-MASS protocol, an audit of a leak, where it was asked for
+            and exists.
+    """
 
     result: RetrievalResult
     scores: np.ndarray
     encoded: EncodedSplit
+    ranks: Mapping[Direction, Ranks]
     notes: tuple[str, ...] = ()
+    leak_r1: float | None = None
 
-    @property
-    def variant(self) -> str:
-        """The scorer where it is not the honest one."""
-        return "" if self.result.scorer == HONEST_SCORER else self.result.scorer
-
-    def ranks(self) -> dict[Direction, Ranks]:
-        """Where each query's target stands, by direction; re-ranked scores are those of sentences as queries alone."""
-        directions = DIRECTIONS if self.result.scorer != "dual-softmax" else DIRECTIONS[:1]
-        return {each: rank_queries(self.scores, self.encoded.owners, each) for each in directions}
+    def own_ranks(self) -> Mapping[Direction, Ranks]:
+        """The ranks that `scores` give; re-ranked scores are those of sentences as queries alone."""
+        one_way = self.result.labels.scorer == "dual-softmax"
+        return {"text_to_video": self.ranks["text_to_video"]} if one_way else self.ranks
 
     def record(self) -> dict[str, Any]:
         """The numbers, clips and captions, and each query's rank."""
@@ -240,7 +250,7 @@ class Evaluation:
             "clips": list(encoded.ids),
             "captions": list(encoded.captions),
             "owners": encoded.owners.tolist(),
-            "ranks": {direction: _plain(ranks) for direction, ranks in self.ranks().items()},
+            "ranks": {direction: _plain(ranks) for direction, ranks in self.own_ranks().items()},
         }
 
 
@@ -274,53 +284,74 @@ def score_split(
     return score_all(model.head, encoded.texts, encoded.frames, device=device, progress=progress).numpy()
 
 
-def validation_numbers(model: CalmModel, encoded: EncodedSplit, device: torch.device) -> dict[str, float]:
-    """Numbers of the validation split, and the "score" by which the best epoch is chosen.
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Retrieval as a task that runs are evaluated on (`evaluation.runs.Task`).
 
-    The score is text-to-video R@1, and where that ties the mean rank decides: both are from the validation
-    split and the leak-free scorer alone (our choice).
+    Attributes:
+        scorer: Of `SCORERS`.
+        intervals: Whether to resample for confidence intervals: 2,000 times a direction, for nothing where nobody sees
+            them.
+        audited: Whether to look for the leak of T-MASS's released evaluation as well, where the head is T-MASS.
     """
-    metrics = retrieval_metrics(score_split(model, encoded, device), encoded.owners)
-    ours, back = metrics["text_to_video"], metrics["video_to_text"]
-    return {
-        "score": ours.r1 - 1e-6 * ours.mnr,
-        "t2v_r1": ours.r1,
-        "t2v_r5": ours.r5,
-        "t2v_r10": ours.r10,
-        "t2v_mnr": ours.mnr,
-        "v2t_r1": back.r1,
-        "v2t_mnr": back.mnr,
-    }
 
+    scorer: Scorer = "leak-free"
+    intervals: bool = True
+    audited: bool = False
 
-def evaluate_encoded(
-    model: CalmModel,
-    encoded: EncodedSplit,
-    device: torch.device,
-    labels: Labels,
-    *,
-    scorer: Scorer = "leak-free",
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Score a split and measure it both ways, with bootstrap intervals."""
-    scores = score_split(model, encoded, device, scorer=scorer, progress=progress)
-    if progress:
-        progress("ranking, and bootstrap intervals", 0, 0)
-    back = scores
-    if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
-        plain = torch.from_numpy(scores)
-        scores, back = dual_softmax(plain).numpy(), dual_softmax(plain.T).T.numpy()
-    result = retrieval_result(
-        scores,
-        encoded.owners,
-        labels,
-        scores_of_videos=back,
-        scorer=scorer,
-        paper_method=paper_method(model),
-        left_out=len(encoded.left_out),
-    )
-    cut = model.backbone.tokens.cut(encoded.captions)
-    return Evaluation(result, scores, encoded, () if cut is None else (cut,))
+    def load(self, run: Run, which: str, device: torch.device) -> CalmModel:
+        """The weights `which` of a retrieval run."""
+        return load_run(run, which, device)
+
+    def validate(self, model: CalmModel, encoded: EncodedSplit) -> dict[str, float]:
+        """Numbers of the validation split, and the "score" by which the best epoch is chosen.
+
+        The score is text-to-video R@1, and where that ties the mean rank decides: both are from the validation
+        split and the leak-free scorer alone (our choice).
+        """
+        metrics = retrieval_metrics(score_split(model, encoded, model.device), encoded.owners)
+        ours, back = metrics["text_to_video"], metrics["video_to_text"]
+        return {
+            "score": ours.r1 - 1e-6 * ours.mnr,
+            "t2v_r1": ours.r1,
+            "t2v_r5": ours.r5,
+            "t2v_r10": ours.r10,
+            "t2v_mnr": ours.mnr,
+            "v2t_r1": back.r1,
+            "v2t_mnr": back.mnr,
+        }
+
+    def evaluate(
+        self, model: CalmModel, encoded: EncodedSplit, labels: Labels, progress: Progress | None = None
+    ) -> Evaluation:
+        """Score a split and measure it both ways."""
+        owners = encoded.owners
+        scores = score_split(model, encoded, model.device, scorer=self.scorer, progress=progress)
+        if progress:
+            progress("ranking, and bootstrap intervals" if self.intervals else "ranking", 0, 0)
+        back = None
+        if self.scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
+            plain = torch.from_numpy(scores)
+            scores, back = dual_softmax(plain).numpy(), dual_softmax(plain.T).T.numpy()
+        ranks = rank_all(scores, owners, scores_of_videos=back)
+        result = retrieval_result(
+            ranks,
+            labels,
+            paper_method=paper_method(model),
+            left_out=len(encoded.left_out),
+            intervals=self.intervals,
+        )
+        cut = model.backbone.tokens.cut(encoded.captions)
+        leak = self._leak(model, encoded) if self.audited and model.head.name == "t-mass" else None
+        return Evaluation(result, scores, encoded, ranks, () if cut is None else (cut,), leak)
+
+    @staticmethod
+    def _leak(model: CalmModel, encoded: EncodedSplit) -> float | None:
+        try:
+            leaky = score_split(model, encoded, model.device, scorer="tmass-released")
+        except BadInput:  # several sentences a clip: the released protocol does not exist there
+            return None
+        return text_to_video(leaky, encoded.owners).r1
 
 
 def paper_method(model: CalmModel) -> str:

@@ -32,6 +32,8 @@ from calmctl.evaluation.metrics import Ranks
 
 METRICS = ("r1", "r5", "r10", "mdr", "mnr")
 RECALLS = ("r1", "r5", "r10")
+LEVEL = 0.95
+REPLICATES = 1000
 _BLOCK_ELEMENTS = 4_000_000
 
 Doubles = NDArray[np.float64]
@@ -130,7 +132,7 @@ def bootstrap_intervals(
     total = _by_clip(ranks.ranks(), clusters, n_clusters)
     ascending = _Sorted(ranks, clusters)
     medians, studentized = [], []
-    for counts in _draws(len(clusters), n_clusters, replicates, seed):
+    for counts in draws(len(clusters), n_clusters, replicates, seed):
         medians.append(ascending.medians(counts))
         studentized.append(_studentized(total, sizes, counts))
     mean = total.sum() / sizes.sum()
@@ -139,7 +141,7 @@ def bootstrap_intervals(
     # No mean rank is below 1 or above the number of candidates, which few clips say nothing against.
     lower, upper = np.clip([-high * error, -low * error], -np.log(mean), np.log(ranks.n_candidates / mean))
     mnr = Interval(float(mean * np.exp(lower)), float(mean * np.exp(upper)))
-    mdr = _percentiles(np.concatenate(medians), level)
+    mdr = percentiles(np.concatenate(medians), level)
     return Intervals(r1, r5, r10, mdr, mnr, level, replicates, seed, n_clusters)
 
 
@@ -280,20 +282,6 @@ def _by_clip(values: Doubles, clusters: NDArray[np.int64], n_clusters: int) -> D
     return np.bincount(clusters, values, n_clusters).astype(np.float64)
 
 
-def _percentiles(values: Doubles, level: float) -> Interval:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
-
-
-def _draws(n_queries: int, n_clusters: int, replicates: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Blocks [R, C] of how often each clip was drawn in a replicate; nothing is copied query by query."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_ELEMENTS // n_queries)
-    for start in range(0, replicates, block):
-        size = min(block, replicates - start)
-        yield rng.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=size)
-
-
 def _relative_error(sums: Doubles, sizes: Doubles, counts: NDArray[np.int64]) -> Doubles:
     """Standard error of the mean rank over the mean rank itself, that is of its logarithm, in each replicate [R]."""
     mean = (counts @ sums) / (counts @ sizes)
@@ -315,13 +303,13 @@ def _median_difference(
     first: Ranks, second: Ranks, clusters: NDArray[np.int64], n_clusters: int, level: float, replicates: int, seed: int
 ) -> PairedDifference:
     systems = [_Sorted(ranks, clusters) for ranks in (first, second)]
-    draws = _draws(len(clusters), n_clusters, replicates, seed)
-    drawn = np.concatenate([systems[1].medians(counts) - systems[0].medians(counts) for counts in draws])
+    counted = draws(len(clusters), n_clusters, replicates, seed)
+    drawn = np.concatenate([systems[1].medians(counts) - systems[0].medians(counts) for counts in counted])
     least = min(int((drawn >= 0).sum()), int((drawn <= 0).sum()))
     return PairedDifference(
         "mdr",
         second.metrics().mdr - first.metrics().mdr,
-        _percentiles(drawn, level),
+        percentiles(drawn, level),
         min(1.0, 2.0 * (1 + least) / (replicates + 1)),
         n_clusters,
     )
@@ -347,6 +335,40 @@ def _medians(ranks: Doubles, counts: NDArray[np.int64]) -> Doubles:
     lower = (upto <= (total - 1) // 2).sum(axis=1)  # index of the value at each middle position
     upper = (upto <= total // 2).sum(axis=1)
     return np.asarray((ranks[lower] + ranks[upper]) / 2.0, dtype=np.float64)
+
+
+# Resampling of clips, for what has no law of its own: all bootstraps draw here.
+
+
+def draws(n_queries: int, n_clusters: int, replicates: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Blocks [R, C] of how often each clip was drawn in a replicate; nothing is copied query by query."""
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK_ELEMENTS // n_queries)
+    for start in range(0, replicates, block):
+        size = min(block, replicates - start)
+        yield rng.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=size)
+
+
+def resampled_sums(columns: Doubles, *, replicates: int = REPLICATES, seed: int = 0) -> Doubles:
+    """Sums over clips drawn with replacement, [R, K], of `columns` [N, K]; one draw serves all columns."""
+    return np.concatenate([drawn @ columns for drawn in draws(len(columns), len(columns), replicates, seed)])
+
+
+def resampled_rows(
+    clips: NDArray[np.int64], *, replicates: int = REPLICATES, seed: int = 0
+) -> Iterator[NDArray[np.intp]]:
+    """The rows of each replicate, for what is no sum; the rows of one clip, `clips` [N], are drawn together."""
+    _, cluster = np.unique(clips, return_inverse=True)
+    members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
+    rng = np.random.default_rng(seed)
+    for _ in range(replicates):
+        yield np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
+
+
+def percentiles(values: Doubles, level: float = LEVEL) -> Interval:
+    """The interval that holds `level` of the resampled `values` [R]."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
 
 
 # Several seeds of one system: mean and spread, and whether two systems differ by more than chance.

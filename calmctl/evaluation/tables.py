@@ -55,7 +55,7 @@ def _wide(results: Sequence[RetrievalResult]) -> RenderableType:
     header = _grid()
     header.add_row(*(Text(name, style="bold") for name, _ in _COLUMNS))
     parts += [header, Text("─" * _WIDTH, style="dim")]
-    several_systems = len({each.system for each in results}) > 1
+    several_systems = len({each.labels.system for each in results}) > 1
     for result in results:
         parts += [_heading(result, several_systems=several_systems), _rows(result), ""]
     return Group(*parts, *_footnotes(results))
@@ -63,11 +63,11 @@ def _wide(results: Sequence[RetrievalResult]) -> RenderableType:
 
 def _narrow(results: Sequence[RetrievalResult]) -> RenderableType:
     parts: list[RenderableType] = [Text(_title(results), style="bold")] if _title(results) else []
-    several_systems = len({each.system for each in results}) > 1
+    several_systems = len({each.labels.system for each in results}) > 1
     for result in results:
         paper = result.paper
         papers = dict(zip(METRICS, _paper_cells(paper)[1:], strict=True)) if paper else {}
-        mark = "" if result.scorer == HONEST_SCORER else "!! "
+        mark = "" if result.labels.scorer == HONEST_SCORER else "!! "
         grid = Table.grid(padding=(0, 1))
         grid.add_row("", *(Text(mark + way) for way in _WAYS.values()), _paper_cells(paper)[0] if paper else "")
         for (heading, _), name in zip(_COLUMNS[1:], METRICS, strict=True):
@@ -91,22 +91,23 @@ def _grid() -> Table:
 
 
 def _title(results: Sequence[RetrievalResult]) -> str:
-    trained = {f"{each.trained_on} {each.trained_protocol}".strip() for each in results} - {""}
-    systems = {each.system for each in results} - {""}
+    trained = {f"{each.labels.trained_on} {each.labels.trained_protocol}".strip() for each in results} - {""}
+    systems = {each.labels.system for each in results} - {""}
     parts = [f"trained on {each}" for each in trained if len(trained) == 1]
     return ", ".join(parts + [each for each in systems if len(systems) == 1])
 
 
 def _heading(result: RetrievalResult, *, several_systems: bool) -> Text:
-    domain = "→ " if result.trained_on not in ("", result.dataset) else ""
-    heading = Text(f"{domain}{result.dataset} {result.protocol}".strip(), style="bold")
+    labels = result.labels
+    domain = "→ " if labels.trained_on not in ("", labels.dataset) else ""
+    heading = Text(f"{domain}{labels.dataset} {labels.protocol}".strip(), style="bold")
     facts = [f"{counted(result.n_captions, 'caption')}, {counted(result.n_clips, 'clip')}"]
-    if several_systems and result.system:
-        facts.insert(0, result.system)
+    if several_systems and labels.system:
+        facts.insert(0, labels.system)
     heading.append(f"  {', '.join(facts)}", style="not bold")
-    warnings = [f"{result.split} split"] if result.split != "test" else []
+    warnings = [f"{labels.split} split"] if labels.split != "test" else []
     warnings += [f"{counted(result.left_out, 'clip')} left out"] if result.left_out else []
-    warnings += [f"scorer: {result.scorer}"] if result.scorer != HONEST_SCORER else []
+    warnings += [f"scorer: {labels.scorer}"] if labels.scorer != HONEST_SCORER else []
     for warning in warnings:
         heading.append(f"  !! {warning}", style="bold red")
     return heading
@@ -114,7 +115,7 @@ def _heading(result: RetrievalResult, *, several_systems: bool) -> Text:
 
 def _rows(result: RetrievalResult) -> Table:
     grid = _grid()
-    mark = "" if result.scorer == HONEST_SCORER else "!! "
+    mark = "" if result.labels.scorer == HONEST_SCORER else "!! "
     for direction, way in _WAYS.items():
         metrics = result.metrics[direction]
         intervals = result.intervals[direction]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import kl_divergence
 from calmctl.evaluation.metrics import rank_queries
+from calmctl.evaluation.statistics import REPLICATES, percentiles, resampled_rows
 from calmctl.explain.collection import Collection, collection_scores
 from calmctl.explain.explainer import Explainer
 from calmctl.model.vae import CrossModalVAE
@@ -23,8 +24,6 @@ from calmctl.model.vae import CrossModalVAE
 Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-LEVEL = 0.95
-_REPLICATES = 1000
 _FOLDS = 5
 _BINS = 10
 
@@ -93,19 +92,12 @@ def separation_interval(
     confidence: Doubles, correct: Doubles, clips: Integers, *, seed: int = 0
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of `separation`; the queries of one clip are resampled together."""
-    _, cluster = np.unique(clips, return_inverse=True)
-    members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
-    random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(_REPLICATES):
-        rows = np.concatenate([members[c] for c in random.integers(len(members), size=len(members))])
-        found = separation(confidence[rows], correct[rows])
-        if found is not None:
-            drawn.append(found)
-    if len(drawn) < _REPLICATES / 2:  # nearly all right, or nearly all wrong: nothing to tell apart
+    resampled = (separation(confidence[rows], correct[rows]) for rows in resampled_rows(clips, seed=seed))
+    drawn = [found for found in resampled if found is not None]
+    if len(drawn) < REPLICATES / 2:  # nearly all right, or nearly all wrong: nothing to tell apart
         return None
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    interval = percentiles(np.array(drawn))
+    return interval.low, interval.high
 
 
 def calibrated(confidence: Doubles, correct: Doubles, clips: Integers, *, seed: int = 0) -> Doubles:

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import kl_divergence
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.metrics import rank_queries
 from calmctl.evaluation.result import left_out_caveats
 from calmctl.evaluation.retrieval import score_all
-from calmctl.evaluation.runs import labels_of, open_test_set, own_test_set
+from calmctl.evaluation.runs import labels_of
 from calmctl.explain.anchors import without, worth_saying
 from calmctl.explain.explainer import Explainer
 from calmctl.explain.score import anchor_directions, project_out, score_pair, split_score
 from calmctl.samples import Clip, Split
+from calmctl.source.base import SourceSpec
+from calmctl.source.encoding import EncodedSplit
+from calmctl.source.source import open_source
 from calmctl.words import Progress
 
 
@@ -53,11 +55,12 @@ def open_collection(explainer: Explainer, split: str, progress: Progress | None 
     if explainer.run is None:
         raise BadInput("a bare backbone has no dataset to look at; name a run with --run")
     recipe = explainer.run.recipe()
-    test = own_test_set(recipe)
-    opened = open_test_set(recipe, test, split)
-    labels = labels_of(explainer.run, explainer.which, test, opened.record)
-    encoded = opened.encode(explainer.model, recipe, explainer.device, progress)
-    clips = {clip.id: clip for clip in opened.source.clips} if isinstance(opened.source, Split) else {}
+    own = SourceSpec.of(recipe.data)
+    source = open_source(own, recipe, val=split != "test")
+    labels = labels_of(explainer.run, explainer.which, own, source.record(split))
+    encoded = source.encode(explainer.model, split, progress)
+    chosen = source.split(split)
+    clips = {clip.id: clip for clip in chosen.clips} if isinstance(chosen, Split) else {}
     caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
     return Collection(labels.dataset, split, encoded, clips, caveats)
 

@@ -16,7 +16,7 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.backbone import split_preprocess
-from calmctl.model.calm import CalmModel
+from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
@@ -229,14 +229,12 @@ def explain_zero_shot(
         raise CheckpointError(
             f"{fault}; here: give a .safetensors file with --weights, or explain with a run ('calmctl demo' makes one)"
         ) from fault
-    model = CalmModel(
-        towers,
-        MeanPoolHead(),
+    parts = AlignedParts(
         anchor_keys=AnchorsSection(vocabulary=str(vocabulary or ZERO_SHOT_VOCABULARY)),
         alignment_keys=AlignmentSection(kind="none"),
         frozen=True,
     )
-    model = model.eval().to(device)
+    model = CalmModel(towers, MeanPoolHead(), parts).eval().to(device)
     tau = _temperature(model)
     return Explainer(
         name=f"zero-shot: {towers.spec.model} with {weights}, mean pooling",

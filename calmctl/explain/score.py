@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,109 +12,44 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import entropy
 from calmctl.explain.explainer import Explainer, SeenVideo
-from calmctl.model.heads.base import VideoTable
-from calmctl.model.heads.emcl import EMCLHead, frame_weights
-from calmctl.model.heads.meanp import MeanPoolHead
-from calmctl.model.heads.pooling import mix, pooled_vectors, prepare_texts
-from calmctl.model.heads.tmass import TMassHead
-from calmctl.model.heads.wti import TokenInteractionHead, is_word
-from calmctl.model.heads.xpool import XPoolHead
+from calmctl.model.heads.base import Compared
 
 _LEAST_SINGULAR = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredPair:
+class ScoredPair(Compared):
     """One score taken apart: `score` = sum over m of shares_m text_m . video_m, of unit vectors.
-
-    There is one product, M = 1, but for the interaction of words and frames, where each word meets its nearest
-    frame, and each frame its nearest word.
 
     Attributes:
         score: The head's own score.
-        shares: The weight of each product, [M], summing to 1.
-        text: What the head compared on the text side, [M, D]: the sentence, T-MASS's winning sample of its cloud,
-            EMCL's moved sentence, or words.
-        video: What it compared on the video side, [M, D]: the pooled frames, or frames.
-        weights: The share of each frame in the score, [F], summing to 1; the attention of a text-conditioned
-            head (the mean over its attention heads), 1 / F under mean pooling.
-        conditioned: Whether those weights depend on the sentence.
         cosines: The cosine of each frame with the sentence, as the backbone gives them, [F].
     """
 
-    score: float
-    shares: Tensor
-    text: Tensor
-    video: Tensor
-    weights: Tensor
-    conditioned: bool
-    cosines: Tensor
+    score: float = field(kw_only=True)
+    cosines: Tensor = field(kw_only=True)
 
 
 @torch.inference_mode()
 def score_pair(head: Any, text: Tensor, frames: Tensor) -> ScoredPair:
     """Score one text, [D] or [1 + L, D] as the head reads it, against one video's frames [F, D]; kept on the CPU."""
-    if not isinstance(head, MeanPoolHead | EMCLHead | TokenInteractionHead | XPoolHead | TMassHead):
+    if not hasattr(head, "explain"):
         raise TypeError(f"no explanation is known for the head {head.name}")
     device = next(iter(head.parameters()), text).device
     text, frames = text.to(device).float(), frames.to(device).float()
-    shares = torch.ones(1, device=device)
-    table = head.video_table(frames[None])
-    if isinstance(head, MeanPoolHead):
-        asked, pooled = text, table["video"][0]
-        weights = torch.full((len(frames),), 1 / len(frames))
-    elif isinstance(head, EMCLHead):
-        weights = frame_weights(text[None], table["frames"])[0, :, 0]
-        asked, pooled = head.moved(text), weights @ table["moved"][0]
-    elif isinstance(head, TokenInteractionHead):
-        shares, asked, pooled, weights = _interactions(head, text, table)
-    else:
-        asked, pooled, weights = _text_conditioned(head, text, frames, table)
-    asked, pooled = (F.normalize(each.double().view(len(shares), -1), dim=-1) for each in (asked, pooled))
-    shares = shares.double()
+    found: Compared = head.explain(text, frames)
+    asked, pooled = (F.normalize(each.double(), dim=-1) for each in (found.text, found.video))
+    shares = found.shares.double()
     sentence = text[0] if head.reads == "words" else text
     cosines = F.normalize(frames, dim=-1) @ F.normalize(sentence, dim=-1)
     return ScoredPair(
-        score=float(shares @ (asked * pooled).sum(-1)),
         shares=shares.cpu(),
         text=asked.cpu(),
         video=pooled.cpu(),
-        weights=weights.cpu(),
-        conditioned=not isinstance(head, MeanPoolHead),
+        weights=found.weights.cpu(),
+        conditioned=found.conditioned,
+        score=float(shares @ (asked * pooled).sum(-1)),
         cosines=cosines.cpu(),
-    )
-
-
-def _text_conditioned(
-    head: XPoolHead | TMassHead, text: Tensor, frames: Tensor, table: VideoTable
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is compared, [D] each, and the frames' attention [F]."""
-    queries = prepare_texts(head.pooling, text[None])
-    mixture = mix(head.pooling, queries, table)
-    # The coefficients are the attention weights, stretched by LN2 and LN3 alike.
-    stretched = mixture.coefficients[0, :-2, 0].view(head.pooling.heads, -1)
-    weights = (stretched / stretched.sum(-1, keepdim=True)).mean(0)
-    asked = text
-    if isinstance(head, TMassHead):
-        bank = head.noise_bank().to(text.device)
-        best = int(head.trial_cosines(bank, queries, table)[0, :, 0].argmax())
-        asked = text + bank[best] * head.radius(text[None], frames[None])[0]
-    return asked, pooled_vectors(mixture, table)[0, :, 0], weights
-
-
-def _interactions(head: TokenInteractionHead, text: Tensor, table: VideoTable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shares [M], words and frames [M, D] of all products, M = words + frames, and the frames' shares [F]."""
-    n_words = int(is_word(text[1:]).sum())
-    words, word_weights = (each[0] for each in head.weighted_words(text[None, : 1 + n_words]))
-    frames, by_frame = table["frames"][0], table["weights"][0]
-    cosines = words @ frames.T
-    nearest_frame, nearest_word = cosines.argmax(1), cosines.argmax(0)
-    weights = 0.5 * by_frame.index_add(0, nearest_frame, word_weights)
-    return (
-        0.5 * torch.cat([word_weights, by_frame]),
-        torch.cat([words, words[nearest_word]]),
-        torch.cat([frames[nearest_frame], frames]),
-        weights,
     )
 
 

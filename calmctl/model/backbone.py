@@ -238,18 +238,29 @@ class Backbone(nn.Module):
 # A linear map behind each tower: what trains where the towers do not (our choice).
 
 
+class Residual(nn.Linear):
+    """x + Wx + b of features [..., D], W = b = 0 at first."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features, moved."""
+        return x + super().forward(x)
+
+
 class FeatureAdapter(nn.Module):
-    """x + Wx + b on frame and on sentence features, W = b = 0 at first (our choice).
+    """What moves frame features, `frames(x)`, and sentence features, `texts(x)` (our choice).
 
     On frozen features it is what the alignment loss can change.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.frames = nn.Linear(dim, dim)
-        self.texts = nn.Linear(dim, dim)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        self.frames = Residual(dim)
+        self.texts = Residual(dim)
 
 
 # A backbone's preprocessing in two halves, and what identifies the features it gives.

@@ -34,7 +34,8 @@ def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | Non
     """
     backbone = backbone or recipe_backbone(recipe)
     head = build_head(recipe, backbone)  # before the rest: the order of the random draws
-    return CalmModel(backbone, head, mask_same_clip=recipe.optim.mask_same_clip, **_parts(recipe, vocabulary, backbone))
+    parts = _parts(recipe, vocabulary, backbone)
+    return CalmModel(backbone, head, parts, mask_same_clip=recipe.optim.mask_same_clip)
 
 
 def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, backbone: Backbone) -> CaptionModel:
@@ -53,7 +54,7 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     captioner = Captioner(keys, backbone.dim, recipe.data.frames, CaptionVocabulary(backbone, tokens))
     if keys.init_tokens == "backbone":
         captioner.start_from(backbone.token_embedding)
-    return CaptionModel(backbone, captioner, keys, **_parts(recipe, vocabulary, backbone))
+    return CaptionModel(backbone, captioner, keys, _parts(recipe, vocabulary, backbone))
 
 
 def recipe_backbone(recipe: Recipe) -> Backbone:

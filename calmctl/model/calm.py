@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NotRequired, TypedDict, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,17 +107,26 @@ def alignment_diagnostics(
 # What every trained model shares: the backbone, its adapter, and CALM's alignment of videos with sentences.
 
 
-class AlignedParts(TypedDict):
-    """What an `AlignedModel` is made of, beside its backbone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedParts:
+    """What an `AlignedModel` is made of, beside its backbone.
 
-    anchors: NotRequired[AnchorBank | None]
-    vae: NotRequired[CrossModalVAE | None]
-    reverse_vae: NotRequired[CrossModalVAE | None]
-    adapter: NotRequired[FeatureAdapter | None]
+    Attributes:
+        anchor_keys, alignment_keys: Of the recipe.
+        anchors, vae, reverse_vae: Absent without an alignment loss, and in an export for inference.
+        adapter: What moves features behind the towers.
+        frozen: Whether the towers are not trained.
+        chunk: Rows whose activations are held at a time in training; None: those of the whole batch.
+    """
+
     anchor_keys: AnchorsSection
     alignment_keys: AlignmentSection
-    frozen: NotRequired[bool]
-    chunk: NotRequired[int | None]
+    anchors: AnchorBank | None = None
+    vae: CrossModalVAE | None = None
+    reverse_vae: CrossModalVAE | None = None
+    adapter: FeatureAdapter | None = None
+    frozen: bool = False
+    chunk: int | None = None
 
 
 class AlignedModel(nn.Module):
@@ -126,26 +136,20 @@ class AlignedModel(nn.Module):
         scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
         alignment_factor: The share of the alignment's weight in force, which a warm-up lets rise to 1.
         world: The processes of the training.
-        chunk: Rows whose activations are held at a time in training; None: those of the whole batch.
-        anchors, vae, reverse_vae: Absent without an alignment loss, and in an export for inference.
     """
 
     scores_sentences = True
     alignment_factor = 1.0
     world: World = SINGLE
 
-    def __init__(self, backbone: Backbone, **parts: Unpack[AlignedParts]) -> None:
+    def __init__(self, backbone: Backbone, parts: AlignedParts) -> None:
         super().__init__()
         self.backbone = backbone
         self.normalise = split_preprocess(backbone)[1]
-        self.anchors = parts.get("anchors")
-        self.vae = parts.get("vae")
-        self.reverse_vae = parts.get("reverse_vae")
-        self.adapter = parts.get("adapter")
-        self.keys = parts["anchor_keys"]
-        self.alignment = parts["alignment_keys"]
-        self.frozen = parts.get("frozen", False)
-        self.chunk = parts.get("chunk")
+        self.anchors, self.vae, self.reverse_vae = parts.anchors, parts.vae, parts.reverse_vae
+        self.adapter = parts.adapter
+        self.keys, self.alignment = parts.anchor_keys, parts.alignment_keys
+        self.frozen, self.chunk = parts.frozen, parts.chunk
         self.log_temperature: nn.Parameter | None = None
         if self.anchors is not None and self.keys.temperature == "learned":
             self.log_temperature = nn.Parameter(torch.tensor(100.0).log())
@@ -164,6 +168,15 @@ class AlignedModel(nn.Module):
         """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
         texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
         return texts, encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    def caption_tokens(self, sentences: Sequence[str]) -> Tensor | None:
+        """What a caption decoder learns of sentences, [N, T]; None where the model writes no captions."""
+        return None
 
     @property
     def reads_words(self) -> bool:
@@ -192,7 +205,7 @@ class AlignedModel(nn.Module):
         texts = at_least_float32(self.bare_texts(texts))
         if self.adapter is None:
             return texts
-        moved: Tensor = texts + self.adapter.texts(texts)
+        moved: Tensor = self.adapter.texts(texts)
         return moved * (texts != 0).any(-1, keepdim=True) if self.reads_words else moved
 
     def bare_texts(self, texts: Tensor) -> Tensor:
@@ -211,7 +224,7 @@ class AlignedModel(nn.Module):
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frame features [N, F, D] as scoring sees them, from pixels [N, F, S, S, 3] or features [N, F, D]."""
         frames = at_least_float32(self.bare_frames(frames))
-        return frames if self.adapter is None else frames + self.adapter.frames(frames)
+        return frames if self.adapter is None else self.adapter.frames(frames)
 
     def bare_frames(self, frames: Tensor) -> Tensor:
         """The same before any adapter."""
@@ -229,7 +242,7 @@ class AlignedModel(nn.Module):
             encode = partial(encode_in_chunks, self.backbone.encode_text, chunk=self.chunk)
             prompts = at_least_float32(self.anchors.prompts(encode))
         if adapter is not None:
-            prompts = prompts + adapter.texts(prompts)
+            prompts = adapter.texts(prompts)
         return prompts + self.anchors.position
 
     def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,9 +303,9 @@ class CalmModel(AlignedModel):
     """Everything that trains for retrieval."""
 
     def __init__(
-        self, backbone: Backbone, head: nn.Module, *, mask_same_clip: bool = False, **parts: Unpack[AlignedParts]
+        self, backbone: Backbone, head: nn.Module, parts: AlignedParts, *, mask_same_clip: bool = False
     ) -> None:
-        super().__init__(backbone, **parts)
+        super().__init__(backbone, parts)
         self.head: Any = head
         self.mask_same_clip = mask_same_clip
         if self.frozen:

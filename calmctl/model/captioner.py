@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -331,12 +331,14 @@ class CaptionModel(AlignedModel):
 
     scores_sentences = False
 
-    def __init__(
-        self, backbone: Backbone, captioner: Captioner, keys: CaptionSection, **parts: Unpack[AlignedParts]
-    ) -> None:
-        super().__init__(backbone, **parts)
+    def __init__(self, backbone: Backbone, captioner: Captioner, keys: CaptionSection, parts: AlignedParts) -> None:
+        super().__init__(backbone, parts)
         self.captioner = captioner
         self.caption_keys = keys
+
+    def caption_tokens(self, sentences: Sequence[str]) -> Tensor:
+        """The sentences as the decoder's tokens, [N, T]."""
+        return self.captioner.vocabulary.encode(sentences, self.captioner.max_tokens)
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one step: L_cap + L_rec + alpha L_KL (docs/captioning.md)."""

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.errors import BadInput, CalmError, DatasetError
-from calmctl.evaluation.runs import TestSet, open_store, own_test_set
+from calmctl.errors import BadInput, CalmError
 from calmctl.recipe import Recipe
 from calmctl.reproduce.rows import Row, Table
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import StoredSource, open_source
 from calmctl.store.format import INDEX
+
+RecipeKey = tuple[str, str, int]
+"""A table's name, a row's key, and the number of a seed: each has its recipe, which is read once, in the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class TableData:
     """
 
     name: str
-    tests: Mapping[str, TestSet]
+    tests: Mapping[str, SourceSpec]
     overrides: Mapping[str, tuple[str, ...]]
 
     def recipe(self, row: Row, seed: int, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -35,7 +38,7 @@ class TableData:
         here = replace(row, overrides=(*self.overrides.get(dataset, ()), *row.overrides))
         return here.resolved(seed, overrides)
 
-    def tests_of(self, row: Row, recipe: Recipe) -> list[TestSet]:
+    def tests_of(self, row: Row, recipe: Recipe) -> list[SourceSpec]:
         """Where `row` is tested: on the dataset of its own recipe as that says, elsewhere as this world says.
 
         A run that was not trained on features is tested on videos, because its head reads what a store lacks.
@@ -43,7 +46,7 @@ class TableData:
         found = []
         for name in row.tests:
             if name == recipe.data.dataset:
-                found.append(own_test_set(recipe))
+                found.append(SourceSpec.of(recipe.data))
             else:
                 test = self.tests[name]
                 found.append(test if recipe.data.features else replace(test, features=None))
@@ -57,7 +60,7 @@ def folder_world(root: Path, tables: Sequence[Table]) -> TableData:
     places = {name: root / name if (root / name).is_dir() else root for name in names}
     return TableData(
         str(root),
-        {name: TestSet(name, place) for name, place in places.items()},
+        {name: SourceSpec(name, place) for name, place in places.items()},
         {name: (f"data.root={place}",) for name, place in places.items()},
     )
 
@@ -79,15 +82,15 @@ class Found:
     online: bool = False
 
 
-def look(world: TableData, table: Table, overrides: tuple[str, ...] = ()) -> dict[str, Found]:
+def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) -> dict[str, Found]:
     """Look for everything that the rows of `table` need, by name; nothing is decoded or downloaded."""
     found: dict[str, Found] = {}
     for row in table.rows:
-        recipe = world.recipe(row, 0, overrides)
+        recipe = recipes[table.name, row.key, 0]
         for test in world.tests_of(row, recipe):
             found.setdefault(test.dataset, _dataset(test, recipe))
         if recipe.data.dataset not in found:
-            found[recipe.data.dataset] = _dataset(own_test_set(recipe), recipe)
+            found[recipe.data.dataset] = _dataset(SourceSpec.of(recipe.data), recipe)
         vocabulary = recipe.anchors.vocabulary
         if vocabulary not in found:
             found[vocabulary] = _vocabulary(vocabulary)
@@ -97,9 +100,8 @@ def look(world: TableData, table: Table, overrides: tuple[str, ...] = ()) -> dic
     return found
 
 
-def needs(world: TableData, row: Row, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """What `row` needs, by the names of `look`, the datasets that it is only tested on left aside."""
-    recipe = world.recipe(row, 0, overrides)
+def needs(recipe: Recipe) -> tuple[str, ...]:
+    """What a row of this recipe needs, by the names of `look`, the datasets that it is only tested on left aside."""
     return (
         recipe.data.dataset,
         recipe.anchors.vocabulary,
@@ -107,37 +109,29 @@ def needs(world: TableData, row: Row, overrides: tuple[str, ...] = ()) -> tuple[
     )
 
 
-def _dataset(test: TestSet, recipe: Recipe) -> Found:
-    if test.features is not None:
-        if not (test.features / INDEX).is_file():
-            return Found(test.dataset, False, f"no feature store in {test.features}")
-        try:
-            store = open_store(test.features, recipe.task, test.dataset, test.protocol)
-        except CalmError as fault:
-            return Found(test.dataset, False, str(fault))
-        if store.pending:
-            return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
-        return Found(test.dataset, True, f"features in {test.features}")
+def _dataset(test: SourceSpec, recipe: Recipe) -> Found:
+    if test.features is not None and not (test.features / INDEX).is_file():
+        return Found(test.dataset, False, f"no feature store in {test.features}")
     own = test.dataset == recipe.data.dataset
     try:
-        dataset = load_dataset(
-            test.dataset,
-            test.root,
-            protocol=protocol_for(recipe.task, test.dataset, test.protocol),
-            annotations=test.annotations,
-            videos=test.videos,
-            val_clips=recipe.data.val_clips if own else None,
-            val_seed=recipe.data.val_seed if own else 0,
-        )
-        splits = {name: dataset.splits[name] for name in (("train", "val", "test") if own else ("test",))}
-    except DatasetError as fault:
+        source = open_source(test, recipe, val=own)
+        if isinstance(source, StoredSource):
+            return _stored(source, test)
+        splits = {name: source.split(name) for name in (("train", "val", "test") if own else ("test",))}
+    except CalmError as fault:
         return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
-    counts = ", ".join(f"{name} {len(split.clips):,} clips" for name, split in splits.items())
+    counts = ", ".join(f"{name} {len(split.ids):,} clips" for name, split in splits.items())
     left_out = sum(len(split.left_out) for split in splits.values())
     empty = [name for name, split in splits.items() if not split.captions]
     if empty:
         return Found(test.dataset, False, f"not one clip of {', '.join(empty)} is in {test.root}")
     return Found(test.dataset, True, counts + (f"; {left_out:,} clips missing" if left_out else ""))
+
+
+def _stored(source: StoredSource, test: SourceSpec) -> Found:
+    if source.pending:
+        return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
+    return Found(test.dataset, True, f"features in {test.features}")
 
 
 def _vocabulary(name: str) -> Found:

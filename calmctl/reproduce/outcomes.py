@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from calmctl.captions.evaluate import evaluate_caption_run
-from calmctl.errors import BadInput
-from calmctl.evaluation.metrics import rank_queries, text_to_video
-from calmctl.evaluation.result import HONEST_SCORER
-from calmctl.evaluation.retrieval import evaluate_encoded, score_split
-from calmctl.evaluation.runs import TestSet, labels_of, open_test_set
+from calmctl.captions.evaluate import CaptionEvaluation, Captioning, caption_sums
+from calmctl.captions.score import CaptionResult
+from calmctl.evaluation.result import RetrievalResult
+from calmctl.evaluation.retrieval import Evaluation, Retrieval
+from calmctl.evaluation.runs import evaluate_run
 from calmctl.evaluation.statistics import ClipSums, clip_sums
 from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
-from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import open_source
 from calmctl.words import Progress
 
 _WEIGHTS = "best"
 CAPTION_METRICS = ("bleu4", "meteor", "cider", "rouge_l")
-_BY_CLIP = ("cider", "rouge_l")  # the others are corpus metrics, no means over clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +61,10 @@ class Outcome:
 
 def outcomes_of(
     run: Run,
-    tests: Sequence[TestSet],
+    tests: Sequence[SourceSpec],
     device: torch.device,
     progress: Progress | None = None,
-    marks: dict[TestSet, str] | None = None,
+    marks: dict[SourceSpec, str] | None = None,
 ) -> list[Outcome]:
     """Outcomes of the best weights on validation of `run`, kept in the run's folder and read from there.
 
@@ -90,81 +89,67 @@ def outcomes_of(
             found[test.dataset] = kept
     missing = [test for test in tests if test.dataset not in found]
     if missing:
-        measure = _caption if run.task == "caption" else _retrieval
-        for test, outcome in zip(missing, measure(run, missing, device, progress), strict=True):
+        for test, outcome in zip(missing, _measure(run, missing, device, progress), strict=True):
             found[test.dataset] = outcome
             write_json(_file(run, test), {"weights": digest, "test_set": marks[test], **_plain(outcome)})
     return [found[test.dataset] for test in tests]
 
 
-def _retrieval(run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None) -> list[Outcome]:
-    recipe, model = run.recipe(), load_run(run, _WEIGHTS, device)
-    outcomes = []
-    for test in tests:
-        opened = open_test_set(recipe, test, "test")
-        labels = labels_of(run, _WEIGHTS, test, opened.record)
-        encoded = opened.encode(model, recipe, device, progress)
-        evaluation = evaluate_encoded(model, encoded, device, labels)
-        result = evaluation.result
-        ranks = rank_queries(evaluation.scores, encoded.owners)
-        numbers = {name: float(getattr(ranks.metrics(), name)) for name in ("r1", "r5", "r10", "mdr", "mnr")}
-        leak = None
-        if model.head.name == "t-mass":
-            try:
-                leaky = score_split(model, encoded, device, scorer="tmass-released")
-                leak = text_to_video(leaky, encoded.owners).r1
-            except BadInput:  # several sentences a clip: the released protocol does not exist there
-                leak = None
-        outcomes.append(
-            Outcome(
-                result.dataset,
-                result.protocol,
-                result.trained_on,
-                dict(numbers),
-                clip_sums(ranks, encoded.ids),
-                result.n_captions,
-                result.left_out,
-                HONEST_SCORER,
-                result.published and not result.left_out,
-                leak,
-                result.caveats,
-            )
-        )
-    return outcomes
+def _measure(run: Run, tests: Sequence[SourceSpec], device: torch.device, progress: Progress | None) -> list[Outcome]:
+    """The outcomes of a run; without intervals, which tables make of seeds and clips together."""
+    if run.task == "caption":
+        captions = evaluate_run(run, tests, Captioning(), which=_WEIGHTS, device=device, progress=progress)
+        return [_of_captions(each) for each in captions]
+    retrieval = Retrieval(intervals=False, audited=True)
+    found = evaluate_run(run, tests, retrieval, which=_WEIGHTS, device=device, progress=progress)
+    return [_of_retrieval(each) for each in found]
 
 
-def _caption(run: Run, tests: Sequence[TestSet], device: torch.device, progress: Progress | None) -> list[Outcome]:
-    outcomes = []
-    for evaluation in evaluate_caption_run(run, tests, which=_WEIGHTS, device=device, progress=progress):
-        result, scores = evaluation.result, evaluation.result.scores
-        values = {name: getattr(scores, name) for name in CAPTION_METRICS}
-        clips = tuple(scores.segments["cider"])
-        sums = np.array([[100.0 * scores.segments[name][clip] for name in _BY_CLIP] for clip in clips])
-        outcomes.append(
-            Outcome(
-                result.dataset,
-                result.protocol,
-                result.trained_on,
-                {name: None if value is None else 100.0 * value for name, value in values.items()},
-                ClipSums(clips, _BY_CLIP, sums, np.ones(len(clips))),
-                scores.n,
-                result.left_out,
-                f"pycocoevalcap {scores.pycocoevalcap}, tokens of {scores.tokenizer}",
-                result.published and not result.left_out,
-                None,
-                result.caveats,
-            )
-        )
-    return outcomes
+def _of_retrieval(evaluation: Evaluation) -> Outcome:
+    metrics = evaluation.result.metrics["text_to_video"]
+    return _outcome(
+        evaluation.result,
+        numbers={name: float(getattr(metrics, name)) for name in ("r1", "r5", "r10", "mdr", "mnr")},
+        sums=clip_sums(evaluation.ranks["text_to_video"], evaluation.encoded.ids),
+        n_queries=evaluation.result.n_captions,
+        scorer=evaluation.result.labels.scorer,
+        leak_r1=evaluation.leak_r1,
+    )
 
 
-def _file(run: Run, test: TestSet) -> Path:
+def _of_captions(evaluation: CaptionEvaluation) -> Outcome:
+    scores = evaluation.result.scores
+    values = {name: getattr(scores, name) for name in CAPTION_METRICS}
+    return _outcome(
+        evaluation.result,
+        numbers={name: None if value is None else 100.0 * value for name, value in values.items()},
+        sums=caption_sums(evaluation),
+        n_queries=scores.n,
+        scorer=f"pycocoevalcap {scores.pycocoevalcap}, tokens of {scores.tokenizer}",
+        leak_r1=None,
+    )
+
+
+def _outcome(result: RetrievalResult | CaptionResult, **measured: Any) -> Outcome:
+    labels = result.labels
+    return Outcome(
+        dataset=labels.dataset,
+        protocol=labels.protocol,
+        trained_on=labels.trained_on,
+        left_out=result.left_out,
+        published=labels.published and not result.left_out,
+        caveats=result.caveats,
+        **measured,
+    )
+
+
+def _file(run: Run, test: SourceSpec) -> Path:
     return run.folder / f"outcomes-{test.dataset}.json"
 
 
-def _contents(test: TestSet, recipe: Recipe) -> str:
+def _contents(test: SourceSpec, recipe: Recipe) -> str:
     """A digest of a test set's clips, captions and gaps: data that was completed or exchanged is measured again."""
-    return open_test_set(recipe, test, "test").record.whole
+    return open_source(test, recipe, val=False).record("test").whole
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

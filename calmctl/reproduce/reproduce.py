@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.runs import TestSet
 from calmctl.files import TABLE, read_json, write_output
-from calmctl.reproduce.datasets import Found, TableData, look, needs
+from calmctl.recipe import Recipe
+from calmctl.reproduce.datasets import Found, RecipeKey, TableData, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
 from calmctl.reproduce.outcomes import Outcome, outcomes_of
 from calmctl.reproduce.rows import FIRST_SEED, Table
 from calmctl.reproduce.work import Job, Ledger, jobs_of
 from calmctl.runs.run import Run
 from calmctl.runtime import environment
+from calmctl.source.base import SourceSpec
 from calmctl.words import Progress
 
 
@@ -30,6 +31,7 @@ class Plan:
 
     Attributes:
         tables: With the rows and test sets that can be had.
+        recipes: Of every row and seed.
         found: What was looked for, by name.
         left_out: Rows and test sets that cannot be had, by table, with the reason.
         jobs: The runs, each once.
@@ -37,6 +39,7 @@ class Plan:
 
     tables: tuple[Table, ...]
     world: TableData
+    recipes: Mapping[RecipeKey, Recipe]
     found: Mapping[str, Found]
     left_out: Mapping[str, Mapping[str, str]]
     jobs: tuple[Job, ...]
@@ -86,12 +89,18 @@ def plan_tables(
     if seeds < 1:
         raise BadInput(f"--seeds {seeds}: at least one run a row is needed")
     found: dict[str, Found] = {}
+    recipes = {
+        (table.name, row.key, seed): world.recipe(row, seed, overrides)
+        for table in tables
+        for row in table.rows
+        for seed in range(seeds)
+    }
     for table in tables:
-        found |= look(world, table, overrides)
+        found |= look(world, table, recipes)
     left_out: dict[str, dict[str, str]] = {table.name: {} for table in tables}
     if skip_missing:
-        tables = [_without_missing(table, world, overrides, found, left_out[table.name]) for table in tables]
-    return Plan(tuple(tables), world, found, left_out, tuple(jobs_of(tables, world, seeds, runs, overrides)))
+        tables = [_without_missing(table, recipes, found, left_out[table.name]) for table in tables]
+    return Plan(tuple(tables), world, recipes, found, left_out, tuple(jobs_of(tables, recipes, seeds, runs)))
 
 
 def require_present(plan: Plan) -> None:
@@ -121,14 +130,14 @@ def measure(
         CalmError: A run is not finished, or a test set cannot be read.
     """
     ledger = Ledger(runs)
-    filled, marks = [], dict[TestSet, str]()
+    filled, marks = [], dict[SourceSpec, str]()
     for table in plan.tables:
         measured: dict[str, dict[str, list[Outcome]]] = {}
         folders: dict[str, list[str]] = {}
         revisions: set[str] = set()
         for row in table.rows:
             for seed in range(seeds):
-                recipe = plan.world.recipe(row, seed, overrides)
+                recipe = plan.recipes[table.name, row.key, seed]
                 run = ledger.finished(recipe)
                 if run is None:
                     raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
@@ -197,11 +206,11 @@ def _revision(run: Run) -> str:
 
 
 def _without_missing(
-    table: Table, world: TableData, overrides: tuple[str, ...], found: Mapping[str, Found], left_out: dict[str, str]
+    table: Table, recipes: Mapping[RecipeKey, Recipe], found: Mapping[str, Found], left_out: dict[str, str]
 ) -> Table:
     rows = []
     for row in table.rows:
-        lacking = [name for name in needs(world, row, overrides) if not found[name].present]
+        lacking = [name for name in needs(recipes[table.name, row.key, 0]) if not found[name].present]
         tests = tuple(name for name in row.tests if found[name].present)
         if lacking or not tests:
             left_out[row.key] = f"{', '.join(lacking or row.tests)} is missing"

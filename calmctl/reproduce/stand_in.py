@@ -17,7 +17,6 @@ from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.data.demo import generate_demo
 from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput
-from calmctl.evaluation.runs import TestSet
 from calmctl.files import sha256_file
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
@@ -25,6 +24,7 @@ from calmctl.reproduce.datasets import TableData
 from calmctl.reproduce.rows import CHOICES, Row, Table, anchor_rows, choice_rows, head_rows, loss_rows
 from calmctl.reproduce.work import Ledger
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
 from calmctl.store.extract import extract
 from calmctl.store.format import INDEX
 from calmctl.store.store import FeatureStore
@@ -72,7 +72,7 @@ def _extracted(features: Path) -> bool:
 
 def planned_stand_in(root: Path, runs: Path) -> TableData:
     """The demo world before it is made: every path as it will be but for the features' digest."""
-    return TableData(NAME, {name: TestSet(name, root, features=runs / "features" / name) for name in TESTS}, {})
+    return TableData(NAME, {name: SourceSpec(name, root, features=runs / "features" / name) for name in TESTS}, {})
 
 
 def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> TableData:
@@ -115,7 +115,7 @@ def _world(root: Path, runs: Path, backbone: Run) -> TableData:
     weights = backbone.weights("slim")
     features = runs / f"features-{sha256_file(weights)[:12]}"  # other weights, other features, other recipes
     own = (f"data.root={root}", f"data.features={features / 'demo'}", f"backbone.weights={weights}")
-    return TableData(NAME, {name: TestSet(name, root, features=features / name) for name in TESTS}, {"demo": own})
+    return TableData(NAME, {name: SourceSpec(name, root, features=features / name) for name in TESTS}, {"demo": own})
 
 
 def _heads() -> Table:

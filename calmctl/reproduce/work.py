@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,11 +16,12 @@ from calmctl.device import choose_device
 from calmctl.errors import CalmError, RunFailed
 from calmctl.files import read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
-from calmctl.reproduce.datasets import TableData
+from calmctl.reproduce.datasets import RecipeKey
 from calmctl.reproduce.rows import Row, Table
 from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
 from calmctl.runs.run import Run
-from calmctl.training.prepare import own_records, prepare, recipe_vocabulary
+from calmctl.source.source import recipe_source
+from calmctl.training.prepare import prepare, recipe_vocabulary
 from calmctl.training.train import measure_steps, pairs_to_measure, train
 from calmctl.words import SILENT, Watcher
 
@@ -93,7 +94,8 @@ class Ledger:
         key = json.dumps([recipe.task, recipe.data.model_dump(mode="json")])
         if key not in self._splits:
             try:
-                self._splits[key] = own_records(recipe)
+                source = recipe_source(recipe)
+                self._splits[key] = {name: source.record(name) for name in source.splits}
             except CalmError:
                 self._splits[key] = None
         return self._splits[key]
@@ -144,16 +146,17 @@ class Job:
     run: Run | None
 
 
-def jobs_of(tables: Sequence[Table], world: TableData, seeds: int, runs: Path, overrides: tuple[str, ...]) -> list[Job]:
+def jobs_of(tables: Sequence[Table], recipes: Mapping[RecipeKey, Recipe], seeds: int, runs: Path) -> list[Job]:
     """Every run that the tables take, once, though several rows may share it.
 
     Seeds are the outer loop: an interrupted reproduction has all rows with fewer seeds.
     """
     ledger = Ledger(runs)
+    rows = [(table.name, row) for table in tables for row in table.rows]
     jobs: dict[str, Job] = {}
     for seed in range(seeds):
-        for row in (row for table in tables for row in table.rows):
-            recipe = world.recipe(row, seed, overrides)
+        for name, row in rows:
+            recipe = recipes[name, row.key, seed]
             digest = "\n".join(map(str, (digest_of(recipe), recipe.anchors.vocabulary, recipe.data.features)))
             if digest in jobs:
                 continue

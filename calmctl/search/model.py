@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calmctl.errors import CheckpointError, VideoError
 from calmctl.explain.explainer import ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS, Explainer, explain_with_run, explain_zero_shot
-from calmctl.model.calm import CalmModel
+from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
@@ -103,11 +103,5 @@ def seek_bare(
 
 
 def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:
-    model = CalmModel(
-        load_backbone(backbone, weights),
-        MeanPoolHead(),
-        anchor_keys=AnchorsSection(),
-        alignment_keys=AlignmentSection(kind="none"),
-        frozen=True,
-    )
-    return model.eval().to(device)
+    parts = AlignedParts(anchor_keys=AnchorsSection(), alignment_keys=AlignmentSection(kind="none"), frozen=True)
+    return CalmModel(load_backbone(backbone, weights), MeanPoolHead(), parts).eval().to(device)

@@ -273,7 +273,7 @@ def adapted(frames: Tensor, adapter: FeatureAdapter | None) -> Tensor:
     """Frame features [..., F, D] behind the adapter, if there is one."""
     if adapter is None:
         return frames
-    moved: Tensor = frames + adapter.frames(frames)
+    moved: Tensor = adapter.frames(frames)
     return moved
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import encode_captions
 from calmctl.explain.anchors import compare, worth_saying
 from calmctl.explain.explainer import Explainer
 from calmctl.model.heads.base import FusionHead
@@ -33,6 +32,7 @@ from calmctl.search.exact import (
 )
 from calmctl.search.model import BARE_FRAMES, Seeker
 from calmctl.search.scorers import Scorer, SearchIndex, choose_scorer, open_index
+from calmctl.source.encoding import encode_captions
 from calmctl.words import Progress, counted
 
 

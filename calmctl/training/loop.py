@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,6 +19,7 @@ from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
 from calmctl.runs.identity import RunIdentity, state_mark
 from calmctl.runs.run import IDENTITY, Run, export_metadata
+from calmctl.source.base import Batches
 from calmctl.training.optim import (
     alignment_share,
     build_optimizer,
@@ -254,26 +255,6 @@ def _interruptions() -> Iterator[list[int]]:
 # What the training loop is given.
 
 
-class BatchSource(Protocol):
-    """Where batches come from: the same ones in the same order for the same recipe, whoever asks.
-
-    Attributes:
-        steps_per_epoch: Batches an epoch.
-        ids: The ids of the clips that `Batch.clips` counts.
-    """
-
-    steps_per_epoch: int
-    ids: Sequence[str]
-
-    def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
-        """This process's part of the batches of `epoch` after the first `skip`; None: no usable clip in it."""
-        ...
-
-    def blank(self) -> Batch:
-        """One row that looks like any other: a process without a usable clip computes on it to keep in step."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Training:
     """All that the loop needs.
@@ -290,7 +271,7 @@ class Training:
 
     recipe: Recipe
     model: AlignedModel
-    source: BatchSource
+    source: Batches
     validate: Callable[[], dict[str, float]]
     run: Run
     trained_on: tuple[str, ...]

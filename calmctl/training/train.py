@@ -15,23 +15,20 @@ from typing import Any
 import torch
 
 from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
-from calmctl.captions.evaluate import CaptionEvaluation, caption_validation, evaluate_captions
-from calmctl.captions.generate import Search
+from calmctl.captions.evaluate import CaptionEvaluation, task_of
 from calmctl.errors import RunFailed
-from calmctl.evaluation.encoding import EncodedSplit, encode_split, stream_frames
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.retrieval import evaluate_encoded, validation_numbers
-from calmctl.evaluation.runs import labelled
+from calmctl.evaluation.runs import labels_of
 from calmctl.files import write_json
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
-from calmctl.runs.checkpoint import load_captioner, load_run
-from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
-from calmctl.runs.run import IDENTITY, Run, create_run
+from calmctl.runs.identity import RunIdentity, require_unchanged, run_identity
+from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run
 from calmctl.runtime import environment, interruptible
-from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches
+from calmctl.source.base import Batches, SourceSpec
+from calmctl.source.encoding import EncodedSplit
 from calmctl.training.loop import Training, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
 from calmctl.training.prepare import Prepared, prepare
@@ -120,11 +117,11 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
     for name, parameter in prepared.model.named_parameters():
         if parameter.requires_grad:
             trainable[group_of(name)] += parameter.numel()
-    counts = prepared.counts()
+    counts = prepared.source.counts()
     keys = recipe.optim
     rates = {"backbone": keys.lr_backbone, "head": keys.lr_head, "alignment": keys.lr_alignment}
     summary = {
-        "data": f"{recipe.data.dataset} {prepared.protocol}".strip(),
+        "data": f"{recipe.data.dataset} {prepared.source.protocol}".strip(),
         **{
             f"  {name}": f"{counted(c['clips'], 'clip')}, {counted(c['captions'], 'caption')}, "
             f"{counted(c['left_out'], 'clip')} left out"
@@ -159,9 +156,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         )
         if cost.memory_bytes is not None:
             summary["memory"] = f"{cost.memory_bytes / 2**30:.1f} GiB at most, in that step{part}"
-    left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
-    if isinstance(source, PairBatches):
-        left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
+    left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.source.left_out().items()}
+    left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
     return {
         "summary": summary,
         "left_out": left_out,
@@ -248,7 +244,7 @@ def train(
         world.leave()
         if world.rank > 0:
             return Trained(run, (), [], position.left_out)
-        left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.left_out().items()}
+        left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.source.left_out().items()}
         for split, reasons in position.left_out.items():
             left_out.setdefault(split, {}).update(reasons)
         best_is_last = position.best is not None and position.best["epoch"] == position.epoch
@@ -322,24 +318,12 @@ class _Validation:
     def __init__(self, prepared: Prepared, progress: Progress) -> None:
         self._prepared = prepared
         self._progress = progress
-        self._cache: CachedFrames | None = None
         self.encoded: EncodedSplit | None = None
 
     def __call__(self) -> dict[str, float]:
         prepared = self._prepared
-        if prepared.store is not None or prepared.recipe.data.cache == "none":
-            self.encoded = prepared.encoded("val", self._progress)
-        else:
-            assert prepared.dataset is not None
-            split = prepared.dataset.splits["val"]
-            if self._cache is None:
-                frames = stream_frames(split, prepared.model, prepared.recipe.data)
-                frozen = prepared.recipe.frozen
-                self._cache = CachedFrames(list(prepared.frozen_features(frames) if frozen else frames))
-            self.encoded = encode_split(prepared.model, split, self._cache.frames, prepared.device)
-        if isinstance(prepared.model, CaptionModel):
-            return caption_validation(prepared.model, self.encoded, prepared.recipe.caption)
-        return validation_numbers(prepared.model, self.encoded, prepared.device)
+        self.encoded = prepared.source.encode(prepared.model, "val", self._progress, keep=True)
+        return task_of(prepared.recipe).validate(prepared.model, self.encoded)
 
 
 def _test(
@@ -351,38 +335,34 @@ def _test(
     best_is_last: bool,
 ) -> tuple[RetrievalResult | CaptionEvaluation, ...]:
     """The test split, once, with the best weights on validation and with the last ones."""
-    if prepared.counts().get("test", {}).get("captions", 0) == 0:
+    source, task = prepared.source, task_of(prepared.recipe)
+    if source.counts().get("test", {}).get("captions", 0) == 0:
         return ()
-    record = prepared.record("test")
+    record, own = source.record("test"), SourceSpec.of(prepared.recipe.data)
     results: list[RetrievalResult | CaptionEvaluation] = []
-    for which, system in (("best", "best on validation"), ("last", "last epoch")):
+    for which in ("best", "last"):
         if best_is_last and results:
-            results.append(_relabelled(results[0], system))  # the same weights
+            results.append(_relabelled(results[0], WEIGHTS[which]))  # the same weights
             continue
-        load = load_captioner if prepared.recipe.task == "caption" else load_run
-        prepared.model = load(run, which, prepared.device)
-        weights = weights_identity(run.weights(which))  # as an evaluation will read it later
-        encoded = prepared.encoded("test", progress)
+        prepared.model = task.load(run, which, prepared.device)
+        encoded = source.encode(prepared.model, "test", progress)
         left_out["test"] = {entry.id: entry.reason for entry in encoded.left_out}
-        labels = labelled(record, weights, judge(weights, record, run=run, own=True), prepared.recipe, system)
-        if isinstance(prepared.model, CaptionModel):
-            results.append(evaluate_captions(prepared.model, encoded, Search.of(prepared.recipe.caption), labels))
-        else:
-            results.append(evaluate_encoded(prepared.model, encoded, prepared.device, labels).result)
+        labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
+        evaluation = task.evaluate(prepared.model, encoded, labels)
+        results.append(evaluation if isinstance(evaluation, CaptionEvaluation) else evaluation.result)
     return tuple(results)
 
 
 def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> RetrievalResult | CaptionEvaluation:
     if isinstance(result, CaptionEvaluation):
-        return replace(result, result=replace(result.result, system=system))
-    return replace(result, system=system)
+        labels = replace(result.result.labels, system=system)
+        return replace(result, result=replace(result.result, labels=labels))
+    return replace(result, labels=replace(result.labels, system=system))
 
 
-def _left_out(source: PairBatches | FeatureBatches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
+def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
     """Every clip met so far that was not used, by split: files that turned out not to decode."""
-    found: dict[str, dict[str, str]] = {}
-    if isinstance(source, PairBatches):
-        found["train"] = {e.id: e.reason for e in source.left_out.values()}
+    found = {"train": {e.id: e.reason for e in source.left_out.values()}}
     if validation is not None:
         found["val"] = {e.id: e.reason for e in validation.left_out}
     return found

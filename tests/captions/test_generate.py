@@ -7,9 +7,9 @@ from calmctl.captions import generate
 from calmctl.captions.evaluate import references_of
 from calmctl.captions.generate import Search, caption_features
 from calmctl.captions.search import next_log_probs
-from calmctl.evaluation.encoding import encode_split, stream_frames
 from calmctl.runs.checkpoint import load_captioner
-from calmctl.training.prepare import recipe_dataset
+from calmctl.source.encoding import encode_split, stream_frames
+from calmctl.source.source import recipe_source
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def learned(captioner):
     """The model in float64 with its training clips."""
     model = load_captioner(captioner.run, "last", CPU)
     recipe = captioner.run.recipe()
-    split = recipe_dataset(recipe).splits["train"]
+    split = recipe_source(recipe).split("train")
     encoded = encode_split(model, split, stream_frames(split, model, recipe.data), CPU)
     return model.double(), encoded
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from calmctl.captions import score as resampling
-from calmctl.captions.score import interval, resampled_sums
+from calmctl.evaluation import statistics as resampling
+from calmctl.evaluation.statistics import percentiles, resampled_sums
 
 
 def test_one_draw_serves_all_columns_and_is_the_same_again() -> None:
@@ -24,7 +24,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
     """For a mean of many, theory: mean ± 1.96 standard errors."""
     values = np.random.default_rng(2).gamma(2.0, size=2000)
-    found = interval(resampled_sums(values[:, None], replicates=4000)[:, 0] / len(values))
+    found = percentiles(resampled_sums(values[:, None], replicates=4000)[:, 0] / len(values))
     error = values.std() / np.sqrt(len(values))
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from calmctl.captions.score import METRICS, CaptionResult, CaptionScores, caption_table
+from calmctl.evaluation.result import Labels
 from calmctl.evaluation.statistics import Interval
 
 
@@ -31,7 +32,7 @@ def render(*results: CaptionResult) -> str:
 
 def test_numbers_stand_times_100_beside_the_papers() -> None:
     text = render(
-        CaptionResult(scores(), dataset="msvd", trained_on="msvd", system="best on validation", published=True)
+        CaptionResult(scores(), Labels(dataset="msvd", trained_on="msvd", system="best on validation", published=True))
     )
     assert "msvd  best on validation, trained on msvd, 2990 captions, 59800 references\n" in text
     assert "tokenizer ptb-java; no SPICE" in text
@@ -54,7 +55,7 @@ def test_numbers_stand_times_100_beside_the_papers() -> None:
     ],
 )
 def test_every_setting_of_the_paper_has_its_rows(trained_on: str, dataset: str, protocol: str, cider: str) -> None:
-    result = CaptionResult(scores(), dataset=dataset, trained_on=trained_on, protocol=protocol, published=True)
+    result = CaptionResult(scores(), Labels(dataset=dataset, trained_on=trained_on, protocol=protocol, published=True))
     calm = next(line for line in render(result).splitlines() if line.startswith("CALM"))
     assert calm.split()[-1] == cider
     assert ("→ " in render(result)) == (trained_on != dataset)
@@ -72,7 +73,9 @@ def test_every_setting_of_the_paper_has_its_rows(trained_on: str, dataset: str, 
     ],
 )
 def test_another_setting_has_none(changes: dict[str, Any]) -> None:
-    result = CaptionResult(scores(), **{"dataset": "msrvtt", "trained_on": "msrvtt", "published": True, **changes})
+    names = {name: value for name, value in changes.items() if name != "left_out"}
+    labels = Labels(**{"dataset": "msrvtt", "trained_on": "msrvtt", "published": True, **names})
+    result = CaptionResult(scores(), labels, left_out=changes.get("left_out", 0))
     assert result.paper == ()
     assert "paper" not in render(result)
 
@@ -87,7 +90,7 @@ def test_what_must_be_known_is_said_in_table_and_json() -> None:
         empty=("v3",),
         intervals={},
     )
-    result = CaptionResult(found, name="hyp.json", left_out=3, split="val")
+    result = CaptionResult(found, Labels(split="val", scorer=""), name="hyp.json", left_out=3)
     text = " ".join(render(result).split())
     assert "50.0 n/a 50.0" in text
     for caveat in (

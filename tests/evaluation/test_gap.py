@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
 from calmctl.evaluation.gap import (
     PENALTY,
     divergences,
@@ -17,6 +16,7 @@ from calmctl.evaluation.gap import (
     modality_told,
     one_sentence_a_clip,
 )
+from calmctl.source.encoding import EncodedSplit
 
 N, D, K = 24, 5, 7
 

@@ -14,10 +14,11 @@ from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.cli.main import app
 from calmctl.errors import BadInput
 from calmctl.evaluation.gap import _untrained, gaps_of_runs
-from calmctl.evaluation.runs import open_test_set, own_test_set
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import recipe_source
 from calmctl.training.prepare import prepare, recipe_vocabulary
 from calmctl.training.train import train
 
@@ -43,7 +44,7 @@ def pair(
 
 
 def test_before_and_after_with_and_without(pair: tuple[Run, Run]) -> None:
-    tests = [own_test_set(pair[0].recipe())]
+    tests = [SourceSpec.of(pair[0].recipe().data)]
     found = gaps_of_runs(pair, tests, split="train", device=CPU)
     assert [(each.system, each.loss) for each in found] == [
         ("before training", ""),
@@ -53,7 +54,7 @@ def test_before_and_after_with_and_without(pair: tuple[Run, Run]) -> None:
     assert all(each.gap.n_clips == 12 and each.gap.n_anchors == 5 for each in found)
     model = load_run(pair[0], "best", CPU)
     recipe = pair[0].recipe()
-    encoded = open_test_set(recipe, tests[0], "train").encode(model, recipe, CPU, None)
+    encoded = recipe_source(recipe).encode(model, "train")
     assert any("12 of 12 train clips were trained on" in caveat for caveat in found[1].caveats)
     texts = np.stack([encoded.texts[list(encoded.owners).index(clip)].numpy() for clip in range(12)]).astype(float)
     videos = encoded.frames.double().mean(1).numpy()

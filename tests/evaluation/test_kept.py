@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.encoding import EncodedSplit
-from calmctl.evaluation.metrics import rank_queries
+from calmctl.evaluation.metrics import rank_all, rank_queries
 from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.runs import compare, keep
 from calmctl.files import sha256_file
 from calmctl.runs.run import Run
+from calmctl.source.encoding import EncodedSplit
 
 OWNERS = np.repeat(np.arange(30), 2)
 
@@ -25,8 +25,9 @@ def evaluation(seed: int, *, noise: float = 1.0, ids: str = "clip", scorer: str 
     names = tuple(f"{ids}{n}" for n in range(30))
     captions = tuple(f"caption {n}" for n in range(60))
     encoded = EncodedSplit(torch.zeros(60, 4), torch.zeros(30, 2, 4), OWNERS, names, captions)
-    result = retrieval_result(scores, OWNERS, Labels(dataset="demo", protocol="retrieval"), scorer=scorer)
-    return Evaluation(result, scores, encoded)
+    ranks = rank_all(scores, OWNERS)
+    result = retrieval_result(ranks, Labels(dataset="demo", protocol="retrieval", scorer=scorer))
+    return Evaluation(result, scores, encoded, ranks)
 
 
 def test_an_evaluation_is_kept_with_each_query_s_rank(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calmctl.evaluation.metrics import rank_queries
+from calmctl.evaluation.metrics import rank_all, rank_queries
 from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
 from calmctl.evaluation.tables import results_json, retrieval_table
 
@@ -20,7 +20,7 @@ def result(n: int = 60, seed: int = 0, captions: int = 1, **options: Any) -> Ret
     scores[np.arange(len(owners)), owners] += 2
     names = Labels.__dataclass_fields__.keys() & options.keys()
     labels = Labels(**{"dataset": "msrvtt", "published": True, **{name: options.pop(name) for name in names}})
-    return retrieval_result(scores, owners, labels, **{"replicates": 100, **options})
+    return retrieval_result(rank_all(scores, owners), labels, **{"replicates": 100, **options})
 
 
 def render(*results: RetrievalResult) -> str:
@@ -108,7 +108,7 @@ def test_the_table_fits_80_columns_with_large_numbers() -> None:
     rng = np.random.default_rng(0)
     owners = rng.integers(0, 3000, 3000)
     big = retrieval_result(
-        rng.standard_normal((3000, 3000), np.float32), owners, Labels(dataset="msrvtt"), replicates=100
+        rank_all(rng.standard_normal((3000, 3000), np.float32), owners), Labels(dataset="msrvtt"), replicates=100
     )
     one = result(1, dataset="folder")
     lines = render(big, one, result(system="best-on-validation", left_out=3, scorer="tmass-released")).splitlines()
@@ -138,7 +138,7 @@ def test_json_is_plain_and_complete() -> None:
 def test_metrics_of_a_result_are_those_of_the_ranks() -> None:
     rng = np.random.default_rng(4)
     scores, owners = rng.standard_normal((30, 10)), rng.integers(0, 10, 30)
-    got = retrieval_result(scores, owners, Labels(dataset="x"), replicates=100)
+    got = retrieval_result(rank_all(scores, owners), Labels(dataset="x"), replicates=100)
     for direction, metrics in got.metrics.items():
         assert metrics == rank_queries(scores, owners, direction).metrics()
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from calmctl.evaluation.runs import own_test_set
 from calmctl.reproduce.filled import fill
 from calmctl.reproduce.outcomes import outcomes_of
 from calmctl.reproduce.rows import Row, Table
+from calmctl.source.base import SourceSpec
 
 if TYPE_CHECKING:
     from calmctl.training.train import Trained
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.mark.usefixtures("no_java")
 def test_a_captioner_in_a_table(captioner: "Trained") -> None:
     run = captioner.run
-    test = own_test_set(run.recipe())
+    test = SourceSpec.of(run.recipe().data)
     (outcome,) = outcomes_of(run, [test], torch.device("cpu"))
     told = json.loads(run.results.read_text())["test"][0]["scores"]
     assert outcome.numbers["bleu4"] == pytest.approx(100 * told["bleu4"])

@@ -15,11 +15,11 @@ import yaml
 from calmctl.anchors.vocabulary import make_vocabulary, save_vocabulary
 from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, CalmError
-from calmctl.evaluation import runs as evaluation_runs
 from calmctl.reproduce.datasets import TableData, folder_world
 from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
 from calmctl.reproduce.rows import Row, Table
 from calmctl.reproduce.work import Ledger, digest_of, duration_s, estimate, work_off
+from calmctl.source.base import SourceSpec
 from calmctl.words import Watcher
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def table(place: Path) -> Table:
 
 @pytest.fixture(scope="module")
 def world(tiny_world: Path) -> TableData:
-    tests = {name: evaluation_runs.TestSet(name, tiny_world) for name in TESTS}
+    tests = {name: SourceSpec(name, tiny_world) for name in TESTS}
     return TableData("tiny", tests, {"demo": (f"data.root={tiny_world}",)})
 
 
@@ -256,9 +256,7 @@ def test_digests_tell_recipes_apart(table: Table, world: TableData) -> None:
 
 
 def test_missing_data_is_listed_and_can_be_left_out(table: Table, tiny_world: Path, tmp_path: Path) -> None:
-    nowhere = TableData(
-        "x", {n: evaluation_runs.TestSet(n, tmp_path) for n in TESTS}, {"demo": (f"data.root={tiny_world}",)}
-    )
+    nowhere = TableData("x", {n: SourceSpec(n, tmp_path) for n in TESTS}, {"demo": (f"data.root={tiny_world}",)})
     plan = plan_tables([table], nowhere, tmp_path, seeds=1)
     assert [each.what for each in plan.missing] == ["demo-shifted"]
     with pytest.raises(BadInput, match=r"(?s)1 of 4 things .*--skip-missing.*demo-shifted"):

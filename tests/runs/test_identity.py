@@ -10,12 +10,13 @@ import torch
 
 from calmctl.data.identity import SplitRecord, record_split
 from calmctl.errors import CheckpointError
-from calmctl.evaluation import runs as evaluation
-from calmctl.evaluation.runs import labels_of, load_test_set
+from calmctl.evaluation.runs import labels_of
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.identity import RunIdentity, judge, recipe_digest, weights_identity
 from calmctl.runs.run import Run, create_run, find_run
 from calmctl.samples import Clip, LeftOut, Split
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import open_source
 from calmctl.tensors import save_tensors
 
 
@@ -130,7 +131,7 @@ def test_a_damaged_one_is_a_sentence(run: Run, damaged: Any) -> None:
 
 def test_retrieval_is_not_tested_on_a_list_that_is_known_to_be_trained_on(run: Run) -> None:
     write_weights(run, identity(TRAIN).for_weights(0))
-    test = evaluation.TestSet("msrvtt", protocol="full")
+    test = SourceSpec("msrvtt", protocol="full")
     with pytest.raises(CheckpointError, match=r"trained on msrvtt 9k, whose training list holds 1,990 of the 2,990"):
         labels_of(run, "best", test, record("test", range(900, 910), protocol="full"))
     assert labels_of(run, "best", test, TEST).trained_protocol == "9k"
@@ -138,7 +139,7 @@ def test_retrieval_is_not_tested_on_a_list_that_is_known_to_be_trained_on(run: R
 
 def test_labels_are_of_what_was_read(run: Run) -> None:
     write_weights(run, identity(record("train", range(9), "didemo", "")).for_weights(0))
-    labels = labels_of(run, "best", evaluation.TestSet("lsmdc"), record("test", range(5), "msvd", ""))
+    labels = labels_of(run, "best", SourceSpec("lsmdc"), record("test", range(5), "msvd", ""))
     assert (labels.dataset, labels.trained_on, labels.trained_protocol) == ("msvd", "didemo", "")
     assert labels.test_set is not None and labels.test_set["clips"] == 5
 
@@ -175,5 +176,5 @@ def test_another_protocol_of_a_runs_own_set_does_not_ask_for_its_validation_clip
     values = tiny_recipe_values(tmp_path)
     values["data"] |= {"dataset": "msrvtt", "val_clips": 7}
     recipe = recipe_from_dict(values)
-    dataset = load_test_set(evaluation.TestSet("msrvtt", tmp_path, protocol="full"), recipe)
-    assert len(dataset.splits["test"].clips) == 2
+    source = open_source(SourceSpec("msrvtt", tmp_path, protocol="full"), recipe)
+    assert len(source.split("test").ids) == 2

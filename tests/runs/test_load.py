@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from calmctl.errors import CheckpointError, RunFailed, RunNotFound
-from calmctl.evaluation.runs import evaluate_run, labels_of, open_test_set, own_test_set
+from calmctl.evaluation.retrieval import Retrieval
+from calmctl.evaluation.runs import evaluate_run, labels_of
 from calmctl.explain.explainer import explain_with_run
 from calmctl.model.spec import CLIP_PIXELS
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import run_identity
 from calmctl.runs.run import Run, find_run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import recipe_source
 from calmctl.tensors import load_tensors, read_metadata, save_tensors
 from calmctl.training.train import train
 
@@ -56,7 +59,7 @@ def test_a_run_scores_the_same_before_and_after_a_reload(finished):
     recipe, run = finished
     (validation,) = json.loads(run.results.read_text())["validation"]  # by the model in memory
     for which in ("best", "last", "slim"):
-        (found,) = evaluate_run(run, [own_test_set(recipe)], which=which, split="val", device=CPU)
+        (found,) = evaluate_run(run, [SourceSpec.of(recipe.data)], Retrieval(), which=which, split="val", device=CPU)
         metrics = found.result.to_json()["metrics"]["text_to_video"]
         assert (metrics["r1"], metrics["mnr"]) == (validation["t2v_r1"], validation["t2v_mnr"]), which
     assert load_run(run, "best", CPU).backbone.spec.mean == (0.5, 0.5, 0.5)
@@ -107,8 +110,8 @@ def test_the_slim_file_says_what_it_was_made_of(finished, given):
     assert told.train == begun.train.lean() and (told.recipe, told.vocabulary) == (begun.recipe, begun.vocabulary)
     assert alone.anchors().digest == told.vocabulary
     assert alone.trained_on == run.trained_on and alone.trained_on.clips == begun.train.clips
-    opened = open_test_set(recipe, own_test_set(recipe), "train")
-    (concern, *_) = labels_of(alone, "best", own_test_set(recipe), opened.record).concerns
+    record = recipe_source(recipe).record("train")
+    (concern, *_) = labels_of(alone, "best", SourceSpec.of(recipe.data), record).concerns
     assert f"{begun.train.clips} of {begun.train.clips} train clips were trained on" in concern
 
 

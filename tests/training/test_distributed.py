@@ -101,14 +101,14 @@ def recipe_file(tiny_world, tiny_recipe_values, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     shutil.copytree(tiny_world, folder / "world")
     from calmctl.recipe import recipe_from_dict
-    from calmctl.training.prepare import recipe_dataset
+    from calmctl.source.source import recipe_source
 
     values = tiny_recipe_values(folder / "world")
     values["head"] = {"kind": "t-mass", "dropout": 0, "noise": "normal", "noise_std": 1e-9, "support_weight": 0.8}
     values["alignment"] = {"kind": "kl"}
     values["backbone"]["model"] = str(PARITY.with_name("parity-clip.json"))
     values["optim"] |= {"batch_size": 59, "save_every": 3}
-    recipe_dataset(recipe_from_dict(values)).splits["train"].clips[2].path.write_bytes(b"this was a video once")
+    recipe_source(recipe_from_dict(values)).split("train").clips[2].path.write_bytes(b"this was a video once")
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     return file

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput, RecipeError
-from calmctl.evaluation.encoding import encode_captions, encode_split, stream_frames
 from calmctl.evaluation.retrieval import score_split
 from calmctl.explain.calibration import calibrate
 from calmctl.explain.collection import find_failures, open_collection
@@ -16,8 +15,10 @@ from calmctl.model.build import build_model
 from calmctl.model.calm import Batch
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.checkpoint import load_run
+from calmctl.source.encoding import encode_captions, encode_split, stream_frames
+from calmctl.source.source import recipe_source
 from calmctl.training.optim import build_optimizer, set_learning_rate
-from calmctl.training.prepare import recipe_dataset, recipe_vocabulary
+from calmctl.training.prepare import recipe_vocabulary
 from calmctl.training.train import train
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ NEW = ("seqlstm", "seqtransf", "emcl", "wti")
 def clips(tiny_world, tiny_recipe_values):
     """The training split of the tiny world, and its 12 clips' frames."""
     recipe = recipe_from_dict(tiny_recipe_values(tiny_world))
-    split = recipe_dataset(recipe).splits["train"]
+    split = recipe_source(recipe).split("train")
     return split, list(stream_frames(split, build_model(recipe, recipe_vocabulary(recipe)), recipe.data))
 
 
@@ -88,7 +89,7 @@ def test_a_run_from_training_to_explanation(kind, more, tiny_recipe, tmp_path):
 
 
 def test_words_do_not_depend_on_what_is_encoded_beside_them(tiny_recipe, monkeypatch):
-    from calmctl.evaluation import encoding
+    from calmctl.source import encoding
 
     recipe = tiny_recipe("head.kind=wti", "head.layers=1", "backbone.adapter=linear")
     model = build_model(recipe, recipe_vocabulary(recipe)).eval()

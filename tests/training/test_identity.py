@@ -17,14 +17,16 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.data.registry import load_dataset
 from calmctl.errors import CalmError, CheckpointError, DatasetError, RunFailed, StoreError
-from calmctl.evaluation import runs as evaluation
-from calmctl.evaluation.runs import evaluate_run, labels_of, open_test_set, own_test_set
+from calmctl.evaluation.retrieval import Retrieval
+from calmctl.evaluation.runs import evaluate_run, labels_of
 from calmctl.files import write_json
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.identity import judge, run_identity, weights_identity
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import open_source
 from calmctl.store.extract import extract
 from calmctl.training.prepare import prepare
 from calmctl.training.train import train
@@ -190,7 +192,7 @@ def test_a_run_from_before_goes_on_and_promises_nothing(interrupted: Run, folder
     write_json(run.about, about)
     result = train(run.recipe_to_resume(), tmp_path, resume=run).results[0]
     assert "made before calmctl recorded what it was trained on" in " ".join(result.caveats)
-    assert not result.published
+    assert not result.labels.published
     assert weights_identity(run.weights("slim")) is None
 
 
@@ -208,8 +210,8 @@ def test_weights_are_not_loaded_beside_another_recipe_or_other_anchors(
 def concerns(run: Run, **changes: Any) -> str:
     """What an evaluation says of a run on its own test set, or another."""
     recipe = run.recipe()
-    test = evaluation.TestSet(**changes) if changes else own_test_set(recipe)
-    return " ".join(labels_of(run, "best", test, open_test_set(recipe, test, "test").record).concerns)
+    test = SourceSpec(**changes) if changes else SourceSpec.of(recipe.data)
+    return " ".join(labels_of(run, "best", test, open_source(test, recipe).record("test")).concerns)
 
 
 def test_an_evaluation_has_nothing_to_say_where_nothing_changed(finished: Run, folder: Path, tmp_path: Path) -> None:
@@ -248,8 +250,8 @@ def test_weights_that_are_given_away_know_what_they_saw(finished: Run, folder: P
     assert str(folder) not in json.dumps(identity.to_json())
     shutil.copy(folder / "train0.mp4", folder / "extra.mp4")
     try:
-        test = evaluation.TestSet("folder", folder, annotations=None)
-        record = open_test_set(finished.recipe(), test, "train").record
+        test = SourceSpec("folder", folder, annotations=None)
+        record = open_source(test, finished.recipe()).record("train")
         found = judge(identity, record, run=None, own=False)
         assert "6 of 6 train clips were trained on" in " ".join(found.caveats)
     finally:
@@ -314,11 +316,9 @@ def test_features_are_never_reported_as_another_data_set(
     with pytest.raises(StoreError, match="holds features of folder, not of msrvtt"):
         prepare(on_store(values, stored, "data.dataset=msrvtt"))
     with pytest.raises(StoreError, match=r"holds features of demo retrieval, not of demo-shifted"):
-        evaluate_run(finished, [evaluation.TestSet("demo-shifted", features=stored.place / "demo")], device=CPU)
+        evaluate_run(finished, [SourceSpec("demo-shifted", features=stored.place / "demo")], Retrieval(), device=CPU)
     with pytest.raises(StoreError, match=r"not of demo captioning"):
-        open_test_set(
-            finished.recipe(), evaluation.TestSet("demo", protocol="captioning", features=stored.place / "demo"), "test"
-        )
+        open_source(SourceSpec("demo", protocol="captioning", features=stored.place / "demo"), finished.recipe())
 
 
 def test_a_half_extracted_store_is_not_trained_on(

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from calmctl.errors import CheckpointError, DatasetError, RunFailed, RunNotFound
-from calmctl.evaluation.encoding import encode_split, stream_frames
 from calmctl.evaluation.retrieval import score_split
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run, find_run
+from calmctl.source.encoding import encode_split, frozen_texts, stream_frames
+from calmctl.source.source import recipe_source
 from calmctl.tensors import load_tensors
 from calmctl.training import loop
-from calmctl.training.prepare import prepare, recipe_dataset
+from calmctl.training.prepare import prepare
 from calmctl.training.train import plan_training, train
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_a_run_leaves_everything_behind(finished):
 
 def test_inference_needs_neither_anchors_nor_vae(finished):
     recipe = finished.run.recipe()
-    split = recipe_dataset(recipe).splits["test"]
+    split = recipe_source(recipe).split("test")
     slim_names = set(weights_of(finished.run, "slim"))
     assert not any(name.startswith(("anchors.", "vae.")) for name in slim_names)
     scores = []
@@ -180,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_clips(tiny_recipe, tmp
     assert load_tensors(run.state, what="test")[1]["step"] == 2
     last = json.loads(run.log.read_text().splitlines()[-1])
     assert (last["step"], last["not_finite"]) == (3, "loss") and math.isnan(last["loss"])
-    ids = {clip.id for clip in recipe_dataset(tiny_recipe()).splits["train"].clips}
+    ids = {clip.id for clip in recipe_source(tiny_recipe()).split("train").clips}
     assert 8 < len(last["clips"]) <= len(ids) and set(last["clips"]) <= ids
     text = str(failure.value)
     named = f"clips {', '.join(last['clips'][:8])} and {len(last['clips']) - 8} more, all of them in log.jsonl"
@@ -225,8 +226,8 @@ def test_broken_clips_are_listed_and_the_rest_trains(tiny_recipe, tiny_world, tm
 
     world = tmp_path / "world"
     shutil.copytree(tiny_world, world)
-    dataset = recipe_dataset(tiny_recipe(f"data.root={world}"))
-    broken = [dataset.splits[name].clips[0] for name in ("train", "val", "test")]
+    source = recipe_source(tiny_recipe(f"data.root={world}"))
+    broken = [source.split(name).clips[0] for name in ("train", "val", "test")]
     for clip in broken:
         clip.path.write_bytes(b"this was a video once")
     for cache in ("memory", "none"):
@@ -256,8 +257,8 @@ def test_words_of_frozen_towers_are_kept_as_long_as_their_sentence(tiny_recipe, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0]
 
     prepared = prepare(tiny_recipe(*keys, "data.cache=memory"))
-    captions = prepared.dataset.splits["train"].captions
-    tokenize = prepared._frozen_texts(captions)
+    captions = prepared.source.split("train").captions
+    tokenize = frozen_texts(prepared.model, captions)
     shortest, longest = min(captions, key=len), max(captions, key=len)
     words = [tokenize([sentence])[0] for sentence in (shortest, longest)]
     assert len(words[0]) < len(words[1]) and all(each.any(-1).all() for each in words)
@@ -271,7 +272,7 @@ def test_missing_files_can_be_made_an_error(tiny_recipe, tiny_world, tmp_path):
     world = tmp_path / "world"
     shutil.copytree(tiny_world, world)
     recipe = tiny_recipe(f"data.root={world}")
-    recipe_dataset(recipe).splits["train"].clips[3].path.unlink()
+    recipe_source(recipe).split("train").clips[3].path.unlink()
     assert train(tiny_recipe(f"data.root={world}", "optim.epochs=1"), tmp_path / "runs").left_out["train"]
     with pytest.raises(DatasetError, match="1 clips are missing"):
         train(tiny_recipe(f"data.root={world}", "data.require_complete=true"), tmp_path / "strict")
@@ -317,7 +318,7 @@ def test_a_plan_trains_nothing(tiny_recipe, tmp_path, monkeypatch):
 
 
 def test_epoch_order_depends_on_seed_and_epoch_alone():
-    from calmctl.training.batches import epoch_order
+    from calmctl.source.batches import epoch_order
 
     assert epoch_order(10, 1, 0) == epoch_order(10, 1, 0) != epoch_order(10, 1, 1)
     assert sorted(epoch_order(10, 1, 0)) == list(range(10))

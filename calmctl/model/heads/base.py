@@ -24,6 +24,29 @@ class WeightedSimilarity:
     matrix: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a head compared for one pair: its score is the sum over m of shares_m cos(text_m, video_m).
+
+    There is one product, M = 1, but for the interaction of words and frames, where each word meets its nearest
+    frame, and each frame its nearest word.
+
+    Attributes:
+        shares: The weight of each product, [M], summing to 1.
+        text: The text side, [M, D]: the sentence, T-MASS's winning sample of its cloud, EMCL's moved sentence, words.
+        video: The video side, [M, D]: the pooled frames, or frames.
+        weights: The share of each frame in the score, [F], summing to 1; the attention of a text-conditioned head (the
+            mean over its attention heads), 1 / F under mean pooling.
+        conditioned: Whether those weights depend on the sentence.
+    """
+
+    shares: Tensor
+    text: Tensor
+    video: Tensor
+    weights: Tensor
+    conditioned: bool = True
+
+
 VideoTable = dict[str, Tensor]
 """What a head keeps of the videos for scoring: tensors whose first axis is the video axis, [N_v, ...]."""
 
@@ -72,6 +95,10 @@ class FusionHead(Protocol):
 
     def score(self, texts: Tensor, table: VideoTable) -> Tensor:
         """Exact scores [N_t, N_v] in float32, or in float64 where the inputs are."""
+        ...
+
+    def explain(self, text: Tensor, frames: Tensor) -> Compared:
+        """What makes the score of one text, [D] or [1 + L, D], and one video's frames [F, D], on their device."""
         ...
 
 

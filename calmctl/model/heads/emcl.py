@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calmctl.model.backbone import full_precision
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity, pair_blocks
+from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity, pair_blocks
 from calmctl.model.heads.meanp import FrameTransformer
 from calmctl.model.heads.pooling import pooled_cosines
 
@@ -111,6 +111,13 @@ class EMCLHead(nn.Module):
                 squares = (weights * (table["gram"][columns] @ weights)).sum(1)
                 scores[rows, columns] = (dots / squares.clamp_min(torch.finfo(dots.dtype).tiny).sqrt()).T
             return scores
+
+    @torch.no_grad()
+    def explain(self, text: Tensor, frames: Tensor) -> Compared:
+        """The moved sentence and the mixture of moved frames."""
+        table = self.video_table(frames[None])
+        weights = frame_weights(text[None], table["frames"])[0, :, 0]
+        return Compared(text.new_ones(1), self.moved(text)[None], (weights @ table["moved"][0])[None], weights)
 
     def moved(self, features: Tensor) -> Tensor:
         """x + beta x A of features [..., D], with the running mean of A."""

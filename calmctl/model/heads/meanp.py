@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput, CheckpointError
 from calmctl.model.backbone import Backbone, full_precision
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity
 
 _POSITION_STD = 0.01  # as CLIP starts the positions of its text tower
 _HEAD_WIDTH = 64  # of every CLIP text tower
@@ -164,6 +164,12 @@ class MeanPoolHead(nn.Module):
         with full_precision(texts.device):
             texts = texts.to(table["video"].dtype)
             return F.normalize(texts, dim=-1) @ table["video"].T
+
+    @torch.no_grad()
+    def explain(self, text: Tensor, frames: Tensor) -> Compared:
+        """The sentence and the mean frame; every frame has the same share."""
+        weights = frames.new_full((len(frames),), 1 / len(frames))
+        return Compared(text.new_ones(1), text[None], self.video_table(frames[None])["video"], weights, False)
 
     def _video(self, frames: Tensor) -> Tensor:
         frames = self._cast(frames)

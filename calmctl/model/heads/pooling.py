@@ -204,6 +204,14 @@ def pooled_vectors(mixture: Mixture, table: VideoTable) -> Tensor:
     return table["basis"].mT @ mixture.coefficients
 
 
+def attended(pooling: TextConditionedPooling, text: Queries, table: VideoTable) -> tuple[Tensor, Tensor]:
+    """V(v|t), [D], of one text and one video, and the frames' attention, [F], the mean over its heads."""
+    mixture = mix(pooling, text, table)
+    # The coefficients are the attention weights, stretched by LN2 and LN3 alike.
+    stretched = mixture.coefficients[0, :-2, 0].view(pooling.heads, -1)
+    return pooled_vectors(mixture, table)[0, :, 0], (stretched / stretched.sum(-1, keepdim=True)).mean(0)
+
+
 def score_in_blocks(
     score_block: Callable[[Queries, VideoTable], Tensor],
     pooling: TextConditionedPooling,

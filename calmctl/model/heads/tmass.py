@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import full_precision
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity
 from calmctl.model.heads.pooling import (
     Queries,
     TextConditionedPooling,
+    attended,
     mix,
     mixture_cosines,
     pooled_cosines,
     pooled_vectors,
     pooling_table,
+    prepare_texts,
     score_in_blocks,
 )
 from calmctl.parallel import SINGLE, World
@@ -181,6 +183,16 @@ class TMassHead(nn.Module):
                 block = partial(mixture_cosines, self.pooling)
             pairs = PAIRS_PER_BLOCK.get(texts.device.type, 1 << 14)
             return score_in_blocks(block, self.pooling, self._cast(texts), table, pairs)
+
+    @torch.no_grad()
+    def explain(self, text: Tensor, frames: Tensor) -> Compared:
+        """The sample of the sentence's cloud that came nearest, and the frames pooled for the sentence."""
+        table, queries = self.video_table(frames[None]), prepare_texts(self.pooling, text[None])
+        bank = self.noise_bank().to(text.device)
+        best = int(self.trial_cosines(bank, queries, table)[0, :, 0].argmax())
+        sample = text + bank[best] * self.radius(text[None], frames[None])[0]
+        pooled, weights = attended(self.pooling, queries, table)
+        return Compared(text.new_ones(1), sample.view(1, -1), pooled[None], weights)
 
     def noise_bank(self) -> Tensor:
         """E [trials, D]: the noise all pairs share in scoring, a function of `noise_seed` alone.

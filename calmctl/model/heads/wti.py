@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import full_precision
-from calmctl.model.heads.base import VideoTable, WeightedSimilarity, pair_blocks
+from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity, pair_blocks
 from calmctl.model.heads.meanp import FrameTransformer
 
 _PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}  # words x frames numbers a pair
@@ -64,6 +64,21 @@ class TokenInteractionHead(nn.Module):
                 block = table["frames"][columns], table["weights"][columns]
                 scores[rows, columns] = interaction(words[rows], word_weights[rows], *block)
             return scores
+
+    @torch.no_grad()
+    def explain(self, text: Tensor, frames: Tensor) -> Compared:
+        """Each word with its nearest frame, and each frame with its nearest word: M = words + frames."""
+        table, n_words = self.video_table(frames[None]), int(is_word(text[1:]).sum())
+        words, word_weights = (each[0] for each in self.weighted_words(text[None, : 1 + n_words]))
+        frames, by_frame = table["frames"][0], table["weights"][0]
+        cosines = words @ frames.T
+        nearest_frame, nearest_word = cosines.argmax(1), cosines.argmax(0)
+        return Compared(
+            0.5 * torch.cat([word_weights, by_frame]),
+            torch.cat([words, words[nearest_word]]),
+            torch.cat([frames[nearest_frame], frames]),
+            0.5 * by_frame.index_add(0, nearest_frame, word_weights),
+        )
 
     def weighted_words(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Unit words [N_t, L, D] and their weights a [N_t, L], 0 where there is no word.

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from calmctl.model.backbone import full_precision
-from calmctl.model.heads.base import Probes, VideoTable, WeightedSimilarity
+from calmctl.model.heads.base import Compared, Probes, VideoTable, WeightedSimilarity
 from calmctl.model.heads.pooling import (
     TextConditionedPooling,
+    attended,
     mixture_cosines,
     pooled_cosines,
     pooling_table,
+    prepare_texts,
     probe_table,
     probed_cosines,
     score_in_blocks,
@@ -58,6 +60,14 @@ class XPoolHead(nn.Module):
         with full_precision(texts.device):
             block = partial(mixture_cosines, self.pooling)
             return score_in_blocks(block, self.pooling, self._cast(texts), table, _PAIRS_PER_BLOCK)
+
+    @torch.no_grad()
+    def explain(self, text: Tensor, frames: Tensor) -> Compared:
+        """The sentence and the frames pooled for it."""
+        pooled, weights = attended(
+            self.pooling, prepare_texts(self.pooling, text[None]), self.video_table(frames[None])
+        )
+        return Compared(text.new_ones(1), text[None], pooled[None], weights)
 
     @torch.no_grad()
     def score_directly(self, texts: Tensor, frames: Tensor) -> Tensor:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from calmctl.errors import DatasetError, VideoError
-from calmctl.model.backbone import fingerprint, split_preprocess
+from calmctl.model.backbone import split_preprocess
 from calmctl.model.calm import AlignedModel
 from calmctl.recipe.schema import Data
 from calmctl.samples import LeftOut, Split
-from calmctl.store.store import FeatureStore
 from calmctl.video.pool import decode_clips
 from calmctl.words import Progress, watched
 
@@ -93,28 +93,6 @@ def encode_split(
     return _with_texts(model, split, kept, left_out, features, device)
 
 
-@torch.inference_mode()
-def encode_stored(model: AlignedModel, store: FeatureStore, split: str, device: torch.device) -> EncodedSplit:
-    """The same from a feature store, whose features were made by the backbone that `model` has.
-
-    Raises:
-        StoreError: Another backbone made them, or the store has no such split.
-        DatasetError: No clip of the split is usable.
-    """
-    store.require_backbone(fingerprint(model.backbone))
-    stored = store.split(split)
-    if not stored.ids:
-        raise DatasetError(_nothing_usable(split, list(stored.left_out)))
-    return EncodedSplit(
-        model.encode_texts(store.texts(stored.captions if model.scores_sentences else ()).to(device)).cpu(),
-        model.encode_frames(store.frames(stored.ids).to(device)).cpu(),
-        np.array(stored.owners, dtype=np.int64),
-        stored.ids,
-        stored.captions,
-        stored.left_out,
-    )
-
-
 def _with_texts(
     model: AlignedModel,
     split: Split,
@@ -124,7 +102,7 @@ def _with_texts(
     device: torch.device,
 ) -> EncodedSplit:
     if not kept:
-        raise DatasetError(_nothing_usable(split.name, left_out))
+        raise DatasetError(nothing_usable(split.name, left_out))
     place = {number: position for position, number in enumerate(kept)}
     used = [(text, place[owner]) for text, owner in zip(split.captions, split.owners, strict=True) if owner in place]
     captions = tuple(text for text, _ in used)
@@ -166,6 +144,20 @@ def _in_batches(
     return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
 
 
+def frozen_texts(model: AlignedModel, captions: Sequence[str]) -> Callable[[Sequence[str]], Tensor]:
+    """Features of frozen towers, made once; gives those of a batch's sentences, in the place of their tokens."""
+    model.eval()
+    # Sentences of a length together, and each kept as long as it is: words of all, padded to the longest of all,
+    # would be several times as much.
+    sentences = sorted(dict.fromkeys(captions), key=len)
+    features: dict[str, Tensor] = {}
+    for start in range(0, len(sentences), TEXTS_PER_BATCH):
+        some = tuple(sentences[start : start + TEXTS_PER_BATCH])
+        for sentence, made in zip(some, bare_captions(model, some, model.device), strict=True):
+            features[sentence] = made[made.any(-1)].clone() if made.dim() > 1 else made
+    return lambda batch: pad_sequence([features[sentence] for sentence in batch], batch_first=True)
+
+
 @torch.inference_mode()
 def frozen_features(
     model: AlignedModel, frames: Iterable[np.ndarray | VideoError], device: torch.device
@@ -194,6 +186,7 @@ def _encode(model: AlignedModel, clips: list[np.ndarray], device: torch.device) 
     return model.encode_frames(torch.from_numpy(np.stack(clips)).to(device)).cpu()
 
 
-def _nothing_usable(split: str, left_out: list[LeftOut]) -> str:
+def nothing_usable(split: str, left_out: Sequence[LeftOut]) -> str:
+    """Why a split without one usable clip cannot be encoded."""
     first = f"; first: {left_out[0].id}: {left_out[0].reason}" if left_out else ""
     return f"no clip of the {split} split is usable ({len(left_out)} left out{first}); check data.root and data.videos"

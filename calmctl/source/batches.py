@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 
 from calmctl.errors import VideoError
-from calmctl.model.backbone import Backbone, split_preprocess
 from calmctl.model.calm import Batch
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import Clip, LeftOut, Split
-from calmctl.store.store import FeatureStore
 from calmctl.video.pixels import CropFlip, FrameResize
-from calmctl.video.pool import decode_clips, run_isolated
-from calmctl.words import Progress, watched
+from calmctl.video.pool import run_isolated
 
 Decoded = np.ndarray | VideoError
 
@@ -111,7 +108,7 @@ class PairBatches:
         *,
         batch_size: int,
         seed: int,
-        encode_captions: Callable[[list[str]], Tensor] | None = None,
+        encode_captions: Callable[[list[str]], Tensor | None] = lambda sentences: None,
         world: World = SINGLE,
     ) -> None:
         """Make batches of `split`; `encode_captions` gives a caption decoder's tokens [B, T], where there is one."""
@@ -149,7 +146,7 @@ class PairBatches:
 
     def _batch(self, pairs: Sequence[int], clips: Sequence[int], frames: np.ndarray) -> Batch:
         sentences = [self._split.captions[pair] for pair in pairs]
-        captions = self._encode_captions(sentences) if self._encode_captions else None
+        captions = self._encode_captions(sentences)
         return Batch(self._tokenize(sentences), torch.from_numpy(frames), torch.tensor(clips), captions)
 
     def _is_usable(self, owner: int, frames: np.ndarray | VideoError) -> bool:
@@ -182,6 +179,7 @@ class FeatureBatches:
         self._seed = seed
         self._world = world
         self.ids: Sequence[str] = ids
+        self.left_out: dict[str, LeftOut] = {}
         self.steps_per_epoch = -(-len(texts) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
@@ -204,72 +202,3 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` pairs in `epoch`: a function of seed and epoch alone, so a run can take it up anywhere."""
     order: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
     return order
-
-
-def video_batches(
-    split: Split,
-    backbone: Backbone,
-    data: Data,
-    *,
-    batch_size: int,
-    seed: int,
-    progress: Progress | None = None,
-    encode_captions: Callable[[list[str]], Tensor] | None = None,
-    frozen_features: Callable[[Iterable[Decoded]], Iterable[Decoded]] | None = None,
-    tokenize: Callable[[list[str]], Tensor] | None = None,
-    world: World = SINGLE,
-) -> PairBatches:
-    """Batches from the video files of `split`.
-
-    Args:
-        split: The clips and their captions.
-        backbone: Its input size and tokenizer.
-        data: The recipe's keys.
-        batch_size: Pairs a step.
-        seed: Of the order.
-        progress: Told while a cache is filled.
-        encode_captions: As for `PairBatches`.
-        frozen_features: Turns cached frames into the features of towers that do not change, in order.
-        tokenize: What a batch has of sentences; None for the backbone's tokens.
-        world: Of whose processes each takes its part of every batch.
-    """
-    resize = split_preprocess(backbone)[0]
-    frames: FrameSource = StreamedFrames(split.clips, resize, data, seed)
-    if data.cache == "memory":
-        decoding = decode_clips(
-            split.clips, data.frames, workers=data.workers or None, timeout_s=data.timeout_s, transform=resize
-        )
-        decoded = watched((result for _, result in decoding), "decoding train clips", len(split.clips), progress)
-        frames = CachedFrames(list(frozen_features(decoded) if frozen_features else decoded))
-    return PairBatches(
-        split,
-        frames,
-        tokenize or backbone.tokenize,
-        batch_size=batch_size,
-        seed=seed,
-        encode_captions=encode_captions,
-        world=world,
-    )
-
-
-def store_batches(
-    store: FeatureStore,
-    split: str,
-    *,
-    batch_size: int,
-    seed: int,
-    encode_captions: Callable[[list[str]], Tensor] | None = None,
-    world: World = SINGLE,
-) -> FeatureBatches:
-    """Batches of one split of a feature store; the whole split is held in memory as float32."""
-    stored = store.split(split)
-    return FeatureBatches(
-        store.frames(stored.ids),
-        store.texts(stored.captions),
-        stored.owners,
-        batch_size=batch_size,
-        seed=seed,
-        captions=encode_captions(list(stored.captions)) if encode_captions else None,
-        ids=stored.ids,
-        world=world,
-    )

@@ -1,0 +1,234 @@
+"""The two sources: videos, which are decoded, and a feature store, which was made of them before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmctl.data.benchmark import Splits
+from calmctl.data.identity import SplitRecord, contents_of, record_split
+from calmctl.data.registry import load_dataset, protocol_for
+from calmctl.errors import DatasetError, StoreError
+from calmctl.model.backbone import fingerprint, split_preprocess
+from calmctl.model.calm import AlignedModel
+from calmctl.parallel import SINGLE, World
+from calmctl.recipe import Recipe
+from calmctl.recipe.schema import Data
+from calmctl.samples import Dataset, Split, StoredSplit
+from calmctl.source.base import Source, SourceSpec
+from calmctl.source.batches import CachedFrames, FeatureBatches, FrameSource, PairBatches, StreamedFrames
+from calmctl.source.encoding import (
+    EncodedSplit,
+    encode_split,
+    frozen_features,
+    frozen_texts,
+    nothing_usable,
+    stream_frames,
+)
+from calmctl.store.store import FeatureStore
+from calmctl.words import Progress
+
+
+def open_source(spec: SourceSpec, recipe: Recipe, *, val: bool = True) -> Source:
+    """Read what `spec` names, for a run of `recipe`.
+
+    Args:
+        spec: Which data, and where it lies.
+        recipe: Its task decides the protocol where none is named; its keys say how clips are decoded.
+        val: Whether validation clips are wanted. A run's were carved from its own training list: no other protocol,
+            and nobody who wants the test split alone, has them.
+
+    Raises:
+        DatasetError: It is in no place where it was said to be, cannot be read, or its protocol does not do.
+        StoreError: A feature store of another dataset or protocol.
+    """
+    if spec.features is not None:
+        store = FeatureStore.open(spec.features)
+        store.require_dataset(spec.dataset, spec.protocol)
+        protocol_for(recipe.task, spec.dataset, store.protocol)
+        return StoredSource(store)
+    data = recipe.data
+    protocol = protocol_for(recipe.task, spec.dataset, spec.protocol)
+    own = val and (spec.dataset, protocol) == (data.dataset, protocol_for(recipe.task, data.dataset, data.protocol))
+    *places, last = [spec.root] if spec.root else [Path(data.root), Path("data") / spec.dataset]
+    load = partial(
+        load_dataset,
+        spec.dataset,
+        protocol=protocol,
+        annotations=spec.annotations,
+        videos=spec.videos,
+        val_clips=data.val_clips if own else None,
+        val_seed=data.val_seed,
+    )
+    for place in places:
+        try:
+            return VideoSource(load(place), data)
+        except DatasetError:
+            continue
+    return VideoSource(load(last), data)
+
+
+def recipe_source(recipe: Recipe) -> Source:
+    """What a recipe trains on. Raises as `open_source`."""
+    return open_source(SourceSpec.of(recipe.data), recipe)
+
+
+class VideoSource(Source):
+    """The videos of a dataset, decoded as often as they are asked for."""
+
+    def __init__(self, dataset: Dataset, data: Data) -> None:
+        """Clips of `dataset`, decoded as the keys `data` of a recipe say."""
+        self.name, self.protocol, self.splits = dataset.name, dataset.protocol, tuple(dataset.splits)
+        self.notes, self.unread = dataset.notes, dataset.unread
+        self.absent = dataset.splits.absent if isinstance(dataset.splits, Splits) else {}
+        self._dataset, self._data = dataset, data
+        self._kept: dict[str, CachedFrames] = {}
+
+    def split(self, name: str) -> Split:
+        """One split; raises `DatasetError` with what is missing of it."""
+        if name not in self.splits:
+            raise DatasetError(
+                self.absent.get(name, f"{self.name} has no {name} split; it has {', '.join(self.splits)}")
+            )
+        return self._dataset.splits[name]
+
+    def record(self, split: str) -> SplitRecord:
+        """What a split is: the files of its clips are read."""
+        chosen = self.split(split)
+        return record_split(self.name, self.protocol, chosen, contents_of(chosen.clips))
+
+    def require_fit(self, model: AlignedModel, n_frames: int) -> None:
+        """Videos fit every model: they are decoded to its size."""
+
+    def encode(
+        self, model: AlignedModel, split: str, progress: Progress | None = None, *, keep: bool = False
+    ) -> EncodedSplit:
+        """Decode and encode a split; `keep` frames at input size, or the features of frozen towers, in memory."""
+        chosen = self.split(split)
+        what = f"{self.name} {split} clips".strip()
+        if not (keep and self._data.cache == "memory"):
+            frames = stream_frames(chosen, model, self._data, what, progress)
+            return encode_split(model, chosen, frames, model.device, progress)
+        if split not in self._kept:
+            self._kept[split] = self._cached(model, chosen, what, progress)
+        return encode_split(model, chosen, self._kept[split].frames, model.device)
+
+    def batches(
+        self,
+        model: AlignedModel,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        world: World = SINGLE,
+        progress: Progress | None = None,
+    ) -> PairBatches:
+        """Pairs whose clips are decoded when they are due, or all of them now, for a cache in memory."""
+        chosen = self.split(split)
+        frames: FrameSource = StreamedFrames(chosen.clips, split_preprocess(model.backbone)[0], self._data, seed)
+        tokenize: Callable[[list[str]], Tensor] = model.backbone.tokenize
+        if self._data.cache == "memory":
+            frames = self._cached(model, chosen, f"decoding {split} clips", progress)
+            if model.frozen and (model.scores_sentences or model.aligns):
+                tokenize = frozen_texts(model, chosen.captions)
+        return PairBatches(
+            chosen,
+            frames,
+            tokenize,
+            batch_size=batch_size,
+            seed=seed,
+            encode_captions=model.caption_tokens,
+            world=world,
+        )
+
+    def _cached(self, model: AlignedModel, split: Split, what: str, progress: Progress | None) -> CachedFrames:
+        """All frames of a split, or what frozen towers make of them, before any adapter: that is asked only once."""
+        model.eval()
+        frames = stream_frames(split, model, self._data, what, progress)
+        return CachedFrames(list(frozen_features(model, frames, model.device) if model.frozen else frames))
+
+
+class StoredSource(Source):
+    """A feature store: the towers are frozen, and nothing is decoded or encoded again."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.name, self.protocol, self.splits = store.header.dataset, store.protocol, store.splits
+        self._store = store
+        self._split: dict[str, StoredSplit] = {}
+
+    def split(self, name: str) -> StoredSplit:
+        """One split, restricted to the clips that have features; raises `StoreError` where there is none."""
+        if name not in self._split:
+            self._split[name] = self._store.split(name)
+        return self._split[name]
+
+    def record(self, split: str) -> SplitRecord:
+        """What a split is: of the data that was extracted."""
+        return self._store.record(split)
+
+    @property
+    def pending(self) -> int:
+        """Clips and sentences that are planned and not extracted yet."""
+        return self._store.pending
+
+    def require_fit(self, model: AlignedModel, n_frames: int) -> None:
+        """Raise `StoreError` unless it is complete, has `n_frames` frames a clip, and is of the model's towers."""
+        store = self._store
+        store.require_backbone(fingerprint(model.backbone))
+        if store.header.n_frames != n_frames:
+            raise StoreError(
+                f"{store.path} holds {store.header.n_frames} frames a clip and the recipe wants {n_frames}; set "
+                f"data.frames={store.header.n_frames}, or extract again"
+            )
+        if store.pending:
+            raise StoreError(
+                f"{store.path} is not complete: {store.pending:,} of its clips and sentences are not extracted yet; "
+                "run the same 'calmctl extract' again, or merge its parts"
+            )
+
+    @torch.inference_mode()
+    def encode(
+        self, model: AlignedModel, split: str, progress: Progress | None = None, *, keep: bool = False
+    ) -> EncodedSplit:
+        """The stored features behind the model's adapter, if it has one."""
+        store, stored = self._store, self.split(split)
+        store.require_backbone(fingerprint(model.backbone))
+        if not stored.ids:
+            raise DatasetError(nothing_usable(split, stored.left_out))
+        captions = stored.captions if model.scores_sentences else ()
+        return EncodedSplit(
+            model.encode_texts(store.texts(captions).to(model.device)).cpu(),
+            model.encode_frames(store.frames(stored.ids).to(model.device)).cpu(),
+            np.array(stored.owners, dtype=np.int64),
+            stored.ids,
+            stored.captions,
+            stored.left_out,
+        )
+
+    def batches(
+        self,
+        model: AlignedModel,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        world: World = SINGLE,
+        progress: Progress | None = None,
+    ) -> FeatureBatches:
+        """Pairs of features; the whole split is held in memory as float32."""
+        stored = self.split(split)
+        return FeatureBatches(
+            self._store.frames(stored.ids),
+            self._store.texts(stored.captions),
+            stored.owners,
+            batch_size=batch_size,
+            seed=seed,
+            captions=model.caption_tokens(stored.captions),
+            ids=stored.ids,
+            world=world,
+        )
