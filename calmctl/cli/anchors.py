@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Build, inspect, merge and check anchor vocabularies.",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    epilog=options.examples("calmctl anchors list", "calmctl anchors build labels.txt --name mine"),
 )
 
 Name = Annotated[str | None, typer.Option(help="Name of the result, if not the input's.", show_default=False)]
@@ -49,6 +50,7 @@ def build(
     source: Annotated[
         str | None,
         typer.Argument(
+            metavar="SOURCE",
             help="A label list (.txt .csv .tsv .json), an edited vocabulary (.yaml), or a shipped one's name.",
             show_default=False,
         ),
@@ -140,7 +142,7 @@ def list_(as_json: options.Json = False) -> None:
     )
 )
 def show(
-    vocabulary: Annotated[str, typer.Argument(help="A shipped name, or a file.")],
+    vocabulary: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped name, or a file.")],
     count: Annotated[int | None, options.COUNT(help="Show the seeded subset of so many labels.")] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -176,7 +178,9 @@ def show(
     )
 )
 def merge(
-    vocabularies: Annotated[list[str], typer.Argument(help="Two or more: shipped names, or files.")],
+    vocabularies: Annotated[
+        list[str], typer.Argument(metavar="NAME|FILE", help="Two or more: shipped names, or files.")
+    ],
     name: Name = None,
     version: Version = None,
     prompt: Prompt = None,
@@ -204,7 +208,8 @@ def merge(
 )
 def check(
     vocabularies: Annotated[
-        list[str] | None, typer.Argument(help="Names or files (default: all shipped).", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="NAME|FILE", help="All that are shipped, if none is named.", show_default=False),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -49,7 +49,7 @@ def check(
     workers: options.Workers = None,
     timeout_s: options.Timeout = 120.0,
 ) -> None:
-    """Say what of a dataset is there, what is missing and who has it.
+    """Say what of a data set is there, what is missing and who has it.
 
     Compares what is read with the published splits: counts, and the digest of clips and captions.
 
@@ -137,7 +137,9 @@ def _print(report: CheckReport) -> None:
 
 @app.command(epilog=options.examples("calmctl data where", "calmctl data where didemo"))
 def where(
-    dataset: Annotated[str | None, typer.Argument(help="One data set; all of them by default.")] = None,
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="DATASET", help="One data set; all of them by default.")
+    ] = None,
 ) -> None:
     """Explain which files a data set needs, who gives them out and where they belong."""
     from calmctl.data.check import explain_dataset, kept_for_searches, overview

@@ -44,8 +44,8 @@ EXAMPLES = options.examples(
 
 
 def explain(
-    video: Annotated[Path | None, typer.Argument(help="A video file.", show_default=False)] = None,
-    sentence: Annotated[str | None, typer.Argument(help="A sentence.", show_default=False)] = None,
+    video: Annotated[Path | None, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)] = None,
+    sentence: Annotated[str | None, typer.Argument(metavar="SENTENCE", help="A sentence.", show_default=False)] = None,
     without: Annotated[
         list[str] | None, typer.Option(metavar="ANCHOR", help="What changes without this anchor; repeatable.")
     ] = None,

@@ -230,10 +230,15 @@ def examples(*lines: str) -> str:
 
 
 def _plain(params: list[Any]) -> list[Any]:
-    """Parameters whose help says nothing of a flag's type: it takes no value."""
+    """Parameters whose help says nothing of a flag's type, which takes no value, nor of a number's range.
+
+    The range is told when it is missed; in the help it takes half a line. Of a parameter, `min` and `max` are for the
+    help alone.
+    """
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""
+        param.min = param.max = None
     return params
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = options.examples(
     "calmctl train recipes/didemo.yaml",
-    "calmctl train recipes/msrvtt.yaml data.root=/data head.kind=xpool optim.epochs=2",
+    "calmctl train recipes/msrvtt.yaml data.root=/data optim.epochs=2",
     "calmctl train recipes/msrvtt.yaml --dry-run",
     "calmctl train --resume runs/msrvtt-001",
     "torchrun --nproc-per-node 4 -m calmctl train recipes/msrvtt.yaml",
@@ -43,7 +43,9 @@ EXAMPLES = options.examples(
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or a shipped recipe's name.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
+    ] = None,
     overrides: options.Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run.", metavar="RUN")] = None,
     dry_run: options.DryRun = False,
