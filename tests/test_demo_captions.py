@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calmctl.cli.caption import examples_table
+from calmctl.cli.console import examples_table
 from calmctl.demo import caption_demo
 from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import weights_lineage

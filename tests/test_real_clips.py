@@ -44,7 +44,9 @@ def test_extract_real_clips_then_train_on_the_features(real_data, tmp_path, monk
     backbone = load_backbone("demo-clip", None)
     save_tensors(tmp_path / "clip.safetensors", backbone.clip.state_dict(), {})
     what = ["msvd", "--root", str(real_data), "--frames", "4", "--out", "store", "--json"]
-    extracted = CliRunner().invoke(app, ["extract", *what, "--backbone", "demo-clip", "--weights", "clip.safetensors"])
+    extracted = CliRunner().invoke(
+        app, ["extract", *what, "--backbone", "demo-clip", "--backbone-weights", "clip.safetensors"]
+    )
     assert extracted.exit_code == 0, extracted.output
     keys = ["backbone.weights=clip.safetensors", "data.features=store", "backbone.adapter=linear", "optim.epochs=1"]
     trained = CliRunner().invoke(app, ["train", "msvd", *SMALL[:1], *SMALL[2:], *keys, "--json"])

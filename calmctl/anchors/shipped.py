@@ -20,7 +20,6 @@ from calmctl.anchors.vocabulary import (
     format_vocabulary,
     load_vocabulary,
     make_vocabulary,
-    save_vocabulary,
 )
 from calmctl.errors import VocabularyError
 from calmctl.files import VOCABULARY, read_regular, require_output, shipped_folder, write_output
@@ -288,7 +287,7 @@ def check_shipped() -> list[Checked]:
             checked.append(_check_one(name, version, follows=name in sources and version == versions[-1]))
     for name, source in sources.items():
         if source.version not in known.get(name, ()):
-            fault = f"{name}@{source.version} was not built from its source: run 'calmctl anchors build'"
+            fault = f"{name}@{source.version} was not built from its source: see scripts/publish_anchors.py"
             checked.append(Checked(f"{name}@{source.version}", None, fault))
     return checked
 
@@ -298,14 +297,15 @@ def _check_one(name: str, version: int, *, follows: bool) -> Checked:
     try:
         vocabulary = load_shipped(name, version)
         if follows and rebuild(name).status == "reworded":
-            fault = f"{reference} and its source differ in source, licence or note: run 'calmctl anchors build'"
+            fault = f"{reference} and its source differ in source, licence or note: see scripts/publish_anchors.py"
             return Checked(reference, len(vocabulary), fault)
     except VocabularyError as fault:
         return Checked(reference, None, str(fault))
     return Checked(reference, len(vocabulary))
 
 
-# Rebuilds the shipped vocabularies from their sources, which ship with them (`anchors/sources/`).
+# What the shipped vocabularies follow from: sources that ship with them (`anchors/sources/`). Nothing here writes into
+# the installation; scripts/publish_anchors.py does, in a checkout.
 
 
 _WHAT = "vocabulary sources"
@@ -402,17 +402,3 @@ def rebuild(name: str) -> Rebuilt:
     built = build_from_source(name)
     path = shipped_path(built.vocabulary.name, built.vocabulary.version)
     return Rebuilt(built, path, publication_status(built.vocabulary, path))
-
-
-def build_shipped() -> list[Rebuilt]:
-    """Rebuild every shipped vocabulary, writing only what is new or reworded.
-
-    Raises:
-        VocabularyError: As `rebuild`; nothing is written then.
-        RunFailed: A file cannot be written.
-    """
-    results = [rebuild(name) for name in load_sources()]
-    for result in results:
-        if result.status != "unchanged":
-            save_vocabulary(result.built.vocabulary, result.path)
-    return results

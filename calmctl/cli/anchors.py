@@ -11,29 +11,26 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.cli import console as options
-from calmctl.cli.console import Group, Sheet, print_json, stdout
-from calmctl.cli.diagnose import coverage
+from calmctl.cli import options
+from calmctl.cli.console import Sheet, print_json, stdout
 from calmctl.errors import VocabularyError
 
 if TYPE_CHECKING:  # the vocabularies' schema is pydantic's, which no `--help` needs
+    from calmctl.anchors.shipped import Checked
     from calmctl.anchors.vocabulary import Vocabulary
 
 app = typer.Typer(
-    cls=Group,
+    cls=options.Group,
     help="Build, inspect, merge and check anchor vocabularies.",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    epilog=options.examples("calmctl anchors list", "calmctl anchors build labels.txt --name mine"),
 )
 
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-_Name = Annotated[str | None, typer.Option(help="Name of the result (default: from the input).")]
-_Prompt = Annotated[str | None, typer.Option(help="Prompt with one {label}.", show_default=False)]
-_Out = Annotated[Path | None, typer.Option(help="File to write (default: ./NAME@VERSION.yaml).")]
-
-
-def _examples(*lines: str) -> str:
-    return "Examples:\n\n" + "\n".join(f"  {line}" for line in lines)
+Name = Annotated[str | None, typer.Option(help="Name of the result, if not the input's.", show_default=False)]
+Note = Annotated[str | None, typer.Option(help="What a reader should know.", show_default=False)]
+Prompt = Annotated[str | None, typer.Option(help="Prompt with one {label}.", show_default=False)]
+Version = Annotated[int | None, options.COUNT(help="Version of the result; 1.")]
 
 
 def _print(text: str) -> None:
@@ -41,7 +38,7 @@ def _print(text: str) -> None:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=options.examples(
         "calmctl anchors build",
         "calmctl anchors build charades",
         "calmctl anchors build kinetics400.txt --licence 'CC BY 4.0'",
@@ -53,17 +50,17 @@ def build(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A label list (.txt .csv .tsv .json), an edited vocabulary (.yaml), or the name of a "
-            "shipped vocabulary. Without it, all shipped ones are rebuilt.",
+            metavar="SOURCE",
+            help="A label list (.txt .csv .tsv .json), an edited vocabulary (.yaml), or a shipped one's name.",
             show_default=False,
         ),
     ] = None,
-    name: _Name = None,
-    version: Annotated[int | None, options.VERSION(help="Version of the result (default: 1).")] = None,
-    prompt: _Prompt = None,
+    name: Name = None,
+    version: Version = None,
+    prompt: Prompt = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the labels are from.")] = None,
     licence: Annotated[str | None, typer.Option(help="What may be done with them.")] = None,
-    note: Annotated[str | None, typer.Option(help="What a reader should know.")] = None,
+    note: Note = None,
     column: Annotated[str | None, typer.Option(help="Label column of a CSV: header, or number.")] = None,
     keep_first: Annotated[
         bool, typer.Option("--keep-first", help="Keep the first of repeated labels, and say which.")
@@ -71,23 +68,25 @@ def build(
     spell_out: Annotated[
         bool, typer.Option("--spell-out", help="Part joined words: brush_hair, ApplyLipstick.")
     ] = False,
-    out: _Out = None,
+    out: options.VocabularyFile = None,
 ) -> None:
-    """Make a vocabulary from a label list, or rebuild the shipped ones from their sources."""
+    """Make a vocabulary from a label list, ./NAME@VERSION.yaml unless --out says otherwise.
+
+    Without SOURCE the shipped vocabularies are checked: each must be what its own label list gives.
+    """
     from calmctl.anchors.label_lists import build_vocabulary
-    from calmctl.anchors.shipped import shipped_path, shipped_vocabularies
+    from calmctl.anchors.shipped import check_shipped, shipped_path, shipped_vocabularies
 
     if source is None:
-        from calmctl.anchors.shipped import build_shipped
-
         given = (name, version, prompt, origin, licence, note, column, out)
         if keep_first or spell_out or any(value is not None for value in given):
             raise VocabularyError("options need a SOURCE: a label list, or the name of a shipped vocabulary")
-        results = build_shipped()
-        for result in results:
-            _print(f"{result.status:<10} {result.built.vocabulary.reference}  ({len(result.built.vocabulary)})")
-        changed = sum(result.status != "unchanged" for result in results)
-        _print(f"{changed} of {len(results)} written." if changed else "Nothing changed.")
+        checked = check_shipped()
+        _print_checked(checked)
+        _print(
+            f"The {len(checked)} shipped vocabularies are what their label lists give; nothing was written.\n"
+            "One of your own: calmctl anchors build labels.txt"
+        )
         return
     known = shipped_vocabularies()
     path = shipped_path(source, known[source][-1]) if source in known else Path(source)
@@ -110,8 +109,8 @@ def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
     _print(f"{status:<10} {path}  ({vocabulary.reference}, {len(vocabulary)} labels, {vocabulary.digest[:19]})")
 
 
-@app.command("list", epilog=_examples("calmctl anchors list", "calmctl anchors list --json"))
-def list_(as_json: _AsJson = False) -> None:
+@app.command("list", epilog=options.examples("calmctl anchors list", "calmctl anchors list --json"))
+def list_(as_json: options.Json = False) -> None:
     """List the shipped vocabularies."""
     from calmctl.anchors.shipped import load_shipped, shipped_vocabularies
     from calmctl.anchors.vocabulary import vocabulary_json
@@ -136,17 +135,17 @@ def list_(as_json: _AsJson = False) -> None:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=options.examples(
         "calmctl anchors show charades",
         "calmctl anchors show charades --count 50 --seed 1",
         "calmctl anchors show ./kinetics400.txt --json",
     )
 )
 def show(
-    vocabulary: Annotated[str, typer.Argument(help="A shipped name, or a file.")],
-    count: Annotated[int | None, options.LABELS(help="Show the seeded subset of so many labels.")] = None,
-    seed: Annotated[int, options.SEED(help="Seed of the subset.")] = 0,
-    as_json: _AsJson = False,
+    vocabulary: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped name, or a file.")],
+    count: Annotated[int | None, options.COUNT(help="Show the seeded subset of so many labels.")] = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Show a vocabulary: where it is from, its digest, its labels."""
     from calmctl.anchors.shipped import resolve_vocabulary, subset
@@ -173,18 +172,20 @@ def show(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=options.examples(
         "calmctl anchors merge charades coco",
         "calmctl anchors merge charades ./kinetics400.txt --name actions",
     )
 )
 def merge(
-    vocabularies: Annotated[list[str], typer.Argument(help="Two or more: shipped names, or files.")],
-    name: _Name = None,
-    version: Annotated[int, options.VERSION(help="Version of the result.")] = 1,
-    prompt: _Prompt = None,
-    note: Annotated[str, typer.Option(help="What a reader should know.", show_default=False)] = "",
-    out: _Out = None,
+    vocabularies: Annotated[
+        list[str], typer.Argument(metavar="NAME|FILE", help="Two or more: shipped names, or files.")
+    ],
+    name: Name = None,
+    version: Version = None,
+    prompt: Prompt = None,
+    note: Note = None,
+    out: options.VocabularyFile = None,
 ) -> None:
     """Concatenate vocabularies; of exactly equal labels the first stays."""
     from calmctl.anchors.label_lists import case_twins
@@ -192,7 +193,7 @@ def merge(
     from calmctl.anchors.shipped import resolve_vocabulary
 
     parts = [resolve_vocabulary(each) for each in vocabularies]
-    merged = merge_vocabularies(parts, name=name, version=version, note=note, prompt=prompt)
+    merged = merge_vocabularies(parts, name=name, version=version or 1, note=note or "", prompt=prompt)
     for label in merged.removed:
         _print(f"left out   {label}")
     for twins in case_twins(merged.vocabulary.texts):
@@ -202,28 +203,29 @@ def merge(
     _publish(merged.vocabulary, out)
 
 
-@app.command(epilog=_examples("calmctl anchors check", "calmctl anchors check ./actions@1.yaml ./kinetics400.txt"))
+@app.command(
+    epilog=options.examples("calmctl anchors check", "calmctl anchors check ./actions@1.yaml ./kinetics400.txt")
+)
 def check(
     vocabularies: Annotated[
-        list[str] | None, typer.Argument(help="Names or files (default: all shipped).", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="NAME|FILE", help="All that are shipped, if none is named.", show_default=False),
     ] = None,
-    as_json: _AsJson = False,
+    as_json: options.Json = False,
 ) -> None:
     """Verify vocabularies: schema, repeats, digests, and that the shipped ones follow from their sources."""
     from calmctl.anchors.shipped import check as check_one
     from calmctl.anchors.shipped import check_shipped
 
     checked = [check_one(each) for each in vocabularies] if vocabularies else check_shipped()
-    faults = [each for each in checked if each.fault]
     if as_json:
         print_json([asdict(each) for each in checked])
-    else:
-        for each in checked:
-            _print(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
-    if faults:
-        raise VocabularyError(f"{len(faults)} of {len(checked)} vocabularies have faults; they are listed above")
+    _print_checked(checked, silent=as_json)
 
 
-app.command(
-    epilog=_examples("calmctl anchors coverage", "calmctl anchors coverage --run runs/demo-001 --out used.yaml")
-)(coverage)
+def _print_checked(checked: list[Checked], *, silent: bool = False) -> None:
+    """A line a vocabulary; raises `VocabularyError` where one has a fault."""
+    for each in [] if silent else checked:
+        _print(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
+    if faults := sum(each.fault is not None for each in checked):
+        raise VocabularyError(f"{faults} of {len(checked)} vocabularies have faults; they are listed above")

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from calmctl.cli import console as options
-from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.cli import options
+from calmctl.cli.console import (
+    Sheet,
+    choose_run,
+    loading,
+    note,
+    print_json,
+    print_left_out,
+    printable,
+    progress_bar,
+    readings,
+    stdout,
+)
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import SUBTITLES, require_output
 from calmctl.words import counted
@@ -19,7 +30,6 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from calmctl.captions.evaluate import CaptionEvaluation
     from calmctl.captions.generate import Caption, Search, Segment
     from calmctl.model.captioner import CaptionModel
     from calmctl.recipe import Recipe
@@ -28,44 +38,37 @@ if TYPE_CHECKING:
     from calmctl.source.encoding import EncodedSplit
 
 
-EXAMPLES = """Examples:
-
-calmctl caption video.mp4
-
-calmctl caption holidays --out holidays.csv    # a line a video, which search and train read
-
-calmctl caption lectures --segment-s 10 --srt subtitles    # subtitles/NAME.srt for each video
-
-calmctl caption lecture.mp4 --srt lecture.srt
-
-calmctl caption clips/*.mp4 --run runs/msrvtt-caption-001 --json
-
-calmctl caption msvd --root /data/msvd --beam 1"""
+EXAMPLES = options.examples(
+    "calmctl caption video.mp4",
+    "calmctl caption holidays --out holidays.csv",
+    "calmctl caption lecture.mp4 --srt lecture.srt",
+    "calmctl caption lectures --segment-s 10 --srt subtitles",
+    "calmctl caption clips/*.mp4 --run runs/msrvtt-caption-001 --json",
+    "calmctl caption msvd --root /data/msvd --beam 1",
+)
 
 Value = TypeVar("Value")
 SEGMENT_S = 10.0
 _CAPTIONS_FILES = (".csv", ".json", ".jsonl")
-_DATA, _HOW, _LONG, _RUN = "Of a data set", "How captions are found", "Of long videos", "How it runs"
+_SEARCH, _LONG = "How captions are found", "Of long videos"
 
 
 def caption(
     sources: Annotated[
         list[str], typer.Argument(metavar="VIDEO|FOLDER...|DATASET", help="Videos and folders of them, or a data set.")
     ],
-    run: Annotated[
-        str | None, typer.Option(help="A captioning run; by default the newest that knows such clips.")
-    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a captions file: .csv, .json or .jsonl.")
     ] = None,
-    beam: Annotated[int | None, options.BEAMS(help="Beams; 1: greedy; the recipe's, usually 5.", panel=_HOW)] = None,
+    as_json: options.Json = False,
+    beam: Annotated[int | None, options.BEAMS(help="Beams; 1: greedy; the recipe's, usually 5.", panel=_SEARCH)] = None,
     length_penalty: Annotated[
-        float | None, options.LENGTH_PENALTY(help="Beams compare by log p / length^this; the recipe's.", panel=_HOW)
+        float | None, options.LENGTH_PENALTY(help="Compare log p / length^this; the recipe's.", panel=_SEARCH)
     ] = None,
     temperature: Annotated[
-        float | None, options.TEMPERATURE(help="Draw words instead; 1: as the model does.", panel=_HOW)
+        float | None, options.TEMPERATURE(help="Draw words instead; 1: as the model does.", panel=_SEARCH)
     ] = None,
-    seed: Annotated[int, options.SEED(help="Of the draws of --temperature.", panel=_HOW)] = 0,
+    seed: options.Seed = 0,
     segment_s: Annotated[
         float | None,
         options.SECONDS(metavar="SECONDS", help="Caption every so many; 10 with --srt.", panel=_LONG),
@@ -74,20 +77,19 @@ def caption(
         Path | None,
         typer.Option(metavar="FILE.srt|FOLDER", help="Write segments as subtitles.", rich_help_panel=_LONG),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where it lies.", rich_help_panel=_DATA)] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="Folder of annotation files, when not under root.", rich_help_panel=_DATA)
-    ] = None,
-    videos: Annotated[
-        Path | None, typer.Option(help="Folder of clips, when not under root.", rich_help_panel=_DATA)
-    ] = None,
-    split: Annotated[str, typer.Option(help="test or val.", rich_help_panel=_DATA)] = "test",
-    weights: Annotated[str, typer.Option(help="best (on validation), last, or slim.", rich_help_panel=_RUN)] = "best",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
-    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_RUN)] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the captions as JSON.")] = False,
+    root: options.Root = None,
+    annotations: options.Annotations = None,
+    videos: options.Videos = None,
+    split: options.Split = "test",
+    run: options.Run = None,
+    weights: options.Weights = "best",
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
 ) -> None:
-    """Caption videos with a trained captioner."""
+    """Write a sentence for each video, with a trained captioner.
+
+    Without --run it is the newest captioning run that knows such clips.
+    """
     from calmctl.data.demo_world import drawn
     from calmctl.data.registry import DATASETS
     from calmctl.device import check_device
@@ -110,8 +112,7 @@ def caption(
         raise BadInput(f"--out {out} exists already; name a new file, so that no caption of yours is lost")
     if temperature is not None and (beam is not None or length_penalty is not None):
         raise BadInput("--temperature draws words, --beam and --length-penalty search for them; give one of the two")
-    if weights not in WEIGHTS:
-        raise BadInput(f"--weights {weights} is not known; use one of {', '.join(WEIGHTS)}")
+    options.require_known("--weights", weights, WEIGHTS)
     check_device(device)
     shapes = drawn([clip.path.stem for clip in clips]) if dataset is None else dataset.startswith("demo")
     chosen = choose_run(run, runs, shapes, "captioning", task="caption")
@@ -226,7 +227,6 @@ def _print_segments(
     found: dict[str, list[Segment]], left_out: dict[str, str], about: dict[str, Any], srt: Path | None, as_json: bool
 ) -> None:
     from calmctl.captions.generate import srt as subtitles
-    from calmctl.cli.console import print_left_out
     from calmctl.files import write_output
 
     written: dict[Path, list[Segment]] = {}
@@ -251,7 +251,6 @@ def _print_clips(
     model: CaptionModel, encoded: EncodedSplit, search: Search, about: dict[str, Any], out: Path | None, as_json: bool
 ) -> None:
     from calmctl.captions.evaluate import caption_split
-    from calmctl.cli.console import print_left_out
 
     captions = caption_split(model, encoded, search)
     left_out = {entry.id: entry.reason for entry in encoded.left_out}
@@ -286,31 +285,9 @@ def _below(found: Mapping[str, Value], suffix: str | None = None) -> list[tuple[
 # What captions and their scores look like on a terminal of 80 columns.
 
 
-EXAMPLES_SHOWN = 3
-
-
-def print_evaluations(evaluations: Sequence[CaptionEvaluation]) -> None:
-    """Print scores beside the paper's, how captions were found, and the first captions beside the true ones."""
-    from calmctl.captions.score import caption_table
-
-    out = stdout()
-    out.print(caption_table([evaluation.result for evaluation in evaluations]))
-    out.print(f"[dim]captions found by {', '.join(dict.fromkeys(str(e.search) for e in evaluations))}[/]\n")
-    for evaluation in evaluations[:1]:
-        out.print(examples_table(evaluation, EXAMPLES_SHOWN))
-
-
-def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
-    """The captions of the first `count` clips of an evaluation beside one true sentence each."""
-    table = _table("clip", "caption", "one of its true captions")
-    for clip, caption in list(evaluation.captions.items())[:count]:
-        table.add_row(printable(clip), printable(caption.text), printable(evaluation.references[clip][0]))
-    return table
-
-
 def print_captions(captions: Sequence[tuple[str, Caption]]) -> None:
     """Print (name of a video, its caption) with log-probabilities."""
-    table = _table("video", "caption")
+    table = Sheet("video", "caption")
     table.add_column("log p", justify="right")
     for video, caption in captions:
         table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:z.2f}")
@@ -321,7 +298,7 @@ def print_segments(video: str, segments: Sequence[Segment]) -> None:
     """Print the captions of one video's segments."""
     from calmctl.captions.generate import timestamp
 
-    table = _table("from", "to", "caption")
+    table = Sheet("from", "to", "caption")
     table.title = printable(video)
     table.title_justify = "left"
     table.add_column("log p", justify="right")
@@ -330,11 +307,3 @@ def print_segments(video: str, segments: Sequence[Segment]) -> None:
         times = (timestamp(segment.start_s), timestamp(segment.end_s))
         table.add_row(*times, printable(caption.text), f"{caption.log_prob:z.2f}")
     stdout().print(table)
-
-
-def _table(*columns: str) -> Sheet:
-
-    table = Sheet()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -1,25 +1,17 @@
-"""Numbers that options take: each with the range in which it means something.
-
-A number is finite, and small enough that no command can be made to take all memory or all time by one. Outside its
-range the command line says so before anything is loaded. What an option means stands at the option.
-"""
+"""What every subcommand shows with: consoles, tables, progress bars and notes, and the results that several print."""
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-import typer
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
@@ -36,60 +28,16 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup
 
-from calmctl.errors import BadInput, RunFailed, RunNotFound
+from calmctl.errors import RunFailed, RunNotFound
 from calmctl.words import Watcher, counted, visible
 
 if TYPE_CHECKING:
     from calmctl import words
+    from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.explain.collection import Collection
+    from calmctl.explain.explainer import Explainer
     from calmctl.runs.run import Run
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """From `least` to `most`, both included; call it for an option with such numbers."""
-
-    least: float
-    most: float
-
-    def __call__(self, *names: str, help: str, metavar: str | None = None, panel: str | None = None) -> Any:
-        """What `typer.Option` makes of it, for `Annotated`."""
-        return typer.Option(
-            *names,
-            min=self.least,
-            max=self.most,
-            callback=_number,
-            help=help,
-            metavar=metavar or "N",  # the range is told when it is missed, and takes half a line in the help
-            rich_help_panel=panel,
-        )
-
-
-def _number(value: float | None) -> float | None:
-    """Refuse what lies in no range and, as older command-line libraries compare, outside of none."""
-    if isinstance(value, float) and math.isnan(value):
-        raise typer.BadParameter("nan is no number")
-    return value
-
-
-TIMEOUT_S = Range(0.1, 86_400)
-SECONDS = Range(0.1, 86_400)
-WORKERS = Range(1, 1024)
-FRAMES = Range(1, 1000)
-INSTANTS = Range(1, 1000)
-ACTORS = Range(0, 10_000)
-SEED = Range(0, 2**63 - 1)
-RUNS = Range(1, 1000)
-BEAMS = Range(1, 100)
-LENGTH_PENALTY = Range(0, 10)
-TEMPERATURE = Range(0.01, 100)
-HITS = Range(1, 1_000_000)
-LABELS = Range(1, 1_000_000)
-VERSION = Range(1, 1_000_000)
-
-
-# What every subcommand shares: consoles, tables, progress bars, notes, and how its options are shown.
 
 
 UNBROKEN = 10_000
@@ -250,6 +198,20 @@ class Sheet(Table):
         return least
 
 
+def facts_grid() -> Table:
+    """A grid of names and what is to be said of them."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(min_width=8)
+    grid.add_column(ratio=1)
+    return grid
+
+
+def section(title: str) -> Table:
+    """A grid of facts, below a title that is printed at once."""
+    stdout().print(f"\n[bold]{title}[/]")
+    return facts_grid()
+
+
 def note(text: str) -> None:
     """Tell a person something on stderr, wrapped only by the terminal."""
     stderr().print(text, soft_wrap=True)
@@ -392,49 +354,6 @@ def _endless(bar: Progress, task: TaskID) -> bool:
     return next(each.total for each in bar.tasks if each.id == task) is None
 
 
-def _plain(params: list[Any]) -> list[Any]:
-    """Parameters whose help says nothing of a flag's type: it takes no value."""
-    for param in params:
-        if getattr(param, "is_flag", False):
-            param.metavar = ""
-    return params
-
-
-class Group(TyperGroup):
-    """A group of subcommands; their flags, and its own, are shown without a type."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters of the group itself."""
-        return _plain(super().get_params(ctx))
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A subcommand by name."""
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            _plain(command.get_params(ctx))
-        return command
-
-
-class RecipeCommand(TyperCommand):
-    """A subcommand that takes recipe keys: whoever writes one as an option is shown how it is set."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse `args`; raises `BadInput` for an option that does not exist."""
-        known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
-        for place, word in enumerate(args):
-            name, _, value = word.partition("=")
-            if name.startswith("--") and name != "--" and name not in known:
-                from calmctl.recipe.load import nearest_keys
-
-                value = value or next(iter(args[place + 1 :]), "VALUE")
-                options = get_close_matches(name, known, n=1, cutoff=0.75)
-                keys = [] if options else nearest_keys(name[2:].replace("-", "_"))
-                hints = options or [f"{key}={value}" for key in keys]
-                hint = f"did you mean {' or '.join(hints)}?" if hints else "recipe keys are set as optim.epochs=3"
-                raise BadInput(f"there is no option {name}; {hint}")
-        return super().parse_args(ctx, args)
-
-
 class BarWatcher(Watcher):
     """Shows a training as one bar, reading of clips as others, and validation numbers as lines."""
 
@@ -496,3 +415,38 @@ def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: st
         for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
             shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
             note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")
+
+
+# Results that several commands print.
+
+
+EXAMPLES_SHOWN = 3
+
+
+def print_evaluations(evaluations: Sequence[CaptionEvaluation]) -> None:
+    """Print scores beside the paper's, how captions were found, and the first captions beside the true ones."""
+    from calmctl.captions.score import caption_table
+
+    out = stdout()
+    out.print(caption_table([evaluation.result for evaluation in evaluations]))
+    out.print(f"[dim]captions found by {', '.join(dict.fromkeys(str(e.search) for e in evaluations))}[/]\n")
+    for evaluation in evaluations[:1]:
+        out.print(examples_table(evaluation, EXAMPLES_SHOWN))
+
+
+def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
+    """The captions of the first `count` clips of an evaluation beside one true sentence each."""
+    table = Sheet("clip", "caption", "one of its true captions")
+    for clip, caption in list(evaluation.captions.items())[:count]:
+        table.add_row(printable(clip), printable(caption.text), printable(evaluation.references[clip][0]))
+    return table
+
+
+def open_with_progress(explainer: Explainer, split: str) -> Collection:
+    """Encode a split of the explainer's run under a progress bar."""
+    from calmctl.explain.collection import open_collection
+
+    with progress_bar("clips") as bar:
+        found = open_collection(explainer, split, readings(bar))
+    print_left_out({split: {entry.id: entry.reason for entry in found.encoded.left_out}})
+    return found

@@ -9,67 +9,53 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli import console as options
-from calmctl.cli.console import Group, Sheet, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.cli import options
+from calmctl.cli.console import Sheet, note, print_json, print_left_out, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.data.check import CheckReport
     from calmctl.model.backbone import Tokens
 
-CHECK_EXAMPLES = """Examples:
-
-calmctl data check msrvtt --root /data
-
-calmctl data check msrvtt --root /data --protocol full --decode
-
-calmctl data check msvd --annotations lists --videos YouTubeClips --json
-
-calmctl data check my-videos --decode
-
-calmctl data check my-videos --backbone ViT-B-16"""
-
-WHERE_EXAMPLES = """Examples:
-
-calmctl data where
-
-calmctl data where didemo"""
-
 _SURELY_READ = 75  # characters: as many tokens at most, and CLIP reads 77 with its two marks
 _COLOUR = {"ok": "green", "unused": "dim", "note": "cyan", "missing": "yellow", "wrong": "red"}
 
 app = typer.Typer(
-    cls=Group,
+    cls=options.Group,
     no_args_is_help=True,
-    help="Check what a dataset needs and where it is looked for.",
-    epilog="Examples:  calmctl data where msrvtt    calmctl data check msrvtt --root /data",
+    rich_markup_mode="rich",
+    help="Check what a data set needs and where it is looked for.",
+    epilog=options.examples("calmctl data where msrvtt", "calmctl data check msrvtt --root /data"),
 )
 
 
-@app.command(epilog=CHECK_EXAMPLES)
+@app.command(
+    epilog=options.examples(
+        "calmctl data check msrvtt --root /data",
+        "calmctl data check msrvtt --root /data --protocol full --decode",
+        "calmctl data check msvd --annotations lists --videos YouTubeClips --json",
+        "calmctl data check my-videos --decode",
+    )
+)
 def check(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET|FOLDER", help="A dataset, or a folder of videos.")],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that holds the dataset; data by default.", show_default=False)
-    ] = None,
-    protocol: Annotated[str | None, typer.Option(help="The dataset's protocol, e.g. 9k.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder of annotation files, when not under root.")] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of clips, when not under root.")] = None,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET|FOLDER", help="A data set, or a folder of videos.")],
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every clip that is there.")] = False,
-    workers: Annotated[int | None, options.WORKERS(help="Processes that decode; one a core.")] = None,
-    timeout_s: Annotated[float, options.TIMEOUT_S("--timeout", help="Seconds one clip may take.")] = 120.0,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Whose text tower reads the captions; CLIP's 77 tokens.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    as_json: options.Json = False,
+    root: options.Root = None,
+    annotations: options.Annotations = None,
+    videos: options.Videos = None,
+    protocol: options.Protocol = None,
+    backbone: options.Backbone = None,
+    workers: options.Workers = None,
+    timeout_s: options.Timeout = 120.0,
 ) -> None:
-    """Say what of a dataset is there, what is missing and who has it.
+    """Say what of a data set is there, what is missing and who has it.
 
-    Compares what is read with the published splits: counts, and the digest of clips and captions. Names what lies there
-    without being read.
+    Compares what is read with the published splits: counts, and the digest of clips and captions.
 
-    Exit code 0: complete, as published, and nothing lost. 1: something is missing, differs, cannot be read or, with
-    --decode, does not decode. 2: bad usage, or a file so malformed that nothing can be said.
+    Names what lies there unread, and captions that CLIP, or --backbone, does not read to their end.
+
+    Exit code 0: complete, as published. 1: something is missing, differs or cannot be read. 2: bad usage or input.
     """
     from calmctl.data.check import check_dataset
 
@@ -117,14 +103,11 @@ def _named(dataset: str, root: Path | None, given_apart: bool) -> tuple[str, Pat
         return dataset, root if root or given_apart else Path("data")
     require_dataset_or_folder(dataset)
     if root is not None:
-        raise BadInput(f"--root belongs to a dataset; {dataset} is a folder itself")
+        raise BadInput(f"--root belongs to a data set; {dataset} is a folder itself")
     return "folder", Path(dataset)
 
 
 def _print(report: CheckReport) -> None:
-
-    from calmctl.cli.console import print_left_out
-
     table = Sheet(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", max_width=38)
@@ -151,11 +134,13 @@ def _print(report: CheckReport) -> None:
         note("[dim]clips were looked for, not opened; --decode opens them[/]")
 
 
-@app.command(epilog=WHERE_EXAMPLES)
+@app.command(epilog=options.examples("calmctl data where", "calmctl data where didemo"))
 def where(
-    dataset: Annotated[str | None, typer.Argument(help="One dataset; all of them by default.")] = None,
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="DATASET", help="One data set; all of them by default.")
+    ] = None,
 ) -> None:
-    """Explain which files a dataset needs, what they are called, who gives them out and where they belong."""
+    """Explain which files a data set needs, who gives them out and where they belong."""
     from calmctl.data.check import explain_dataset, kept_for_searches, overview
 
     text = (

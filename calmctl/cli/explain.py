@@ -12,61 +12,63 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from calmctl.cli import console as options
-from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.cli import options
+from calmctl.cli.console import (
+    Sheet,
+    choose_run,
+    facts_grid,
+    loading,
+    note,
+    open_with_progress,
+    print_json,
+    printable,
+    section,
+    stdout,
+)
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import PAGE, require_output
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from calmctl.explain.collection import Candidate, Collection, Failures, Weighed
-    from calmctl.explain.explainer import Explainer
     from calmctl.explain.pair import Explanation
 
 
-EXAMPLES = """Examples:
-
-calmctl explain video.mp4 "a man talking"
-
-calmctl explain video.mp4 "a man talking" --html page.html
-
-calmctl explain video.mp4 "a man talking" --without "holding a laptop" --collection test
-
-calmctl explain video.mp4 "a man talking" --zero-shot --vocabulary coco
-
-calmctl explain --run runs/demo-001 --failures 20 --html failures.html"""
+EXAMPLES = options.examples(
+    'calmctl explain video.mp4 "a man talking"',
+    'calmctl explain video.mp4 "a man talking" --html page.html',
+    'calmctl explain video.mp4 "a man talking" --without "holding a laptop"',
+    'calmctl explain video.mp4 "a man talking" --run msrvtt-001 --collection test',
+    'calmctl explain video.mp4 "a man talking" --zero-shot --vocabulary coco',
+)
 
 
 def explain(
-    video: Annotated[Path | None, typer.Argument(help="A video file.", show_default=False)] = None,
-    sentence: Annotated[str | None, typer.Argument(help="A sentence.", show_default=False)] = None,
-    run: Annotated[str | None, typer.Option(help="A run folder; the newest run by default.")] = None,
-    zero_shot: Annotated[bool, typer.Option("--zero-shot", help="The bare backbone instead of a run.")] = False,
-    vocabulary: Annotated[
-        str | None, typer.Option(help="Anchors; the run's own, or charades@1 without a run, by default.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Zero-shot: an open_clip model.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Zero-shot: its pretrained tag, or a .safetensors file.")] = None,
+    video: Annotated[Path | None, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)] = None,
+    sentence: Annotated[str | None, typer.Argument(metavar="SENTENCE", help="A sentence.", show_default=False)] = None,
     without: Annotated[
         list[str] | None, typer.Option(metavar="ANCHOR", help="What changes without this anchor; repeatable.")
     ] = None,
     collection: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Rank the video among the clips of this split of the run.")
     ] = None,
-    failures: Annotated[
-        int | None, options.HITS(metavar="N", help="Instead of a pair: the N worst-ranked queries of the run.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="For --failures: test or val.")] = "test",
-    instants: Annotated[
-        int | None, options.INSTANTS(help="Instants on the timeline; 2 a second, 12 to 240, by default.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    instants: Annotated[int | None, options.INSTANTS(help="Instants on the timeline; 2 a second, 12 to 240.")] = None,
+    html: options.Html = None,
+    as_json: options.Json = False,
+    run: options.Run = None,
+    vocabulary: options.Vocabulary = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="The bare backbone, not a run.", rich_help_panel=options.MODEL)
+    ] = False,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
 ) -> None:
-    """Explain a video and a sentence by their distributions over the anchors, or a run's worst failures."""
+    """Explain a video and a sentence by their anchors.
+
+    Without --run it is the newest run that knows such clips, or else the bare backbone.
+    """
     from calmctl.anchors.shipped import BARE, resolve_vocabulary
     from calmctl.anchors.vocabulary import find_anchors
     from calmctl.data.demo_world import drawn as drawn_clips
@@ -75,15 +77,7 @@ def explain(
 
     if html is not None:
         require_output(html, PAGE)
-    bare = zero_shot or backbone is not None or weights is not None
-    if bare and run is not None:
-        raise BadInput("--run and --zero-shot (or --backbone, --weights) exclude each other; give one of them")
-    if failures is not None:
-        if video is not None or bare:
-            raise BadInput("--failures looks at a run's whole split; give it --run, and no video and no --zero-shot")
-        check_device(device)
-        _explain_failures(run, runs, failures, split, vocabulary, device, html, as_json)
-        return
+    bare = options.is_bare(run, backbone, weights, zero_shot=zero_shot)
     if video is None or sentence is None or not sentence.strip():
         raise BadInput('give a video and a sentence, such as: calmctl explain video.mp4 "a man talking"')
     if not video.is_file():
@@ -96,11 +90,7 @@ def explain(
     if chosen is None and collection is not None:
         raise BadInput("--collection needs a run, whose dataset it is; name one with --run")
     if chosen is None:
-        from calmctl.model.spec import check_backbone
-        from calmctl.recipe.schema import BackboneSection
-
-        plain = BackboneSection()
-        check_backbone(backbone or plain.model, weights or plain.weights)
+        options.check_bare(backbone, weights)
     own = chosen.anchors() if chosen is not None else None
     anchors = resolve_vocabulary(vocabulary or BARE) if vocabulary or own is None else own
     removed = find_anchors(anchors, without or [])
@@ -138,58 +128,6 @@ def explain(
         print_json(explanation.to_json())
     else:
         print_pair(explanation)
-    _say_written(html)
-
-
-def open_with_progress(explainer: Explainer, split: str) -> Collection:
-    """Encode a split of the explainer's run under a progress bar."""
-    from calmctl.cli.console import print_left_out
-    from calmctl.explain.collection import open_collection
-
-    with progress_bar("clips") as bar:
-        found = open_collection(explainer, split, readings(bar))
-    print_left_out({split: {entry.id: entry.reason for entry in found.encoded.left_out}})
-    return found
-
-
-def _explain_failures(
-    name: str | None,
-    runs: Path,
-    count: int,
-    split: str,
-    vocabulary: str | None,
-    device: str,
-    html: Path | None,
-    as_json: bool,
-) -> None:
-    from calmctl.anchors.shipped import resolve_vocabulary
-    from calmctl.runs.run import describe_choice, find_run
-
-    run = find_run(name, runs, task="retrieval")
-    if name is None:
-        note(f"explaining with {printable(describe_choice(run))}")
-    if vocabulary is not None:
-        resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
-    loading(str(run.folder))
-    from calmctl.device import choose_device
-    from calmctl.explain.collection import find_failures
-    from calmctl.explain.explainer import explain_with_run
-
-    explainer = explain_with_run(run, choose_device(device), vocabulary=vocabulary)
-    collection = open_with_progress(explainer, split)
-    found = find_failures(explainer, collection, count)
-    if html is not None:
-        from calmctl.explain.pages import write_failures_page
-
-        write_failures_page(found, collection, html)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_failures(found)
-    _say_written(html)
-
-
-def _say_written(html: Path | None) -> None:
     if html is not None:
         note(f"wrote {printable(str(html))}")
 
@@ -208,7 +146,7 @@ def print_pair(explanation: Explanation) -> None:
 
     out = stdout()
     explainer, seen = explanation.explainer, explanation.seen
-    facts = _grid()
+    facts = facts_grid()
     facts.add_row(
         "[dim]video[/]", f"{printable(seen.clip.path.name)}, {seconds(seen.start_s)} to {seconds(seen.end_s)}"
     )
@@ -239,7 +177,7 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
         bars = [(_bar(float(p[k]), colour), percent(p[k])) for p, colour in ((c.video, VIDEO), (c.text, TEXT))]
         table.add_row(printable(labels[k]), *bars[0], *bars[1])
     out.print(table)
-    related = _grid()
+    related = facts_grid()
     for name, p in (("video", c.video), ("sentence", c.text)):
         most, least = (", ".join(printable(labels[k]) for k in _top(sign * p, 2)) for sign in (1, -1))
         related.add_row(f"[dim]{name}[/]", f"[{GOOD}]most[/]  {most}\n[{BAD}]least[/] {least}")
@@ -261,7 +199,7 @@ def _print_vae(out: Console, explanation: Explanation) -> None:
     found = explanation.reconstruction
     if found is None:
         return
-    grid = _section(out, "What the VAE makes of it")
+    grid = section("What the VAE makes of it")
     grid.add_row("[dim]S_hat[/]", _listed(found.text, explanation.labels, 3))
     if found.closed is None:
         closed = "nothing to close"
@@ -285,7 +223,7 @@ def _print_score(out: Console, explanation: Explanation) -> None:
     from calmctl.explain.words import percent, seconds
 
     pair, split, labels = explanation.pair, explanation.split, explanation.labels
-    grid = _section(out, f"Why the score is {pair.score:z.3f} (cosine, head {explanation.explainer.model.head.name})")
+    grid = section(f"Why the score is {pair.score:z.3f} (cosine, head {explanation.explainer.model.head.name})")
     times, weights = explanation.seen.times_s, pair.weights
     if pair.conditioned:
         best = ", ".join(f"{seconds(float(times[f]))} ({percent(weights[f])})" for f in _top(weights, 2))
@@ -323,7 +261,7 @@ def _print_timeline(out: Console, explanation: Explanation) -> None:
         when = f"{seconds(segment.start_s)} - {seconds(segment.end_s)}"
         table.add_row(when, _listed(segment.video, labels, 3), f"{segment.cosine:z.3f}")
     out.print(table)
-    grid = _grid()
+    grid = facts_grid()
     for k in line.strongest(4):
         strip = sparkline(_pooled(line.video[:, k].tolist(), 40), top=1.0)
         grid.add_row(f"[{VIDEO}]{strip}[/]", printable(labels[k]))
@@ -335,7 +273,7 @@ def _print_without(out: Console, explanation: Explanation) -> None:
 
     standing, less, c = explanation.standing, explanation.without, explanation.comparison
     if standing is not None and less is None:
-        grid = _section(out, f"Rank among the {standing.clips} clips of {explanation.collection}")
+        grid = section(f"Rank among the {standing.clips} clips of {explanation.collection}")
         grid.add_row("[dim]by score[/]", f"{standing.by_score:g}")
         grid.add_row("[dim]by anchors[/]", f"{standing.by_anchors:g}  (by KL(S_p || V_p) alone)")
         out.print(grid)
@@ -359,39 +297,6 @@ def _print_without(out: Console, explanation: Explanation) -> None:
         table.add_row("rank by anchors", f"{standing.by_anchors:g} {among}", f"{less.standing.by_anchors:g} {among}")
     out.print(table)
     out.print("[dim]The score itself never looks at anchors: they act in training.[/]")
-
-
-def print_failures(found: Failures) -> None:
-    """Print a run's worst queries."""
-    out = stdout()
-    out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
-    out.print(
-        f"{found.failed} of {found.queries} sentences do not find their clip first among {found.clips} clips; "
-        f"the worst {len(found.worst)}:"
-    )
-    for caveat in found.caveats:
-        out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
-    for failure in found.worst:
-        grid = _section(out, f"rank {failure.rank:g}  {printable(failure.query)}")
-        grid.add_row("[dim]sentence[/]", _weighed(failure.anchors))
-        grid.add_row(f"[{GOOD}]right[/]", _candidate(failure.right))
-        grid.add_row(f"[{BAD}]confusing[/]", _candidate(failure.confusing))
-        pulled = ", ".join(f"{printable(each.anchor)} {each.value:+z.3f}" for each in failure.pulled)
-        lead = failure.confusing.score - failure.right.score
-        grid.add_row("[dim]pulled by[/]", f"{pulled}\nof a lead of {lead:+z.3f}")
-        out.print(grid)
-
-
-def _candidate(candidate: Candidate) -> str:
-    said = f"\n“{printable(candidate.captions[0])}”" if candidate.captions else ""
-    anchors = _weighed(candidate.anchors)
-    return f"[bold]{printable(candidate.clip)}[/] {candidate.score:z.3f}  {anchors}{said}"
-
-
-def _weighed(anchors: Sequence[Weighed]) -> str:
-    from calmctl.explain.words import percent
-
-    return ", ".join(f"{printable(each.anchor)} [dim]{percent(each.value)}[/]" for each in anchors)
 
 
 def sparkline(values: Sequence[float], top: float | None = None) -> str:
@@ -437,18 +342,6 @@ def _log(count: int) -> float:
 
 def _bar(share: float, colour: str) -> Bar:
     return Bar(1.0, 0.0, share, width=_BAR_WIDTH, color=colour)
-
-
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(min_width=8)
-    grid.add_column(ratio=1)
-    return grid
-
-
-def _section(out: Console, title: str) -> Table:
-    out.print(f"\n[bold]{title}[/]")
-    return _grid()
 
 
 def _table(title: str, first: str, *columns: tuple[str, int]) -> Table:

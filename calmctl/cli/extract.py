@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calmctl.cli import console as options
-from calmctl.cli.console import Sheet, loading, note, print_json, print_next, printable, progress_bar, readings, stdout
+from calmctl.cli import options
+from calmctl.cli.console import (
+    Sheet,
+    loading,
+    note,
+    print_json,
+    print_left_out,
+    print_next,
+    printable,
+    progress_bar,
+    readings,
+    stdout,
+)
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,84 +33,68 @@ if TYPE_CHECKING:
 
 MODEL, WEIGHTS, FRAMES = "ViT-B-32-quickgelu", "openai", 12
 
-EXAMPLES = """Examples:
-
-calmctl extract msrvtt --root /data
-
-calmctl extract my-videos --captions captions.csv
-
-calmctl extract my-videos --backbone ViT-B-16 --weights b16.safetensors
-
-calmctl extract my-videos --run runs/msrvtt-001    # by its fine-tuned towers, to search with it
-
-calmctl extract lsmdc --root /data --shard 3/16 --out parts/3
-
-calmctl extract --merge parts/* --out features/lsmdc
-
-calmctl extract lsmdc --root /data --ray 8 --workers 16"""
-
-_DATA, _MODEL, _RUN = "Where clips and captions are", "What encodes them", "How it runs"
+EXAMPLES = options.examples(
+    "calmctl extract msrvtt --root /data",
+    "calmctl extract my-videos --captions captions.csv",
+    "calmctl extract clips --backbone ViT-B-16 --backbone-weights b16.safetensors",
+    "calmctl extract my-videos --run runs/msrvtt-001      # to search with that run",
+    "calmctl extract lsmdc --root /data --shard 3/16 --out parts/3",
+    "calmctl extract --merge parts/* --out features/lsmdc",
+    "calmctl extract lsmdc --root /data --ray 8 --workers 16",
+)
 
 
 def extract(
-    sources: Annotated[list[str], typer.Argument(metavar="DATASET|FOLDER", help="A dataset, or a folder of videos.")],
+    sources: Annotated[list[str], typer.Argument(metavar="DATASET|FOLDER", help="A data set, or a folder of videos.")],
     out: Annotated[
         Path | None,
         typer.Option(metavar="STORE", help="The feature store; features/NAME by default.", show_default=False),
     ] = None,
-    root: Annotated[Path, typer.Option(help="Folder that holds the dataset.", rich_help_panel=_DATA)] = Path("data"),
-    annotations: Annotated[
-        Path | None, typer.Option(help="Folder of annotation files, when not under root.", rich_help_panel=_DATA)
-    ] = None,
-    videos: Annotated[
-        Path | None, typer.Option(help="Folder of clips, when not under root.", rich_help_panel=_DATA)
-    ] = None,
+    as_json: options.Json = False,
+    root: options.Root = None,
+    annotations: options.Annotations = None,
+    videos: options.Videos = None,
     captions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Captions of a folder: CSV, JSON or JSONL.", rich_help_panel=_DATA),
+        typer.Option(metavar="FILE", help="Captions of a folder: CSV, JSON, JSONL.", rich_help_panel=options.DATA),
     ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="The dataset's protocol, e.g. 9k.", rich_help_panel=_DATA)
+    protocol: options.Protocol = None,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    frames: Annotated[
+        int | None, options.FRAMES(help="Frames of a clip; 12, or the run's.", panel=options.MODEL)
     ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help=f"open_clip model, demo-clip, config; {MODEL}.", rich_help_panel=_MODEL),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help=f"Tag, .safetensors file, or checkpoint; {WEIGHTS}.", rich_help_panel=_MODEL),
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="The towers that this run has trained, instead.", rich_help_panel=_MODEL)
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_MODEL)] = Path("runs"),
-    frames: Annotated[int | None, options.FRAMES(help="Frames of a clip; 12, or the run's.", panel=_MODEL)] = None,
     half: Annotated[
-        bool, typer.Option("--half", help="Store float16: half the size, rounded.", rich_help_panel=_MODEL)
+        bool,
+        typer.Option("--half", help="Store float16: half the size, rounded.", rich_help_panel=options.MODEL),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
-    workers: Annotated[int | None, options.WORKERS(help="Processes that decode; one a core.", panel=_RUN)] = None,
-    timeout_s: Annotated[float, options.TIMEOUT_S("--timeout", help="Seconds one clip may take.", panel=_RUN)] = 120.0,
+    workers: options.Workers = None,
+    timeout_s: options.Timeout = 120.0,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Do part I of N, for a job array.", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(metavar="I/N", help="Do part I of N, for a job array.", rich_help_panel=options.RUNNING),
     ] = None,
-    ray: Annotated[int, options.ACTORS(metavar="N", help=r"Use N actors of Ray (calmctl\[cluster]).", panel=_RUN)] = 0,
+    ray: Annotated[int, options.ACTORS(help=r"Use N actors of Ray (calmctl\[cluster]).", panel=options.RUNNING)] = 0,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Merge such parts (stores) into --out.", rich_help_panel=_RUN)
+        bool, typer.Option("--merge", help="Merge such parts (stores) into --out.", rich_help_panel=options.RUNNING)
     ] = False,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Try clips again that did not decode.", rich_help_panel=_RUN)
+        bool, typer.Option("--retry", help="Try clips again that did not decode.", rich_help_panel=options.RUNNING)
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="A missing or broken clip is an error.", rich_help_panel=_RUN)
+        bool, typer.Option("--strict", help="A missing or broken clip is an error.", rich_help_panel=options.RUNNING)
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
 ) -> None:
-    """Decode and encode clips and captions once, into a feature store.
+    """Decode and encode clips once, into a feature store.
 
     What is there already is skipped: after an interruption, run the same command again.
 
     Damaged shards and clips whose file has changed are made again; what does not decode is listed.
+
+    Without --run and --backbone, OpenAI's CLIP ViT-B/32 encodes.
     """
     from calmctl.device import check_device
     from calmctl.runs.run import find_run
@@ -113,8 +108,7 @@ def extract(
     from calmctl.model.spec import check_backbone
 
     check_device(device)
-    if run is not None and (backbone is not None or weights is not None):
-        raise BadInput("--run and --backbone (or --weights) exclude each other; give one of them")
+    options.is_bare(run, backbone, weights)
     chosen = find_run(run, runs) if run is not None else None
     if chosen is None:
         check_backbone(backbone or MODEL, weights or WEIGHTS)  # before torch and open_clip, which take seconds
@@ -166,7 +160,7 @@ def extract(
 
 def _load(
     source: str,
-    root: Path,
+    root: Path | None,
     annotations: Path | None,
     videos: Path | None,
     captions: Path | None,
@@ -177,10 +171,12 @@ def _load(
     if source in DATASETS and source != "folder":
         if captions is not None:
             raise BadInput(f"--captions belongs to a folder of videos; {source} brings its own (--annotations)")
-        if annotations is not None and videos is not None:
-            return load_dataset(source, None, protocol=protocol, annotations=annotations, videos=videos)
+        if annotations is None or videos is None:
+            root = root or Path("data")
         return load_dataset(source, root, protocol=protocol, annotations=annotations, videos=videos)
     require_dataset_or_folder(source)
+    if root is not None:
+        raise BadInput(f"--root belongs to a data set; {source} is a folder itself")
     if annotations is not None and captions is not None:
         raise BadInput("--captions and --annotations both name a folder's captions; give one")
     return load_dataset("folder", Path(source), protocol=protocol, annotations=captions or annotations, videos=videos)
@@ -226,8 +222,6 @@ def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]
     `keys` name their backbone.
     """
     from rich.markup import escape
-
-    from calmctl.cli.console import print_left_out
 
     table = Sheet(show_header=False)
     table.add_column(no_wrap=True)

@@ -9,48 +9,39 @@ from contextlib import suppress
 
 import typer
 
-from calmctl.cli.anchors import app as anchors_app
-from calmctl.cli.caption import EXAMPLES as CAPTION_EXAMPLES
-from calmctl.cli.caption import caption
-from calmctl.cli.console import Group, ReaderLeft, RecipeCommand, printable, secure_streams, stderr
-from calmctl.cli.data import app as data_app
-from calmctl.cli.demo import EXAMPLES as DEMO_EXAMPLES
-from calmctl.cli.demo import demo
-from calmctl.cli.eval import EXAMPLES as EVAL_EXAMPLES
-from calmctl.cli.eval import evaluate
-from calmctl.cli.explain import EXAMPLES as EXPLAIN_EXAMPLES
-from calmctl.cli.explain import explain
-from calmctl.cli.extract import EXAMPLES as EXTRACT_EXAMPLES
-from calmctl.cli.extract import extract
-from calmctl.cli.recipes import app as recipes_app
-from calmctl.cli.reproduce import EXAMPLES as REPRODUCE_EXAMPLES
-from calmctl.cli.reproduce import reproduce
-from calmctl.cli.search import EXAMPLES as SEARCH_EXAMPLES
-from calmctl.cli.search import search
-from calmctl.cli.train import EXAMPLES as TRAIN_EXAMPLES
-from calmctl.cli.train import train
+from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
+from calmctl.cli import eval as evaluation
+from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.errors import CalmError
 
 app = typer.Typer(
     name="calmctl",
-    cls=Group,
+    cls=options.Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: calmctl demo    Any command takes --debug to show the traceback of an error.",
+    epilog="Start with: calmctl demo\nAny command takes --debug to show the traceback of an error.",
 )
-app.command(cls=RecipeCommand, epilog=DEMO_EXAMPLES)(demo)
-app.add_typer(anchors_app, name="anchors")
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(data_app, name="data")
-app.command(epilog=EXTRACT_EXAMPLES)(extract)
-app.command(cls=RecipeCommand, epilog=TRAIN_EXAMPLES)(train)
-app.command(name="eval", epilog=EVAL_EXAMPLES)(evaluate)
-app.command(epilog=CAPTION_EXAMPLES)(caption)
-app.command(epilog=EXPLAIN_EXAMPLES)(explain)
-app.command(epilog=SEARCH_EXAMPLES)(search)
-app.command(cls=RecipeCommand, epilog=REPRODUCE_EXAMPLES)(reproduce)
+
+# The order of the help: what a newcomer does first stands first.
+_DATA, _TRAIN, _NUMBERS, _USE = "Data", "Training", "Numbers", "Use"
+app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=reproduce.DEMO_EXAMPLES)(reproduce.demo)
+app.add_typer(train.recipes, name="recipes", rich_help_panel=_TRAIN)
+app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=train.EXAMPLES)(train.train)
+app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+app.add_typer(data.app, name="data", rich_help_panel=_DATA)
+app.command(rich_help_panel=_DATA, epilog=extract.EXAMPLES)(extract.extract)
+app.add_typer(anchors.app, name="anchors", rich_help_panel=_DATA)
+app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evaluation.evaluate)
+app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
+app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)
+app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
+app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPLES)(search.similar)
+app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
+app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
+app.command(rich_help_panel=_USE, epilog=caption.EXAMPLES)(caption.caption)
+app.command(rich_help_panel=_USE, epilog=explain.EXAMPLES)(explain.explain)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""`calmctl reproduce`: a table of the paper, from its runs to its numbers."""
+"""`calmctl reproduce`: a table of the paper, from runs to numbers; `calmctl demo`: all of calmctl on a drawn world."""
 
 from __future__ import annotations
 
@@ -13,12 +13,25 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from calmctl.cli import console as options
-from calmctl.cli.console import BarWatcher, Sheet, loading, print_json, printable, progress_bar, stderr, stdout
+from calmctl.cli import options
+from calmctl.cli.console import (
+    EXAMPLES_SHOWN,
+    BarWatcher,
+    Sheet,
+    examples_table,
+    loading,
+    print_json,
+    print_next,
+    printable,
+    progress_bar,
+    stderr,
+    stdout,
+)
 from calmctl.errors import BadInput, CalmError
 from calmctl.words import counted
 
 if TYPE_CHECKING:
+    from calmctl.demo import Demo
     from calmctl.reproduce.filled import Block, Filled
     from calmctl.reproduce.reproduce import Plan
     from calmctl.reproduce.work import Cost
@@ -27,17 +40,16 @@ if TYPE_CHECKING:
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "ablations")
 DEMO = "demo"
 
-EXAMPLES = """Examples:
+DEMO_DATA = Path("data/demo")
 
-calmctl reproduce table1 --dry-run                     # data, runs, time and memory; trains nothing
-
-calmctl reproduce table1 table6 table7 --data demo     # on the drawn world: no download, no GPU
-
-calmctl reproduce table7 --data /data --seeds 5 optim.precision=bf16
-
-calmctl reproduce table1 --data /data --skip-missing --rows t-mass,t-mass+calm
-
-calmctl reproduce ablations --data demo --json"""
+EXAMPLES = options.examples(
+    "calmctl reproduce table1 --dry-run",
+    "calmctl reproduce table1 table6 table7 --data demo     # no download, no GPU",
+    "calmctl reproduce table7 --data /data --seeds 5 optim.precision=bf16",
+    "calmctl reproduce table1 --data /data --skip-missing --rows t-mass,t-mass+calm",
+    "calmctl reproduce ablations --data demo --json",
+)
+DEMO_EXAMPLES = options.examples("calmctl demo", "calmctl demo --seed 1 --json")
 
 
 def reproduce(
@@ -46,22 +58,26 @@ def reproduce(
         typer.Argument(metavar="TABLE... [KEY=VALUE]...", help=f"{', '.join(TABLES)}; recipe keys for all rows."),
     ],
     data: Annotated[
-        Path, typer.Option(help="Folder of the datasets, each in a folder of its name; or demo, the drawn world.")
+        Path, typer.Option(metavar="FOLDER|demo", help="Folder of the data sets' folders, or demo.")
     ] = Path("data"),
-    seeds: Annotated[int, options.RUNS(help="Runs of each row.")] = 3,
+    seeds: Annotated[int, options.SEEDS(help="Runs of each row.")] = 3,
     rows: Annotated[
         str | None, typer.Option(metavar="KEY,KEY", help="These rows alone, and those they are compared with.")
     ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out rows and test sets whose data is missing.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes; train nothing.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    demo_root: Annotated[Path, typer.Option(help="With --data demo: folder for the drawn clips.")] = Path("data/demo"),
-    runs: Annotated[Path, typer.Option(help="Folder for the runs and the tables.")] = Path("runs/reproduce"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the tables as JSON.")] = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    demo_root: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Of --data demo: folder of its clips.", rich_help_panel=options.DATA)
+    ] = DEMO_DATA,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs/reproduce"),
 ) -> None:
-    """Run a table of the paper: ours over seeds, its number, and which differences are more than chance.
+    """Run a table of the paper, beside the paper's numbers.
+
+    Ours is mean and spread over seeds; differences that are more than chance are marked.
 
     Finished runs are used again, interrupted ones go on. Tables are also written as JSON and Markdown.
     """
@@ -139,7 +155,7 @@ class StageWatcher(BarWatcher):
         self._epochs = epochs
 
     def epoch(self, epoch: int, validation: dict[str, float]) -> None:
-        """Nothing: a table's runs are many, and their validation numbers are in their folders."""
+        """Nothing: validation numbers are in the runs' folders."""
 
 
 def plan_json(plan: Plan, cost: Cost) -> dict[str, Any]:
@@ -237,3 +253,88 @@ def _grid(block: Block, *, stand_in: bool) -> Sheet:
         row += [cells.mean(line.leak_r1)] if leaks else []
         grid.add_row(*row)
     return grid
+
+
+# `calmctl demo`: drawn clips, a small CLIP, and CALM with and without its loss.
+
+
+def demo(
+    overrides: options.Overrides = None,
+    seed: options.Seed = 24,
+    as_json: options.Json = False,
+    root: options.Root = None,
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Draw a world of captioned clips, train and evaluate on it.
+
+    With CALM and without, in domain and out of it. Needs no download and no GPU.
+
+    Clips are drawn into data/demo, or into --root. Interrupted and given again, it goes on where it was.
+    """
+    folder = root or DEMO_DATA
+    loading("the model library")
+    from calmctl.demo import run_demo
+    from calmctl.files import read_json
+
+    with progress_bar("items") as bar:
+        done = run_demo(folder, runs, seed=seed, overrides=overrides or [], watcher=BarWatcher(bar))
+    if as_json:
+        print_json(read_json(done.report, what="demo report"))
+    else:
+        print_demo(done, folder)
+
+
+def print_demo(done: Demo, root: Path) -> None:
+    """Print what the demo found, and what can be done next, within 80 columns."""
+    run, without = (shlex.quote(str(done.systems[number].run.folder)) for number in (2, 1))
+    where = "" if root == DEMO_DATA else f" --root {shlex.quote(str(root))}"
+
+    table = Sheet(title="text to video, R@1 with its 95 % interval", title_justify="left")
+    table.add_column("")
+    for result in done.systems[0].results:
+        dataset = result.labels.dataset
+        table.add_column(f"{'→ ' if dataset != 'demo' else ''}{dataset}", justify="right")
+        table.add_column("R@5", justify="right")
+        table.add_column("MnR", justify="right")
+    for system in done.systems:
+        cells = []
+        for result in system.results:
+            numbers, interval = result.metrics["text_to_video"], result.intervals["text_to_video"]
+            spread = f" ({interval.r1.low:z.0f}-{interval.r1.high:z.0f})" if interval else ""
+            cells += [f"{numbers.r1:z.1f}{spread}", f"{numbers.r5:z.1f}", f"{numbers.mnr:z.1f}"]
+        table.add_row(system.name, *cells)
+    out = stdout()
+    out.print()
+    out.print(table)
+    first = done.systems[0].results[0].metrics["text_to_video"]
+    out.print(
+        f"\n{first.n_queries} test captions, {first.n_candidates} clips each; chance is "
+        f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation.",
+    )
+    for test, difference in zip(("in domain", "out of domain"), done.differences, strict=True):
+        out.print(
+            f"CALM's loss, {test}: R@1 {difference.difference:+z.1f} points, 95 % interval over clips "
+            f"{difference.interval.low:+z.1f} to {difference.interval.high:+z.1f}."
+        )
+    out.print(
+        "One seed, whose luck no interval over clips knows: whether CALM helps takes several "
+        "(calmctl reproduce table7 --data demo, or calmctl demo --seed N).\n"
+    )
+    scores = done.captions.result.scores
+    out.print(examples_table(done.captions, EXAMPLES_SHOWN))
+    out.print(
+        f"\nCIDEr {100 * scores.cider:z.1f}, BLEU-4 {100 * scores.bleu4:z.1f} over {scores.n} test clips "
+        f"(calmctl eval {done.captioner.folder} has all).\n"
+    )
+    for system in done.systems:
+        out.print(f"{system.name:17} {system.run.folder}", soft_wrap=True)
+    out.print(f"{'captioner':17} {done.captioner.folder}", soft_wrap=True)
+    out.print(f"{'all numbers':17} {done.report}", soft_wrap=True)
+    out.print(f"{'a page to look at':17} {done.page}\n", soft_wrap=True)
+    print_next(
+        f"calmctl eval {run} --cross demo-shifted{where}",
+        f"calmctl eval {run} --against {without}{where}",
+        f"calmctl explain {shlex.quote(str(done.clip.path))} {shlex.quote(done.sentence)} --run {run}",
+        f'calmctl search "a red circle" --in {shlex.quote(str(done.clip.path.parent))} --run {run}',
+        "calmctl train recipes/demo.yaml --dry-run" + (f" data.root={shlex.quote(str(root))}" if where else ""),
+    )

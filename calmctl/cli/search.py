@@ -1,16 +1,27 @@
-"""`calmctl search`: sentences in, videos out."""
+"""`calmctl search`: sentences in, videos out; and the other directions, each a verb of its own."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calmctl.cli import console as options
-from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.cli import options
+from calmctl.cli.console import (
+    Sheet,
+    choose_run,
+    loading,
+    note,
+    print_json,
+    print_left_out,
+    printable,
+    progress_bar,
+    readings,
+    stdout,
+)
 from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
 from calmctl.files import PAGE, require_output
 from calmctl.words import counted
@@ -25,155 +36,229 @@ if TYPE_CHECKING:
     from calmctl.search.search import Found, Ranked, Search, Shared
 
 
-EXAMPLES = """Examples:
+Cache = Annotated[
+    Path,
+    typer.Option("--cache", metavar="FOLDER", help="Where features of folders are kept.", rich_help_panel=options.DATA),
+]
+Candidates = Annotated[int | None, options.COUNT(help="Clips that the first of two stages keeps; 1000.")]
+Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video file.")]
+Queries = Annotated[
+    str | None, typer.Option("--queries", metavar="FILE", help="Sentences: one a line, CSV or JSON; - for stdin.")
+]
+Sentences = Annotated[
+    list[str] | None, typer.Argument(metavar="SENTENCE", help="What is to be seen.", show_default=False)
+]
+Stride = Annotated[
+    float | None, options.SECONDS(metavar="SECONDS", help="From one window to the next.", panel=options.DATA)
+]
+Where = Annotated[
+    Path,
+    typer.Option("--in", metavar="STORE|FOLDER", help="A feature store or a folder.", rich_help_panel=options.DATA),
+]
+Why = Annotated[bool, typer.Option("--why", help="The anchors that sentence and clip share.")]
+Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Search windows so long.", panel=options.DATA)]
 
-calmctl search "a man talking" --in holidays
+CACHE = Path("features/search")
 
-calmctl search "a dog runs" "a red car" --in holidays --html sheet.html --why
-
-calmctl search "the goal" --in matches --window 10 --stride 5 --top 3
-
-calmctl search --video clip.mp4 --in holidays
-
-calmctl search --video clip.mp4 --captions captions.csv
-
-cat queries.txt | calmctl search --queries - --in features/msrvtt --approximate --json
-
-calmctl search --recall --in features/msrvtt --queries queries.txt"""
-
-_WHAT, _WHO, _HOW = "What is searched", "Who searches", "How"
+SEARCH_EXAMPLES = options.examples(
+    'calmctl search "a man talking" --in holidays',
+    'calmctl search "a dog" "a red car" --in holidays --html sheet.html --why',
+    'calmctl search "the goal" --in matches --window 10 --stride 5 --top 3',
+    "cat queries.txt | calmctl search --queries - --in features/msrvtt --json",
+    "calmctl search -- similar      # the word, and not the verb",
+)
+SIMILAR_EXAMPLES = options.examples(
+    "calmctl search similar clip.mp4 --in holidays",
+    "calmctl search similar clip.mp4 --in matches --window 10 --html sheet.html",
+)
+CAPTIONS_EXAMPLES = options.examples(
+    "calmctl search captions captions.csv clip.mp4",
+    "calmctl search captions sentences.txt clip.mp4 --top 3 --why",
+)
+RECALL_EXAMPLES = options.examples(
+    "calmctl search recall --in features/msrvtt",
+    "calmctl search recall --in features/msrvtt --queries queries.txt",
+)
 
 
 def search(
-    queries: Annotated[list[str] | None, typer.Argument(help="One or more sentences.", show_default=False)] = None,
-    queries_file: Annotated[
-        str | None, typer.Option("--queries", metavar="FILE", help="Sentences, one a line or CSV, JSON; - for stdin.")
-    ] = None,
-    video: Annotated[Path | None, typer.Option(metavar="CLIP", help="Find clips that look like this one.")] = None,
-    captions: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --video: rank these sentences for it instead.")
-    ] = None,
-    where: Annotated[
-        Path, typer.Option("--in", metavar="STORE|FOLDER", help="A feature store or a folder.", rich_help_panel=_WHAT)
-    ] = Path("."),
-    window: Annotated[
-        float | None, options.SECONDS(metavar="SECONDS", help="Search windows of this length.", panel=_WHAT)
-    ] = None,
-    stride: Annotated[
-        float | None,
-        options.SECONDS(metavar="SECONDS", help="From one window to the next; its length.", panel=_WHAT),
-    ] = None,
-    videos: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where a store's clips lie.", rich_help_panel=_WHAT)
-    ] = None,
-    features: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where features of folders are kept.", rich_help_panel=_WHAT)
-    ] = Path("features/search"),
-    run: Annotated[
-        str | None, typer.Option(help="A run or a slim.safetensors; the newest.", rich_help_panel=_WHO)
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of runs.", rich_help_panel=_WHO)] = Path("runs"),
-    backbone: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A bare open_clip model instead.", rich_help_panel=_WHO)
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Its tag, .safetensors file, or checkpoint.", rich_help_panel=_WHO)
-    ] = None,
-    approximate: Annotated[
-        bool, typer.Option("--approximate", help="Two stages instead of all clips.", rich_help_panel=_HOW)
-    ] = False,
-    candidates: Annotated[int | None, options.HITS(help="Clips the first stage keeps; 1000.", panel=_HOW)] = None,
-    recall: Annotated[
-        bool, typer.Option("--recall", help="Measure the first stage instead.", rich_help_panel=_HOW)
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_HOW)] = "auto",
-    top: Annotated[int, options.HITS(help="Hits a query.")] = 10,
-    why: Annotated[bool, typer.Option("--why", help="The anchors that sentence and hit share.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write a contact sheet.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    sentences: Sentences = None,
+    queries: Queries = None,
+    top: options.Top = 10,
+    why: Why = False,
+    html: options.Html = None,
+    as_json: options.Json = False,
+    approximate: Annotated[bool, typer.Option("--approximate", help="Two stages, not all clips.")] = False,
+    candidates: Candidates = None,
+    where: Where = Path("."),
+    window: Window = None,
+    stride: Stride = None,
+    videos: options.Videos = None,
+    cache: Cache = CACHE,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
 ) -> None:
-    """Search videos with sentences, or with a clip.
+    """Search videos with sentences.
 
-    A folder is extracted first, into --features, and after that only what is new or changed.
+    Other directions are verbs: search similar CLIP, search captions FILE CLIP, search recall.
 
-    The search is exact unless --approximate is given, and says which it was.
+    Without --run it is the newest run that knows such clips, or else the bare backbone.
+
+    A folder is extracted first, into --cache; after that only what is new or changed.
     """
     from calmctl.data.locate import require_folder
     from calmctl.device import check_device
     from calmctl.search.windows import check_windows
-    from calmctl.video.instants import video_extent
 
     stride_s = check_windows(window, stride)
     if html is not None:
         require_output(html, PAGE)
-    if video is not None and (queries or queries_file):
-        raise BadInput("search with sentences or with --video, not both; to rank sentences for a clip, add --captions")
-    if captions is not None and video is None:
-        raise BadInput("--captions ranks sentences for a clip; name the clip with --video")
-    if captions is not None and (html is not None or approximate or window is not None or recall):
-        raise BadInput("--captions ranks sentences for one clip: there are no videos to search, page or cut")
-    if video is not None and (approximate or recall):
-        raise BadInput("--video compares mean-pooled features, all of them; --approximate and --recall need sentences")
-    if video is not None and why and captions is None:
-        raise BadInput("--why tells what a sentence and a clip share; with --video there is no sentence")
-    if candidates is not None and not (approximate or recall):
-        raise BadInput("--candidates belongs to --approximate and --recall; the exact search looks at every clip")
-    if run is not None and (backbone is not None or weights is not None):
-        raise BadInput("--run and --backbone (or --weights) exclude each other; give one of them")
-    if video is not None and not video.is_file():
-        raise VideoError(f"{video} is no file; give the path of a video")
-    if captions is None:
-        require_folder(where, "name a folder of videos or a feature store with --in")
-    sentences = _sentences(queries, queries_file)
-    if not sentences and video is None and not recall:
+    if candidates is not None and not approximate:
+        raise BadInput("--candidates belongs to --approximate; the exact search looks at every clip")
+    options.is_bare(run, backbone, weights)
+    require_folder(where, "name a folder of videos or a feature store with --in")
+    asked = _sentences(sentences, queries)
+    if not asked:
         raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
-    if recall or approximate:
+    if approximate:
         from calmctl.search.exact import require_usearch
 
         require_usearch()
     check_device(device)
-    if video is not None:
-        video_extent(video)  # what is no video is said before a model is loaded
-    drawn = _drawn([video] if captions is not None and video is not None else [], where)
-    seeker = _seeker(run, runs, backbone, weights, device, why, drawn)
-    if captions is not None:
-        assert video is not None
-        _rank(seeker, video, captions, top, as_json)
-        return
-    if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
-        note(f"[yellow]{cut}[/]")
+    seeker = _seeker(run, runs, backbone, weights, device, why, _drawn(where))
+    _say_cut(seeker, asked)
     with progress_bar("items") as bar:
-        engine = _open(seeker, where, window, stride_s, videos, features, bar)
-        if recall:
-            measured = engine.recall(sentences or engine.sampled_captions(), **_given(candidates))
-        elif video is not None:
-            from calmctl.samples import Clip
-
-            found = engine.similar(Clip(video.stem, video), top)
-        else:
-            found = engine.sentences(sentences, top, approximate=approximate, **_given(candidates))
+        engine = _open(seeker, where, window, stride_s, videos, cache, bar)
+        found = engine.sentences(asked, top, approximate=approximate, **_given(candidates))
     _say_left_out(engine)
-    if recall:
-        from dataclasses import asdict
+    _show(found, html, as_json)
 
-        print_json(asdict(measured)) if as_json else print_recall(measured)
-        return
+
+def similar(
+    clip: Clip,
+    top: options.Top = 10,
+    html: options.Html = None,
+    as_json: options.Json = False,
+    where: Where = Path("."),
+    window: Window = None,
+    stride: Stride = None,
+    videos: options.Videos = None,
+    cache: Cache = CACHE,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Find the clips that look like one.
+
+    All are compared, by the cosine of mean-pooled frames.
+    """
+    from calmctl.data.locate import require_folder
+    from calmctl.device import check_device
+    from calmctl.samples import Clip as Sample
+    from calmctl.search.windows import check_windows
+
+    stride_s = check_windows(window, stride)
     if html is not None:
-        from calmctl.search.sheet import write_sheet
+        require_output(html, PAGE)
+    options.is_bare(run, backbone, weights)
+    require_folder(where, "name a folder of videos or a feature store with --in")
+    check_device(device)
+    _require_video(clip)
+    seeker = _seeker(run, runs, backbone, weights, device, False, _drawn(where))
+    with progress_bar("items") as bar:
+        engine = _open(seeker, where, window, stride_s, videos, cache, bar)
+        found = engine.similar(Sample(clip.stem, clip), top)
+    _say_left_out(engine)
+    _show(found, html, as_json)
 
-        write_sheet(found, html)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_found(found)
-    if html is not None:
-        note(f"wrote {printable(str(html))}")
 
+def captions(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Sentences: one a line, CSV or JSON; - for stdin.")],
+    clip: Clip,
+    top: options.Top = 10,
+    why: Why = False,
+    as_json: options.Json = False,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Rank the sentences of a file for one clip.
 
-def _sentences(queries: list[str] | None, source: str | None) -> list[str]:
+    By the run's own score; a list in which nothing fits has a best line, too.
+    """
+    from calmctl.data.demo_world import drawn
+    from calmctl.device import check_device
+    from calmctl.samples import Clip as Sample
     from calmctl.search.queries import read_sentences
 
-    given = list(queries or [])
+    options.is_bare(run, backbone, weights)
+    check_device(device)
+    _require_video(clip)
+    sentences = read_sentences(file)
+    seeker = _seeker(run, runs, backbone, weights, device, why, drawn([clip.stem]))
+    _say_cut(seeker, sentences)
+    from calmctl.search.search import rank_sentences
+
+    ranked = rank_sentences(seeker, Sample(clip.stem, clip), sentences, top)
+    if as_json:
+        print_json({"by": seeker.name, "video": str(clip), "sentences": [asdict(each) for each in ranked]})
+    else:
+        print_sentences(str(clip), ranked)
+
+
+def recall(
+    sentences: Sentences = None,
+    queries: Queries = None,
+    candidates: Candidates = None,
+    as_json: options.Json = False,
+    where: Where = Path("."),
+    window: Window = None,
+    stride: Stride = None,
+    videos: options.Videos = None,
+    cache: Cache = CACHE,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Measure what a search with --approximate loses.
+
+    It is the share of the exact best ten that the first of its two stages keeps.
+
+    Without sentences, captions that came with the clips are asked.
+    """
+    from calmctl.data.locate import require_folder
+    from calmctl.device import check_device
+    from calmctl.search.exact import require_usearch
+    from calmctl.search.windows import check_windows
+
+    stride_s = check_windows(window, stride)
+    options.is_bare(run, backbone, weights)
+    require_folder(where, "name a folder of videos or a feature store with --in")
+    asked = _sentences(sentences, queries)
+    require_usearch()
+    check_device(device)
+    seeker = _seeker(run, runs, backbone, weights, device, False, _drawn(where))
+    _say_cut(seeker, asked)
+    with progress_bar("items") as bar:
+        engine = _open(seeker, where, window, stride_s, videos, cache, bar)
+        measured = engine.recall(asked or engine.sampled_captions(), **_given(candidates))
+    _say_left_out(engine)
+    print_json(asdict(measured)) if as_json else print_recall(measured)
+
+
+def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
+    from calmctl.search.queries import read_sentences
+
+    given = list(sentences or [])
     if any(not sentence.strip() for sentence in given):
         raise BadInput("a sentence is empty; write what is to be seen")
     return given + (read_sentences(source) if source is not None else [])
@@ -183,8 +268,22 @@ def _given(candidates: int | None) -> dict[str, int]:
     return {} if candidates is None else {"candidates": candidates}
 
 
-def _drawn(clips: list[Path], where: Path) -> bool:
-    """Whether what is searched are the demo's drawn shapes: `clips`, or else what lies in a folder or store.
+def _require_video(clip: Path) -> None:
+    """Raise `VideoError` where `clip` is no video: before a model is loaded."""
+    from calmctl.video.instants import video_extent
+
+    if not clip.is_file():
+        raise VideoError(f"{clip} is no file; give the path of a video")
+    video_extent(clip)
+
+
+def _say_cut(seeker: Seeker, sentences: Sequence[str]) -> None:
+    if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
+        note(f"[yellow]{cut}[/]")
+
+
+def _drawn(where: Path) -> bool:
+    """Whether what lies in a folder or store are the demo's drawn shapes.
 
     Raises:
         DatasetError: There is nothing to search, which is said before a model is asked for.
@@ -194,8 +293,6 @@ def _drawn(clips: list[Path], where: Path) -> bool:
     from calmctl.files import read_json
     from calmctl.store.format import INDEX
 
-    if clips:
-        return drawn([clip.stem for clip in clips])
     if (where / INDEX).is_file():
         index = read_json(where / INDEX, what="feature store", error=StoreError)
         header = index.get("header") if isinstance(index, dict) else None
@@ -213,11 +310,7 @@ def _seeker(
     bare = backbone is not None or weights is not None
     run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
     if run is None:
-        from calmctl.model.spec import check_backbone
-        from calmctl.recipe.schema import BackboneSection
-
-        plain = BackboneSection()
-        check_backbone(backbone or plain.model, weights or plain.weights)
+        options.check_bare(backbone, weights)
     loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
@@ -240,14 +333,14 @@ def _open(
     window: float | None,
     stride: float | None,
     videos: Path | None,
-    features: Path,
+    cache: Path,
     bar: Progress,
 ) -> Search:
     from calmctl.search.collection import open_collection
     from calmctl.search.search import Search
 
     tell = readings(bar)
-    opened = partial(open_collection, where, seeker, window_s=window, stride_s=stride, stores=features, progress=tell)
+    opened = partial(open_collection, where, seeker, window_s=window, stride_s=stride, stores=cache, progress=tell)
     collection = opened(videos=videos)
     try:
         return Search(seeker, collection, tell)
@@ -260,7 +353,6 @@ def _open(
 
 
 def _say_left_out(engine: Search) -> None:
-    from calmctl.cli.console import print_left_out
     from calmctl.store.store import NOT_EXTRACTED
 
     collection = engine.collection
@@ -278,21 +370,17 @@ def _say_left_out(engine: Search) -> None:
         note(f"[dim]{printable(collection.passed_over)}[/]")
 
 
-def _rank(seeker: Seeker, video: Path, captions: str, top: int, as_json: bool) -> None:
-    from dataclasses import asdict
+def _show(found: Found, html: Path | None, as_json: bool) -> None:
+    if html is not None:
+        from calmctl.search.sheet import write_sheet
 
-    from calmctl.samples import Clip
-    from calmctl.search.queries import read_sentences
-    from calmctl.search.search import rank_sentences
-
-    sentences = read_sentences(captions)
-    if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
-        note(f"[yellow]{cut}[/]")
-    ranked = rank_sentences(seeker, Clip(video.stem, video), sentences, top)
+        write_sheet(found, html)
     if as_json:
-        print_json({"by": seeker.name, "video": str(video), "sentences": [asdict(each) for each in ranked]})
+        print_json(found.to_json())
     else:
-        print_sentences(str(video), ranked)
+        print_found(found)
+    if html is not None:
+        note(f"wrote {printable(str(html))}")
 
 
 # What `calmctl search` shows on a terminal of 80 columns.

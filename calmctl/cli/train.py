@@ -1,59 +1,64 @@
-"""`calmctl train`: a recipe in, a run folder and a table out."""
+"""`calmctl train`: a recipe in, a run folder and a table out; and `calmctl recipes`: what there is to train."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from calmctl.cli import options
 from calmctl.cli.console import (
     BarWatcher,
     Sheet,
     loading,
     note,
+    print_evaluations,
     print_json,
     print_left_out,
     print_next,
+    print_text,
     printable,
     progress_bar,
     stdout,
 )
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, RecipeError
+from calmctl.files import read_regular
 
 if TYPE_CHECKING:
     from calmctl.recipe import Recipe
     from calmctl.training.train import Trained
 
-EXAMPLES = """Examples:
-
-calmctl train recipes/didemo.yaml
-
-calmctl train recipes/msrvtt.yaml data.root=/data/msrvtt head.kind=xpool optim.epochs=2
-
-calmctl train recipes/msrvtt.yaml --dry-run
-
-calmctl train --resume runs/msrvtt-001
-
-torchrun --nproc-per-node 4 -m calmctl train recipes/msrvtt.yaml"""
+EXAMPLES = options.examples(
+    "calmctl train recipes/didemo.yaml",
+    "calmctl train recipes/msrvtt.yaml data.root=/data optim.epochs=2",
+    "calmctl train recipes/msrvtt.yaml --dry-run",
+    "calmctl train --resume runs/msrvtt-001",
+    "torchrun --nproc-per-node 4 -m calmctl train recipes/msrvtt.yaml",
+)
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or a shipped recipe's name.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, such as optim.epochs=2.")
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
     ] = None,
+    overrides: options.Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run.", metavar="RUN")] = None,
-    runs: Annotated[Path, typer.Option(help="Folder for new runs.")] = Path("runs"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Resolve everything, decode one batch, print the plan, train nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: options.Json = False,
+    runs: options.Runs = Path("runs"),
 ) -> None:
-    """Train a recipe end to end from videos, or on extracted features, and test the result."""
+    """Train a recipe and test the result.
+
+    End to end from videos, or on extracted features. What can be changed: calmctl recipes keys.
+
+    --dry-run resolves everything, decodes one batch, and measures time and memory.
+    """
     from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.data.registry import protocol_for, resolve
     from calmctl.device import check_device
@@ -122,7 +127,6 @@ def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
 
 def _print_trained(trained: Trained, as_json: bool) -> None:
     from calmctl.captions.evaluate import CaptionEvaluation
-    from calmctl.cli.caption import print_evaluations
     from calmctl.evaluation.result import RetrievalResult
     from calmctl.evaluation.tables import retrieval_table
 
@@ -151,3 +155,93 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
         soft_wrap=True,
     )
     print_next(f"calmctl eval {shlex.quote(str(folder))}")
+
+
+# `calmctl recipes`: what there is to train, key by key.
+
+
+recipes = typer.Typer(
+    cls=options.Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="List, show and copy the shipped recipes.",
+    epilog=options.examples(
+        "calmctl recipes list", "calmctl recipes keys optim", "calmctl recipes cp msrvtt mine.yaml"
+    ),
+)
+Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.", metavar="RECIPE")]
+
+
+@recipes.command("list", epilog=options.examples("calmctl recipes list"))
+def list_() -> None:
+    """List the shipped recipes with what each does."""
+    from calmctl.recipe import list_recipes
+
+    table = Sheet()
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it does")
+    for path in list_recipes():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(path.stem, first.removeprefix("#").strip())
+    stdout().print(table)
+
+
+@recipes.command(epilog=options.examples("calmctl recipes show didemo", "calmctl recipes show didemo --resolved"))
+def show(
+    recipe: Name,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every key with its value, as JSON.")] = False,
+) -> None:
+    """Print a recipe; with --resolved, every key with the value it will have."""
+    from calmctl.recipe import load_recipe, resolve_recipe
+
+    path = resolve_recipe(recipe)
+    if resolved:
+        print_json(load_recipe(path).model_dump(mode="json"))
+    else:
+        print_text(_read(path).decode("utf-8", "backslashreplace"))
+
+
+@recipes.command(
+    epilog=options.examples("calmctl recipes keys", "calmctl recipes keys optim", "calmctl recipes keys head.kind")
+)
+def keys(
+    only: Annotated[str | None, typer.Argument(metavar="SECTION|KEY", help="These alone.", show_default=False)] = None,
+) -> None:
+    """Print the keys of a recipe: default, values that are allowed, and what each does."""
+    from calmctl.recipe.load import describe_keys
+
+    table = Sheet()
+    table.add_column("key", no_wrap=True)
+    table.add_column("default")
+    table.add_column("what it does, and what it may be")
+    described = describe_keys(only)
+    for key in described:
+        table.add_row(key.name, key.default, f"{escape(key.description)} [dim]({escape(key.values)})[/]")
+    out = stdout()
+    out.print(table)
+    if any(re.search(r"\(\d+\)", key.description) for key in described):
+        out.print("[dim](18) and the like: rows of docs/science.md, Readings of the paper[/]")
+
+
+@recipes.command(epilog=options.examples("calmctl recipes cp msrvtt mine.yaml"))
+def cp(
+    recipe: Name, target: Annotated[Path, typer.Argument(help="The new file; it must not exist.", metavar="TARGET")]
+) -> None:
+    """Copy a recipe to a file of your own."""
+    from calmctl.files import write_bytes
+    from calmctl.recipe import resolve_recipe
+
+    if os.path.lexists(target):
+        raise RecipeError(f"{target} exists already; choose another name")
+    write_bytes(target, _read(resolve_recipe(recipe)))
+    note(f"wrote {printable(str(target))}")
+    print_next(f"calmctl train {shlex.quote(str(target))} --dry-run")
+
+
+def _read(path: Path) -> bytes:
+    from calmctl.yaml_strict import MAX_BYTES
+
+    try:
+        return read_regular(path, MAX_BYTES)
+    except OSError as fault:
+        raise RecipeError(f"recipe: cannot read {path}: {fault.strerror or fault}") from None

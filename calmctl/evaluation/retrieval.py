@@ -276,7 +276,7 @@ def score_split(
     """
     if scorer == "tmass-released":
         if model.head.name != "t-mass":
-            raise BadInput(f"--protocol tmass-released audits T-MASS heads; this run's head is {model.head.name}")
+            raise BadInput(f"--scorer tmass-released audits T-MASS heads; this run's head is {model.head.name}")
         released: np.ndarray = score_tmass_released(
             model.head, encoded.texts, encoded.frames, torch.from_numpy(encoded.owners)
         ).numpy()

@@ -227,7 +227,8 @@ def explain_zero_shot(
         if named:  # what is wrong is in the user's own words
             raise
         raise CheckpointError(
-            f"{fault}; here: give a .safetensors file with --weights, or explain with a run ('calmctl demo' makes one)"
+            f"{fault}; here: give a .safetensors file with --backbone-weights, or explain with a run "
+            "('calmctl demo' makes one)"
         ) from fault
     parts = AlignedParts(
         anchor_keys=AnchorsSection(vocabulary=str(vocabulary or ZERO_SHOT_VOCABULARY)),

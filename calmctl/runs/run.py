@@ -284,7 +284,7 @@ def _exported(file: Path) -> Run:
         return Run(file.parent)
     raise RunNotFound(
         f"{file} is no run by itself: it holds no recipe; give the run's folder, its slim.safetensors, or, for weights "
-        "of others, --backbone and --weights"
+        "of others, --backbone and --backbone-weights"
     )
 
 
@@ -351,7 +351,7 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
             )
         raise RunNotFound(
             f"no trained {kind}run in {root}{os.sep}; make one with 'calmctl train {recipe}' or 'calmctl demo', "
-            "or name one with --run"
+            "or name one"
         )
     return _newest(fitting)
 

@@ -192,9 +192,7 @@ def _open_folder(
         dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())}, folder=folder)
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if not os.access(existing, os.W_OK):
-            raise RunFailed(
-                f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --features"
-            )
+            raise RunFailed(f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --cache")
         if (path / INDEX).is_file():  # its name says whose it is, also that of a store from before there was a record
             record_origin(path, folder)
         report = extract(

@@ -321,7 +321,7 @@ def require_usearch() -> Any:
         return import_module("usearch.index")
     except ImportError:
         raise BadInput(
-            "--approximate and --recall need the usearch package: pip install 'calmctl[index]'; "
+            "--approximate and search recall need the usearch package: pip install 'calmctl[index]'; "
             "without them the search is exact and needs nothing"
         ) from None
 

@@ -97,7 +97,8 @@ def seek_bare(
         if named:  # what is wrong is in the user's own words
             raise
         raise CheckpointError(
-            f"{fault}; here: give a .safetensors file with --weights, or search with a run ('calmctl demo' makes one)"
+            f"{fault}; here: give a .safetensors file with --backbone-weights, or search with a run "
+            "('calmctl demo' makes one)"
         ) from fault
     return Seeker(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
 

@@ -216,7 +216,7 @@ class Search:
         store = self.collection.store
         captions = sorted({caption for split in store.splits for caption in store.split(split).captions})
         if not captions:
-            raise BadInput("--recall needs sentences: the clips have no captions; give some with --queries FILE")
+            raise BadInput("search recall needs sentences: the clips have no captions; give some with --queries FILE")
         return Random(0).sample(captions, min(count, len(captions)))
 
     @property

@@ -288,7 +288,7 @@ class FeatureStore:
             raise StoreError(
                 f"{self.path} holds features of {spoken(self.header.backbone)}, not of {spoken(backbone)} "
                 f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
-                "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --weights"
+                "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --backbone-weights"
             )
 
 

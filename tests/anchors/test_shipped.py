@@ -1,7 +1,9 @@
 """The vocabularies that ship: their counts, their digests, their sources, and how they are found."""
 
+import importlib.util
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +14,6 @@ from calmctl.anchors import shipped as sources
 from calmctl.anchors.label_lists import build_vocabulary
 from calmctl.anchors.shipped import (
     build_from_source,
-    build_shipped,
     check,
     check_shipped,
     load_shipped,
@@ -25,6 +26,18 @@ from calmctl.anchors.shipped import (
 from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.errors import VocabularyError
 
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "publish_anchors", Path(__file__).parents[2] / "scripts/publish_anchors.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+publish_shipped = _script().publish_shipped
 SHIPPED = {  # pinned: a published version never changes
     "shapes@1": (48, "sha256:7bd0e06a8b1bd232a43ce00dab550dc4eb59265d096481156469b554df7fdc60"),
     "charades@1": (157, "sha256:f2513f19d419178f2838693ad38dfdd3e489987ce27be91e834ba539aa6dd44b"),
@@ -76,7 +89,7 @@ def test_shipped_labels_are_the_official_ones(real_data: Path) -> None:
 
 def test_rebuilding_changes_nothing() -> None:
     before = {path: path.read_bytes() for path in shipped_path("charades", 1).parent.glob("*.yaml")}
-    results = build_shipped()
+    results = publish_shipped()
     assert {result.status for result in results} == {"unchanged"}
     assert {result.path for result in results} == set(before)
     assert {path: path.read_bytes() for path in before} == before
@@ -87,8 +100,8 @@ def test_rebuilding_restores_a_missing_file(copy: Path) -> None:
     original = (copy / "coco@1.yaml").read_bytes()
     (copy / "coco@1.yaml").unlink()
     faults = [each.fault for each in check_shipped() if each.fault]
-    assert faults == ["coco@1 was not built from its source: run 'calmctl anchors build'"]
-    assert {r.built.vocabulary.reference for r in build_shipped() if r.status == "new"} == {"coco@1"}
+    assert faults == ["coco@1 was not built from its source: see scripts/publish_anchors.py"]
+    assert {r.built.vocabulary.reference for r in publish_shipped() if r.status == "new"} == {"coco@1"}
     assert (copy / "coco@1.yaml").read_bytes() == original
 
 
@@ -96,7 +109,7 @@ def test_rewording_a_source_keeps_the_digest_and_is_noticed(copy: Path) -> None:
     text = (copy / "sources" / "sources.yaml").read_text()
     (copy / "sources" / "sources.yaml").write_text(text.replace("The anchors of", "These are the anchors of"))
     assert [each.name for each in check_shipped() if each.fault] == ["charades@1"]
-    assert [r.status for r in build_shipped()].count("reworded") == 1
+    assert [r.status for r in publish_shipped()].count("reworded") == 1
     assert load_shipped("charades", 1).digest == SHIPPED["charades@1"][1]
     assert not any(each.fault for each in check_shipped())
 
@@ -106,7 +119,7 @@ def test_a_changed_source_does_not_replace_a_published_version(copy: Path) -> No
     labels.write_text(labels.read_text().replace("person", "human"))
     before = (copy / "coco@1.yaml").read_bytes()
     with pytest.raises(VocabularyError, match="a published version never changes"):
-        build_shipped()
+        publish_shipped()
     assert (copy / "coco@1.yaml").read_bytes() == before
     assert {each.name for each in check_shipped() if each.fault} == {"coco@1", "charades+coco@1"}
 
@@ -117,7 +130,7 @@ def test_a_hand_edited_file_is_found(copy: Path) -> None:
     (fault,) = [each for each in check_shipped() if each.fault]
     assert fault.name == "coco@1" and "changed by hand" in str(fault.fault)
     with pytest.raises(VocabularyError, match="delete it first"):
-        build_shipped()
+        publish_shipped()
 
 
 def test_a_file_under_another_name_is_found(copy: Path) -> None:
@@ -143,7 +156,7 @@ def test_faulty_sources_are_named(copy: Path, old: str, new: str, said: str) -> 
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(VocabularyError) as caught:
-        build_shipped()
+        publish_shipped()
     assert said in str(caught.value)
 
 

@@ -1,6 +1,7 @@
 """`calmctl anchors`, as a user types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from calmctl.anchors.shipped import resolve_vocabulary, shipped_vocabularies
+from calmctl.anchors import shipped
+from calmctl.anchors.shipped import resolve_vocabulary, shipped_path, shipped_vocabularies
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.cli.anchors import app
 from calmctl.errors import VocabularyError
@@ -30,10 +32,26 @@ def run(*arguments: str) -> Result:
     return result
 
 
-def test_build_without_arguments_rebuilds_and_reports_no_change() -> None:
+def test_build_without_arguments_checks_what_ships_and_writes_nothing(tmp_path: Path) -> None:
+    installed = {path: path.stat().st_mtime_ns for path in shipped_path("coco", 1).parent.rglob("*")}
     output = run("build").output
-    assert output.count("unchanged") == len(shipped_vocabularies())
-    assert output.endswith("Nothing changed.\n")
+    assert output.count("ok ") == len(shipped_vocabularies())
+    assert f"The {len(shipped_vocabularies())} shipped vocabularies are what their label lists give" in output
+    assert {path: path.stat().st_mtime_ns for path in installed} == installed and not list(tmp_path.iterdir())
+
+
+def test_build_without_arguments_names_a_damaged_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "anchors"
+    shutil.copytree(shipped_path("charades", 1).parent, folder)
+    monkeypatch.setattr(shipped, "shipped_folder", lambda name: folder)
+    damaged = folder / "coco@1.yaml"
+    damaged.write_text(damaged.read_text().replace("person", "human"))
+    before = damaged.read_bytes()
+    result = CliRunner().invoke(app, ["build"])
+    assert isinstance(result.exception, VocabularyError)
+    assert str(result.exception) == "1 of 4 vocabularies have faults; they are listed above"
+    assert "FAULT  coco@1" in result.output and "changed by hand" in result.output
+    assert damaged.read_bytes() == before
 
 
 def test_build_from_a_list() -> None:

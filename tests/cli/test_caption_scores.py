@@ -1,4 +1,4 @@
-"""`calmctl eval --captions` as its user meets it."""
+"""`calmctl score captions` as its user meets it."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, ["eval", *arguments])
+    result = CliRunner().invoke(app, ["score", "captions", *arguments])
     if isinstance(result.exception, BadInput):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -38,7 +38,7 @@ def call(*arguments: str) -> Result:
 
 
 def test_a_table() -> None:
-    output = call("--captions", "hyp.json", "--references", "ref.json").stdout
+    output = call("hyp.json", "ref.json").stdout
     assert max(map(len, output.splitlines())) <= 80
     assert "hyp.json  2 captions, 3 references\n" in output
     assert "tokenizer ptb-python; no SPICE" in output
@@ -47,26 +47,21 @@ def test_a_table() -> None:
 
 
 def test_json() -> None:
-    record = json.loads(call("--captions", "hyp.json", "--references", "ref.json", "--json").stdout)
+    record = json.loads(call("hyp.json", "ref.json", "--json").stdout)
     assert record["scores"]["bleu1"] == pytest.approx(1.0, abs=1e-6)
     assert record["scores"]["meteor"] is None
     assert record["scores"]["tokenizer"] == "ptb-python"
     assert (record["captions"], record["references"]) == ("hyp.json", "ref.json")
     assert record["packages"]["pycocoevalcap"]
-    other = json.loads(
-        call("--captions", "hyp.json", "--references", "ref.json", "--tokenizer", "none", "--json").stdout
-    )
+    other = json.loads(call("hyp.json", "ref.json", "--tokenizer", "none", "--json").stdout)
     assert other["scores"]["tokenizer"] == "none"
     assert other["scores"]["bleu1"] < record["scores"]["bleu1"]
 
 
 def test_mistakes_are_sentences() -> None:
-    for given in (["--captions", "hyp.json"], ["--references", "ref.json"]):
-        with pytest.raises(BadInput, match="--captions and --references go together"):
-            call(*given)
-    both = ["--captions", "hyp.json", "--references", "ref.json"]
-    with pytest.raises(BadInput, match="not a run"):
-        call("runs/x", *both)
+    alone = CliRunner().invoke(app, ["score", "captions", "hyp.json"])
+    assert alone.exit_code == 2 and "Missing argument" in alone.output and "REF" in alone.output
+    both = ["hyp.json", "ref.json"]
     with pytest.raises(BadInput, match="--tokenizer bert is not known; use one of ptb, ptb-python, none"):
         call(*both, "--tokenizer", "bert")
     Path("hyp.json").write_text(json.dumps({"2": ["a", "b"]}))
@@ -77,7 +72,7 @@ def test_mistakes_are_sentences() -> None:
 
 def test_missing_captions_are_told_or_an_error() -> None:
     Path("ref.json").write_text(json.dumps({"1": ["a dog"], "2": ["a cat"], "3": ["a cow"]}))
-    both = ["--captions", "hyp.json", "--references", "ref.json"]
+    both = ["hyp.json", "ref.json"]
     assert "1 of 3 ids with references have no caption" in " ".join(call(*both).stdout.split())
     with pytest.raises(BadInput, match=r"1 of 3 \(3\)"):
         call(*both, "--require-complete")
@@ -86,7 +81,7 @@ def test_missing_captions_are_told_or_an_error() -> None:
 def test_no_torch_is_imported() -> None:
     program = (
         "import sys; from calmctl.cli.main import main\n"
-        "sys.argv = ['calmctl', 'eval', '--captions', 'hyp.json', '--references', 'nothing.json']\n"
+        "sys.argv = ['calmctl', 'score', 'captions', 'hyp.json', 'nothing.json']\n"
         "try: main()\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""`calmctl explain`, `calmctl eval --calibration` and `calmctl anchors coverage`, as a user types them."""
+"""`calmctl explain` and `calmctl diagnose`, as a user types them."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_a_pair_as_json_and_as_a_page(runs, video, tmp_path):
 
 def test_without_a_run_it_is_the_bare_backbone_and_says_so(runs, video):
     weights = runs / "tiny-001" / "slim.safetensors"
-    result = run("explain", video, "a man", "--backbone", "demo-clip", "--weights", weights, "--json")
+    result = run("explain", video, "a man", "--backbone", "demo-clip", "--backbone-weights", weights, "--json")
     found = json.loads(result.stdout)
     assert found["vocabulary"]["name"] == "charades@1" and len(found["anchors"]) == 157
     assert found["vae"] is None and "nothing was trained" in found["notes"][-1]
@@ -94,45 +94,45 @@ def test_no_run_and_no_weights_is_one_sentence_with_the_ways_out(video, monkeypa
         run("explain", video, "a man", "--runs", "nothing-here")
     message = str(caught.value)
     assert "\n" not in message
-    assert "not in the local cache" in message and "--weights" in message and "calmctl demo" in message
+    assert "not in the local cache" in message and "--backbone-weights" in message and "calmctl demo" in message
 
 
 def test_failures(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
     page = tmp_path / "f.html"
-    result = run("explain", "--run", "tiny-001", "--runs", ".", "--failures", 2, "--html", page, "--device", "cpu")
+    result = run("diagnose", "failures", "tiny-001", "--runs", ".", "--top", 2, "--html", page, "--device", "cpu")
     assert fits(result.stdout)
     assert re.search(r"\d of 6 sentences do not find their clip first among 6 clips", result.stdout)
     assert "confusing" in result.stdout and "pulled by" in result.stdout
     assert page.exists()
-    as_json = run("explain", "--runs", runs, "--failures", 1, "--json", "--device", "cpu")
+    as_json = run("diagnose", "failures", "--runs", runs, "--top", 1, "--json", "--device", "cpu")
     assert len(json.loads(as_json.stdout)["worst"]) == 1
 
 
 def test_calibration(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    result = run("eval", "tiny-001", "--calibration", "--html", tmp_path / "c.html", "--device", "cpu")
+    result = run("diagnose", "calibration", "tiny-001", "--runs", ".", "--html", tmp_path / "c.html", "--device", "cpu")
     assert fits(result.stdout)
     assert "too few to tell" in result.stdout and "score margin" in result.stdout
     assert "reliability" in (tmp_path / "c.html").read_text().lower()
-    as_json = json.loads(run("eval", runs / "tiny-001", "--calibration", "--json", "--device", "cpu").stdout)
+    as_json = json.loads(run("diagnose", "calibration", runs / "tiny-001", "--json", "--device", "cpu").stdout)
     assert as_json["split"] == "val"
     assert [signal["name"] for signal in as_json["signals"]][:2] == ["score margin", "posterior"]
 
 
 def test_coverage(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    result = run("anchors", "coverage", "--run", "tiny-001", "--device", "cpu")
+    result = run("diagnose", "coverage", "tiny-001", "--runs", ".", "--device", "cpu")
     assert fits(result.stdout) and "5 anchors" in result.stdout and "Suggested" in result.stdout
-    found = json.loads(run("anchors", "coverage", "--runs", runs, "--split", "train", "--json").stdout)
+    found = json.loads(run("diagnose", "coverage", "--runs", runs, "--split", "train", "--json").stdout)
     assert len(found["anchors"]) == 5 and found["clips"] == 12 and found["captions"] == 60
     if len(found["suggested"]) > 1:
-        run("anchors", "coverage", "--runs", runs, "--split", "train", "--out", tmp_path / "used.yaml")
+        run("diagnose", "coverage", "--runs", runs, "--split", "train", "--out", tmp_path / "used.yaml")
         assert [label.id for label in load_vocabulary(tmp_path / "used.yaml").labels] == found["suggested"]
 
 
 def test_coverage_of_the_test_split_warns(runs):
-    assert "seen the answers" in run("anchors", "coverage", "--runs", runs, "--split", "test").stderr
+    assert "seen the answers" in run("diagnose", "coverage", "--runs", runs, "--split", "test").stderr
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,6 @@ def test_coverage_of_the_test_split_warns(runs):
         (("{video}", "a man", "--run", "x", "--zero-shot"), BadInput, "exclude each other"),
         (("{video}", "a man", "--run", "nowhere"), RunNotFound, "no run at nowhere"),
         (("{video}", "a man", "--collection", "test"), BadInput, "--collection needs a run"),
-        (("{video}", "a man", "--failures", "3"), BadInput, "--failures looks at"),
-        (("--failures", "3"), RunNotFound, "no trained retrieval run"),
         (("{video}", "a man", "--runs", "{runs}", "--without", "zebras"), VocabularyError, "has no anchor 'zebras'"),
     ],
 )
@@ -155,9 +153,17 @@ def test_mistakes_are_sentences(arguments, error, message, runs, video):
         run("explain", *filled)
 
 
-def test_html_of_a_plain_evaluation_is_refused(runs):
-    with pytest.raises(BadInput, match="--html belongs to --calibration"):
-        run("eval", runs / "tiny-001", "--html", "x.html")
+@pytest.mark.parametrize("verb", ["gap", "calibration", "failures", "coverage"])
+def test_a_diagnosis_is_of_a_run(verb):
+    with pytest.raises(RunNotFound, match=r"no trained .*run in runs/; make one with .*, or name one$"):
+        run("diagnose", verb)
+    with pytest.raises(RunNotFound, match="no run at nowhere"):
+        run("diagnose", verb, "nowhere")
+
+
+def test_calibration_needs_anchors_and_vae(runs):
+    with pytest.raises(BadInput, match="--weights slim is not known; use one of best, last"):
+        run("diagnose", "calibration", runs / "tiny-001", "--weights", "slim")
 
 
 def test_sparklines():

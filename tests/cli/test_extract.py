@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     torch.manual_seed(0)
     save_tensors(path, load_backbone("demo-clip", None).clip.state_dict(), {})
-    return ["--backbone", "demo-clip", "--weights", path, "--frames", 3, "--device", "cpu", "--workers", 1]
+    return ["--backbone", "demo-clip", "--backbone-weights", path, "--frames", 3, "--device", "cpu", "--workers", 1]
 
 
 @pytest.fixture

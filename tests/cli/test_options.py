@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from calmctl.cli import console as options
+from calmctl.cli import options
 from calmctl.cli.main import app
 from calmctl.errors import RecipeError
 from calmctl.recipe import Recipe, recipe_from_dict
@@ -92,7 +92,7 @@ def test_every_number_of_a_recipe_has_a_range() -> None:
         ["demo", "--seed", "-1"],
         ["anchors", "show", "charades", "--count", "5", "--seed", "-1"],
         ["anchors", "show", "charades", "--count", "-1"],
-        ["explain", "--failures", "0"],
+        ["diagnose", "failures", "--top", "0"],
         ["extract", "x", "--frames", "1000000000"],
         ["extract", "x", "--workers", "1000000000"],
         ["extract", "x", "--ray", "1000000000"],

@@ -103,7 +103,7 @@ def test_queries_come_from_files_and_from_standard_input(here, tmp_path):
 
 def test_a_bare_backbone_searches_without_a_run(here):
     record = json.loads(
-        calmctl("x", "--in", here, "--backbone", "demo-clip", "--weights", "bare.safetensors", "--json").stdout
+        calmctl("x", "--in", here, "--backbone", "demo-clip", "--backbone-weights", "bare.safetensors", "--json").stdout
     )
     assert "mean pooling" in record["by"] and record["clips"] == 3
 
@@ -128,17 +128,17 @@ def test_a_contact_sheet_and_windows(here, tmp_path):
 
 def test_the_other_directions(here, tmp_path):
     clip = here / "clip0.mp4"
-    record = json.loads(calmctl("--video", clip, "--in", here, "--json").stdout)
+    record = json.loads(calmctl("similar", clip, "--in", here, "--json").stdout)
     assert sorted(hit["clip"] for hit in record["answers"][0]["hits"]) == ["clip1", "clip2"]
     said = tmp_path / "said.txt"
     said.write_text("a dog\na cat\na bird\n")
-    ranked = json.loads(calmctl("--video", clip, "--captions", said, "--why", "--json", "--top", 2).stdout)["sentences"]
+    ranked = json.loads(calmctl("captions", said, clip, "--why", "--json", "--top", 2).stdout)["sentences"]
     assert len(ranked) == 2 and ranked[0]["score"] >= ranked[1]["score"] and ranked[0]["shared"] is not None
-    table = calmctl("--video", clip, "--captions", said)
+    table = calmctl("captions", said, clip)
     assert "a bird" in table.stdout and max(map(len, table.stdout.splitlines())) <= 80
     # The same pair scores the same from both sides, but for the rounding of the features kept for the folder.
     dog = json.loads(calmctl("a dog", "--in", here, "--json").stdout)["answers"][0]["hits"]
-    other = json.loads(calmctl("--video", clip, "--captions", said, "--json").stdout)["sentences"]
+    other = json.loads(calmctl("captions", said, clip, "--json").stdout)["sentences"]
     from_folder = next(hit["score"] for hit in dog if hit["clip"] == "clip0")
     assert next(each["score"] for each in other if each["sentence"] == "a dog") == pytest.approx(from_folder, abs=5e-3)
 
@@ -152,12 +152,12 @@ def test_two_stages_and_their_recall(here):
         and two["method"].startswith("two-stage")
         and exact["method"].startswith("exact")
     )
-    measured = json.loads(calmctl("a dog", "a cat", "--in", here, "--recall", "--candidates", 10, "--json").stdout)
+    measured = json.loads(calmctl("recall", "a dog", "a cat", "--in", here, "--candidates", 10, "--json").stdout)
     # never more candidates than there are clips
     assert measured == {"at": 10, "queries": 2, "candidates": 3, "kept": 1.0, "first": 1.0}
     assert (
         "recall@10 of the first stage over 2 queries: 100.0 %"
-        in calmctl("a dog", "a cat", "--in", here, "--recall").stdout
+        in calmctl("recall", "a dog", "a cat", "--in", here).stdout
     )
 
 
@@ -166,12 +166,12 @@ def test_two_stages_and_their_recall(here):
     [
         ([], "give a sentence"),
         ([" "], "a sentence is empty"),
-        (["x", "--video", "CLIP"], "not both"),
-        (["--video", "nowhere.mp4"], "is no file"),
-        (["--captions", "a.txt"], "name the clip with --video"),
-        (["--video", "CLIP", "--captions", "a.txt", "--html", "x.html"], "one clip"),
-        (["--video", "CLIP", "--why"], "there is no sentence"),
-        (["--video", "CLIP", "--approximate"], "need sentences"),
+        (["similar", "nowhere.mp4"], "is no file"),
+        (["similar", "CLIP", "--in", "nowhere"], "nowhere: not a folder"),
+        (["captions", "nowhere.txt", "CLIP"], "cannot read nowhere.txt"),
+        (["captions", "empty.txt", "nowhere.mp4"], "is no file"),
+        (["captions", "empty.txt", "CLIP"], "no sentence in it"),
+        (["recall", " "], "a sentence is empty"),
         (["x", "--candidates", "5"], "looks at every clip"),
         (["x", "--run", "tiny-001", "--backbone", "demo-clip"], "exclude each other"),
         (["x", "--run", "nothing"], "no run at nothing"),
@@ -179,7 +179,7 @@ def test_two_stages_and_their_recall(here):
         (["x", "--in", "nowhere"], "nowhere: not a folder"),
         (["--queries", "empty.txt"], "no sentence in it"),
         (["--queries", "nowhere.txt"], "cannot read nowhere.txt"),
-        (["--recall", "--in", "FOLDER"], "give some with --queries"),
+        (["recall", "--in", "FOLDER"], "give some with --queries"),
     ],
 )
 def test_mistakes_are_sentences(here, arguments, message):
@@ -205,7 +205,28 @@ def test_without_usearch_the_command_says_what_to_install(here, monkeypatch):
 
 def test_help_ends_in_commands_to_copy():
     text = calmctl("--help").stdout
-    assert 'calmctl search "a man talking" --in holidays' in text and "--video clip.mp4 --captions" in text
+    assert 'calmctl search "a man talking" --in holidays' in text and "search captions FILE CLIP" in text
+    assert "calmctl search captions captions.csv clip.mp4" in calmctl("captions", "--help").stdout
+
+
+def test_a_verb_is_the_word_after_search(here):
+    """A sentence that is such a word stands behind `--`, or behind an option."""
+    found = json.loads(calmctl("--in", here, "--json", "--", "similar", "recall").stdout)
+    assert [answer["query"] for answer in found["answers"]] == ["similar", "recall"]
+    found = json.loads(calmctl("--in", here, "--json", "similar").stdout)
+    assert [answer["query"] for answer in found["answers"]] == ["similar"]
+    no_clip = CliRunner().invoke(app, ["search", "similar"])
+    assert no_clip.exit_code == 2 and "search similar [OPTIONS]" in no_clip.output
+
+
+def test_what_a_verb_cannot_use_is_no_option_of_it():
+    for words in (
+        ["similar", "x.mp4", "--why"],
+        ["similar", "x.mp4", "--approximate"],
+        ["captions", "a", "b", "--in", "c"],
+    ):
+        refused = CliRunner().invoke(app, ["search", *words])
+        assert refused.exit_code == 2 and "No such option" in refused.output
 
 
 def test_importing_the_command_imports_no_torch():

@@ -46,15 +46,15 @@ def test_weights_and_scorers(workplace, monkeypatch):
         record = json.loads(call("eval", "--weights", weights, "--json").stdout)
         numbers[weights] = record["results"][0]["metrics"]
     assert numbers["best"] == numbers["last"] == numbers["slim"]  # one epoch: the same weights
-    for protocol in ("tmass-released", "dual-softmax"):
-        labelled = call("eval", "--protocol", protocol)
-        assert labelled.exit_code == 0 and "!!" in labelled.stdout and protocol in labelled.stdout
+    for scorer in ("tmass-released", "dual-softmax"):
+        labelled = call("eval", "--scorer", scorer)
+        assert labelled.exit_code == 0 and "!!" in labelled.stdout and scorer in labelled.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "--protocol", "honest"], "leak-free, tmass-released, dual-softmax"),
+        (["eval", "--scorer", "honest"], "leak-free, tmass-released, dual-softmax"),
         (["eval", "--weights", "worst"], "best, last, slim"),
         (["eval", "nothing"], "no run at nothing"),
         (["eval", "--cross", "lsmdc"], "LSMDC"),

@@ -1,4 +1,4 @@
-"""`calmctl eval --gap` on runs of a tiny world."""
+"""`calmctl diagnose gap` on runs of a tiny world."""
 
 import json
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_a_start_without_weights_is_the_draw_that_training_began_with(
 
 def test_the_command(pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [str(run.folder) for run in pair]
-    arguments = ["eval", runs[0], "--gap", "--against", runs[1], "--split", "train"]
+    arguments = ["diagnose", "gap", runs[0], "--against", runs[1], "--split", "train"]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert max(map(len, shown.stdout.splitlines())) <= 80
@@ -93,10 +93,11 @@ def test_the_command(pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> 
     gap = record["gaps"][0]["separability"]
     assert gap["low"] <= gap["value"] <= gap["high"] and record["packages"]["torch"]
     for mistake, message in (
-        (["eval", runs[0], "--gap"], "at least 10"),  # the tiny test split has 6 clips
-        (["eval", runs[0], "--split", "train"], "use test or val"),
-        (["eval", runs[0], "--gap", "--protocol", "dual-softmax"], "leave out --protocol"),
-        (["eval", runs[0], "--gap", "--calibration"], "one after the other"),
+        (["diagnose", "gap", runs[0]], "at least 10"),  # the tiny test split has 6 clips
+        (["eval", runs[0], "--split", "train"], "use one of test, val"),
+        (["diagnose", "gap", runs[0], "--split", "all"], "use one of test, val, train"),
+        (["diagnose", "gap", runs[0], "--weights", "worst"], "use one of best, last, slim"),
+        (["diagnose", "gap", runs[0], "--device", "gpu"], "there is no 'gpu'"),
     ):
         result = CliRunner().invoke(app, mistake)
         assert isinstance(result.exception, BadInput) and message in str(result.exception)

@@ -138,7 +138,7 @@ def _make() -> None:
     save_tensors(place / "tiny.safetensors", towers.clip.state_dict(), {})
     weights = "backbone.weights=tiny.safetensors"
     _run("train", "tiny.yaml", f"data.root={WORLD}", weights)
-    _run("extract", "demo", "--root", WORLD, "--backbone", "tiny-clip.json", "--weights", "tiny.safetensors",
+    _run("extract", "demo", "--root", WORLD, "--backbone", "tiny-clip.json", "--backbone-weights", "tiny.safetensors",
          "--frames", "2", "--out", "features/demo")  # fmt: skip
     _run("train", "tiny.yaml", "name=frozen", "data.features=features/demo", weights, "backbone.freeze=true",
          "backbone.adapter=linear", "anchors.encode=frozen", "head.kind=t-mass", "head.trials=2")  # fmt: skip

@@ -1,0 +1,286 @@
+"""What the command line takes: options that several commands have, each declared once and with one meaning.
+
+An option of one command alone stands at that command. `tests/cli/test_options.py` compares the commands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from calmctl.errors import BadInput
+
+if TYPE_CHECKING:
+    from calmctl.recipe import Recipe
+    from calmctl.source.base import SourceSpec
+
+
+# Numbers that options take, each with the range in which it means something. A number is finite, and small enough that
+# no command can be made to take all memory or all time by one. Outside its range the command line says so before
+# anything is loaded.
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """From `least` to `most`, both included; call it for an option with such numbers."""
+
+    least: float
+    most: float
+
+    def __call__(self, *names: str, help: str, metavar: str = "N", panel: str | None = None) -> Any:
+        """What `typer.Option` makes of it, for `Annotated`."""
+        return typer.Option(
+            *names,
+            min=self.least,
+            max=self.most,
+            callback=_number,
+            help=help,
+            metavar=metavar,
+            rich_help_panel=panel,
+        )
+
+
+def _number(value: float | None) -> float | None:
+    """Refuse what lies in no range and, as older command-line libraries compare, outside of none."""
+    if isinstance(value, float) and math.isnan(value):
+        raise typer.BadParameter("nan is no number")
+    return value
+
+
+COUNT = Range(1, 1_000_000)
+SECONDS = Range(0.1, 86_400)
+WORKERS = Range(1, 1024)
+FRAMES = Range(1, 1000)
+INSTANTS = Range(1, 1000)
+ACTORS = Range(0, 10_000)
+SEED = Range(0, 2**63 - 1)
+SEEDS = Range(1, 1000)
+BEAMS = Range(1, 100)
+LENGTH_PENALTY = Range(0, 10)
+TEMPERATURE = Range(0.01, 100)
+
+
+# The options themselves. A panel is a frame of the help, so that a command with many options is read by subject.
+
+
+DATA, MODEL, RUNNING = "Where clips and captions are", "Which model", "How it runs"
+
+Annotations = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder of annotation files, when not under --root.", rich_help_panel=DATA),
+]
+Features = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="STORE", help="Read features, not videos; one a --cross.", rich_help_panel=DATA),
+]
+Protocol = Annotated[str | None, typer.Option(help="The data set's protocol, e.g. 9k.", rich_help_panel=DATA)]
+RequireComplete = Annotated[
+    bool, typer.Option("--require-complete", help="Whatever is left out is an error.", rich_help_panel=DATA)
+]
+Root = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder that holds the data set.", rich_help_panel=DATA)
+]
+Split = Annotated[str, typer.Option(help="test, val or (to diagnose) train.", rich_help_panel=DATA)]
+Videos = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder of clips, when they lie elsewhere.", rich_help_panel=DATA),
+]
+
+Backbone = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A bare open_clip model, demo-clip, or a config.", rich_help_panel=MODEL),
+]
+BackboneWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone-weights", metavar="WEIGHTS", help="Its tag, .safetensors or checkpoint.", rich_help_panel=MODEL
+    ),
+]
+Run = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="A run: its name, folder or slim.safetensors.", rich_help_panel=MODEL),
+]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", help="A run, by name or folder; the pinned or newest one.", show_default=False),
+]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Other anchors than the run's.", rich_help_panel=MODEL),
+]
+Weights = Annotated[str, typer.Option(help="best (on validation), last or slim.", rich_help_panel=MODEL)]
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=RUNNING)]
+Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of runs.", rich_help_panel=RUNNING)]
+Timeout = Annotated[float, SECONDS("--timeout", metavar="SECONDS", help="What one clip may take.", panel=RUNNING)]
+Workers = Annotated[int | None, WORKERS(help="Processes that decode; one a core.", panel=RUNNING)]
+
+Against = Annotated[
+    list[str] | None, typer.Option(metavar="RUN", help="Compare with this run; repeatable.", show_default=False)
+]
+Cross = Annotated[
+    list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this data set; repeatable.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it takes; train nothing.")]
+Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change: optim.epochs=2.")
+]
+Seed = Annotated[int, SEED(help="Of all that is drawn at random.")]
+Tokenizer = Annotated[str, typer.Option(help="Of captions: ptb (CoreNLP's), ptb-python or none.")]
+Top = Annotated[int, COUNT(help="How many to show.")]
+VocabularyFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Vocabulary file to write.")]
+
+
+# What several options say together.
+
+
+def require_known(option: str, value: str, known: Collection[str]) -> None:
+    """Raise `BadInput` where `value` is none of those that `option` has."""
+    if value not in known:
+        raise BadInput(f"{option} {value} is not known; use one of {', '.join(known)}")
+
+
+def is_bare(run: str | None, backbone: str | None, weights: str | None, *, zero_shot: bool = False) -> bool:
+    """Whether a bare backbone is asked for, and not a run; raises `BadInput` where both are."""
+    bare = zero_shot or backbone is not None or weights is not None
+    if bare and run is not None:
+        others = "--zero-shot, --backbone or --backbone-weights" if zero_shot else "--backbone or --backbone-weights"
+        raise BadInput(f"--run and {others} exclude each other; give one of them")
+    return bare
+
+
+def check_bare(backbone: str | None, weights: str | None) -> None:
+    """Refuse a backbone that is none before torch and open_clip are imported, which takes seconds."""
+    from calmctl.model.spec import check_backbone
+    from calmctl.recipe.schema import BackboneSection
+
+    usual = BackboneSection()
+    check_backbone(backbone or usual.model, weights or usual.weights)
+
+
+def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[Path] | None) -> None:
+    """Refuse what --cross and --features have wrong, before anything is loaded.
+
+    Raises:
+        BadInput: Features of more or fewer data sets than there are.
+        CalmError: There is no such data set or protocol.
+    """
+    from calmctl.data.registry import protocol_for, resolve
+
+    crossed = _crossed(cross)
+    for name, wanted in crossed:
+        resolve(name, protocol_for(recipe.task, name, wanted))
+    if features and len(features) != max(1, len(crossed)):
+        raise BadInput(
+            f"{len(features)} x --features and {len(crossed)} x --cross: a feature store is of one data set; give "
+            "one --features for each --cross, in their order"
+        )
+
+
+def test_sets(
+    recipe: Recipe,
+    cross: Sequence[str] | None,
+    root: Path | None,
+    annotations: Path | None,
+    videos: Path | None,
+    features: Sequence[Path] | None,
+) -> list[SourceSpec]:
+    """The test sets that --cross names, or the run's own, where --root and the others say that they lie."""
+    from calmctl.source.base import SourceSpec
+
+    if crossed := _crossed(cross):
+        stores: list[Path | None] = [*features] if features else [None] * len(crossed)
+        return [
+            SourceSpec(name, root, annotations, videos, wanted, store)
+            for (name, wanted), store in zip(crossed, stores, strict=True)
+        ]
+    own = SourceSpec.of(recipe.data)
+    return [
+        SourceSpec(
+            own.dataset,
+            root or own.root,
+            annotations or own.annotations,
+            videos or own.videos,
+            own.protocol,
+            features[0] if features else own.features,
+        )
+    ]
+
+
+def _crossed(cross: Sequence[str] | None) -> list[tuple[str, str | None]]:
+    """DATASET or DATASET:PROTOCOL, each in two."""
+    return [(name, wanted or None) for name, _, wanted in (each.partition(":") for each in cross or [])]
+
+
+# How commands are parsed and how their help looks.
+
+
+def examples(*lines: str) -> str:
+    """The end of a help: lines to copy."""
+    return "Examples:\n\n" + "\n".join(lines)
+
+
+def _plain(params: list[Any]) -> list[Any]:
+    """Parameters whose help says nothing of a flag's type, which takes no value, nor of a number's range.
+
+    The range is told when it is missed; in the help it takes half a line. Of a parameter, `min` and `max` are for the
+    help alone.
+    """
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+        param.min = param.max = None
+    return params
+
+
+class Group(TyperGroup):
+    """A group of subcommands; their flags, and its own, are shown without a type.
+
+    A command may have a name of two words: `search similar` stands beside `search`, whose arguments are sentences. What
+    follows `--` is never a name, so that `search -- similar` searches for the word.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters of the group itself."""
+        return _plain(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A subcommand by name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _plain(command.get_params(ctx))
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The name, the command and its arguments."""
+        words = 2 if " ".join(args[:2]) in self.commands else 1
+        return super().resolve_command(ctx, [" ".join(args[:words]), *args[words:]])
+
+
+class RecipeCommand(TyperCommand):
+    """A subcommand that takes recipe keys: whoever writes one as an option is shown how it is set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`; raises `BadInput` for an option that does not exist."""
+        known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
+        for place, word in enumerate(args):
+            name, _, value = word.partition("=")
+            if name.startswith("--") and name != "--" and name not in known:
+                from calmctl.recipe.load import nearest_keys
+
+                value = value or next(iter(args[place + 1 :]), "VALUE")
+                options = get_close_matches(name, known, n=1, cutoff=0.75)
+                keys = [] if options else nearest_keys(name[2:].replace("-", "_"))
+                hints = options or [f"{key}={value}" for key in keys]
+                hint = f"did you mean {' or '.join(hints)}?" if hints else "recipe keys are set as optim.epochs=3"
+                raise BadInput(f"there is no option {name}; {hint}")
+        return super().parse_args(ctx, args)

@@ -1,0 +1,85 @@
+"""The helps: each fits a screen or is read by subject, ends in lines to copy, and says the same of the same option."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from calmctl import cli
+from calmctl.cli.main import app
+
+SCREEN = 40
+MADE_BY_EACH = {"--out"}
+"""What a command makes is written there, and each says in what form."""
+
+
+def subcommands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, each in getattr(command, "commands", {}).items():
+        yield (*words, *name.split()), each
+        yield from subcommands(each, (*words, name))
+
+
+COMMANDS = dict(subcommands(typer.main.get_command(app)))
+
+
+@pytest.fixture(autouse=True)
+def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def shown(*words: str) -> list[str]:
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+    return [line.rstrip() for line in result.output.splitlines()]
+
+
+@pytest.mark.parametrize("words", [(), *COMMANDS], ids=" ".join)
+def test_a_help_fits_a_screen_or_is_read_by_subject(words: tuple[str, ...]) -> None:
+    lines = shown(*words)
+    assert max(map(len, lines)) <= 80 and "<=x<=" not in "".join(lines)
+    panels = sum(line.startswith("╭─") for line in lines)
+    assert len(lines) <= SCREEN or panels >= 4, f"{len(lines)} lines in {panels} panels"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_help_ends_in_examples_that_can_be_copied(words: tuple[str, ...]) -> None:
+    lines = [line.strip() for line in shown(*words) if line.strip()]
+    copied = lines[lines.index("Examples:") + 1 :]
+    assert copied == COMMANDS[words].epilog.split("\n")[2:], "a line is broken"
+    assert all(" ".join(("calmctl", *words)) in line for line in copied)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_help_says_what_every_option_and_argument_is(words: tuple[str, ...]) -> None:
+    command = COMMANDS[words]
+    assert command.help and all(param.help for param in command.params if param.name != "help")
+    # Typer keeps the breaks of a paragraph's lines: each must be one line of the source.
+    assert all("\n" not in paragraph for paragraph in command.help.split("\n\n"))
+
+
+def test_an_option_means_the_same_in_every_command() -> None:
+    meanings = defaultdict(set)
+    for command in COMMANDS.values():
+        for param in command.params:
+            for name in (option for option in param.opts if option.startswith("--")):
+                meanings[name].add((param.help, param.metavar, getattr(param, "rich_help_panel", None)))
+    assert len(meanings) > 60
+    assert {name: said for name, said in meanings.items() if len(said) > 1 and name not in MADE_BY_EACH} == {}
+
+
+def test_no_command_imports_another() -> None:
+    shared = {"calmctl.cli.console", "calmctl.cli.options"}
+    files = [file for file in Path(str(cli.__file__)).parent.glob("*.py") if file.stem not in ("main", "__init__")]
+    assert len(files) == 13
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "calmctl.cli":
+                assert {alias.name for alias in node.names} == {"options"}, file
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("calmctl.cli."):
+                assert node.module in shared, file
