@@ -49,15 +49,16 @@ class FrameTransformer(nn.Module):
     def __init__(
         self, dim: int, frames: int, layers: int = 4, *, heads: int | None = None, quick_gelu: bool = True
     ) -> None:
-        from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+        from calmctl.model.openclip import open_clip
 
         super().__init__()
         heads = heads or max(1, dim // _HEAD_WIDTH)
         if dim % heads:
             raise BadInput(f"{heads} attention heads do not divide {dim} dimensions of the frame layers")
         self.positions = nn.Parameter(_POSITION_STD * torch.randn(frames, dim))
-        activation = QuickGELU if quick_gelu else nn.GELU
-        self.layers = nn.Sequential(*(ResidualAttentionBlock(dim, heads, act_layer=activation) for _ in range(layers)))
+        activation = open_clip.transformer.QuickGELU if quick_gelu else nn.GELU
+        block = open_clip.transformer.ResidualAttentionBlock
+        self.layers = nn.Sequential(*(block(dim, heads, act_layer=activation) for _ in range(layers)))
         for layer in self.layers:
             _start_as_clip(layer, dim, layers)
 
