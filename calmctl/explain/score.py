@@ -105,7 +105,7 @@ def _text_conditioned(
 def _interactions(head: TokenInteractionHead, text: Tensor, table: VideoTable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Shares [M], words and frames [M, D] of all products, M = words + frames, and the frames' shares [F]."""
     n_words = int(is_word(text[1:]).sum())
-    words, word_weights = (each[0] for each in head.weighted_words(text[None, : 1 + n_words]))
+    words, word_weights = (each[0] for each in head.weighted_words(text[None, : 1 + n_words])[:2])
     frames, by_frame = table["frames"][0], table["weights"][0]
     cosines = words @ frames.T
     nearest_frame, nearest_word = cosines.argmax(1), cosines.argmax(0)

@@ -189,7 +189,7 @@ class Backbone(nn.Module):
         """
         if not self._pads_short:
             raise CheckpointError(
-                f"head.kind: wti reads words, and the text tower of {self.spec.model} gives sentences only; "
+                f"this head.kind reads words, and the text tower of {self.spec.model} gives sentences only; "
                 "use a CLIP model, or another head"
             )
         words = self.clip.ln_final(self._hidden(tokens)) @ self.clip.text_projection

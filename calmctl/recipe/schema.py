@@ -14,7 +14,11 @@ NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Wide = Annotated[int, Field(gt=0, le=65_536)]
 Beams = Annotated[int, Field(gt=0, le=100)]
+Extra = Annotated[int, Field(ge=0, le=64)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+WORD_HEADS = frozenset({"wti", "uatvr"})
+"""Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
 
 
 class Section(BaseModel):
@@ -84,8 +88,8 @@ class AnchorsSection(Section):
 class HeadSection(Section):
     """The fusion head: what a pair scores (8, 9)."""
 
-    kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti"] = Field(
-        "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; word-frame interaction"
+    kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr"] = Field(
+        "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; words with frames; UATVR"
     )
     heads: Count = Field(1, description="xpool, t-mass: attention heads of the text-conditioned pooling")
     dropout: Share = Field(0.3, description="xpool, t-mass: dropout of the pooling's last linear branch")
@@ -93,7 +97,7 @@ class HeadSection(Section):
     noise_std: PositiveFloat = Field(0.003, description="t-mass: for noise: normal")
     support_weight: NonNegative = Field(0.0, description="t-mass: weight of the support text's loss")
     trials: Annotated[int, Field(ge=0, le=10_000)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
-    layers: Count = Field(4, description="seqtransf, emcl, wti: transformer layers over the frames")
+    layers: Count = Field(4, description="seqtransf, emcl, wti, uatvr: transformer layers over the frames")
     init: Literal["backbone", "random"] = Field(
         "backbone", description="those layers start as CLIP's first text layers, or at random"
     )
@@ -106,6 +110,14 @@ class HeadSection(Section):
     em_rebuild: Literal["released", "shares"] = Field(
         "released", description="emcl: weights of the reconstruction; shares adds D / bases times as much (our choice)"
     )
+
+    extra_frames: Extra = Field(2, description="uatvr: learned tokens beside a clip's frames")
+    extra_words: Extra = Field(2, description="uatvr: learned tokens beside a sentence's words")
+    prob_samples: Annotated[int, Field(ge=0, le=100)] = Field(
+        7, description="uatvr: samples of a clip's and a sentence's Gaussian a step; 0: without Gaussians"
+    )
+    mil_weight: NonNegative = Field(0.01, description="uatvr: weight of the samples' contrastive loss")
+    prob_kl_weight: NonNegative = Field(1e-4, description="uatvr: weight of the Gaussians' divergence")
 
 
 class CaptionSection(Section):
@@ -231,9 +243,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _words_are_at_hand(self) -> Recipe:
-        if self.head.kind == "wti" and self.task == "retrieval" and self.data.features is not None:
+        if self.head.kind in WORD_HEADS and self.task == "retrieval" and self.data.features is not None:
             raise ValueError(
-                "head.kind: wti reads words, and a feature store (data.features) holds sentences only; "
+                f"head.kind: {self.head.kind} reads words, and a feature store (data.features) holds sentences only; "
                 "train from the videos with data.features=null backbone.freeze=true, or use another head"
             )
         return self
