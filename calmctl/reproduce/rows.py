@@ -14,7 +14,8 @@ HEADS: Mapping[str, str] = {
     "seqlstm": "CLIP4Clip seqLSTM",
     "seqtransf": "CLIP4Clip seqTransf",
     "emcl": "EMCL",
-    "wti": "UATVR's WTI",
+    "wti": "words with frames",
+    "uatvr": "UATVR",
     "xpool": "X-Pool",
     "t-mass": "T-MASS",
 }
@@ -78,7 +79,6 @@ def _retrieval(number: int, recipe: str, tests: tuple[str, ...]) -> Table:
         left_out=_NOT_RUN,
         notes=(
             _SINGLE_RUNS,
-            "UATVR is here by its token-wise interaction alone, without its other parts.",
             "Every head has the recipe's optimiser, as the paper re-implements all under one setup.",
             *(
                 f"The paper's {row.method} on {row.tested_on} {row.note}."
