@@ -132,6 +132,8 @@ class CaptionSection(Section):
     max_tokens: Annotated[int, Field(ge=2, le=1000)] = Field(
         30, description="longest caption in CLIP tokens, end included"
     )
+    input_norm: bool = Field(False, description="LayerNorms before and behind the linear layer over the frames")
+    output_transform: bool = Field(False, description="linear, GELU and LayerNorm before the output, as BERT has")
     vocabulary: Literal["all", "train"] = Field(
         "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
     )
@@ -143,7 +145,7 @@ class CaptionSection(Section):
     smoothing: Share = Field(0.1, description="label smoothing of loss: smoothed")
     beam: Beams = Field(5, description="beams of the search; 1: greedy")
     length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
-        1.0, description="a caption's log-probability is divided by its length to this power; 0: as it is"
+        1.0, description="log-probability is divided by length to this power (our choice); 0: as it is"
     )
     validation_beam: Beams = Field(1, description="beams for choosing the best epoch; 1: greedy, faster")
 
