@@ -13,9 +13,9 @@ demo: $(INSTALLED)
 	$(BIN)/calmctl demo
 
 # Two processes with one thread each: two threads each on two cores would wait for one another. A file goes to one of
-# them, because what its tests share (a trained run, a world) is made once a process.
+# them, because what its tests share (a trained run, a world) is made once a process; the longest files come first.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=1
 
 check: lint types test
 

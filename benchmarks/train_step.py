@@ -34,7 +34,7 @@ from calmctl.model.calm import Batch, CalmModel
 from calmctl.recipe import recipe_from_dict
 from calmctl.training.optim import build_optimizer, set_learning_rate
 
-HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti")
+HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr")
 SENTENCE = "a man in a red shirt is playing a guitar on stage"
 
 

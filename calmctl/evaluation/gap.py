@@ -27,7 +27,7 @@ from calmctl.evaluation.statistics import REPLICATES, Interval, draws, percentil
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
-from calmctl.runs.checkpoint import load_run, without_alignment
+from calmctl.runs.checkpoint import for_inference, load_run
 from calmctl.runs.run import Run
 from calmctl.source.base import SourceSpec
 from calmctl.source.encoding import EncodedSplit
@@ -289,7 +289,7 @@ def gaps_of_runs(
 
 def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> CalmModel:
     """The backbone that a run started from; the head around it is untrained and takes no part."""
-    bare = without_alignment(recipe)
+    bare = for_inference(recipe)
     bare = bare.model_copy(update={"backbone": bare.backbone.model_copy(update={"adapter": "none"})})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # as `prepare` does: without weights, training began with the draw of its seed

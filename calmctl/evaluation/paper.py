@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-METHODS = {"meanp": "CLIP4Clip", "emcl": "EMCL", "wti": "UATVR", "t-mass": "T-MASS", "t-mass+calm": "CALM"}
-"""The paper's name of a head without CALM's loss, and of the one that it adds its loss to. Of UATVR only the main
-similarity is here, the token-wise interaction."""
+METHODS = {"meanp": "CLIP4Clip", "emcl": "EMCL", "uatvr": "UATVR", "t-mass": "T-MASS", "t-mass+calm": "CALM"}
+"""The paper's name of a head without CALM's loss, and of the one that it adds its loss to."""
 
 
 @dataclass(frozen=True, slots=True)

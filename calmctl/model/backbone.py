@@ -38,11 +38,11 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
+        from calmctl.model.openclip import open_clip
 
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self._of_clip = isinstance(tokenizer, SimpleTokenizer)
+        self._of_clip = isinstance(tokenizer, open_clip.SimpleTokenizer)
         if self._of_clip:
             # Behind its own clean-up, which makes such a mark of "&lt;end_of_text&gt;" too. A blank behind the bracket
             # changes no other token: byte pairs never go from punctuation on into letters.
@@ -130,10 +130,10 @@ class Backbone(nn.Module):
     @property
     def bpe(self) -> SimpleTokenizer:
         """CLIP's byte-pair tokenizer. Raises `CheckpointError` where this backbone has another kind of tokens."""
-        from open_clip.tokenizer import SimpleTokenizer
+        from calmctl.model.openclip import open_clip
 
         tokenizer = self.tokens.tokenizer
-        if not isinstance(tokenizer, SimpleTokenizer):
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             raise CheckpointError(
                 f"backbone.model: {self.spec.model} does not use CLIP's byte pairs "
                 f"({type(tokenizer).__name__} instead), which the caption decoder writes; use a CLIP model"
@@ -189,7 +189,7 @@ class Backbone(nn.Module):
         """
         if not self._pads_short:
             raise CheckpointError(
-                f"head.kind: wti reads words, and the text tower of {self.spec.model} gives sentences only; "
+                f"this head.kind reads words, and the text tower of {self.spec.model} gives sentences only; "
                 "use a CLIP model, or another head"
             )
         words = self.clip.ln_final(self._hidden(tokens)) @ self.clip.text_projection

@@ -12,13 +12,14 @@ from calmctl.model.captioner import Captioner, CaptionModel, CaptionVocabulary
 from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
+from calmctl.model.heads.uatvr import UATVRHead
 from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe
 
-Head = MeanPoolHead | XPoolHead | TMassHead | EMCLHead | TokenInteractionHead
+Head = MeanPoolHead | XPoolHead | TMassHead | EMCLHead | TokenInteractionHead | UATVRHead
 
 
 def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | None = None) -> CalmModel:
@@ -83,6 +84,19 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
             )
         case "wti":
             return TokenInteractionHead(_frame_layers(recipe, backbone))
+        case "uatvr":
+            uatvr = UATVRHead(
+                _frame_layers(recipe, backbone),
+                backbone.spec.context_length,
+                extra_frames=keys.extra_frames,
+                extra_words=keys.extra_words,
+                samples=keys.prob_samples,
+                mil_weight=keys.mil_weight,
+                kl_weight=keys.prob_kl_weight,
+            )
+            if keys.init == "backbone":
+                uatvr.start_from(backbone)
+            return uatvr
         case "xpool":
             return XPoolHead(dim, heads=keys.heads, dropout=keys.dropout)
         case "t-mass":

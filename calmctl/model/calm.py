@@ -20,7 +20,7 @@ from calmctl.anchors.distribution import (
 )
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, FeatureAdapter, encode_in_chunks, require_separate_rows, split_preprocess
-from calmctl.model.heads.base import WeightedSimilarity
+from calmctl.model.heads.base import Similarity, WeightedSimilarity
 from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss, task_loss
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
@@ -212,7 +212,7 @@ class AlignedModel(nn.Module):
         """The same before any adapter."""
         if texts.is_floating_point():
             if self.reads_words and texts.dim() != 3:
-                raise BadInput("the wti head reads words, and a feature store holds sentences only; use the videos")
+                raise BadInput("this head reads words, and a feature store holds sentences only; use the videos")
             return texts
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.backbone.encode_words(texts) if self.reads_words else self.backbone.encode_text(texts)
@@ -336,15 +336,18 @@ class CalmModel(AlignedModel):
         super().join(world)
         self.head.world = world
 
-    def _similarities(self, texts: Tensor, frames: Tensor) -> list[WeightedSimilarity]:
+    def _similarities(self, texts: Tensor, frames: Tensor) -> list[Similarity]:
         """The head's matrices of the whole batch; of its pairs, this process computes the rows of its own texts."""
         world = self.world
         frames = world.gather(frames)
         paired = torch.arange(len(frames), device=frames.device)
         if not self.head.rows_are_independent:
             with world.alike():
-                found: list[WeightedSimilarity] = self.head.similarities(world.gather(texts), frames, paired)
+                found: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
                 return found
         texts = world.own(texts)
         rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)])
-        return [replace(each, matrix=world.gather(each.matrix)) for each in rows]
+        return [
+            replace(each, matrix=world.gather(each.matrix)) if isinstance(each, WeightedSimilarity) else each
+            for each in rows
+        ]

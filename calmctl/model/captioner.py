@@ -238,14 +238,18 @@ class Captioner(nn.Module):
         self.max_tokens = keys.max_tokens
         self.register_buffer("token_ids", vocabulary.ids)  # a checkpoint tells by it what its rows stand for
         sizes = (keys.width, keys.heads, keys.ffn, keys.dropout)
+        # CLIP's projected features are about ten long, far from what a transformer's layers are started for.
+        self.feature_norm = nn.LayerNorm(dim) if keys.input_norm else nn.Identity()
         self.visual = nn.Linear(dim, keys.width)
         self.frame_position = nn.Parameter(torch.empty(frames, keys.width))
+        self.frame_norm = nn.LayerNorm(keys.width) if keys.input_norm else nn.Identity()
         self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(keys.encoder_layers))
         self.memory_norm = nn.LayerNorm(keys.width)
         self.tokens = nn.Embedding(len(vocabulary), keys.width)
         self.token_position = nn.Parameter(torch.empty(keys.max_tokens, keys.width))
         self.decoder: Any = nn.ModuleList(DecoderLayer(*sizes) for _ in range(keys.decoder_layers))
         self.output_norm = nn.LayerNorm(keys.width)
+        self.output_transform = _output_transform(keys.width) if keys.output_transform else nn.Identity()
         # Tied, the output has no weights of its own, only a bias.
         self.output = None if keys.tied else nn.Linear(keys.width, len(vocabulary), bias=False)
         self.output_bias = nn.Parameter(torch.zeros(len(vocabulary)))
@@ -281,7 +285,7 @@ class Captioner(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """The decoder's memory [N, F, width] of frame features [N, F, D]."""
-        x = self.dropout(self.visual(frames) + self.frame_position)
+        x = self.dropout(self.frame_norm(self.visual(self.feature_norm(frames)) + self.frame_position))
         for layer in self.encoder:
             x = layer(x)
         memory: Tensor = self.memory_norm(x)
@@ -316,7 +320,12 @@ class Captioner(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         weight = self.tokens.weight if self.output is None else self.output.weight
-        return F.linear(self.output_norm(x), weight, self.output_bias)
+        return F.linear(self.output_transform(self.output_norm(x)), weight, self.output_bias)
+
+
+def _output_transform(width: int) -> nn.Sequential:
+    """BERT's and UniVL's layers before the output: linear, GELU, LayerNorm."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
 
 
 # CALM for captioning: the aligned features and a caption head; one forward pass gives the losses.

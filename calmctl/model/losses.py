@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.anchors.distribution import at_least_float32, kl_divergence
-from calmctl.model.heads.base import WeightedSimilarity
+from calmctl.model.heads.base import Similarity, WeightedSimilarity
 
 # The symmetric cross-entropy of text-video retrieval (docs/science.md, The heads).
 
@@ -56,7 +56,7 @@ def contrastive_loss(
 
 
 def task_loss(
-    similarities: Sequence[WeightedSimilarity],
+    similarities: Sequence[Similarity],
     scale: Tensor | float,
     *,
     paired: Tensor | None = None,
@@ -64,11 +64,16 @@ def task_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A head's loss: the weighted sum of the `contrastive_loss` of its matrices (L_ce + lambda L_sup for T-MASS).
 
+    Losses that a head gives as such are added with their weights (UATVR's `mil` and `kl_prob`).
+
     Returns:
-        The sum, and each matrix's loss before weighting, by name.
+        The sum, and each summand before weighting, by name.
     """
     parts = {
-        each.name: contrastive_loss(each.matrix, scale, paired=paired, same_clip=same_clip) for each in similarities
+        each.name: contrastive_loss(each.matrix, scale, paired=paired, same_clip=same_clip)
+        if isinstance(each, WeightedSimilarity)
+        else each.value
+        for each in similarities
     }
     return torch.stack([each.weight * parts[each.name] for each in similarities]).sum(), parts
 

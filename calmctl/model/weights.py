@@ -111,13 +111,15 @@ def load_tokens(model: str) -> Tokens:
 
 def build_backbone(spec: BackboneSpec) -> Backbone:
     """The backbone that `spec` describes, with random weights. Raises `CheckpointError` where open_clip cannot."""
-    import open_clip
+    from calmctl.model.openclip import load_timm, open_clip
 
     with TemporaryDirectory() as folder, _building(spec):
         # The tokenizer first: where its files are missing, that is told in no time.
         tokenizer = _tokenizer(spec)
         # By this file open_clip builds from the spec alone, whatever it knows under the model's name. Architectures
         # that would fetch their parts from a hub are told not to: weights are ours to load.
+        if "timm_model_name" in spec.architecture["vision_cfg"]:
+            load_timm()
         Path(folder, HUB_CONFIG).write_text(json.dumps({"model_cfg": spec.architecture}), encoding="utf-8")
         clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, load_weights=False)
     return Backbone(clip, tokenizer, spec)
@@ -125,7 +127,7 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
 
 def _tokenizer(spec: BackboneSpec) -> Any:
     """open_clip's tokenizer of a backbone."""
-    import open_clip
+    from calmctl.model.openclip import open_clip
 
     text = spec.architecture["text_cfg"]
     keys = {"context_length": spec.context_length, **(text.get("tokenizer_kwargs") or {})}
@@ -167,7 +169,7 @@ def _unrecorded_pixels(architecture: Architecture, weights: object) -> Pixels:
 
 def _tag(architecture: Architecture, weights: str) -> dict[str, Any]:
     """What open_clip says of a pretrained tag; {} where `weights` is none."""
-    import open_clip
+    from calmctl.model.openclip import open_clip
 
     found: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
     return found
@@ -175,7 +177,7 @@ def _tag(architecture: Architecture, weights: str) -> dict[str, Any]:
 
 def _tags(architecture: Architecture) -> dict[str, Pixels]:
     """How the frames of each pretrained tag of a model are prepared."""
-    import open_clip
+    from calmctl.model.openclip import open_clip
 
     names = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.published else []
     return {name: read_pixels(_tag(architecture, name), where=f"the tag {name}") for name in names}

@@ -14,9 +14,13 @@ NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Wide = Annotated[int, Field(gt=0, le=65_536)]
 Beams = Annotated[int, Field(gt=0, le=100)]
+Extra = Annotated[int, Field(ge=0, le=64)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 # YAML has lists only; all else is taken as strictly as it stands.
 Pair = Annotated[tuple[Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+WORD_HEADS = frozenset({"wti", "uatvr"})
+"""Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
 
 
 class Section(BaseModel):
@@ -87,8 +91,8 @@ class AnchorsSection(Section):
 class HeadSection(Section):
     """The fusion head: what a pair scores (8, 9)."""
 
-    kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti"] = Field(
-        "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; word-frame interaction"
+    kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr"] = Field(
+        "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; words with frames; UATVR"
     )
     heads: Count = Field(1, description="xpool, t-mass: attention heads of the text-conditioned pooling")
     dropout: Share = Field(0.3, description="xpool, t-mass: dropout of the pooling's last linear branch")
@@ -96,7 +100,7 @@ class HeadSection(Section):
     noise_std: PositiveFloat = Field(0.003, description="t-mass: for noise: normal")
     support_weight: NonNegative = Field(0.0, description="t-mass: weight of the support text's loss")
     trials: Annotated[int, Field(ge=0, le=10_000)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
-    layers: Count = Field(4, description="seqtransf, emcl, wti: transformer layers over the frames")
+    layers: Count = Field(4, description="seqtransf, emcl, wti, uatvr: transformer layers over the frames")
     init: Literal["backbone", "random"] = Field(
         "backbone", description="those layers start as CLIP's first text layers, or at random"
     )
@@ -109,6 +113,14 @@ class HeadSection(Section):
     em_rebuild: Literal["released", "shares"] = Field(
         "released", description="emcl: weights of the reconstruction; shares adds D / bases times as much (our choice)"
     )
+
+    extra_frames: Extra = Field(2, description="uatvr: learned tokens beside a clip's frames")
+    extra_words: Extra = Field(2, description="uatvr: learned tokens beside a sentence's words")
+    prob_samples: Annotated[int, Field(ge=0, le=100)] = Field(
+        7, description="uatvr: samples of a clip's and a sentence's Gaussian a step; 0: without Gaussians"
+    )
+    mil_weight: NonNegative = Field(0.01, description="uatvr: weight of the samples' contrastive loss")
+    prob_kl_weight: NonNegative = Field(1e-4, description="uatvr: weight of the Gaussians' divergence")
 
 
 class CaptionSection(Section):
@@ -123,6 +135,8 @@ class CaptionSection(Section):
     max_tokens: Annotated[int, Field(ge=2, le=1000)] = Field(
         30, description="longest caption in CLIP tokens, end included"
     )
+    input_norm: bool = Field(False, description="LayerNorms before and behind the linear layer over the frames")
+    output_transform: bool = Field(False, description="linear, GELU and LayerNorm before the output, as BERT has")
     vocabulary: Literal["all", "train"] = Field(
         "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
     )
@@ -134,7 +148,7 @@ class CaptionSection(Section):
     smoothing: Share = Field(0.1, description="label smoothing of loss: smoothed")
     beam: Beams = Field(5, description="beams of the search; 1: greedy")
     length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
-        1.0, description="a caption's log-probability is divided by its length to this power; 0: as it is"
+        1.0, description="log-probability is divided by length to this power (our choice); 0: as it is"
     )
     validation_beam: Beams = Field(1, description="beams for choosing the best epoch; 1: greedy, faster")
 
@@ -234,9 +248,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _words_are_at_hand(self) -> Recipe:
-        if self.head.kind == "wti" and self.task == "retrieval" and self.data.features is not None:
+        if self.head.kind in WORD_HEADS and self.task == "retrieval" and self.data.features is not None:
             raise ValueError(
-                "head.kind: wti reads words, and a feature store (data.features) holds sentences only; "
+                f"head.kind: {self.head.kind} reads words, and a feature store (data.features) holds sentences only; "
                 "train from the videos with data.features=null backbone.freeze=true, or use another head"
             )
         return self

@@ -148,8 +148,9 @@ def _weights(recipe: Recipe) -> Found:
     what = f"{model} {weights}"
     if weights is None or Path(weights).is_file():
         return Found(what, True, "random" if weights is None else "a file")
-    import open_clip
     from huggingface_hub import try_to_load_from_cache
+
+    from calmctl.model.openclip import open_clip
 
     repository = str((open_clip.get_pretrained_cfg(model, weights) or {}).get("hf_hub", "")).rpartition("/")[0]
     if not repository:

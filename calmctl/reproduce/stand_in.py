@@ -20,6 +20,7 @@ from calmctl.errors import BadInput
 from calmctl.files import sha256_file
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
+from calmctl.recipe.schema import WORD_HEADS
 from calmctl.reproduce.datasets import TableData
 from calmctl.reproduce.rows import CHOICES, Row, Table, anchor_rows, choice_rows, head_rows, loss_rows
 from calmctl.reproduce.work import Ledger
@@ -120,7 +121,7 @@ def _world(root: Path, runs: Path, backbone: Run) -> TableData:
 
 def _heads() -> Table:
     rows = [
-        replace(row, overrides=(*row.overrides, *_FROM_VIDEOS)) if row.key.startswith("wti") else row
+        replace(row, overrides=(*row.overrides, *_FROM_VIDEOS)) if row.key.partition("+")[0] in WORD_HEADS else row
         for row in head_rows(RECIPE, TESTS)
     ]
     return Table("table1", "Table 1, heads with and without CALM", tuple(rows))

@@ -28,7 +28,10 @@ from calmctl.tensors import load_tensors, save_tensors
 
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
 TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature")
-"""Weights that inference does not need: an export for inference leaves them out."""
+"""Weights of the alignment loss, which inference does not need."""
+
+LEFT_OUT = (*TRAINING_ONLY, "head.probability.")
+"""Weights that an export for inference leaves out; `for_inference` is the recipe of what is left."""
 
 
 @dataclass(slots=True)
@@ -131,10 +134,8 @@ def load_state(
 
 
 def save_weights(path: Path, model: AlignedModel, *, slim: bool, about: dict[str, Any]) -> None:
-    """Write the model's weights; `slim` leaves out anchors and VAE, which inference does not need."""
-    state = {
-        name: tensor for name, tensor in model.state_dict().items() if not (slim and name.startswith(TRAINING_ONLY))
-    }
+    """Write the model's weights; `slim` leaves out what inference does not need (`LEFT_OUT`)."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not (slim and name.startswith(LEFT_OUT))}
     save_tensors(path, state, {**about, "backbone": fingerprint(model.backbone), "slim": slim})
 
 
@@ -244,7 +245,7 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     backbone = build_backbone(spec) if spec else build_unrecorded(keys.model, keys.weights)
     vocabulary = run.anchors()
     if bool(metadata.get("slim")):
-        recipe = without_alignment(recipe)
+        recipe = for_inference(recipe)
     model: CalmModel | CaptionModel
     if recipe.task == "caption":
         tokens = state.get("captioner.token_ids")
@@ -257,6 +258,10 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     return model.eval().to(device)
 
 
-def without_alignment(recipe: Recipe) -> Recipe:
-    """The same recipe without an alignment loss: what is left of a model for inference."""
-    return recipe.model_copy(update={"alignment": recipe.alignment.model_copy(update={"kind": "none"})})
+def for_inference(recipe: Recipe) -> Recipe:
+    """The same recipe without what serves training alone: the alignment loss and UATVR's Gaussians."""
+    changed = {
+        "alignment": recipe.alignment.model_copy(update={"kind": "none"}),
+        "head": recipe.head.model_copy(update={"prob_samples": 0}),
+    }
+    return recipe.model_copy(update=changed)

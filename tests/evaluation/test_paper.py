@@ -36,7 +36,7 @@ def test_methods_are_named_as_printed() -> None:
         ("t-mass", "kl", ""),
         ("meanp", "none", "CLIP4Clip"),
         ("meanp", "vae", ""),
-        ("wti", "none", "UATVR"),
+        ("uatvr", "none", "UATVR"),
         ("xpool", "none", ""),
         ("xpool", "vae", ""),
     ],

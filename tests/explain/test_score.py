@@ -7,6 +7,7 @@ from calmctl.explain.score import anchor_directions, project_out, score_pair, sp
 from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
+from calmctl.model.heads.uatvr import UATVRHead
 from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
 
@@ -46,8 +47,9 @@ HEADS = [
     shaken(SeqTransfHead(layers())),
     moving(shaken(EMCLHead(layers(), bases=4, start="gaussian"))),
     shaken(TokenInteractionHead(layers())),
+    shaken(UATVRHead(layers(), 6)),
 ]
-NAMES = ["meanp", "xpool", "xpool-2-heads", "t-mass", "t-mass-no-noise", "seqlstm", "seqtransf", "emcl", "wti"]
+NAMES = ["meanp", "xpool", "xpool-2-heads", "t-mass", "t-mass-no-noise", "seqlstm", "seqtransf", "emcl", "wti", "uatvr"]
 
 
 def text_for(head):

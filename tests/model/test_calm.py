@@ -3,13 +3,13 @@
 import json
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.model.build import build_model
 from calmctl.model.calm import Batch, CalmModel
+from calmctl.model.openclip import open_clip
 from calmctl.recipe import recipe_from_dict
 from calmctl.training.prepare import recipe_vocabulary
 

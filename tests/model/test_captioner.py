@@ -74,6 +74,34 @@ def test_the_cache_gives_what_whole_prefixes_give(vocabulary, tied):
         order = order[shuffled]
 
 
+def test_norms_around_the_frames_and_layers_before_the_output(vocabulary):
+    """CLIP4Caption's: LN(W LN(f) + p), and LN(GELU(W LN(x))) before the output matrix."""
+    captioner = make(vocabulary, input_norm=True, output_transform=True, encoder_layers=1)
+    own = dict(captioner.named_parameters())
+    with torch.no_grad():
+        for parameter in own.values():
+            parameter += 0.1 * torch.randn_like(parameter)
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        spread = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return centred / spread * own[f"{name}.weight"] + own[f"{name}.bias"]
+
+    seen = {}
+    captioner.encoder[0].register_forward_pre_hook(lambda _, given: seen.update(x=given[0]))
+    frames = 10 * torch.randn(2, FRAMES, DIM, dtype=torch.float64)
+    memory = captioner.encode(frames)
+    linear = norm(frames, "feature_norm") @ own["visual.weight"].T + own["visual.bias"]
+    torch.testing.assert_close(seen["x"], norm(linear + own["frame_position"], "frame_norm"))
+
+    captioner.output_norm.register_forward_hook(lambda _, __, out: seen.update(out=out))
+    logits = captioner(torch.randint(0, len(vocabulary), (2, 5)), memory)
+    inner = seen["out"] @ own["output_transform.0.weight"].T + own["output_transform.0.bias"]
+    inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+    expected = norm(inner, "output_transform.2") @ own["output.weight"].T + own["output_bias"]
+    torch.testing.assert_close(logits, expected)
+
+
 def test_tied_output_is_the_embedding(vocabulary):
     tied, untied = make(vocabulary, tied=True), make(vocabulary)
     names = {name for name, _ in untied.named_parameters()} - {name for name, _ in tied.named_parameters()}

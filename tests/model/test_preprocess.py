@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
 from calmctl.model.backbone import Backbone, fingerprint, parameters_digest, split_preprocess
+from calmctl.model.openclip import open_clip
 from calmctl.model.weights import load_backbone
+
+PreprocessCfg, image_transform_v2 = open_clip.transform.PreprocessCfg, open_clip.transform.image_transform_v2
 
 
 @pytest.fixture

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError
 from calmctl.model import weights as module
 from calmctl.model.backbone import Normalise, fingerprint, split_preprocess
+from calmctl.model.openclip import open_clip
 from calmctl.model.spec import CLIP_PIXELS, BackboneSpec, check_backbone, read_architecture, read_pixels, read_spec
 from calmctl.model.weights import build_backbone, build_unrecorded, load_backbone
 from calmctl.tensors import save_tensors
+
+PreprocessCfg = open_clip.transform.PreprocessCfg
+image_transform_v2 = open_clip.transform.image_transform_v2
+merge_preprocess_dict = open_clip.transform.merge_preprocess_dict
 
 HALVES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear", "resize_mode": "squash"}
 OTHER = {"mean": 0.1, "std": 1.0, "resize_mode": "longest", "fill_color": 9}

@@ -3,11 +3,11 @@
 import random
 import string
 
-import open_clip
 import pytest
 import torch
 
 from calmctl.model.backbone import Tokens
+from calmctl.model.openclip import open_clip
 from calmctl.model.weights import load_backbone, load_tokens
 
 MARKED = [

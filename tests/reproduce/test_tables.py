@@ -38,7 +38,7 @@ def test_rows_resolve_and_differ(table: Table) -> None:
 def test_table_1_has_every_head_with_and_without_calm(table: Table) -> None:
     rows = {row.key: row for row in table.rows}
     own = () if table.stand_in else ("t-mass-0",)
-    for head in ("meanp", "seqlstm", "seqtransf", "emcl", "wti", "xpool", "t-mass", *own):
+    for head in ("meanp", "seqlstm", "seqtransf", "emcl", "wti", "uatvr", "xpool", "t-mass", *own):
         assert rows[f"{head}+calm"].baseline == head
         plain, calm = rows[head].resolved(0), rows[f"{head}+calm"].resolved(0)
         assert (plain.alignment.kind, calm.alignment.kind) == ("none", "vae")

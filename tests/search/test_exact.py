@@ -17,7 +17,7 @@ from calmctl.search.rows import searched_rows
 from calmctl.search.scorers import FrameReader, ProbeScorer, TableScorer, adapted, choose_scorer, open_index, products
 
 CPU, SHAPE = torch.device("cpu"), (4, 16)
-HEADS = ["meanp", "xpool", "t-mass", "seqlstm", "seqtransf", "emcl", "wti"]
+HEADS = ["meanp", "xpool", "t-mass", "seqlstm", "seqtransf", "emcl", "wti", "uatvr"]
 
 
 def make_head(kind: str, dim: int = 16, frames: int = 4):
@@ -27,7 +27,7 @@ def make_head(kind: str, dim: int = 16, frames: int = 4):
         "data": {"dataset": "demo", "frames": frames},
         "head": {"kind": kind, "init": "random", "layers": 1},
     }
-    backbone = SimpleNamespace(dim=dim, spec=SimpleNamespace(activation="gelu"))
+    backbone = SimpleNamespace(dim=dim, spec=SimpleNamespace(activation="gelu", context_length=8))
     head = build_head(recipe_from_dict(values), backbone).eval()
     with torch.no_grad():
         for parameter in head.parameters():

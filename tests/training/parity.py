@@ -50,6 +50,7 @@ HEADS = {
     "emcl": ["head.kind=emcl"],
     "emcl-gaussian": ["head.kind=emcl", "head.em_init=gaussian"],
     "wti": ["head.kind=wti"],
+    "uatvr": ["head.kind=uatvr"],
 }
 CAPTION = [
     "task=caption",
@@ -91,7 +92,7 @@ def _cases() -> dict[str, Case]:
     cases["caption none"] = Case([*CAPTION, "alignment.kind=none"])
     cases["caption both"] = Case([*CAPTION, "alignment.direction=both", "caption.tied=true"], first=2)
     cases["caption kl"] = Case([*CAPTION, "alignment.kind=kl", "alignment.detach_target=false"])
-    for head in ("xpool", "t-mass-support", "emcl", "wti"):
+    for head in ("xpool", "t-mass-support", "emcl", "wti", "uatvr"):
         cases[f"{head} in chunks"] = Case([*HEADS[head], "optim.chunk=2"], first=4)
     cases["caption in chunks"] = Case([*CAPTION, "optim.chunk=1"], first=4)
     return cases

@@ -9,7 +9,7 @@ from torch import nn
 from calmctl.errors import RecipeError
 from calmctl.model.backbone import encode_in_chunks, split_preprocess
 
-HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "t-mass-support", "emcl", "emcl-gaussian", "wti")
+HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "t-mass-support", "emcl", "emcl-gaussian", "wti", "uatvr")
 NAMES = [
     *(f"{head} {kind}" for head in HEADS for kind in ("none", "vae", "kl", "ce", "mse")),
     *("mask", "both directions", "frames", "temperature", "adapter"),

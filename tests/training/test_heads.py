@@ -23,7 +23,7 @@ from calmctl.training.train import train
 
 CPU = torch.device("cpu")
 STEPS = 25
-NEW = ("seqlstm", "seqtransf", "emcl", "wti")
+NEW = ("seqlstm", "seqtransf", "emcl", "wti", "uatvr")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from calmctl.model.openclip import open_clip
 from calmctl.video.pixels import FrameResize
+
+PreprocessCfg, image_transform_v2 = open_clip.transform.PreprocessCfg, open_clip.transform.image_transform_v2
 
 MODES = ("shortest", "longest", "squash")
 FILTERS = ("bicubic", "bilinear")

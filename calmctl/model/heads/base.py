@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,6 +47,17 @@ class Compared:
     conditioned: bool = True
 
 
+class WeightedLoss:
+    """A summand of the task loss that is no cross-entropy of a matrix: a scalar of the whole batch, and its weight."""
+
+    name: str
+    weight: float
+    value: Tensor
+
+
+Similarity = WeightedSimilarity | WeightedLoss
+"""What a head gives in training: the matrices that are to find each other's rows, and losses of its own."""
+
 VideoTable = dict[str, Tensor]
 """What a head keeps of the videos for scoring: tensors whose first axis is the video axis, [N_v, ...]."""
 
@@ -79,8 +90,10 @@ class FusionHead(Protocol):
         """
         ...
 
-    def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
-        """Training: the cosine matrices whose symmetric cross-entropies are the task loss.
+    def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> Sequence[Similarity]:
+        """Training: the cosine matrices whose symmetric cross-entropies are the task loss, and further losses.
+
+        A `WeightedLoss` is one of the whole batch, and the same in every process.
 
         Args:
             texts: [B_t, D], or [B_t, 1 + L, D] for a head that reads words.

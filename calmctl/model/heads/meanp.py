@@ -49,27 +49,44 @@ class FrameTransformer(nn.Module):
     def __init__(
         self, dim: int, frames: int, layers: int = 4, *, heads: int | None = None, quick_gelu: bool = True
     ) -> None:
-        from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+        from calmctl.model.openclip import open_clip
 
         super().__init__()
         heads = heads or max(1, dim // _HEAD_WIDTH)
         if dim % heads:
             raise BadInput(f"{heads} attention heads do not divide {dim} dimensions of the frame layers")
         self.positions = nn.Parameter(_POSITION_STD * torch.randn(frames, dim))
-        activation = QuickGELU if quick_gelu else nn.GELU
-        self.layers = nn.Sequential(*(ResidualAttentionBlock(dim, heads, act_layer=activation) for _ in range(layers)))
+        activation = open_clip.transformer.QuickGELU if quick_gelu else nn.GELU
+        block = open_clip.transformer.ResidualAttentionBlock
+        self.layers = nn.Sequential(*(block(dim, heads, act_layer=activation) for _ in range(layers)))
         for layer in self.layers:
             _start_as_clip(layer, dim, layers)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map [N_v, F, D] to the same shape; raises `BadInput` where there are more frames than positions."""
-        n_frames, known = frames.shape[1], len(self.positions)
+        return frames + self.attend(frames + self.positions_of(frames.shape[1]))
+
+    def positions_of(self, n_frames: int) -> Tensor:
+        """The first rows of the position table, [F, D]; raises `BadInput` where it has fewer."""
+        known = len(self.positions)
         if n_frames > known:
             raise BadInput(
                 f"the head knows the positions of {known} frames and was given {n_frames}; extract {known} frames"
             )
-        seen: Tensor = self.layers(frames + self.positions[:n_frames])
-        return frames + seen
+        return self.positions[:n_frames]
+
+    def attend(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
+        """The layers alone over tokens [N, n, D]; nobody sees those that are not `real` [N, n] (None: all are)."""
+        mask = None
+        if real is not None:
+            # As the attention wants it: what is added to its logits, [N heads, n, n].
+            attention: Any = self.layers[0].attn
+            heads, count = attention.num_heads, tokens.shape[1]
+            hidden = torch.zeros_like(real, dtype=tokens.dtype).masked_fill(~real, -torch.inf)
+            mask = hidden[:, None, None].expand(-1, heads, count, -1).flatten(0, 1)
+        for layer in self.layers:
+            tokens = layer(tokens, attn_mask=mask)
+        return tokens
 
     @torch.no_grad()
     def start_from(self, backbone: Backbone) -> None:
