@@ -47,6 +47,7 @@ class Compared:
     conditioned: bool = True
 
 
+@dataclass(frozen=True, slots=True)
 class WeightedLoss:
     """A summand of the task loss that is no cross-entropy of a matrix: a scalar of the whole batch, and its weight."""
 
