@@ -71,6 +71,25 @@ def test_a_bar_names_what_it_counts_and_work_without_a_count(monkeypatch):
     assert [(each.description, each.total) for each in bar.tasks] == [("ranking, and bootstrap intervals", None)]
     tell("lsmdc clips", 0, 9)
     assert [each.description for each in bar.tasks] == ["lsmdc clips"]
+    tell("lsmdc clips", 3, 9, 1)
+    assert bar.tasks[0].fields["note"] == "1 left out"
+
+
+def test_a_watcher_with_a_bar_shows_steps_and_reading_and_says_stages(capsys, tmp_path):
+    bar = console.progress_bar("items")
+    watcher = console.BarWatcher(bar)
+    watcher.stage("training [red]on[/] \x1b[2J")
+    watcher.begin(tmp_path / "tiny-001", 2)
+    watcher.step(3, 4, 0.5)
+    (steps,) = bar.tasks
+    assert (steps.description, steps.completed, steps.fields["note"]) == ("training steps", 3, "epoch 2/2, loss 0.500")
+    watcher.reading("reading val clips", 1, 2)
+    assert [each.description for each in bar.tasks] == ["training steps", "reading val clips"]
+    watcher.reading("reading val clips", 2, 2)
+    watcher.step(4, 4, 0.5)
+    assert bar.tasks == []
+    said = capsys.readouterr().err
+    assert "training [red]on[/] \\x1b[2J" in said and "tiny-001" in said.replace("\n", "")
 
 
 def test_what_is_printed_next_can_be_pasted(capsys, monkeypatch, tmp_path):

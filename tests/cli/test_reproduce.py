@@ -13,6 +13,7 @@ from calmctl.data.demo_world import DemoCounts
 from calmctl.errors import CalmError
 from calmctl.reproduce import stand_in
 from calmctl.reproduce.rows import PUBLISHED
+from calmctl.words import SILENT
 
 
 def call(*arguments: str) -> Result:
@@ -103,24 +104,10 @@ def test_the_demo_from_nothing(tiny_demo: Path) -> None:
 
 def test_another_start_is_another_table(tiny_demo: Path) -> None:
     """Features and recipes are tied to the weights of the CLIP that made them."""
-    world = stand_in.make_stand_in(Path("data/demo"), Path("runs"), _Silent())
+    world = stand_in.make_stand_in(Path("data/demo"), Path("runs"), SILENT)
     assert stand_in.find_stand_in(Path("data/demo"), Path("runs")) == world
     assert stand_in.find_stand_in(Path("data/demo"), Path("elsewhere")) is None
     features = world.tests["demo"].features
     assert features is not None and features.is_dir() and "features-" in str(features)
     own = world.recipe(stand_in.stand_in_table("table7", Path("runs")).rows[0], 0)
     assert own.data.features == str(features) and own.frozen
-
-
-class _Silent:
-    def stage(self, text: str) -> None: ...
-
-    def reading(self, what: str, done: int, total: int) -> None: ...
-
-    def step(self, done: int, total: int, loss: float) -> None: ...
-
-    def epoch(self, epoch: int, validation: dict[str, float]) -> None: ...
-
-    def begin(self, run, epochs): ...
-
-    def warn(self, text: str) -> None: ...
