@@ -230,7 +230,9 @@ def _segments(
                 raise
             broken.append(LeftOut(clip.id, str(fault).removeprefix(f"{clip.path}: ")))
     if not found:
-        raise VideoError(f"none of {len(clips)} videos can be decoded (first: {broken[0].id}: {broken[0].reason})")
+        raise VideoError(
+            f"none of {counted(len(clips), 'video')} can be decoded (first: {broken[0].id}: {broken[0].reason})"
+        )
     return found, broken
 
 

@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -224,7 +224,9 @@ class Sheet(Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or its rows one below the other."""
         if self._least(console, options) <= options.max_width:
-            yield from super().__rich_console__(console, options)
+            for line in Segment.split_lines(cast("Iterable[Segment]", super().__rich_console__(console, options))):
+                yield from _unpadded(line)
+                yield Segment.line()
             return
         if self.title:
             yield self.title if not isinstance(self.title, str) else Text.from_markup(self.title)
@@ -247,6 +249,15 @@ class Sheet(Table):
             else:  # a heading and every word of text stay whole; what is longer is a path, which folds
                 least += max(min(cell.minimum, _FOLDED) for cell in cells)
         return least
+
+
+def _unpadded(line: Sequence[Segment]) -> Iterator[Segment]:
+    """A line of a table without the blanks at its end: in a pipe the longest cell would set them."""
+    last = len(line)
+    while last and not line[last - 1].text.strip():
+        last -= 1
+    for number, segment in enumerate(line[:last], start=1):
+        yield Segment(segment.text.rstrip(), segment.style) if number == last else segment
 
 
 def note(text: str) -> None:

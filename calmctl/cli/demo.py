@@ -11,6 +11,7 @@ import typer
 from calmctl.cli import console as options
 from calmctl.cli.caption import EXAMPLES_SHOWN, examples_table
 from calmctl.cli.console import BarWatcher, Sheet, loading, print_json, print_next, progress_bar, stdout
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from calmctl.demo import Demo
@@ -78,7 +79,7 @@ def _print(done: Demo, data: Path) -> None:
     out.print(table)
     first = done.systems[0].results[0].metrics["text_to_video"]
     out.print(
-        f"\n{first.n_queries} test captions, {first.n_candidates} clips each; chance is "
+        f"\n{counted(first.n_queries, 'test caption')}, {counted(first.n_candidates, 'clip')} each; chance is "
         f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation.",
     )
     for test, difference in zip(("in domain", "out of domain"), done.differences, strict=True):

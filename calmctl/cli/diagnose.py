@@ -11,6 +11,7 @@ from rich.text import Text
 
 from calmctl.cli.console import Sheet, loading, note, print_json, printable, progress_bar, readings, stdout
 from calmctl.files import PAGE, VOCABULARY, require_output
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,10 @@ def print_calibration(found: Calibration) -> None:
     """Print a calibration within 80 columns."""
     out = stdout()
     out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
-    out.print(f"{found.queries} sentences among {found.clips} clips, R@1 {100 * found.accuracy:z.1f} %\n")
+    out.print(
+        f"{counted(found.queries, 'sentence')} among {counted(found.clips, 'clip')}, "
+        f"R@1 {100 * found.accuracy:z.1f} %\n"
+    )
     out.print(f"[bold]{printable(found.conclusion)}[/]\n")
     for caveat in found.caveats:
         out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
@@ -243,7 +247,10 @@ def print_coverage(found: Coverage) -> None:
         f"[bold]{printable(found.vocabulary)}[/], {len(found.anchors)} anchors, by {printable(found.run)}",
         soft_wrap=True,
     )
-    console.print(f"{found.clips} clips and {found.captions} captions of {found.dataset}, {found.split} split")
+    console.print(
+        f"{counted(found.clips, 'clip')} and {counted(found.captions, 'caption')} of {found.dataset}, "
+        f"{found.split} split"
+    )
     console.print(f"The mass is as on {found.effective:z.1f} anchors with equal shares.\n")
     table = Sheet(header_style="dim")
     table.add_column("anchor", ratio=1)

@@ -16,6 +16,7 @@ from calmctl.cli import console as options
 from calmctl.cli.console import Sheet, choose_run, loading, note, print_json, printable, progress_bar, stdout
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import PAGE, require_output
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -336,7 +337,7 @@ def _print_without(out: Console, explanation: Explanation) -> None:
 
     standing, less, c = explanation.standing, explanation.without, explanation.comparison
     if standing is not None and less is None:
-        grid = _section(out, f"Rank among the {standing.clips} clips of {explanation.collection}")
+        grid = _section(out, f"Rank among the {counted(standing.clips, 'clip')} of {explanation.collection}")
         grid.add_row("[dim]by score[/]", f"{standing.by_score:g}")
         grid.add_row("[dim]by anchors[/]", f"{standing.by_anchors:g}  (by KL(S_p || V_p) alone)")
         out.print(grid)
@@ -367,7 +368,8 @@ def print_failures(found: Failures) -> None:
     out = stdout()
     out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
     out.print(
-        f"{found.failed} of {found.queries} sentences do not find their clip first among {found.clips} clips; "
+        f"{found.failed} of {counted(found.queries, 'sentence')} do not find their clip first among "
+        f"{counted(found.clips, 'clip')}; "
         f"the worst {len(found.worst)}:"
     )
     for caveat in found.caveats:

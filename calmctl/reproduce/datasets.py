@@ -13,6 +13,7 @@ from calmctl.evaluation.runs import TestSet, open_store, own_test_set
 from calmctl.recipe import Recipe
 from calmctl.reproduce.rows import Row, Table
 from calmctl.store.format import INDEX
+from calmctl.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def _dataset(test: TestSet, recipe: Recipe) -> Found:
         splits = {name: dataset.splits[name] for name in (("train", "val", "test") if own else ("test",))}
     except DatasetError as fault:
         return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
-    counts = ", ".join(f"{name} {len(split.clips):,} clips" for name, split in splits.items())
+    counts = ", ".join(f"{name} {counted(len(split.clips), 'clip')}" for name, split in splits.items())
     left_out = sum(len(split.left_out) for split in splits.values())
     empty = [name for name, split in splits.items() if not split.captions]
     if empty:

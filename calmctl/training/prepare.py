@@ -260,7 +260,7 @@ def prepare(recipe: Recipe) -> Prepared:
         store.require_backbone(fingerprint(model.backbone))
         if store.header.n_frames != recipe.data.frames:
             raise StoreError(
-                f"{store.path} holds {store.header.n_frames} frames a clip and the recipe wants "
+                f"{store.path} holds {counted(store.header.n_frames, 'frame')} a clip and the recipe wants "
                 f"{recipe.data.frames}; set data.frames={store.header.n_frames}, or extract again"
             )
     prepared = Prepared(recipe, vocabulary, model.to(device), device, dataset, store)
@@ -344,7 +344,9 @@ def _require_splits(prepared: Prepared) -> None:
             )
     if "test" in counts and counts["test"]["captions"] == 0:
         reasons = Counter(entry.reason for entry in prepared.left_out()["test"])
-        why = f" ({counts['test']['left_out']} clips are missing: {reasons.most_common(1)[0][0]})" if reasons else ""
+        gone = counts["test"]["left_out"]
+        told = f"{counted(gone, 'clip')} {'is' if gone == 1 else 'are'} missing"
+        why = f" ({told}: {reasons.most_common(1)[0][0]})" if reasons else ""
         raise DatasetError(
             f"{recipe.data.dataset}: the test split has no clip with a caption{why}, so the training would end without "
             "a number; bring its clips, or leave the test split out of the annotations"
@@ -361,6 +363,7 @@ def _require_splits(prepared: Prepared) -> None:
         name, entries = next(iter(missing.items()))
         total = sum(len(entries) for entries in missing.values())
         raise DatasetError(
-            f"{recipe.data.dataset}: {total} clips are missing (first: {entries[0].id} of {name}: "
+            f"{recipe.data.dataset}: {counted(total, 'clip')} {'is' if total == 1 else 'are'} missing "
+            f"(first: {entries[0].id} of {name}: "
             f"{entries[0].reason}); data.require_complete=true makes this an error"
         )

@@ -52,6 +52,17 @@ def test_a_pipe_gets_whole_lines(capsys, monkeypatch):
     assert max(map(len, folded.splitlines())) <= 60 and len(folded.splitlines()) > 4
 
 
+def test_no_line_of_a_table_is_filled_with_blanks(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    table = console.Sheet("clip", "caption", title="all of them")
+    table.add_row("a.mp4", "a word")
+    table.add_row("b.mp4", "word " * 60)
+    table.add_row("c.mp4", "")
+    lines = printed(capsys, table).splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert lines[1:3] == ["clip   caption", "a.mp4  a word"] and lines[-1] == "c.mp4"
+
+
 def test_names_in_other_scripts_can_be_read(capsys):
     name = "休暇\u3000一日目\u00a0\U0001f468\u200d\U0001f469\u200d\U0001f467.mp4"
     assert name in printed(capsys, console.printable(name))

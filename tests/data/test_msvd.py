@@ -33,7 +33,7 @@ def test_every_caption_is_a_query(root: Path) -> None:
     assert (test.captions, test.owners) == (("d", "e"), (0, 0))
     assert val.clips[0].path.name == "x_1_2.mp4" and val.clips[0].end_s is None
     assert "train: 1 empty captions left out" in dataset.notes
-    assert "val: 1 clips in the annotation files, 100 published" in dataset.notes
+    assert "val: 1 clip in the annotation files, 100 published" in dataset.notes
 
 
 def test_clips_that_a_release_lacks_captions_of(root: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from calmctl.errors import BadInput, CheckpointError
 from calmctl.model.backbone import Backbone, full_precision
 from calmctl.model.heads.base import VideoTable, WeightedSimilarity
+from calmctl.words import counted
 
 _POSITION_STD = 0.01  # as CLIP starts the positions of its text tower
 _HEAD_WIDTH = 64  # of every CLIP text tower
@@ -66,7 +67,8 @@ class FrameTransformer(nn.Module):
         n_frames, known = frames.shape[1], len(self.positions)
         if n_frames > known:
             raise BadInput(
-                f"the head knows the positions of {known} frames and was given {n_frames}; extract {known} frames"
+                f"the head knows the positions of {counted(known, 'frame')} and was given {n_frames}; extract "
+                f"{counted(known, 'frame')}"
             )
         seen: Tensor = self.layers(frames + self.positions[:n_frames])
         return frames + seen
