@@ -223,6 +223,9 @@ class Sheet(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or its rows one below the other."""
+        if options.max_width >= UNBROKEN:  # no terminal: what folds for an eye is one cell for a program
+            for column in self.columns:
+                column.max_width = None
         if self._least(console, options) <= options.max_width:
             for line in Segment.split_lines(cast("Iterable[Segment]", super().__rich_console__(console, options))):
                 yield from _unpadded(line)

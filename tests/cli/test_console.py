@@ -43,7 +43,9 @@ def test_no_digit_is_cut_at_any_width(capsys, monkeypatch, width):
 
 def test_a_pipe_gets_whole_lines(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS")
-    table = console.Sheet("clip", "caption")
+    table = console.Sheet()
+    table.add_column("clip", max_width=38)
+    table.add_column("caption")
     table.add_row(PATH, "word " * 60)
     lines = printed(capsys, table).splitlines()
     assert len(lines) == 2 and PATH in lines[1] and "word " * 59 in lines[1]
