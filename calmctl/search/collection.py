@@ -216,9 +216,9 @@ def _open_folder(
     if store:
         left_out += [clip for clip in store.left_out if clip.id in wanted]
     if store is None or not shards:
+        what = f"none of its {len(files):,} videos could" if len(files) > 1 else "its one video could not"
         raise DatasetError(
-            f"{folder}: none of its {counted(len(files), 'video')} could be decoded "
-            f"(first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
+            f"{folder}: {what} be decoded (first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
     unit = "clip" if window_s is None else "window"
     over = found.passed_over()
