@@ -219,7 +219,8 @@ def _segments(
                 raise
             broken.append(LeftOut(clip.id, str(fault).removeprefix(f"{clip.path}: ")))
     if not found:
-        raise VideoError(f"none of {len(clips)} videos can be decoded (first: {broken[0].id}: {broken[0].reason})")
+        what = f"none of {len(clips):,} videos can" if len(clips) > 1 else "the video cannot"
+        raise VideoError(f"{what} be decoded (first: {broken[0].id}: {broken[0].reason})")
     return found, broken
 
 

@@ -308,7 +308,7 @@ def print_demo(done: Demo, root: Path) -> None:
     out.print(table)
     first = done.systems[0].results[0].metrics["text_to_video"]
     out.print(
-        f"\n{first.n_queries} test captions, {first.n_candidates} clips each; chance is "
+        f"\n{counted(first.n_queries, 'test caption')}, {counted(first.n_candidates, 'clip')} each; chance is "
         f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation.",
     )
     for test, difference in zip(("in domain", "out of domain"), done.differences, strict=True):

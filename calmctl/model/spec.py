@@ -343,9 +343,9 @@ def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool)
             "CLIP's tokenizer and text tower, or the name of an open_clip model"
         )
     elif find_spec("transformers") is None:
-        parts = "tokenizer and text tower" if text.get("hf_model_name") else "tokenizer"
+        parts, need = ("tokenizer and text tower", "need") if text.get("hf_model_name") else ("tokenizer", "needs")
         raise CheckpointError(
-            f"backbone.model: {name} has the {parts} of {hub}, which need the package transformers "
+            f"backbone.model: {name} has the {parts} of {hub}, which {need} the package transformers "
             f"(pip install 'transformers>=4.51') and the files of that repository (hf download {hub}) in the local "
             "cache; or use a model with CLIP's own tokenizer, such as ViT-B-32-quickgelu"
         )

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -330,7 +331,9 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
             if slim.is_file():
                 return _exported(slim)
         there = sorted(path.parent.name for path in root.glob("*/recipe.json"))
-        like = [each for each in there if each.startswith(f"{Path(name).name}-")] or get_close_matches(name, there, n=1)
+        wanted = re.escape(Path(name).name)  # a recipe's name before another that begins as it does
+        like = [each for each in there if re.fullmatch(rf"{wanted}-\d+", each)]
+        like = like or [each for each in there if re.match(f"{wanted}-", each)] or get_close_matches(name, there, n=1)
         hint = f"did you mean {root / like[-1]}?" if like else f"'calmctl train {recipe}' makes one"
         raise RunNotFound(f"no run at {name} or {root / name}; {hint}")
     trained = [Run(path.parent) for path in root.glob("*/recipe.json") if _is_trained(path.parent)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from calmctl.errors import BadInput, CheckpointError
 from calmctl.model.backbone import Backbone, full_precision
 from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity
+from calmctl.words import counted
 
 _POSITION_STD = 0.01  # as CLIP starts the positions of its text tower
 _HEAD_WIDTH = 64  # of every CLIP text tower
@@ -71,7 +72,8 @@ class FrameTransformer(nn.Module):
         known = len(self.positions)
         if n_frames > known:
             raise BadInput(
-                f"the head knows the positions of {known} frames and was given {n_frames}; extract {known} frames"
+                f"the head knows the positions of {counted(known, 'frame')} and was given {n_frames}; extract "
+                f"{counted(known, 'frame')}"
             )
         return self.positions[:n_frames]
 
