@@ -39,8 +39,9 @@ def demo(
     loading("the model library")
     from calmctl.demo import run_demo
     from calmctl.files import read_json
+    from calmctl.reproduce.work import reproducing
 
-    with progress_bar("items") as bar:
+    with progress_bar("items") as bar, reproducing(runs):
         done = run_demo(data, runs, seed=seed, overrides=overrides or [], watcher=_StageWatcher(bar))
     if as_json:
         print_json(read_json(done.report, what="demo report"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,11 +79,13 @@ def reproduce(
     from calmctl.device import choose_device
     from calmctl.reproduce.reproduce import as_json as table_json
     from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
-    from calmctl.reproduce.work import Cost, estimate, work_off
+    from calmctl.reproduce.work import Cost, estimate, reproducing, work_off
 
     where = choose_device(device)
     keys = rows.split(",") if rows else []
-    with progress_bar("items") as bar:
+    # Before it looks which runs are there: two that look at once would both train what is missing.
+    alone = nullcontext() if dry_run else reproducing(runs)
+    with progress_bar("items") as bar, alone:
         watcher = StageWatcher(bar)
         if str(data) == DEMO:
             from calmctl.reproduce.stand_in import find_stand_in, make_stand_in, planned_stand_in, stand_in_table
