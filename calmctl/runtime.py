@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -41,8 +42,20 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": git_revision(),
-        "command": sys.argv[1:],
+        "command": [_portable(argument) for argument in sys.argv[1:]],
     }
+
+
+def _portable(argument: str) -> str:
+    """An argument, `--option=VALUE` or `key=VALUE`, without the folders of a person above the current one."""
+    key, value = re.fullmatch(r"([^/\\=]*=)?(.*)", argument, re.DOTALL).groups("")  # type: ignore[union-attr]
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    for folder, name in ((Path.cwd(), "."), (Path.home(), "~")):
+        if path.is_relative_to(folder):
+            return f"{key}{Path(name) / path.relative_to(folder)}"
+    return argument
 
 
 def git_revision() -> str | None:
@@ -75,9 +88,10 @@ def _version(name: str) -> str | None:
 
 def ending_signals() -> tuple[signal.Signals, ...]:
     """SIGTERM, and SIGHUP where there is one that is not ignored."""
-    hangup = getattr(signal, "SIGHUP", None)
-    heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
-    return (signal.SIGTERM, hangup) if heard else (signal.SIGTERM,)
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return signal.SIGTERM, hangup
 
 
 @contextmanager

@@ -131,9 +131,9 @@ def no_larger_than(tensors: Collection[Tensor], fault: str) -> Iterator[None]:
         yield
 
 
-class _Allowance(TorchDispatchMode):
+class _Allowance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tensors: Collection[Tensor], fault: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fault = fault
         self._bytes = _TIMES * sum(tensor.nbytes for tensor in tensors) + _SPARE_BYTES
         self._tensors = _TENSORS_EACH * (len(tensors) + 32)

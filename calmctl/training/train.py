@@ -28,7 +28,7 @@ from calmctl.model.captioner import CaptionModel
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity, weights_identity
-from calmctl.runs.run import IDENTITY, Run, create_run
+from calmctl.runs.run import IDENTITY, Run, create_run, places_below
 from calmctl.runtime import environment, interruptible
 from calmctl.training.batches import CachedFrames, FeatureBatches, PairBatches, Share
 from calmctl.training.distributed import SINGLE, World, part_random, together
@@ -215,6 +215,8 @@ def train(
         BadInput: Before the first step, for whatever the recipe names that is not there or does not fit.
         RunFailed: During training; the message says how to resume.
     """
+    if resume is None:
+        recipe = places_below(recipe, runs)
     prepared = together(world, lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
     with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
