@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,14 +83,14 @@ def reproduce(
 
     where = choose_device(device)
     keys = rows.split(",") if rows else []
-    # Before it looks which runs are there: two that look at once would both train what is missing.
-    alone = nullcontext() if dry_run else reproducing(runs)
-    with progress_bar("items") as bar, alone:
+    with progress_bar("items") as bar, ExitStack() as held:
         watcher = StageWatcher(bar)
         if str(data) == DEMO:
             from calmctl.reproduce.stand_in import find_stand_in, make_stand_in, planned_stand_in, stand_in_table
 
             chosen = [choose_rows(stand_in_table(name, runs), keys) for name in names]
+            if not dry_run:
+                held.enter_context(reproducing(runs))
             world = find_stand_in(demo_root, runs)
             made = world is not None
             if world is None:
@@ -115,6 +115,10 @@ def reproduce(
                 print_plan(plan, cost, made=made)
             return
         require_present(plan)
+        if str(data) != DEMO:
+            held.enter_context(reproducing(runs))
+            # Two that look at once would both train what is missing: look again, now that nobody else does.
+            plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
         print_plan(plan, estimate(plan.jobs), made=True, to_stderr=True)
         work_off(plan.jobs, runs, watcher=watcher, progress=watcher.reading, on_job=watcher.job)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)

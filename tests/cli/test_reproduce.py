@@ -124,3 +124,14 @@ class _Silent:
     def begin(self, run, epochs): ...
 
     def warn(self, text: str) -> None: ...
+
+
+def test_two_at_once_do_not_train_everything_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calmctl.reproduce.work import reproducing
+
+    monkeypatch.chdir(tmp_path)
+    with reproducing(tmp_path / "runs"):
+        for command in (["reproduce", "table7", "--data", "demo"], ["demo", "--data", "data/demo"]):
+            result = CliRunner().invoke(app, [*command, "--runs", "runs"])
+            assert "another calmctl reproduce or demo is at work in runs" in str(result.exception), result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "the second one made nothing"
