@@ -334,6 +334,8 @@ def merge_stores(parts: Sequence[Path], out: Path) -> MergeReport:
     stores = [FeatureStore.open(part) for part in parts]
     if not stores:
         raise StoreError("nothing to merge: name the stores that `calmctl extract --shard i/n` made")
+    for store in stores:  # before anything is written
+        store.require(stores[0].header)
     with StoreWriter.create(out, stores[0].header) as merged:
         taken = sum(merged.take(store) for store in stores)
         return MergeReport(out, taken, len(merged.ids), len(merged.sentences), merged.verify())

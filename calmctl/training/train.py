@@ -25,7 +25,7 @@ from calmctl.model.captioner import CaptionModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity
-from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run
+from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run, places_below
 from calmctl.runtime import environment, interruptible
 from calmctl.source.base import Batches, SourceSpec
 from calmctl.source.encoding import EncodedSplit
@@ -215,6 +215,8 @@ def train(
         BadInput: Before the first step, for whatever the recipe names that is not there or does not fit.
         RunFailed: During training; the message says how to resume.
     """
+    if resume is None:
+        recipe = places_below(recipe, runs)
     prepared = world.together(lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
     with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
