@@ -31,12 +31,14 @@ MOST_FAULTS = 20
 """So many are told at once (our choice)."""
 
 
-_SAYS = {
+_PLAIN_MESSAGES = {
     "model_type": "should hold keys and values",
     "tuple_type": "should be a list",
     "string_unicode": "holds half a character (a surrogate); write it whole",
 }
 """What pydantic says in words of Python."""
+_SYMBOLS = {"alpha": "alignment.kl_weight", "tau": "anchors.temperature", "d": "alignment.latent"}
+"""The paper's letters that are keys here."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -57,16 +59,18 @@ def recipe_from_dict(values: dict[str, Any], *, where: str = "recipe", overrides
         key, sign, text = override.partition("=")
         if not sign or not key.strip():
             raise RecipeError(f"override {override!r} must look like key=value, such as optim.epochs=2")
+        # By the reader of recipe files, so that `1e-5`, `no` and `null` mean the same on the command line.
         value = parse_yaml(text, where=f"override {key}", error=RecipeError)
         values = _with(values, key.strip().split("."), value, override)
-    by = {override.partition("=")[0].strip(): f"override {override!r}" for override in overrides}
+    # Whoever mistypes an override must not look for the fault in the file.
+    origins = {override.partition("=")[0].strip(): f"override {override!r}" for override in overrides}
     try:
         return Recipe.model_validate(values)
     except ValidationError as fault:
-        sentences = _sentences(fault, where, by)
-        told = list(islice(sentences, MOST_FAULTS))
+        sentences = _sentences(fault, where, origins)
+        shown = list(islice(sentences, MOST_FAULTS))
         more = [f"{where}: and more; mend these first"] if next(sentences, None) else []
-        raise RecipeError("\n".join([*told, *more])) from None
+        raise RecipeError("\n".join([*shown, *more])) from None
 
 
 def _with(values: dict[str, Any], keys: list[str], value: Any, override: str) -> dict[str, Any]:
@@ -87,22 +91,22 @@ def _sentences(fault: ValidationError, file: str, overrides: Mapping[str, str]) 
     for error in fault.errors(include_url=False):
         location = [str(part) for part in error["loc"]]
         key = ".".join(location)
-        where = next((told for name, told in overrides.items() if f"{key}.".startswith(f"{name}.")), file)
+        where = next((origin for name, origin in overrides.items() if f"{key}.".startswith(f"{name}.")), file)
         match error["type"]:
             case "extra_forbidden" | "invalid_key":
                 yield f"{where}: unknown key {_short(key)}; {_nearest(location)}"
             case "missing":
                 yield f"{where}: {key} is missing; every recipe needs it"
             case "value_error":
-                said = str(error["ctx"]["error"])  # begins with the key that is at fault
-                yield f"{overrides.get(said.partition(':')[0], where)}: {said}"
+                message = str(error["ctx"]["error"])  # begins with the key that is at fault
+                yield f"{overrides.get(message.partition(':')[0], where)}: {message}"
             case _:
                 # Behind the key, a location may name the alternative of a union that was tried.
                 while key not in known and "." in key:
                     key = key.rpartition(".")[0]
-                says = _SAYS.get(error["type"], error["msg"].lower().removeprefix("input "))
+                message = _PLAIN_MESSAGES.get(error["type"], error["msg"].lower().removeprefix("input "))
                 what = f"{key} = " if key else ""
-                alternatives.setdefault(f"{where}: {what}{_short(repr(error['input']))}", []).append(says)
+                alternatives.setdefault(f"{where}: {what}{_short(repr(error['input']))}", []).append(message)
     for what, reasons in alternatives.items():
         yield f"{what} {' or '.join(reasons)}"
 
@@ -122,11 +126,15 @@ def _nearest(location: list[str]) -> str:
 def nearest_keys(wrong: str) -> list[str]:
     """The valid keys that `wrong` may mean: in its own section first, then anywhere, then by what a key does.
 
-    Whoever writes `lr` gets the three rates, and whoever writes the paper's `alpha` the key that is described so.
+    Whoever writes `lr` gets the three rates, and whoever writes the paper's `alpha`, in whatever section, `kl_weight`.
     """
     every = list(recipe_keys())
     section, _, word = wrong.rpartition(".")
+    if word in _SYMBOLS:
+        return [_SYMBOLS[word]]
     own = [key for key in every if key.rpartition(".")[0] == section]
+    # Every step is weaker than the one before: a near spelling in the right section is a slip of the finger, a word
+    # of a description only a guess. The cutoffs are our choice.
     if near := difflib.get_close_matches(wrong, own, n=1, cutoff=0.6):
         return near
     if elsewhere := [key for key in every if key.rpartition(".")[2] == word]:
@@ -135,7 +143,7 @@ def nearest_keys(wrong: str) -> list[str]:
         return sorted(begin, key=lambda key: not key.endswith("_head"))
     if near := difflib.get_close_matches(wrong, every, n=1, cutoff=0.5):
         return near
-    return [key for key, said in _descriptions(Recipe) if re.search(rf"\b{re.escape(word)}\b", said) and word][:3]
+    return [key for key, text in _descriptions(Recipe) if re.search(rf"\b{re.escape(word)}\b", text) and word][:3]
 
 
 def _descriptions(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -174,6 +182,7 @@ def resolve_recipe(name_or_path: str) -> Path:
     if os.path.isfile(path):  # unlike Path.is_file, also an answer for names that no system takes
         return path
     known = {recipe.stem: recipe for recipe in list_recipes()}
+    # Other folders are meant as they stand: a typo in a path of one's own must not start a shipped recipe instead.
     plain = path.parent in (Path("."), Path("recipes"))
     if plain and path.suffix in ("", ".yaml") and path.name.removesuffix(".yaml") in known:
         return known[path.name.removesuffix(".yaml")]
@@ -220,6 +229,7 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             yield from _keys(kind, f"{prefix}{name}.")
         else:
             needed = field.default is PydanticUndefined
+            # JSON writes true, null and [0.9, 0.999] as YAML does: what is shown can be pasted into a recipe.
             default = "(needed)" if needed else json.dumps(field.default).strip('"')
             values = _values(Annotated[kind, *field.metadata] if field.metadata else kind)
             yield Key(f"{prefix}{name}", default, values, field.description or "")

@@ -40,10 +40,12 @@ class Data(Section):
     videos: str | None = Field(None, description="folder of the clips, when not under root")
     features: str | None = Field(None, description="a feature store to train on; the backbone is frozen then")
     frames: Count = Field(12, description="frames sampled from a clip: centres of equal intervals")
+    # MSR-VTT's 9k has no validation split. The best epoch is never chosen on test, so some training clips are given up.
     val_clips: PositiveInt | None = Field(
         None, description="clips carved from train for validation; null: as the protocol needs"
     )
     val_seed: Seed = Field(0, description="seed of that carving")
+    # Flips are T-MASS's. Captioning recipes turn them off: a caption that says "left" would be taught to lie.
     augment: Literal["none", "crop-flip"] = Field(
         "crop-flip", description="crop-flip: one random crop (area 0.5 to 1) and flip a clip, as T-MASS"
     )
@@ -60,6 +62,7 @@ class BackboneSection(Section):
     model: str = Field("ViT-B-32-quickgelu", description="open_clip model name, demo-clip, or a config file")
     weights: str | None = Field("openai", description="pretrained tag, .safetensors path, or null: from nothing")
     freeze: bool = Field(False, description="keep the towers as they are; implied by data.features")
+    # Not in the paper, so "none": numbers with it are not CALM's. On frozen towers the loss can change nothing else.
     adapter: Literal["none", "linear"] = Field(
         "none", description="linear: x + Wx on frame and text features, W = 0 at first (our choice)"
     )
@@ -77,9 +80,12 @@ class AnchorsSection(Section):
     )
     refresh_every: PositiveInt = Field(100, description="steps between re-encodings for encode: refresh")
     position_init: Literal["normal", "zeros"] = Field("normal", description="start of the offsets e_k (5)")
+    # Norm 0.45 at D = 512; N(0, 1) would have 22.6 and drown the labels.
     position_std: PositiveFloat = Field(0.02, description="standard deviation of that start")
+    # Eq. 6 gives no number. At 1 the likeliest of K anchors is hardly likelier than the rest and L_rec nearly constant;
+    # 100 is what CLIP was trained to.
     temperature: PositiveFloat | Literal["clip", "learned"] = Field(
-        100.0, description="multiplies the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
+        100.0, description="tau, times the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
     video: Literal["mean", "frames"] = Field(
@@ -170,8 +176,10 @@ class AlignmentSection(Section):
     input: Literal["probability", "log", "scaled"] = Field(
         "probability", description="the VAE sees V_p, log V_p, or K * V_p (12)"
     )
+    # With a gradient anchors could make S_p one-hot: a small L_rec without any alignment.
     detach_target: bool = Field(True, description="no gradient through S_p (3)")
     samples: Count = Field(1, description="Monte Carlo samples of z a step (15)")
+    # The mean divides by d, so it is the same as an alpha 256 times smaller.
     latent_reduction: Literal["sum", "mean"] = Field("sum", description="over d, Eq. 15 is a sum (14)")
     logvar_limit: Annotated[float, Field(gt=0, le=80)] = Field(
         10.0, description="log sigma^2 is clamped to +- this (10)"
@@ -188,6 +196,7 @@ class OptimSection(Section):
     )
     lr_backbone: NonNegative = Field(1e-6, description="CLIP's own parameters")
     lr_head: NonNegative = Field(1e-5, description="head and adapter")
+    # At the paper's 1e-5 a fresh VAE hardly trains: in DiDeMo's 330 steps a weight moves by 0.0017 at most.
     lr_alignment: NonNegative = Field(1e-5, description="VAE and e_k; the paper's one number, 1e-4 trains more")
     weight_decay: NonNegative = Field(0.2, description="of AdamW")
     decay: Literal["all", "matrices"] = Field(
@@ -197,6 +206,8 @@ class OptimSection(Section):
     eps: PositiveFloat = Field(1e-6, description="of AdamW")
     warmup: Share = Field(0.1, description="share of all steps with a linear rise of the rate")
     clip_norm: PositiveFloat = Field(1.0, description="largest norm of the gradient over all parameters")
+    # Accumulating gradients is no key: smaller batches have fewer negatives, which is another loss. `chunk` is exact.
+    # bf16 is for the towers only: a cosine times 100 needs more than its three digits.
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the towers; CALM is always float32")
     mask_same_clip: bool = Field(False, description="other captions of a clip are not its negatives (24)")
     save_every: PositiveInt = Field(500, description="steps between checkpoints, beside those of epochs")

@@ -113,6 +113,8 @@ def test_messages_and_files_are_bounded(tmp_path: Path):
         ("optim.epoch=3", "override 'optim.epoch=3': unknown key optim.epoch; did you mean optim.epochs?"),
         ("lr=3", "did you mean optim.lr_head or optim.lr_backbone or optim.lr_alignment?"),
         ("alpha=1", "did you mean alignment.kl_weight?"),
+        ("alignment.alpha=1", "did you mean alignment.kl_weight?"),
+        ("tau=10", "did you mean anchors.temperature?"),
         ("optim.epochs=x", "override 'optim.epochs=x': optim.epochs = 'x' should be a valid integer"),
     ],
 )
