@@ -78,6 +78,8 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     generate_demo(root, progress=watcher.reading)
     shared = [f"data.root={root}", f"seed={seed}", *overrides]
     backbone = _train("demo-backbone", shared, runs, watcher, "training a small CLIP on it, from nothing")
+    # Both systems go on from the same weights and differ in one key: a difference between them is that of the loss.
+    # One seed is no verdict all the same, so the demo prints the difference with its interval and draws no conclusion.
     start = f"backbone.weights={backbone.weights('slim')}"
     plain = [*shared, start, "name=demo-without", "alignment.kind=none"]
     without = _train("demo", plain, runs, watcher, "training on from there without CALM's loss")
@@ -87,9 +89,11 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     tests = [SourceSpec(name, root) for name in TESTS]
     device = choose_device("auto")
     evaluated = [(name, run, evaluate_run(run, tests, Retrieval(), device=device)) for name, run in named]
-    systems = tuple(System(name, run, tuple(e.result for e in each)) for name, run, each in evaluated)
-    first, second = ([e.ranks["text_to_video"] for e in each] for _, _, each in evaluated[1:])
-    differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(first, second, strict=True))
+    systems = tuple(System(name, run, tuple(e.result for e in evaluations)) for name, run, evaluations in evaluated)
+    without_ranks, with_ranks = (
+        [evaluation.ranks["text_to_video"] for evaluation in evaluations] for _, _, evaluations in evaluated[1:]
+    )
+    differences = tuple(paired_differences(a, b)["r1"] for a, b in zip(without_ranks, with_ranks, strict=True))
     captioner, captions = caption_demo(
         root,
         runs,
@@ -100,6 +104,7 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     )
     clip, sentence = _example(root)
     watcher.stage("explaining one clip and its caption on a page")
+    # A report is replaced only by one of the same runs: the older numbers belong to runs that are still there.
     report = unused(runs / "demo-report.json", lambda path: path.exists() and not _reports(path, systems))
     page = report.with_name(report.name.replace("report", "explained")).with_suffix(".html")
     explain_page(with_calm, clip, sentence, page)
@@ -118,6 +123,7 @@ def _train(name: str, overrides: list[str], runs: Path, watcher: Watcher, stage:
     try:
         run = train(recipe, runs, resume=begun, watcher=watcher).run
     except RunFailed as error:
+        # `train` advises a resume of this one run, which would finish one of four trainings and leave the rest undone.
         raise RunFailed(f"{error}. Or give the same calmctl demo again: it goes on here and does the rest") from error
     run.drop_state()
     return run
@@ -134,7 +140,8 @@ def _reports(path: Path, systems: tuple[System, ...]) -> bool:
     """Whether a report is of the same runs."""
     try:
         earlier = read_json(path, what="report")["systems"]
-        return {name: each["run"] for name, each in earlier.items()} == {s.name: str(s.run.folder) for s in systems}
+        return {name: system["run"] for name, system in earlier.items()} == {s.name: str(s.run.folder) for s in systems}
+    # A report that is damaged or was edited is not ours to replace: it counts as one of other runs and stays.
     except (BadInput, KeyError, TypeError, AttributeError):
         return False
 
@@ -190,6 +197,7 @@ def caption_demo(
     watcher.stage(what if begun is None else f"{what}: going on with {begun.folder}")
     trained = train(recipe, runs, resume=begun, watcher=watcher)
     trained.run.drop_state()
+    # Results come best first (`training.train`): the first captioning result is that of the best epoch.
     best = next((result for result in trained.results if isinstance(result, CaptionEvaluation)), None)
     if best is None:
         raise RunFailed(f"{root}: the test split has no captions, so there is nothing to show")

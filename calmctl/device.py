@@ -23,9 +23,11 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     check_device(name)
-    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    # CUDA before MPS before the CPU. Training in several processes is possible on the first and the last only
+    # (`parallel.joined`).
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if found[kind]))
-    if not found[name]:
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    if not available[name]:
         raise RecipeError(f"device: {name} is not available on this machine; use device=auto or device=cpu")
     return torch.device(name)

@@ -29,6 +29,7 @@ class RunFailed(CalmError):
 class BadInput(CalmError):
     """Something the user gave is wrong: a file, a key, a value."""
 
+    # Distinct from 1, so that a script can tell "mend the command" from "try again, or resume".
     exit_code = 2
 
 
@@ -52,6 +53,8 @@ class VideoError(BadInput):
             decoder was killed from outside (0): with more time, or next time, it may do.
     """
 
+    # A store keeps this beside the reason: a fault of the file is remembered, but what a time limit or the machine
+    # stopped is tried again. Stores that forgot the difference called sound clips broken for ever.
     limit_s: float | None = None
 
 

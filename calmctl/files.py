@@ -21,8 +21,6 @@ from typing import Any, BinaryIO
 
 from calmctl.errors import BadInput, CalmError, RunFailed
 
-# Files: read whole from regular files alone, written so that they appear whole or not at all, held by one process.
-#
 # Data come from strangers: what should be a file may be a link to a device that never ends or to a pipe that never
 # answers. `open_regular` is the one door that readers use. `write_atomic` is for files of ours, `write_output` for the
 # files that a person names on the command line, where something else may stand already.
@@ -46,6 +44,8 @@ def open_regular(path: Path, most_bytes: int | None = None) -> BufferedReader:
     Raises `OSError`, whose `strerror` says it, for a device, a pipe, a folder, and for more than `most_bytes`.
     """
     _require_regular(os.stat(path), most_bytes)  # before it is opened: to open a device may already do something
+    # Checked again on the open file, because a path may change between the two looks; O_NONBLOCK so that a pipe put
+    # there in between cannot hold us.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.fdopen(os.open(path, flags), "rb")
     try:
@@ -257,7 +257,7 @@ def append_text(path: Path, text: str) -> None:
 def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
     """`path`, or where that is taken, the first of `NAME-2.SUFFIX`, `NAME-3.SUFFIX`, ... that is not."""
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
-    return next(each for each in chain([path], others) if not is_taken(each))
+    return next(candidate for candidate in chain([path], others) if not is_taken(candidate))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -324,7 +324,7 @@ def require_output(path: Path, kind: OutputKind) -> None:
 
 def _require_place(path: Path) -> None:
     """Raise `OSError` where no file and no folder for it can be made."""
-    folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
     if not os.access(folder, os.W_OK):

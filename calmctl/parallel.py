@@ -59,7 +59,7 @@ class World:
 
     # What each of them has, and who does what.
 
-    def everyone(self, value: Result) -> list[Result]:
+    def gather_objects(self, value: Result) -> list[Result]:
         """The `value` of each process, in order; small objects."""
         if self.size == 1:
             return [value]
@@ -69,7 +69,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true for any process."""
-        return any(self.everyone(flag))
+        return any(self.gather_objects(flag))
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Do what all processes do alike. If one fails all stop, and each mistake is told by one process only."""
@@ -78,20 +78,23 @@ class World:
             result = action()
         except CalmError as error:
             fault = error
-        faults = self.everyone(str(fault) if fault else None)
+        # All must come here, those that failed too: one that raised at once would leave the others waiting for an hour.
+        faults = self.gather_objects(str(fault) if fault else None)
         if fault is not None and str(fault) not in faults[: self.rank]:
             raise fault
-        if any(each is not None for each in faults):
+        if any(message is not None for message in faults):
             raise SystemExit(1)
         return result
 
-    def told_once(self, error: Fault) -> Fault | SystemExit:
+    def rank_zero_error(self, error: Fault) -> Fault | SystemExit:
         """What each process raises of an error that all of them meet: the first one tells it, the others just end."""
         return error if self.rank == 0 else SystemExit(error.exit_code)
 
-    def part_random(self, *key: int) -> None:
+    def seed_by_rank(self, *key: int) -> None:
         """Give all processes but the first random numbers of their own, as a function of `key` and the rank."""
         if self.rank > 0:
+            # The first one goes on as a process alone would. A SeedSequence keeps the seeds of neighbouring ranks and
+            # steps apart, which seed + rank would not.
             torch.manual_seed(int(np.random.SeedSequence([*key, self.rank]).generate_state(1)[0]))
 
     # The parts of a batch.
@@ -111,7 +114,8 @@ class World:
         """Start a step of which this process has `rows` rows; returns those of all."""
         if self.size == 1:
             return rows
-        self._sizes = self.everyone(rows)
+        # Through Gloo and once a step: clips that fail make parts unequal, and `gather` must know by how much.
+        self._sizes = self.gather_objects(rows)
         self.first = sum(self._sizes[: self.rank])
         return sum(self._sizes)
 
@@ -132,6 +136,7 @@ class World:
             return value
         weight = torch.tensor(self._sizes[self.rank]) if count is None else count
         weight = weight.to(value)
+        # One exchange for both. Weighting by rows is what makes parts of unequal size the mean of the whole batch.
         summed, weights = _Total.apply(torch.stack([value * weight, weight]))
         mean: Tensor = summed / weights
         return mean
@@ -144,12 +149,13 @@ class World:
         return mean
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
+    def same_random(self) -> Iterator[None]:
         """Draw what the first process would draw; the others' own numbers go on from where they are."""
         if self.size == 1:
             yield
             return
-        seed = self.everyone(int(torch.randint(2**62, ())))[0]
+        # A seed and not the draws: numbers of any count and shape then cost one small exchange.
+        seed = self.gather_objects(int(torch.randint(2**62, ())))[0]
         devices = [self._device] if self._device is not None and self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
@@ -167,6 +173,7 @@ class World:
     def leave(self) -> None:
         """Wait for all, when all are done, then close the connections; once."""
         if self.size > 1 and dist.is_initialized():
+            # The others wait here while the first validates; a plain barrier would not say which process is missing.
             dist.monitored_barrier(self._agreeing, timeout=self._timeout)
             dist.destroy_process_group()
 
@@ -191,6 +198,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         summed = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
+        # Summed, not averaged: every process computes the whole loss, and DDP's mean divides by their number later.
         return summed[ctx.first : ctx.first + ctx.count], None, None
 
 
@@ -230,10 +238,10 @@ def joined(device: str, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     if device == "mps":
         raise BadInput("device: mps serves one process only; use device=cpu, or start calmctl without torchrun")
     if on_gpu:
-        if local >= (found := torch.cuda.device_count()):
+        if local >= (n_gpus := torch.cuda.device_count()):
             raise BadInput(
-                f"torchrun started process {local + 1} of this machine, which has {found} GPUs; "
-                f"use --nproc-per-node {max(found, 1)}, or device=cpu"
+                f"torchrun started process {local + 1} of this machine, which has {n_gpus} GPUs; "
+                f"use --nproc-per-node {max(n_gpus, 1)}, or device=cpu"
             )
         torch.cuda.set_device(local)
     try:
@@ -246,10 +254,11 @@ def joined(device: str, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
             agreeing=dist.new_group(backend="gloo", timeout=timeout),
             timeout_s=timeout_s,
         )
-        world.everyone(None)  # the first exchange connects all; better now than in the middle of a step
+        world.gather_objects(None)  # the first exchange connects all; better now than in the middle of a step
         yield world
         world.leave()
     except RuntimeError as fault:
+        # torch raises plain RuntimeErrors for lost peers as for faults of ours; only the words tell them apart.
         if not _is_about_others(fault):
             raise
         raise RunFailed(
@@ -259,5 +268,5 @@ def joined(device: str, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
 
 
 def _is_about_others(fault: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "monitoredbarrier", "connection", "timed out")
-    return isinstance(fault, dist.DistError) or any(word in str(fault).lower() for word in words)
+    markers = ("gloo", "nccl", "monitoredbarrier", "connection", "timed out")
+    return isinstance(fault, dist.DistError) or any(marker in str(fault).lower() for marker in markers)

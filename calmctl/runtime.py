@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
     """Package versions, Python, platform, git revision of the working folder's repository where there is one."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in _PACKAGES if (installed := _version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": git_revision(),
@@ -52,6 +52,7 @@ def _portable(argument: str) -> str:
     path = Path(value)
     if not path.is_absolute():
         return argument
+    # The current folder first: it is usually below the home folder, and the shorter name wins.
     for folder, name in ((Path.cwd(), "."), (Path.home(), "~")):
         if path.is_relative_to(folder):
             return f"{key}{Path(name) / path.relative_to(folder)}"

@@ -22,6 +22,8 @@ class Clip:
 
     id: str
     path: Path
+    # Windows count from the first frame, as sampling does. The file's own clock may begin earlier, with its sound:
+    # subtitles that were cut without `begins_s` came early by that much.
     start_s: float = 0.0
     end_s: float | None = None
     begins_s: float | None = None
@@ -39,6 +41,7 @@ class LeftOut:
 
     id: str
     reason: str
+    # Kept apart from the words of the reason, because whether a clip deserves another try hangs on it.
     limit_s: float | None = None
 
 
@@ -62,6 +65,7 @@ class Split:
     captions: tuple[str, ...]
     owners: tuple[int, ...]
     left_out: tuple[LeftOut, ...] = ()
+    # Differences that no missing clip explains: another list, or captions in another order, under a published name.
     differs: tuple[str, ...] = ()
 
     @property
@@ -86,6 +90,7 @@ class Dataset:
     name: str
     protocol: str
     splits: Mapping[str, Split]
+    # Sentences and no flags: they reach reports, run.json and pages as they are.
     notes: tuple[str, ...] = ()
     unread: tuple[LeftOut, ...] = ()
     folder: Path | None = None
@@ -111,4 +116,5 @@ class StoredSplit:
     captions: tuple[str, ...]
     owners: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
+    # None and () say different things: nobody looked, and nothing differs.
     differs: tuple[str, ...] | None = None

@@ -104,13 +104,13 @@ def _metadata(handle: Any) -> dict[str, Any]:
 def _is_whole(path: Path) -> bool | None:
     """Whether the file is the one its digest was taken of; None where it has none in the place of ours."""
     with open_regular(path) as handle:
-        opening, told = handle.read(_PLACE), handle.read(64)
+        opening, recorded = handle.read(_PLACE), handle.read(64)
         if opening[8:] != _OPENING:
             return None
         digest = hashlib.sha256(opening + _BLANK)
         while piece := handle.read(_PIECE):
             digest.update(piece)
-    return digest.hexdigest().encode() == told
+    return digest.hexdigest().encode() == recorded
 
 
 # Models are built from what a file says of itself, and filled from its tensors afterwards. A stranger's file may say
@@ -140,7 +140,7 @@ class _Allowance(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if "device" in kwargs and not any(isinstance(each, Tensor) for each in args):  # a tensor from nothing
+        if "device" in kwargs and not any(isinstance(argument, Tensor) for argument in args):  # a tensor from nothing
             self._spend(func(*args, **{**kwargs, "device": torch.device("meta"), "pin_memory": False}))
         return func(*args, **kwargs)
 

@@ -25,6 +25,8 @@ def visible(text: str) -> str:
     """`text` with control and direction-changing characters shown as Python would write them, and not obeyed."""
     if text.isprintable():
         return text
+    # Names and captions come from strangers, and a terminal obeys what is printed: colours, cursor moves, text that
+    # runs backwards. So all that Python calls unprintable is spelled out, but for what real scripts need.
     shown = []
     for place, c in enumerate(text):
         beside = text[place - 1 : place] + text[place + 1 : place + 2]
@@ -40,6 +42,7 @@ def utf8_name(name: str) -> tuple[str, str | None]:
     Names are bytes. Where the locale is not UTF-8, Python gives those that are as something else.
     """
     try:
+        # JSON, captions files and digests are UTF-8: a name that is not can be stored nowhere and matched with nothing.
         text = os.fsencode(name).decode("utf-8")
     except UnicodeDecodeError:
         return name.encode("utf-8", "backslashreplace").decode("utf-8"), "its path is not valid UTF-8: rename it"
@@ -60,6 +63,7 @@ class Progress(Protocol):
 
 def watched(items: Iterable[Item], what: str, total: int, progress: Progress | None) -> Iterator[Item]:
     """The items, with `progress` told after each."""
+    # Told after the item was used, not when it was handed out: a bar at 100 % means that the work is done.
     for done, item in enumerate(items, start=1):
         yield item
         if progress:

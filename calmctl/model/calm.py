@@ -342,7 +342,7 @@ class CalmModel(AlignedModel):
         frames = world.gather(frames)
         paired = torch.arange(len(frames), device=frames.device)
         if not self.head.rows_are_independent:
-            with world.alike():
+            with world.same_random():
                 found: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
                 return found
         texts = world.own(texts)

@@ -100,7 +100,7 @@ class Stepper:
             f"the {what} of step {step + 1} is not finite ({', '.join(f'{k} {v:g}' for k, v in parts.items())}; "
             f"clips {named}); lower optim.lr_* or look at these clips; {kept}"
         )
-        return training.world.told_once(error)
+        return training.world.rank_zero_error(error)
 
     def _log(self, losses: Losses, step: int, norms: dict[str, float]) -> None:
         training = self._training
@@ -143,7 +143,7 @@ def run_training(training: Training, *, resume: bool) -> Position:
                 f"{run.state} stands at step {position.step} after {position.epoch} epochs, which does not fit epochs "
                 f"of {per_epoch} steps: the data has changed since; train it anew"
             )
-            raise world.told_once(error)
+            raise world.rank_zero_error(error)
         with _interruptions() as interrupted:
             for batch in training.source.epoch(position.epoch, skip):
                 if world.begin(0 if batch is None else len(batch.clips)):
@@ -165,10 +165,10 @@ def run_training(training: Training, *, resume: bool) -> Position:
 
 def _save(training: Training, optimizer: torch.optim.Optimizer, position: Position) -> None:
     world = training.world
-    for left_out in world.everyone(training.left_out()):
+    for left_out in world.gather_objects(training.left_out()):
         for split, reasons in left_out.items():
             position.left_out.setdefault(split, {}).update(reasons)
-    random = world.everyone(random_state())
+    random = world.gather_objects(random_state())
     if world.rank == 0:
         mark = "" if training.identity is None else state_mark(training.identity)
         save_state(training.run.state, training.model, optimizer, position, random, run=mark)
@@ -177,11 +177,11 @@ def _save(training: Training, optimizer: torch.optim.Optimizer, position: Positi
 def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: CollapseWatch) -> Position:
     """Everything as the last checkpoint has it, and no line in the log that comes after it."""
     run, world, position = training.run, training.world, Position(history=[])
-    if world.everyone(run.state.exists())[0]:  # what the first process, which writes it, sees
+    if world.gather_objects(run.state.exists())[0]:  # what the first process, which writes it, sees
         mark = "" if training.identity is None else state_mark(training.identity)
         position = load_state(run.state, training.model, optimizer, rank=world.rank, run=mark)
         if position.processes != world.size:
-            world.part_random(training.recipe.seed, position.step)
+            world.seed_by_rank(training.recipe.seed, position.step)
             training.watcher.warn(
                 f"{run.folder} was trained by {position.processes} processes and goes on with {world.size}: batches "
                 "stay the same, dropout and noise do not, so it will not end bit for bit where it would have"
@@ -196,7 +196,7 @@ def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: Collap
 
 def _interrupted(training: Training, position: Position) -> RunFailed | SystemExit:
     error = RunFailed(f"interrupted after step {position.step}; {how_to_resume(training.run)}")
-    return training.world.told_once(error)
+    return training.world.rank_zero_error(error)
 
 
 def _finish_epoch(training: Training, position: Position) -> None:

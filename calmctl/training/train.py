@@ -221,7 +221,7 @@ def train(
     run = resume or _new_run(runs, recipe, world)
     with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
         with _begun(run) if world.rank == 0 and resume is None else nullcontext():
-            world.part_random(recipe.seed)
+            world.seed_by_rank(recipe.seed)
             # What was tracked before goes on being tracked: resuming takes no options.
             tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
             tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
@@ -269,7 +269,7 @@ def train(
 def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
     """A new folder, made by the first process."""
     made = world.together(lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
-    folder = world.everyone(made)[0]
+    folder = world.gather_objects(made)[0]
     assert folder is not None
     return Run(folder)
 

@@ -56,7 +56,7 @@ def alike(parity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     from calmctl.model.vae import Posterior
     from calmctl.parallel import World
 
-    monkeypatch.setattr(World, "alike", World.alike)
+    monkeypatch.setattr(World, "same_random", World.same_random)
     monkeypatch.setattr(Posterior, "sample", Posterior.sample)  # put back afterwards
     monkeypatch.setattr(NoiseLaw, "sample_like", NoiseLaw.sample_like)
     parity.be_deterministic()

@@ -111,14 +111,14 @@ def be_deterministic() -> None:
         return torch.linspace(0, 1, texts.shape[-1]).to(texts).expand_as(texts)
 
     @contextmanager
-    def alike(self: World) -> Iterator[None]:
-        # Where processes draw alike they draw what the first one would: as this does, in the same order.
-        seed = self.everyone(int(torch.randint(2**62, ())))[0]
+    def same_random(self: World) -> Iterator[None]:
+        # Where processes draw the same numbers they draw what the first one would: as this does, in the same order.
+        seed = self.gather_objects(int(torch.randint(2**62, ())))[0]
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             yield
 
-    World.alike = alike  # type: ignore[method-assign]
+    World.same_random = same_random  # type: ignore[method-assign]
     Posterior.sample = sample  # type: ignore[method-assign]
     NoiseLaw.sample_like = sample_like  # type: ignore[method-assign]
 

@@ -117,7 +117,7 @@ class UATVRHead(nn.Module):
         video_mean, video_log_std = (
             part[own] for part in self.probability["frames"](frames, pooled(frames, everywhere), everywhere)
         )
-        with self.world.alike():
+        with self.world.same_random():
             text_samples = gaussian_samples(text_mean, text_log_std, self.samples)
             video_samples = gaussian_samples(video_mean, video_log_std, self.samples)
         kl = prior_divergence(text_samples, text_log_std) + prior_divergence(video_samples, video_log_std)
