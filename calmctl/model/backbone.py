@@ -1,4 +1,4 @@
-"""Sentences into the tokens that a text tower reads: all of a sentence as text, and how many do not fit."""
+"""The CLIP backbone: sentences into tokens, frames and sentences into features, and the digest that tells it apart."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from calmctl.words import counted
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
+
+# Tokens: all of a sentence as text, and how many sentences do not fit.
 
 
 # CLIP's tokenizer turns these into its own marks wherever they stand, and a text tower pools at the first end mark.
@@ -174,6 +176,7 @@ class Backbone(nn.Module):
             features: Tensor = self.clip.encode_text(tokens)
             return features
         clip = self.clip
+        # Written out: open_clip's own adds all of its positions, and so wants every sentence at full length.
         hidden = self._hidden(tokens)
         pooled: Tensor = clip.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)])
         projected: Tensor = pooled @ clip.text_projection
@@ -221,6 +224,7 @@ class Backbone(nn.Module):
 
     def load_weights(self, state: dict[str, Tensor], *, source: str) -> None:
         """Load every weight of the two towers from `state`; raises `CheckpointError` if any does not fit."""
+        # All weights or none: a tower that keeps some random ones gives plausible, wrong features without a complaint.
         own = self.clip.state_dict()
         missing = sorted(set(own) - set(state))
         extra = sorted(set(state) - set(own))
@@ -244,6 +248,7 @@ class Residual(nn.Linear):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim)
         for parameter in self.parameters():
+            # So that training starts from CLIP's own features.
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -297,6 +302,7 @@ def parameters_digest(backbone: Backbone) -> str:
         if name in ("logit_scale", "logit_bias"):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, because numpy has no name for bfloat16.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -315,6 +321,7 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, chunk: in
     """
     if chunk is None or len(rows) <= chunk or not torch.is_grad_enabled():
         return encode(rows)
+    # The reentrant form would mark DistributedDataParallel's parameters ready twice, as some of them have no gradient.
     return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in torch.split(rows, chunk)])
 
 
@@ -324,7 +331,7 @@ def require_separate_rows(module: nn.Module, why: str) -> None:
     Raises:
         RecipeError: Naming `why` rows are not encoded together.
     """
-    if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
         raise RecipeError(
             f"{why} encodes parts of a batch, and this backbone's batch normalisation needs all of it; "
             "use a backbone without (a ViT), or leave that out"

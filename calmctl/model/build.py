@@ -34,7 +34,8 @@ def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | Non
         CheckpointError: See `load_backbone`.
     """
     backbone = backbone or recipe_backbone(recipe)
-    head = build_head(recipe, backbone)  # before the rest: the order of the random draws
+    # The order in which parts are made is the order of the random draws: another one gives every seed another model.
+    head = build_head(recipe, backbone)
     parts = _parts(recipe, vocabulary, backbone)
     return CalmModel(backbone, head, parts, mask_same_clip=recipe.optim.mask_same_clip)
 
@@ -53,6 +54,7 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     """
     keys = recipe.caption
     captioner = Captioner(keys, backbone.dim, recipe.data.frames, CaptionVocabulary(backbone, tokens))
+    # Behind the random start, which draws the same numbers with this key and without.
     if keys.init_tokens == "backbone":
         captioner.start_from(backbone.token_embedding)
     return CaptionModel(backbone, captioner, keys, _parts(recipe, vocabulary, backbone))
@@ -109,11 +111,13 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
                 noise_std=keys.noise_std,
                 support_weight=keys.support_weight,
                 trials=keys.trials,
+                # So that the noise of scoring belongs to the run, and not to what else is scored.
                 noise_seed=recipe.seed,
             )
 
 
 def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:
+    # The layers may start as copies of the text tower's, whose weights mean the same under its own activation alone.
     quick = backbone.spec.activation == "quick_gelu"
     layers = FrameTransformer(backbone.dim, recipe.data.frames, recipe.head.layers, quick_gelu=quick)
     if recipe.head.init == "backbone":
@@ -125,6 +129,7 @@ def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> Aligne
     """The towers and CALM's modules."""
     if recipe.backbone.checkpoint_activations:
         backbone.checkpoint_activations()
+    # Without CALM's loss nothing of it is built: a baseline has the parameters of its own paper.
     aligned = recipe.alignment.kind != "none"
     return AlignedParts(
         anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if aligned else None,
@@ -156,6 +161,7 @@ def _anchors(keys: AnchorsSection, vocabulary: Vocabulary, backbone: Backbone, f
 def _vae(keys: AlignmentSection, anchors: int) -> CrossModalVAE:
     return CrossModalVAE(
         anchors,
+        # Nothing here is shared with the reverse direction's VAE but these keys: p(V_p | S_p) is another law.
         latent=keys.latent,
         layout=keys.layout,
         activation=keys.activation,

@@ -1,4 +1,4 @@
-"""What a training step takes and what it yields."""
+"""CALM's models: features of sentences and clips, the alignment loss on them, and the training step for retrieval."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, r
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+
+# What a training step takes and what it yields.
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def alignment_diagnostics(
         "kl_s_v": kl_divergence(log_s, log_v).mean(),
     }
     if reconstruction is not None and posterior is not None:
+        # In logarithms: at tau = 100 an entry of S_p can be smaller than float32 holds.
         log_mean = log_s.logsumexp(dim=0) - torch.tensor(float(len(log_s))).log()
         numbers["rec_excess"] = reconstruction - entropy_s
         numbers["mean_predictor_excess"] = kl_divergence(log_s, log_mean).mean()
@@ -205,12 +208,14 @@ class AlignedModel(nn.Module):
         texts = at_least_float32(self.bare_texts(texts))
         if self.adapter is None:
             return texts
+        # Rows of zeros say "no word"; the adapter's bias would make words of them.
         moved: Tensor = self.adapter.texts(texts)
         return moved * (texts != 0).any(-1, keepdim=True) if self.reads_words else moved
 
     def bare_texts(self, texts: Tensor) -> Tensor:
         """The same before any adapter."""
         if texts.is_floating_point():
+            # Token ids are whole numbers, features are not: the type says which of the two these are.
             if self.reads_words and texts.dim() != 3:
                 raise BadInput("this head reads words, and a feature store holds sentences only; use the videos")
             return texts
@@ -242,6 +247,7 @@ class AlignedModel(nn.Module):
             encode = partial(encode_in_chunks, self.backbone.encode_text, chunk=self.chunk)
             prompts = at_least_float32(self.anchors.prompts(encode))
         if adapter is not None:
+            # Anchors are compared with sentences, and those have passed the adapter.
             prompts = adapter.texts(prompts)
         return prompts + self.anchors.position
 
@@ -259,6 +265,7 @@ class AlignedModel(nn.Module):
         if self.log_temperature is not None:
             return self.log_temperature.exp()
         if self.keys.temperature == "clip":
+            # Without gradient: the scale is the contrastive loss's to learn.
             return self.backbone.logit_scale.detach().float().exp()
         return float(self.keys.temperature)
 
@@ -273,6 +280,7 @@ class AlignedModel(nn.Module):
             losses.parts |= {f"{name}_reverse": part for name, part in reverse.items()}
         losses.total = losses.total + self.alignment_factor * self.alignment.weight * loss
         with torch.no_grad():
+            # Of the whole batch: the mean predictor of one process's part would be another predictor.
             log_s, log_v = self.world.gather(log_s), self.world.gather(log_v)
             if posterior is not None:
                 posterior = Posterior(self.world.gather(posterior.mean), self.world.gather(posterior.logvar))
@@ -282,6 +290,7 @@ class AlignedModel(nn.Module):
         self, given: Tensor, wanted: Tensor, vae: CrossModalVAE | None, parts: dict[str, Tensor]
     ) -> tuple[Tensor, Posterior | None]:
         """The loss of one direction, from log `given` to log `wanted`, [B, K] each; puts its summands into `parts`."""
+        # The bound takes S_p for data. With a gradient anchors could make it one-hot: a low loss that aligns nothing.
         target = wanted.detach() if self.alignment.detach_target else wanted
         if vae is None:
             kind = self.alignment.kind
@@ -290,6 +299,7 @@ class AlignedModel(nn.Module):
             return loss, None
         posterior = vae.posterior(given)
         drawn = [vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
+        # The mean of the draws' losses and not the loss of a mean guess: Eq. 12 is an expectation over z.
         rec = self.world.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
         kl = self.world.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
         parts |= {"rec": rec, "kl": kl}
@@ -320,6 +330,7 @@ class CalmModel(AlignedModel):
     def forward(self, batch: Batch) -> Losses:
         """The losses of one step (docs/science.md)."""
         texts, frames = self.features(batch)
+        # The towers may have run in bf16. Cosines, softmaxes and losses do not: a cosine times 100 needs more digits.
         with torch.autocast(texts.device.type, enabled=False):
             clips = self.world.gather(batch.clips)
             same = clips[:, None] == clips if self.mask_same_clip else None
@@ -339,15 +350,16 @@ class CalmModel(AlignedModel):
     def _similarities(self, texts: Tensor, frames: Tensor) -> list[Similarity]:
         """The head's matrices of the whole batch; of its pairs, this process computes the rows of its own texts."""
         world = self.world
+        # Frames travel and pairs do not: B F D numbers once, and no pair is computed twice.
         frames = world.gather(frames)
         paired = torch.arange(len(frames), device=frames.device)
         if not self.head.rows_are_independent:
             with world.same_random():
-                found: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
-                return found
+                whole: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
+                return whole
         texts = world.own(texts)
         rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)])
         return [
-            replace(each, matrix=world.gather(each.matrix)) if isinstance(each, WeightedSimilarity) else each
-            for each in rows
+            replace(part, matrix=world.gather(part.matrix)) if isinstance(part, WeightedSimilarity) else part
+            for part in rows
         ]

@@ -98,18 +98,19 @@ class DecoderLayer(nn.Module):
             The layer's output [N, T, width], and keys and values of all tokens so far.
         """
         normed = self.self_norm(x)
-        seen = self.self_attention.keys_values(normed)
+        so_far = self.self_attention.keys_values(normed)
         if past is not None:
-            seen = (torch.cat([past[0], seen[0]], dim=2), torch.cat([past[1], seen[1]], dim=2))
+            so_far = (torch.cat([past[0], so_far[0]], dim=2), torch.cat([past[1], so_far[1]], dim=2))
         # A single newest token may look at everything there is, so only whole sentences need the mask.
-        x = x + self.dropout(self.self_attention(normed, seen, causal=past is None))
+        x = x + self.dropout(self.self_attention(normed, so_far, causal=past is None))
         x = x + self.dropout(self.memory_attention(self.memory_norm(x), memory))
-        return x + self.dropout(self.ffn(self.ffn_norm(x))), seen
+        return x + self.dropout(self.ffn(self.ffn_norm(x))), so_far
 
 
 # The tokens a caption decoder writes: CLIP's byte pairs, all of them or those of the training captions.
 
 
+# CLIP pads with 0, which is the token "!": a loss that ignored it would never learn to write one.
 PAD = -1
 """Stands behind the end of shorter captions in a batch; losses ignore it."""
 
@@ -136,6 +137,7 @@ class CaptionVocabulary:
         a weights file.
         """
         self._bpe = backbone.bpe
+        # Ascending and once each, because the decoder's numbers are places in them.
         known = torch.arange(self._bpe.vocab_size)
         marks = torch.tensor([self._bpe.sot_token_id, self._bpe.eot_token_id])
         if (
@@ -194,10 +196,11 @@ def whole_vocabulary(backbone: Backbone) -> Tensor:
 def training_vocabulary(backbone: Backbone, captions: Iterable[str]) -> Tensor:
     """The CLIP ids of the tokens that occur in `captions`, with the sentence marks, ascending, [V]."""
     bpe = backbone.bpe
-    seen = {bpe.sot_token_id, bpe.eot_token_id}
+    # No caption holds the marks, and the decoder writes both.
+    used = {bpe.sot_token_id, bpe.eot_token_id}
     for caption in captions:
-        seen.update(bpe.encode(caption))
-    return torch.tensor(sorted(seen))
+        used.update(bpe.encode(caption))
+    return torch.tensor(sorted(used))
 
 
 # The caption head: frame features -> linear -> transformer encoder -> transformer decoder (docs/captioning.md).
@@ -291,6 +294,7 @@ class Captioner(nn.Module):
         width = self.tokens.embedding_dim
         if rows.shape[1] != width:
             rows = rows @ nn.init.orthogonal_(torch.empty(rows.shape[1], width)).to(rows.device)
+        # A map between widths changes lengths, and the positions beside them start at INIT_STD.
         rows = rows * (INIT_STD / rows.std())
         self.tokens.weight.copy_(rows)
         if self.output is not None:
@@ -367,10 +371,13 @@ class CaptionModel(AlignedModel):
         if batch.captions is None:
             raise ValueError("a captioning batch needs the captions' tokens")
         frames = encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+        # Padding is no row of an embedding. Any token will do in its place: attention is causal, and the loss skips it.
         logits = self.captioner(batch.captions[:, :-1].clamp(min=0), self.captioner.encode(frames))
         keys = self.caption_keys
         with torch.autocast(frames.device.type, enabled=False):
             targets = batch.captions[:, 1:]
+            # Weighted by tokens, because the loss is a mean over tokens: parts of a batch have sentences of unequal
+            # length.
             count = (self.world.own(targets) != PAD).sum()
             loss = caption_loss(logits, targets, keys.loss, smoothing=keys.smoothing, pad=PAD)
             loss, accuracy = (self.world.mean(mean, count) for mean in (loss, token_accuracy(logits, targets)))

@@ -70,12 +70,12 @@ def task_loss(
         The sum, and each summand before weighting, by name.
     """
     parts = {
-        each.name: contrastive_loss(each.matrix, scale, paired=paired, same_clip=same_clip)
-        if isinstance(each, WeightedSimilarity)
-        else each.value
-        for each in similarities
+        term.name: contrastive_loss(term.matrix, scale, paired=paired, same_clip=same_clip)
+        if isinstance(term, WeightedSimilarity)
+        else term.value
+        for term in similarities
     }
-    return torch.stack([each.weight * parts[each.name] for each in similarities]).sum(), parts
+    return torch.stack([term.weight * parts[term.name] for term in similarities]).sum(), parts
 
 
 # Alignment of V_p and S_p: CALM's evidence bound and the plain losses of Table 7.

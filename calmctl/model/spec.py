@@ -119,6 +119,8 @@ class BackboneSpec(Pixels):
 
     def require_reading(self, recorded: BackboneSpec, *, source: str) -> None:
         """Raise `CheckpointError` unless this backbone reads frames and sentences as `recorded` of `source` does."""
+        # Names and tags are left out: two of them may stand for one reading, and the weights have a digest of their
+        # own.
         names = (*Pixels.model_fields, "activation", "tokenizer", "context_length", "image_size", "dim")
         different = [name for name in names if getattr(self, name) != getattr(recorded, name)]
         if different:
@@ -144,6 +146,8 @@ def read_spec(metadata: Mapping[str, Any], *, source: str) -> BackboneSpec | Non
     except (ValidationError, ValueError) as fault:
         raise CheckpointError(f"{source} does not say what its backbone is ({_first(fault)}); take another") from None
     _check_architecture(source, spec.architecture)
+    # A record comes from a stranger's file. What it says of pixels and sizes must follow from its architecture: a
+    # record in which they disagree was edited, and would build one thing and feed it another.
     published = is_published(spec.model, spec.architecture)
     _refuse_foreign_parts(spec.model, spec.architecture, published=published)
     Architecture(spec.model, spec.architecture, None, published).spec(spec.pixels).require_reading(spec, source=source)
@@ -199,6 +203,7 @@ def read_architecture(model: str, *, weights: str | None = None) -> Architecture
     """
     path = Path(model)
     if path.suffix == ".json":
+        # Published configs all have the same file name; their folder tells them apart.
         name = path.resolve().parent.name if path.name == HUB_CONFIG else path.stem
         if not path.is_file():
             raise CheckpointError(
@@ -213,6 +218,7 @@ def read_architecture(model: str, *, weights: str | None = None) -> Architecture
     _check_architecture(str(path), config)
     assert isinstance(config, dict)
     preprocessing = values.get("preprocess_cfg")
+    # The architecture is recorded and compared without it, so that a published one is recognised.
     config = {key: value for key, value in config.items() if key != "preprocess_cfg"}
     published = is_published(name, config)
     _refuse_foreign_parts(name, config, published=published)
@@ -251,6 +257,7 @@ def read_pixels(values: Any, *, where: str) -> Pixels:
     """
     if not isinstance(values, dict) or not {"mean", "std"} <= values.keys():
         raise CheckpointError(f"backbone: {where} does not say mean and std of the pixels in its preprocess_cfg")
+    # open_clip also says `size` and `mode`: the size is the architecture's, and frames are always RGB.
     renamed = {"resize_mode": "resize", "fill_color": "fill"}
     known = {renamed.get(key, key): value for key, value in values.items() if value is not None}
     known = {key: value for key, value in known.items() if key in Pixels.model_fields}
@@ -258,6 +265,7 @@ def read_pixels(values: Any, *, where: str) -> Pixels:
         known["interpolation"] = "bicubic"
     triples = {key: [known[key]] * 3 for key in ("mean", "std") if isinstance(known[key], int | float)}
     try:
+        # Through JSON, because strict validation takes a list for a tuple only there.
         return Pixels.model_validate_json(json.dumps(known | triples))
     except (ValidationError, ValueError) as fault:
         raise CheckpointError(f"backbone: the preprocess_cfg of {where} cannot be used ({_first(fault)})") from None
@@ -266,8 +274,9 @@ def read_pixels(values: Any, *, where: str) -> Pixels:
 @cache
 def model_names() -> dict[str, Path]:
     """Config files by model name, ours and open_clip's, read from its folder without importing it."""
-    found = find_spec("open_clip")
-    folders = [Path(place) / "model_configs" for place in (found.submodule_search_locations or [])] if found else []
+    package = find_spec("open_clip")
+    places = (package.submodule_search_locations or []) if package else []
+    folders = [Path(place) / "model_configs" for place in places]
     return {path.stem: path for folder in (*folders, _OWN_CONFIGS) for path in sorted(folder.glob("*.json"))}
 
 
@@ -276,12 +285,16 @@ def is_published(name: str, config: dict[str, Any]) -> bool:
     path = model_names().get(name)
     if path is None:
         return False
+    # By content and not by name alone: a file called ViT-B-32.json may hold anything, and open_clip's tags of that name
+    # belong to open_clip's towers.
     own = read_json(path, what="backbone.model", error=CheckpointError)
     return {key: value for key, value in own.items() if key != "preprocess_cfg"} == config
 
 
 def sibling(name: str, activation: str) -> str | None:
     """The name of the same model with another activation, where there is one."""
+    # OpenAI's weights were trained with QuickGELU and fit plain ViT-B-32 without a complaint. Hence pairs of names, and
+    # the care for them here and in `weights.py`.
     other = f"{name}-quickgelu" if activation == "quick_gelu" else name.removesuffix("-quickgelu")
     return other if other != name and other in model_names() else None
 
@@ -289,7 +302,7 @@ def sibling(name: str, activation: str) -> str | None:
 def _suggestion(model: str, weights: str | None) -> str:
     """Names near an unknown one that do not lead into the next error: OpenAI's weights want the QuickGELU models."""
     near = difflib.get_close_matches(model, model_names(), n=3, cutoff=0.5)
-    both = [each for name in near for each in (name, sibling(name, "quick_gelu")) if each]
+    both = [variant for name in near for variant in (name, sibling(name, "quick_gelu")) if variant]
     quick = [name for name in both if name.endswith("-quickgelu")] if weights == "openai" else []
     near = list(dict.fromkeys(quick or both))[:3]
     return f"did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists the names"
@@ -312,6 +325,7 @@ def _check_architecture(where: str, config: Any) -> None:
         "text_cfg.context_length": [text.get("context_length", 77)],
     }
     for key, values in numbers.items():
+        # Not isinstance: True is an int in Python, and would pass for a size of 1.
         if not all(type(value) is int and 0 < value <= _MOST for value in values):
             raise CheckpointError(
                 f"backbone.model: {where}: {key} must be a positive whole number up to {_MOST:,}, or two for a size"
@@ -330,6 +344,7 @@ def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool)
     A config may name a repository of anybody's for a tower or for the tokenizer, and building it would ask there.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
+    # timm takes "hf-hub:OWNER/NAME" for a name and fetches it: a colon or a slash is none of timm's own.
     trunk = vision.get("timm_model_name", "")
     if not isinstance(trunk, str) or not re.fullmatch(r"[A-Za-z0-9_.]*", trunk):
         raise CheckpointError(
@@ -338,6 +353,7 @@ def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool)
         )
     hub = _hub_tokenizer(config)
     if hub is None:
+        # Others change the tokens in ways that the record of a backbone does not tell.
         odd = sorted(set(text.get("tokenizer_kwargs") or {}) - {"clean"})
         if odd:
             raise CheckpointError(f"backbone.model: {name} wants tokenizer_kwargs that are not known here: {odd[0]}")

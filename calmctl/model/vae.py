@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], bool, tuple[int, ...]]] = {
+    # A is the default because it is the plainest reading. With its offsets each prints as the paper's 153.1M.
     # name: encoder's hidden widths, whether mu and log sigma^2 share them, decoder's hidden widths
     "A": ((384,), True, (384,)),
     "B": ((512,), True, ()),
@@ -80,17 +81,20 @@ class CrossModalVAE(nn.Module):
         """q(z | V_p) for log V_p [B, K]; log sigma^2 is clamped to +-`logvar_limit` (row 10)."""
         anchors = log_v.shape[-1]
         match self.input:
+            # Entries of V_p are about 1/K, so that the first layer begins as little more than its bias: `log` and
+            # `scaled` are there to compare.
             case "probability":
-                seen = log_v.exp()
+                inputs = log_v.exp()
             case "scaled":
-                seen = log_v.exp() * anchors
+                inputs = log_v.exp() * anchors
             case "log":
-                seen = log_v
-        hidden = self.trunk(seen)
+                inputs = log_v
+        hidden = self.trunk(inputs)
         logvar = self.logvar(hidden).clamp(-self.logvar_limit, self.logvar_limit)
         return Posterior(self.mean(hidden), logvar)
 
     def decode(self, latent: Tensor) -> Tensor:
         """log S_hat, [B, K], of latents [B, d] (Eq. 9)."""
+        # Log-softmax and no softmax: L_rec needs the logarithm, and the small entries would be lost on the way to it.
         log_s_hat: Tensor = self.decoder(latent).log_softmax(dim=-1)
         return log_s_hat

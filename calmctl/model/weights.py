@@ -95,6 +95,7 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
         f"{weights} does not fit {spec.model}, which is far larger than its own tensors; "
         "name the model these weights belong to"
     )
+    # The config may be a stranger's, and names layers of any size beside a few bytes of tensors.
     with no_larger_than(state.values(), unfit):
         backbone = build_backbone(spec)
     backbone.load_weights(state, source=weights)
@@ -178,8 +179,8 @@ def _tag(architecture: Architecture, weights: str) -> dict[str, Any]:
     """What open_clip says of a pretrained tag; {} where `weights` is none."""
     from calmctl.model.openclip import open_clip
 
-    found: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
-    return found
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
+    return tag
 
 
 def _tags(architecture: Architecture) -> dict[str, Pixels]:
@@ -192,6 +193,8 @@ def _tags(architecture: Architecture) -> dict[str, Pixels]:
 
 def _agreed(tags: dict[str, Pixels]) -> Pixels | None:
     """What all tags of a model say, where they say the same."""
+    # 58 of open_clip's 196 tags do not have CLIP's statistics: where the tags of a model differ, a guess would be wrong
+    # for some of them.
     first = next(iter(tags.values()), None)
     return first if all(pixels == first for pixels in tags.values()) else None
 
@@ -229,13 +232,13 @@ def _pixels_of_foreign(architecture: Architecture, file: Path, tags: dict[str, P
     if pixels is not None:
         return pixels
     ways: dict[str, list[str]] = {}
-    for name, each in tags.items():
-        ways.setdefault(str(each), []).append(name)
-    told = "; ".join(f"{way} ({', '.join(names)})" for way, names in ways.items())
+    for name, wanted in tags.items():
+        ways.setdefault(str(wanted), []).append(name)
+    choices = "; ".join(f"{way} ({', '.join(names)})" for way, names in ways.items())
     raise CheckpointError(
         f"backbone.weights: nothing says how the pixels for {file} are prepared, and the wrong way gives wrong "
         f"features. Put the {HUB_CONFIG} that was published with it beside it"
-        + (f", or name a tag instead of a file. The tags of {architecture.name} differ: {told}" if told else "")
+        + (f", or name a tag instead of a file. The tags of {architecture.name} differ: {choices}" if choices else "")
         + ("" if architecture.published else ", or write preprocess_cfg (mean, std) into the model's config file")
     )
 
@@ -295,6 +298,7 @@ def _from_hub(name: str, weights: str, repository: str) -> Path:
     """The tag's safetensors file: from the local cache, else downloaded."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    # Asked first: the client goes to the network even for a file that it has.
     cached = try_to_load_from_cache(repository, HUB_WEIGHTS)
     if isinstance(cached, str):
         return Path(cached)

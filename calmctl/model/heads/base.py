@@ -63,6 +63,8 @@ VideoTable = dict[str, Tensor]
 """What a head keeps of the videos for scoring: tensors whose first axis is the video axis, [N_v, ...]."""
 
 
+# A head answers for itself: what it reads, what it keeps, how it explains a score. Code that asks for the class of a
+# head has to be found again for each new one.
 class FusionHead(Protocol):
     """A fusion head scores texts [N_t, D] against the frames of videos [N_v, F, D].
 
@@ -107,6 +109,8 @@ class FusionHead(Protocol):
         """Everything scoring needs of the videos, computed once: a dict of [N_v, ...] tensors."""
         ...
 
+    # No argument says who belongs to whom. T-MASS's released evaluation pools each clip for its own sentence, whatever
+    # the query is: it finds the truth in pure noise, and nothing in its shapes shows it (docs/protocols.md).
     def score(self, texts: Tensor, table: VideoTable) -> Tensor:
         """Exact scores [N_t, N_v] in float32, or in float64 where the inputs are."""
         ...
@@ -129,6 +133,7 @@ class Probes:
     own: Tensor
 
 
+# X-Pool keeps 1.9 kB per clip this way, beside frames that are stored anyway. T-MASS has no such form: 80 kB.
 @runtime_checkable
 class ProbedHead(Protocol):
     """A head that can also score from dot products with the frames as they are, and a small table.

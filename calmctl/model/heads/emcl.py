@@ -129,7 +129,9 @@ class EMCLHead(nn.Module):
             start = F.normalize(torch.randn(len(rows), self.bases, dtype=rows.dtype, device=rows.device), dim=0)
         operator, bases = expectation_maximisation(rows, start, self.steps, self.rebuild)
         if self.training:
+            # The first batch sets the mean: zeros would hold it down for tens of batches.
             keep = MOMENTUM if self.batches > 0 else 0.0
+            # A buffer, and so part of the weights (our choice): the released code does not save its mean.
             self.operator.lerp_(operator, 1 - keep)
             self.batches += 1
             if self.start == "released":

@@ -1,4 +1,4 @@
-"""Layers that see the order of frames: CLIP4Clip's seqLSTM and seqTransf (docs/science.md, The heads)."""
+"""CLIP4Clip's heads: meanP, and seqLSTM and seqTransf, whose layers see the order of frames before their mean."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from calmctl.words import counted
 _POSITION_STD = 0.01  # as CLIP starts the positions of its text tower
 _HEAD_WIDTH = 64  # of every CLIP text tower
 
+# Layers that see the order of frames (docs/science.md, The heads).
+
 
 class FrameLSTM(nn.Module):
     """f + LSTM(f): one unidirectional layer of width D; frame k sees the frames up to k.
@@ -29,8 +31,8 @@ class FrameLSTM(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map [N_v, F, D] to the same shape."""
-        seen: Tensor = self.lstm(frames)[0]
-        return frames + seen
+        hidden: Tensor = self.lstm(frames)[0]
+        return frames + hidden
 
 
 class FrameTransformer(nn.Module):
@@ -56,6 +58,7 @@ class FrameTransformer(nn.Module):
         heads = heads or max(1, dim // _HEAD_WIDTH)
         if dim % heads:
             raise BadInput(f"{heads} attention heads do not divide {dim} dimensions of the frame layers")
+        # One for each of data.frames (our choice): the released code has CLIP's 77, most of which no frame ever takes.
         self.positions = nn.Parameter(_POSITION_STD * torch.randn(frames, dim))
         activation = open_clip.transformer.QuickGELU if quick_gelu else nn.GELU
         block = open_clip.transformer.ResidualAttentionBlock
@@ -116,6 +119,7 @@ class FrameTransformer(nn.Module):
                 f"head.init: the text tower of {backbone.spec.model} {fault}; "
                 "set head.init=random" + (f", or head.layers={len(blocks)}" if "head.layers" in fault else "")
             )
+        # Not strict: the tower may be deeper, and its first layers are meant.
         for own, theirs in zip(self.layers, blocks, strict=False):
             own.load_state_dict(theirs.state_dict())
         self.positions.copy_(positions[:n_frames])
@@ -204,6 +208,7 @@ class MeanPoolHead(nn.Module):
 
 def mean_video(frames: Tensor) -> Tensor:
     """The unit vector of a video: frames [N_v, F, D] -> [N_v, D]."""
+    # To unit length before the mean, so that a frame's share does not grow with the length of its feature.
     return F.normalize(F.normalize(frames, dim=-1).mean(1), dim=-1)
 
 

@@ -48,7 +48,7 @@ class TextConditionedPooling(nn.Module):
     def forward(self, texts: Tensor, frames: Tensor) -> Tensor:
         """Dense form for training: [N_t, D], [N_v, F, D] -> [N_v, N_t, D], a D x D product for every pair.
 
-        Scoring does not need it: see `calmctl.model.heads.pooling`.
+        Scoring does not need it: see `pooling_table`.
         """
         normed = self.input_norm(frames)
         queries = torch.unflatten(self.query(self.input_norm(texts)), -1, (self.heads, -1))
@@ -262,13 +262,12 @@ def _quadratic(gram: Tensor, c: Tensor) -> Tensor:
 
 # Scores of text-conditioned pooling from two dot products with every frame: what makes millions of clips searchable.
 #
-# `calmctl.model.heads.pooling` reads F + 2 vectors and F keys of a video for every text, which were computed from its
-# frames
-# once: more than twice the numbers of the frames themselves. But keys and basis vectors are linear in the normalised
-# frames, and a linear map can as well be applied to the other side of a dot product. Here it is applied to the text,
-# once for all videos: what a text needs of a frame are its dot products with two vectors, its *probes* (per attention
-# head). Videos then need, beside their frames as they are in the feature store, only what does not depend on a text:
-# the deviation of each frame, and the quadratic and linear forms of LN2, LN3 and the last norm (docs/search.md).
+# A `pooling_table` has F + 2 vectors and F keys of a video, computed from its frames once and read for every text: more
+# than twice the numbers of the frames themselves. But keys and basis vectors are linear in the normalised frames, and a
+# linear map can as well be applied to the other side of a dot product. Here it is applied to the text, once for all
+# videos: what a text needs of a frame are its dot products with two vectors, its *probes* (per attention head). Videos
+# then need, beside their frames as they are in the feature store, only what does not depend on a text: the deviation of
+# each frame, and the quadratic and linear forms of LN2, LN3 and the last norm (docs/search.md).
 
 
 def probe_table(pooling: TextConditionedPooling, frames: Tensor) -> VideoTable:

@@ -1,4 +1,4 @@
-"""Stochastic text of T-MASS: a text becomes a cloud whose radius depends on one video (docs/science.md, The heads)."""
+"""T-MASS: a text becomes a cloud whose radius depends on one video; scored without the released leak."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from calmctl.model.heads.pooling import (
 )
 from calmctl.parallel import SINGLE, World
 from calmctl.words import counted
+
+# The stochastic text: noise, radius, support (docs/science.md, The heads).
+
 
 NoiseKind = Literal["uniform", "normal"]
 
@@ -160,13 +163,15 @@ class TMassHead(nn.Module):
         with full_precision(texts.device):
             texts, frames = self._cast(texts), self._cast(self._checked(frames))
             pooled = self.pooling(texts, frames)
+            # As the reference trains: one radius a text and not one a pair, which would be D numbers for each of B x B
+            # pairs.
             radii = self.radius(texts, frames[paired])
             moved = texts + self.noise.sample_like(texts) * radii
-            found = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
+            similarities = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
             if self.support_weight > 0:
                 support = support_texts(texts, radii, self.world.mean_over(pooled, dim=1)[paired])
-                found.append(WeightedSimilarity("support", self.support_weight, pooled_cosines(support, pooled)))
-            return found
+                similarities.append(WeightedSimilarity("support", self.support_weight, pooled_cosines(support, pooled)))
+            return similarities
 
     @torch.no_grad()
     def video_table(self, frames: Tensor) -> VideoTable:
@@ -202,6 +207,8 @@ class TMassHead(nn.Module):
         """
         if self.trials == 0:
             return self._cast(torch.zeros(1, self.pooling.dim))
+        # On the CPU wherever scoring runs: one seed gives other numbers on another kind of device. The released code
+        # draws anew for every pair, so that a score there depends on what else is scored.
         generator = torch.Generator().manual_seed(self.noise_seed)
         return self._cast(self.noise.sample(self.trials, self.pooling.dim, generator=generator))
 
@@ -233,6 +240,7 @@ class TMassHead(nn.Module):
         numerators = (bank @ scaled).add_(dots[:, None])
         squares = (bank @ torch.mul(texts.columns, radii, out=scaled)).mul_(2).add_(texts.lengths.square())
         squares += bank.square() @ radii.square_()
+        # A sum of rounded products: where it is nearly nothing it can come out negative.
         lengths = squares.clamp_min_(0).sqrt_().mul_(norms[:, None])
         return numerators.div_(lengths.clamp_min_(torch.finfo(lengths.dtype).tiny))
 
@@ -242,6 +250,7 @@ class TMassHead(nn.Module):
     def _radii(self, texts: Queries, table: VideoTable) -> Tensor:
         n_videos, n_frames, dim = table["unit_frames"].shape
         dots = table["unit_frames"].reshape(-1, dim) @ texts.columns
+        # 1e-12 is F.normalize's own, so that a text of zeros has the radius that training gives it.
         return self.radius.of_cosines(dots.div_(texts.lengths.clamp_min(1e-12)).view(n_videos, n_frames, -1))
 
     def _checked(self, frames: Tensor) -> Tensor:

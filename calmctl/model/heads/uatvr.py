@@ -71,6 +71,7 @@ class UATVRHead(nn.Module):
         self.frame_weight = token_weight(dim)
         self.samples, self.mil_weight, self.kl_weight = samples, mil_weight, kl_weight
         self.probability = nn.ModuleDict()
+        # Under one name, by which an export for inference leaves them out (`runs/checkpoint.py`).
         if samples:
             self.probability = nn.ModuleDict({"words": TokenGaussian(dim), "frames": TokenGaussian(dim)})
 
@@ -89,6 +90,8 @@ class UATVRHead(nn.Module):
                 f"head.extra_frames: {len(self.extra_frames)} behind {first} frames are more than the {len(positions)} "
                 "positions of the text tower; take fewer, or set head.init=random"
             )
+        # As if two frames more had been sampled (our choice); the extra words have no such place and stay at N(0,
+        # 0.02^2).
         self.extra_frames.copy_(positions[first:last])
 
     def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[Similarity]:
@@ -100,23 +103,25 @@ class UATVRHead(nn.Module):
             words, word_weights, real = self.weighted_words(texts)
             tokens, frame_weights = self.weighted_frames(frames)
             matrix = interaction(words, word_weights, tokens, frame_weights, real)
-            found: list[Similarity] = [WeightedSimilarity("task", 1.0, matrix)]
+            losses: list[Similarity] = [WeightedSimilarity("task", 1.0, matrix)]
             if self.samples:
                 n_words, n_frames = texts.shape[1] - 1, frames.shape[1]
-                found += self._gaussian_losses(words[:, :n_words], real[:, :n_words], tokens[:, :n_frames], paired)
-            return found
+                losses += self._gaussian_losses(words[:, :n_words], real[:, :n_words], tokens[:, :n_frames], paired)
+            return losses
 
     def _gaussian_losses(self, words: Tensor, real: Tensor, frames: Tensor, paired: Tensor) -> list[Similarity]:
         """L_MIL and L_KL of the whole batch; this process has a part of the sentences, and all clips in their order."""
         counted = real.clone()
         counted[:, 0] = False  # the start token, which is the same in every sentence
         text_mean, text_log_std = self.probability["words"](words, pooled(words, counted), real)
+        # Only the text side is gathered: this process has a part of the sentences, and all clips already.
         text_mean, text_log_std = self.world.gather(text_mean), self.world.gather(text_log_std)
         everywhere = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
         own = self.world.gather(paired)  # every sentence's clip
         video_mean, video_log_std = (
             part[own] for part in self.probability["frames"](frames, pooled(frames, everywhere), everywhere)
         )
+        # Drawn behind the gather and alike in all processes: two losses of one batch, not of its parts.
         with self.world.same_random():
             text_samples = gaussian_samples(text_mean, text_log_std, self.samples)
             video_samples = gaussian_samples(video_mean, video_log_std, self.samples)
@@ -146,6 +151,7 @@ class UATVRHead(nn.Module):
         The share of an extra frame token belongs to no frame: the frames' shares are those of the rest (our choice).
         """
         table, n_words = self.video_table(frames[None]), int(is_word(text[1:]).sum())
+        # Without the padding, which scoring masks: a pad has no nearest frame to show.
         words, word_weights, _ = self.weighted_words(text[None, : 1 + n_words])
         met = nearest_pairs(words[0], word_weights[0], table["frames"][0], table["weights"][0])
         weights = met.weights[: len(frames)]
@@ -180,6 +186,8 @@ class UATVRHead(nn.Module):
     def _tokens(self, given: Tensor, positions: Tensor, extra: Tensor, real: Tensor | None = None) -> Tensor:
         """The unit tokens behind the shared layers, of `given` [N, n, D] and extra tokens [E, D]: [N, n + E, D]."""
         sequence = torch.cat([given + positions, extra.expand(len(given), -1, -1)], dim=1)
+        # Words and frames are added once more behind the layers, as released; extra tokens have no row to be added
+        # again.
         return F.normalize(self.temporal.attend(sequence, real) + F.pad(given, (0, 0, 0, len(extra))), dim=-1)
 
 
@@ -197,6 +205,7 @@ class TokenGaussian(nn.Module):
         super().__init__()
         self.mean_attention = _attention(dim)
         self.mean_attended = nn.Linear(dim, dim)
+        # CLIP's eps, 1e-5, here and in the layers (our choice).
         self.mean_norm = nn.LayerNorm(dim)
         self.std_attention = _attention(dim)
         self.std_attended = nn.Linear(dim, dim)
@@ -258,4 +267,5 @@ def prior_divergence(samples: Tensor, log_std: Tensor) -> Tensor:
     As released: z is the mean of a Gaussian's samples [B, K, D] and not its mean, and the standard deviation stands
     where a divergence from N(0, I) has the variance. Twice the batch is twice the loss (docs/science.md).
     """
+    # At the start 74 per pair, where a divergence proper would be 1: the published weight belongs to this form.
     return 0.5 * (samples.mean(1).square() + log_std.exp() - log_std - 1).sum()

@@ -22,6 +22,7 @@ from calmctl.model.heads.pooling import (
     text_probes,
 )
 
+# Sixteen times T-MASS's blocks on a CPU, which hold D numbers a pair.
 _PAIRS_PER_BLOCK = 1 << 15
 
 
@@ -58,6 +59,8 @@ class XPoolHead(nn.Module):
     def score(self, texts: Tensor, table: VideoTable) -> Tensor:
         """Exact cosines [N_t, N_v]; dropout never applies."""
         with full_precision(texts.device):
+            # Not the form of training: that takes a D x D product for every pair. `score_dense` keeps it for tests to
+            # compare.
             block = partial(mixture_cosines, self.pooling)
             return score_in_blocks(block, self.pooling, self._cast(texts), table, _PAIRS_PER_BLOCK)
 
@@ -74,17 +77,18 @@ class XPoolHead(nn.Module):
         """The cosines of `score` by the formula as it reads, [N_t, N_v]; in evaluation mode."""
         with full_precision(texts.device):
             texts, frames = self._cast(texts), self._cast(frames)
+            # For the few clips that a search looks at last: a tenth of the time that their tables would take to make.
             return pooled_cosines(texts, self.pooling(texts, frames))
 
     @torch.no_grad()
     def probe_table(self, frames: Tensor) -> VideoTable:
-        """The `probes.probe_table` of frames [N_v, F, D]."""
+        """The `pooling.probe_table` of frames [N_v, F, D]."""
         with full_precision(frames.device):
             return probe_table(self.pooling, self._cast(frames))
 
     @torch.no_grad()
     def text_probes(self, texts: Tensor) -> Probes:
-        """The `probes.text_probes` of texts [N_t, D]."""
+        """The `pooling.text_probes` of texts [N_t, D]."""
         with full_precision(texts.device):
             return text_probes(self.pooling, self._cast(texts))
 
@@ -95,4 +99,5 @@ class XPoolHead(nn.Module):
             return probed_cosines(self.pooling, probes, dots, table)
 
     def _cast(self, features: Tensor) -> Tensor:
+        # The weights decide, so that tests can score in float64 and tell rounding from a mistake.
         return features.to(self.pooling.query.weight.dtype)
