@@ -53,6 +53,7 @@ def video_log_probabilities(
     """
     if video == "mean":
         return anchor_log_probabilities(mean_frame_feature(frames, frame_mean), anchors, temperature)
+    # A clip of two things keeps two peaks this way, where the mean of its features may lie near a third anchor.
     own = anchor_log_probabilities(frames, anchors, temperature)
     return own.logsumexp(dim=-2) - math.log(frames.shape[-2])
 
@@ -112,6 +113,7 @@ class AnchorBank(nn.Module):
         super().__init__()
         self.encode = encode
         self.refresh_every = refresh_every
+        # No weights: vocabulary.yaml beside them says the prompts, and its digest is compared when they are loaded.
         self.register_buffer("tokens", tokens, persistent=False)
         self.position = nn.Parameter(torch.randn(len(tokens), dim) * position_std)
         # Encoded prompts outlive a step in two modes only; there they belong to the state of a run.
@@ -133,6 +135,7 @@ class AnchorBank(nn.Module):
             if int(self.age) < 0 or due:
                 self.encoded.copy_(encode_text(self.tokens))
                 self.age.zero_()
+            # Only steps of training count, so that an evaluation in between does not bring the next encoding forward.
             if self.training:
                 self.age += 1
         return self.encoded

@@ -1,4 +1,4 @@
-"""Reads label lists as they are published: text, CSV, TSV and JSON, each entry with its place in the file.
+"""Label lists as they are published (text, CSV, TSV, JSON), each entry with its place, and vocabularies made of them.
 
 Understood without being told, when every line fits:
 
@@ -87,6 +87,7 @@ def _read(path: Path, where: str) -> str:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise VocabularyError(f"{where} is larger than {_MAX_BYTES // 1024**2} MiB: no list of labels")
+        # Spreadsheets put a byte order mark in front, which would become part of the first label.
         return read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise VocabularyError(f"{where} does not exist") from None
@@ -128,11 +129,13 @@ def _counts_up(ids: list[str]) -> bool:
 
 
 def _from_table(text: str, where: str, delimiter: str, column: str | None) -> list[Entry]:
+    # Strict, because a quote that never closes would swallow the rest of the file into one label.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as fault:
         raise VocabularyError(f"{where}, line {reader.line_num}: not a CSV table ({fault})") from None
+    # Spreadsheets end in rows of empty cells. Between labels an empty row is a fault, and `_clean` names its line.
     while rows and not any(cell.strip() for cell in rows[-1][1]):
         rows.pop()
     if not rows:
@@ -181,6 +184,7 @@ def _from_json(text: str, where: str) -> list[Entry]:
                 break
     if isinstance(value, dict):
         pairs: list[tuple[Any, Any]] = list(value.items())
+        # As classifiers save their class indices. Not isinstance: true and false are ints in Python.
         if pairs and all(type(index) is int for _, index in pairs):  # {"person": 0}, ordered by index
             pairs = [(str(index), label) for label, index in sorted(pairs, key=lambda pair: int(pair[1]))]
     elif isinstance(value, list):
@@ -263,6 +267,7 @@ def build_vocabulary(
     """
     where = f"label list: {path}"
     if path.suffix.lower() in _YAML:
+        # Here alone a digest that does not fit is right: the file was edited on purpose, and becomes another version.
         edited = load_vocabulary(path, check_digest=False)
         fields: dict[str, Any] = edited.model_dump(exclude={"labels"})
         entries = [Entry(label.id, label.text, f"label {label.id}") for label in edited.labels]
@@ -278,6 +283,7 @@ def build_vocabulary(
     given = {"name": name, "version": version, "source": source, "licence": licence, "note": note,
              "prompt": prompt}  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
+    # Cleaned before repeats are looked for: spelling out may make two labels one.
     entries = [_clean(entry, where, spell_out) for entry in entries]
     entries, dropped = _without_repeats(entries, where, keep_first)
     vocabulary = make_vocabulary(_with_ids(entries, where), where=where, **fields)
@@ -289,6 +295,7 @@ def _name_of(path: Path) -> str:
 
 
 def _clean(entry: Entry, where: str, spell_out: bool) -> Entry:
+    # macOS writes letters decomposed: the same label would have two digests.
     text = unicodedata.normalize("NFC", entry.text)
     if spell_out:
         text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("_", " "))
@@ -302,6 +309,7 @@ def _clean(entry: Entry, where: str, spell_out: bool) -> Entry:
 
 def _without_repeats(entries: list[Entry], where: str, keep_first: bool) -> tuple[list[Entry], tuple[str, ...]]:
     """Refuse or drop labels that CLIP's tokenizer reads alike: equal ones, or but for capitals."""
+    # Anchors with the same prompt share one probability between them, and K counts a label twice.
     alike: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         alike[entry.text.lower()].append(entry)
@@ -324,18 +332,19 @@ def _without_repeats(entries: list[Entry], where: str, keep_first: bool) -> tupl
 def _with_ids(entries: list[Entry], where: str) -> list[tuple[str, str]]:
     """The list's ids where it has them, else a000, a001, ... by position (our choice)."""
     if all(entry.id is None for entry in entries):
+        # Three digits at least, as in Charades' own c000 to c156.
         width = max(3, len(str(len(entries) - 1)))
         return [(f"a{position:0{width}d}", entry.text) for position, entry in enumerate(entries)]
     pairs = []
-    seen: dict[str, str] = {}
+    place_of: dict[str, str] = {}
     for entry in entries:
         if not entry.id:
             raise VocabularyError(f"{where}, {entry.place}: {entry.text!r} has no id, as the others have")
-        if entry.id in seen:
+        if entry.id in place_of:
             raise VocabularyError(
-                f"{where}, {entry.place}: the id {entry.id!r} is also that of {seen[entry.id]}; make the ids unique"
+                f"{where}, {entry.place}: the id {entry.id!r} is also that of {place_of[entry.id]}; make the ids unique"
             )
-        seen[entry.id] = entry.place
+        place_of[entry.id] = entry.place
         pairs.append((entry.id, entry.text))
     return pairs
 

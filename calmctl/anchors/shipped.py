@@ -36,11 +36,11 @@ BARE = "charades@1"
 
 def shipped_vocabularies() -> dict[str, list[int]]:
     """Names of the shipped vocabularies and their versions, both ascending."""
-    found: dict[str, list[int]] = {}
+    versions_of: dict[str, list[int]] = {}
     for path in sorted(shipped_folder("anchors").glob("*@*.yaml")):
         if match := re.fullmatch(rf"({NAME_PATTERN})@([0-9]+)", path.stem):
-            found.setdefault(match[1], []).append(int(match[2]))
-    return {name: sorted(versions) for name, versions in sorted(found.items())}
+            versions_of.setdefault(match[1], []).append(int(match[2]))
+    return {name: sorted(versions) for name, versions in sorted(versions_of.items())}
 
 
 def shipped_path(name: str, version: int) -> Path:
@@ -76,11 +76,12 @@ def resolve_vocabulary(name_or_path: str | Path) -> Vocabulary:
     text = str(name_or_path)
     name, _, version = text.partition("@")
     known = shipped_vocabularies()
+    # Shipped names first: `charades` means the same in every folder, whatever lies in it.
     if name in known and (version.isdecimal() or "@" not in text):
         wanted = int(version) if version else known[name][-1]
         if wanted in known[name]:
             return load_shipped(name, wanted)
-        has = ", ".join(f"{name}@{each}" for each in known[name])
+        has = ", ".join(f"{name}@{shipped}" for shipped in known[name])
         raise VocabularyError(f"there is no vocabulary {text!r}; there is {has}")
     path = Path(name_or_path)
     if path.suffix.lower() in _FILE_SUFFIXES or os.sep in text or "/" in text or path.is_file():
@@ -138,15 +139,19 @@ def merge(
             f"the prompts of {', '.join(part.reference for part in parts)} differ "
             f"({'; '.join(sorted(prompts))}); choose one with --prompt"
         )
+    # The paper's "Charades+COCO" is 157 + 91 = 248 labels, none of them shared; it prints 258 (docs/science.md, reading
+    # 19).
     first_in: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     removed = []
     for part in parts:
         for label in part.labels:
+            # Equal texts alone. Whether "person" and "a person" are one concept is not for a program to say.
             if label.text in first_in:
                 removed.append(f"{label.text!r} of {part.reference}, already in {first_in[label.text]}")
                 continue
             first_in[label.text] = part.reference
+            # An id that names its part stays, or a further merge would give the same label another id.
             named = re.match(rf"{NAME_PATTERN}/", label.id)
             pairs.append((label.id if named else f"{part.name}/{label.id}", label.text))
     vocabulary = make_vocabulary(
@@ -177,6 +182,7 @@ def subset(vocabulary: Vocabulary, count: int, seed: int = 0) -> Vocabulary:
             f"choose 2 to {len(vocabulary)}"
         )
 
+    # The paper draws once, at random. Nested subsets compare 50 with 100 anchors without drawing other labels as well.
     def draw(label_id: str) -> bytes:
         return hashlib.sha256(f"{seed}\n{label_id}".encode()).digest()
 
@@ -222,6 +228,7 @@ def publication_status(vocabulary: Vocabulary, path: Path) -> Status:
             f"{path} exists with other contents, and a published version never changes: raise the version "
             f"(--version {existing.version + 1}), or delete the file if nobody used it"
         )
+    # By bytes: `format_vocabulary` writes equal vocabularies alike.
     return "unchanged" if read_regular(path) == format_vocabulary(vocabulary).encode() else "reworded"
 
 
@@ -233,6 +240,7 @@ def publish(vocabulary: Vocabulary, path: Path) -> Status:
         BadInput: `path` is a folder, or a disk.
         RunFailed: The file cannot be written.
     """
+    # In another folder too: two results on `charades@1` must be on the same labels.
     if vocabulary.version in shipped_vocabularies().get(vocabulary.name, ()):
         shipped = load_shipped(vocabulary.name, vocabulary.version)
         if shipped.digest != vocabulary.digest:
@@ -284,6 +292,7 @@ def check_shipped() -> list[Checked]:
     sources = load_sources()
     for name, versions in known.items():
         for version in versions:
+            # Older versions need not follow from today's source: they stay as they were published.
             checked.append(_check_one(name, version, follows=name in sources and version == versions[-1]))
     for name, source in sources.items():
         if source.version not in known.get(name, ()):
@@ -311,7 +320,7 @@ def _check_one(name: str, version: int, *, follows: bool) -> Checked:
 _WHAT = "vocabulary sources"
 
 
-class Source(BaseModel):
+class LabelSource(BaseModel):
     """How one shipped vocabulary is made: from a label list, or by merging others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -324,7 +333,7 @@ class Source(BaseModel):
     note: str = ""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Source:
+    def _one_way(self) -> LabelSource:
         if (self.labels is None) == (self.merge is None):
             raise ValueError("needs either 'labels' or 'merge'")
         return self
@@ -345,7 +354,7 @@ class Rebuilt:
     status: Status
 
 
-def load_sources() -> dict[str, Source]:
+def load_sources() -> dict[str, LabelSource]:
     """The shipped vocabularies' sources by name, in an order in which merges come after their parts.
 
     Raises:
@@ -355,14 +364,15 @@ def load_sources() -> dict[str, Source]:
     document = load_yaml(path, what=_WHAT, error=VocabularyError)
     if not isinstance(document, dict):
         raise VocabularyError(f"{_WHAT}: {path} must map names to sources")
-    sources: dict[str, Source] = {}
+    sources: dict[str, LabelSource] = {}
     for name, fields in document.items():
         try:
-            sources[str(name)] = Source.model_validate(fields)
+            sources[str(name)] = LabelSource.model_validate(fields)
         except ValidationError as fault:
             first = fault.errors()[0]
             key = ".".join(map(str, (name, *first["loc"])))
             raise VocabularyError(f"{_WHAT}: {path}, {key}: {first['msg']}") from None
+        # Only what stands above may be merged, so no cycle can be written down.
         unknown = set(sources[str(name)].merge or ()) - set(sources)
         if unknown:
             raise VocabularyError(f"{_WHAT}: {path}, {name}: {unknown.pop()!r} does not stand above it")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,6 +55,7 @@ class Label(BaseModel):
     def _clean(cls, text: str) -> str:
         if not text.strip():
             raise PydanticCustomError("empty", "is empty")
+        # Labels go into prompts, onto terminals and pages; a blank at the end would make two of one.
         if not text.isprintable() or text != text.strip():
             raise PydanticCustomError("unclean", "has control characters, or space at its ends")
         return text
@@ -83,6 +84,7 @@ class Vocabulary(BaseModel):
     licence: str
     note: str = ""
     prompt: str = PROMPT
+    # Two at least: over a single anchor every distribution is the same.
     labels: Annotated[tuple[Label, ...], Field(min_length=2)]
 
     @field_validator("prompt")
@@ -131,14 +133,22 @@ class Vocabulary(BaseModel):
     @property
     def prompts(self) -> tuple[str, ...]:
         """The K prompts in order: what the text encoder reads (Eq. 4)."""
+        # Not str.format: a label may hold braces.
         return tuple(self.prompt.replace("{label}", text) for text in self.texts)
 
     @property
     def digest(self) -> str:
         """`sha256:...` over prompt, ids and labels in order; not over name, source or note."""
+        # Whoever rewords a note must not make results incomparable, and whoever swaps two labels must not keep them so.
         content = {"labels": [[label.id, label.text] for label in self.labels], "prompt": self.prompt}
+        # ASCII, sorted and without blanks: no locale and no version of a library writes that in another way.
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return "sha256:" + hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`, with the digest."""
+        labels = [label.model_dump() for label in self.labels]
+        return {**self.model_dump(exclude={"labels"}), "digest": self.digest, "labels": labels}
 
 
 def make_vocabulary(labels: Iterable[tuple[str, str]], *, where: str, **fields: Any) -> Vocabulary:
@@ -182,15 +192,17 @@ def _read(document: Any, where: str, path: Path, check_digest: bool) -> Vocabula
     pairs = []
     for id_, text in fields.pop("labels").items():
         for value, what in ((id_, "the id"), (text, f"the label of {id_!r}")):
+            # Not str(value): YAML has made 10 of 010 by now, and a label is what stands in the file.
             if not isinstance(value, str):
                 raise VocabularyError(f"{where}: {what} {value!r} is not text; put it in quotes")
         pairs.append((id_, text))
+    # A file without a digest is refused as well: whoever edits labels by hand may as easily delete the line.
     stated = fields.pop("digest", None)
     vocabulary = make_vocabulary(pairs, where=where, **fields)
     if check_digest and stated != vocabulary.digest:
-        says = "has no digest" if stated is None else f"says digest {_short(stated)}"
+        statement = "has no digest" if stated is None else f"says digest {_short(stated)}"
         raise VocabularyError(
-            f"{where} {says}, but its contents give {_short(vocabulary.digest)}: labels, ids, order or "
+            f"{where} {statement}, but its contents give {_short(vocabulary.digest)}: labels, ids, order or "
             "prompt were changed by hand; restore the file, or publish the change as a version of its own "
             f"with 'calmctl anchors build {path} --version {vocabulary.version + 1}'"
         )
@@ -238,12 +250,6 @@ def _sentence(fault: ValidationError) -> str:
     return f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r:.80}"
 
 
-def vocabulary_json(vocabulary: Vocabulary) -> Mapping[str, Any]:
-    """A vocabulary as plain data for `--json` and for the provenance of a result."""
-    return {**vocabulary.model_dump(exclude={"labels"}), "digest": vocabulary.digest,
-            "labels": [label.model_dump() for label in vocabulary.labels]}  # fmt: skip
-
-
 def find_anchors(vocabulary: Vocabulary, names: Sequence[str]) -> tuple[int, ...]:
     """Places of the anchors that `names` mean: ids or labels, whatever their capitals.
 
@@ -251,15 +257,16 @@ def find_anchors(vocabulary: Vocabulary, names: Sequence[str]) -> tuple[int, ...
         VocabularyError: No such anchor (the nearest is named), or fewer than two would remain.
     """
     known = {label.text.casefold(): place for place, label in enumerate(vocabulary.labels)}
+    # Ids win over a label of the same letters, because they are what never changes.
     known |= {label.id.casefold(): place for place, label in enumerate(vocabulary.labels)}
-    found = []
+    places = []
     for name in names:
         if name.casefold() not in known:
             near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.3)
             hint = f"did you mean {vocabulary.texts[known[near[0]]]!r}?" if near else ""
             more = f"'calmctl anchors show {vocabulary.name}' lists them"
             raise VocabularyError(f"--without: {vocabulary.reference} has no anchor {name!r}; {hint or more}")
-        found.append(known[name.casefold()])
-    if len(vocabulary) - len(set(found)) < 2:
+        places.append(known[name.casefold()])
+    if len(vocabulary) - len(set(places)) < 2:
         raise VocabularyError(f"--without: at least 2 of the {len(vocabulary)} anchors must remain")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(places))

@@ -113,11 +113,10 @@ def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
 def list_(as_json: options.Json = False) -> None:
     """List the shipped vocabularies."""
     from calmctl.anchors.shipped import load_shipped, shipped_vocabularies
-    from calmctl.anchors.vocabulary import vocabulary_json
 
     vocabularies = [load_shipped(name, each) for name, all_ in shipped_vocabularies().items() for each in all_]
     if as_json:
-        rows = [{key: value for key, value in vocabulary_json(each).items() if key != "labels"}
+        rows = [{key: value for key, value in each.to_json().items() if key != "labels"}
                 | {"n_labels": len(each)} for each in vocabularies]  # fmt: skip
         print_json(rows)
         return
@@ -149,13 +148,12 @@ def show(
 ) -> None:
     """Show a vocabulary: where it is from, its digest, its labels."""
     from calmctl.anchors.shipped import resolve_vocabulary, subset
-    from calmctl.anchors.vocabulary import vocabulary_json
 
     shown = resolve_vocabulary(vocabulary)
     if count is not None:
         shown = subset(shown, count, seed)
     if as_json:
-        print_json(vocabulary_json(shown))
+        print_json(shown.to_json())
         return
     facts = Table.grid(padding=(0, 2))
     for key, value in (
