@@ -47,7 +47,7 @@ def environment() -> dict[str, Any]:
 
 
 def _portable(argument: str) -> str:
-    """An argument, `--option=VALUE` or `key=VALUE`, without the folders of a person above the current one."""
+    """An argument, `--root=VALUE` or `key=VALUE`, without the folders of a person above the current one."""
     key, value = re.fullmatch(r"([^/\\=]*=)?(.*)", argument, re.DOTALL).groups("")  # type: ignore[union-attr]
     path = Path(value)
     if not path.is_absolute():

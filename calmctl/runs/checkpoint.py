@@ -27,6 +27,7 @@ from calmctl.tensors import load_tensors, no_larger_than, save_tensors
 # Checkpoints: one safetensors file holds weights, optimiser, random state and position of a run.
 
 
+# Tensors and JSON, no pickle: nothing executable is loaded, from one's own disk either.
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
 TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature")
 """Weights of the alignment loss, which inference does not need."""
@@ -75,9 +76,10 @@ def save_state(
 ) -> None:
     """Write everything a run needs to go on from here, as one file that appears whole.
 
-    `random` has the `random_state` of every process; `run` tells the run from others (`identity.state_mark`).
+    `random` has the `random_state` of every process; `run` tells the run from others (`identity.state_digest`).
     """
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
+    # By the parameter's name, where torch has its number: a number means another weight when a module is added.
     for name, moments in _moments(model, optimizer).items():
         tensors |= {f"{_OPTIMIZER}{name}/{key}": torch.as_tensor(value) for key, value in moments.items()}
     for rank, state in enumerate(random):
@@ -106,6 +108,7 @@ def load_state(
     Random numbers become those of process `rank`, where there was such a process.
     """
     tensors, metadata = load_tensors(path, what="checkpoint")
+    # Checkpoints from before this digest pass.
     if run and metadata.get("run") and metadata["run"] != run:
         raise CheckpointError(
             f"{path} is not of the run that run.json beside it describes; put back its own, or start anew"
@@ -118,6 +121,7 @@ def load_state(
     state = optimizer.state
     for name, parameter in model.named_parameters():
         moments = _under(tensors, f"{_OPTIMIZER}{name}/")
+        # The count of steps is a scalar; all else has its parameter's shape.
         if any(value.dim() and value.shape != parameter.shape for value in moments.values()):
             raise CheckpointError(f"{path} does not fit the recipe: the optimiser's state of {name} has another shape")
         if moments:
@@ -148,6 +152,7 @@ def load_weights(model: AlignedModel, state: dict[str, Tensor], *, source: str) 
     """
     own = model.state_dict()
     known = own.keys() & state.keys()
+    # The number format too: a float16 copy would load, and be another model without a word.
     other = {name for name in known if (own[name].shape, own[name].dtype) != (state[name].shape, state[name].dtype)}
     wrong = sorted((own.keys() ^ state.keys()) | other)
     if wrong:
@@ -169,6 +174,7 @@ def _position(metadata: dict[str, Any], *, source: str) -> Position:
     try:
         position = TypeAdapter(Position).validate_python(metadata)
     except ValidationError:
+        # Which the test below refuses, with its sentence.
         position = Position(step=-1)
     history = position.history or []
     begun = position.best is None if position.epoch == 0 else "score" in (position.best or {})
@@ -244,6 +250,7 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     spec = read_spec(metadata, source=str(path))
     vocabulary = run.anchors()
     if bool(metadata.get("slim")):
+        # A model without the parts that the file lacks, so that loading can be strict in both cases.
         recipe = for_inference(recipe)
     unfit = (
         f"{path} does not fit the recipe and the backbone that are told of it: such a model is far larger than its own "

@@ -74,21 +74,22 @@ class RunIdentity:
 
     def for_weights(self, undecodable: int) -> dict[str, Any]:
         """What weights carry: what it takes to find test clips among what was seen."""
+        # Weights are given away: they carry what it takes to find a clip again, and run.json has the rest.
         splits = {name: record.lean() for name, record in self.splits.items()}
         return replace(self, splits=splits, undecodable=undecodable).to_json()
 
 
-_READ = TypeAdapter(RunIdentity)
+_ADAPTER = TypeAdapter(RunIdentity)
 
 
 def recipe_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 of a recipe's keys, as recipe.json has them, that can change a number of its run."""
     kept = {
-        section: {key: each for key, each in keys.items() if key not in _NOT_THE_RESULT.get(section, ())}
+        section: {key: value for key, value in keys.items() if key not in _NOT_THE_RESULT.get(section, ())}
         for section, keys in values.items()
         if isinstance(keys, dict)
     }
-    other = {key: each for key, each in values.items() if key not in (*kept, *_NOT_THE_RESULT[""])}
+    other = {key: value for key, value in values.items() if key not in (*kept, *_NOT_THE_RESULT[""])}
     # A place is no identity, but whether videos or features are read, and which published weights, is one.
     features, weights = (values.get("data") or {}).get("features"), (values.get("backbone") or {}).get("weights")
     start = "a file" if is_weights_file(weights) else weights
@@ -110,10 +111,12 @@ def identify(recipe: Recipe, vocabulary: Vocabulary, start: str, splits: Mapping
         if earlier is None:
             unknown = lineage
         else:
+            # Weights of weights count: a captioner that starts from a 9k run has seen what that run has seen.
             ancestors, unknown = (*earlier.ancestors, earlier.train.lean()), earlier.unknown
     return RunIdentity(
         recipe=recipe_digest(recipe.model_dump(mode="json")),
         vocabulary=vocabulary.digest,
+        # A tag has no file of ours to compare; its parameters have the digest `start` all the same.
         start_file=sha256_file(Path(str(weights))) if is_weights_file(weights) else "",
         start=start,
         splits=dict(splits),
@@ -136,13 +139,13 @@ def _identity(value: Any, source: str) -> RunIdentity | None:
     if value is None:
         return None
     try:
-        found = _READ.validate_python(value)
+        identity = _ADAPTER.validate_python(value)
     except ValidationError as fault:
         place = ".".join(map(str, fault.errors()[0]["loc"]))
         raise CheckpointError(f"{source} does not say in a readable way what it was trained on ({place})") from None
-    if "train" not in found.splits:
+    if "train" not in identity.splits:
         raise CheckpointError(f"{source} does not say what it was trained on")
-    return found
+    return identity
 
 
 def require_unchanged(run: Run, before: RunIdentity, now: RunIdentity) -> None:
@@ -159,8 +162,8 @@ def require_unchanged(run: Run, before: RunIdentity, now: RunIdentity) -> None:
     for name in dict.fromkeys((*before.splits, *now.splits)):
         if name not in now.splits or name not in before.splits:
             faults.append(f"the data has changed (the {name} split is {'gone' if name in before.splits else 'new'})")
-        elif found := changes(before.splits[name], now.splits[name]):
-            faults.append(f"the data has changed ({name}: {', '.join(found)})")
+        elif differences := changes(before.splits[name], now.splits[name]):
+            faults.append(f"the data has changed ({name}: {', '.join(differences)})")
     # A checkpoint holds the towers; before the first one they come from the file, which must be the same then.
     if not run.state.exists() and (before.start_file, before.start) != (now.start_file, now.start):
         faults.append("backbone.weights are others")
@@ -179,12 +182,13 @@ def require_together(run: Run, metadata: Mapping[str, Any], path: Path) -> None:
     identity = _identity(metadata.get(IDENTITY), str(path))
     if identity is None or isinstance(run, ExportedRun):  # which is one file, under one digest
         return
+    # recipe.json as it stands and not through `Recipe`, to which a later version may have added keys.
     values = read_json(run.recipe_file, what=f"run {run.folder}", error=CheckpointError)
-    found = (
+    pairs = (
         (run.recipe_file.name, recipe_digest(values), identity.recipe),
         (run.vocabulary.name, run.anchors().digest, identity.vocabulary),
     )
-    for name, ours, theirs in found:
+    for name, ours, theirs in pairs:
         if ours != theirs:
             raise CheckpointError(
                 f"{path} was not trained with the {name} beside it: one of the two was changed or comes from another "
@@ -199,10 +203,10 @@ def weights_lineage(weights: str | None) -> tuple[str, ...]:
         return ()
     metadata = read_metadata(path, what="backbone.weights")
     if "trained_on" in metadata:
-        seen = metadata["trained_on"]
-        if not isinstance(seen, list) or not all(isinstance(name, str) for name in seen):
+        lineage = metadata["trained_on"]
+        if not isinstance(lineage, list) or not all(isinstance(name, str) for name in lineage):
             raise CheckpointError(f"backbone.weights: {path} does not say in plain words what it was trained on")
-        return tuple(seen)
+        return tuple(lineage)
     recipe = path.parent / "recipe.json"
     if "backbone" in metadata and recipe.is_file():  # a run of ours from before weights told
         data = read_json(recipe, what="backbone.weights")["data"]
@@ -228,10 +232,10 @@ def require_unseen(trained_on: Sequence[str], dataset: str, protocol: str, *, wh
     Raises:
         CheckpointError: The lineage holds test clips of the protocol.
     """
-    for seen in trained_on:
-        if _HOLDS_TEST_CLIPS_OF.get(seen) == dataset_name(dataset, protocol):
+    for trained in trained_on:
+        if _HOLDS_TEST_CLIPS_OF.get(trained) == dataset_name(dataset, protocol):
             raise CheckpointError(
-                f"{what} was trained on {seen}, whose training list holds 1,990 of the 2,990 test clips of "
+                f"{what} was trained on {trained}, whose training list holds 1,990 of the 2,990 test clips of "
                 f"{dataset_name(dataset, protocol)}: numbers on them would be no test; start from the original "
                 "weights, or from a run trained with data.protocol=7k"
             )
@@ -263,6 +267,7 @@ def judge(
         finished: Whether the run has ended.
     """
     name = str(run.folder) if run is not None else "the run"
+    # One place decides what has to be said, so that table, page and JSON cannot say different things of one number.
     caveats = [*split_faults(test)]
     published = not caveats
     if identity is None:
@@ -272,16 +277,17 @@ def judge(
             "training clips were missing, cannot be told; train it anew to know"
         )
     else:
-        found = [*_training_faults(identity), *_overlaps(identity, test)]
-        published = published and not found
-        caveats += found
+        faults = [*_training_faults(identity), *_overlaps(identity, test)]
+        published = published and not faults
+        caveats += faults
         then = identity.splits.get(test.name)
         if own and then is not None:
-            told = [each for each in changes(then, test) if each != ORDER]
-            if told or then.digest != test.digest:
+            # The order of test clips changes no number. That of training clips changes batches: a resume minds it.
+            differences = [difference for difference in changes(then, test) if difference != ORDER]
+            if differences or then.digest != test.digest:
                 caveats.append(
                     f"{test.dataset}: the {test.name} split has changed since {name} was trained "
-                    f"({', '.join(told) or 'captions differ'}): not comparable with the numbers of its training"
+                    f"({', '.join(differences) or 'captions differ'}): not comparable with the numbers of its training"
                 )
     if not finished:
         caveats.append(f"{name} is not finished: its weights may still change, and the best epoch be another one")
@@ -303,47 +309,52 @@ def split_faults(test: SplitRecord) -> list[str]:
 
 
 def _training_faults(identity: RunIdentity) -> list[str]:
-    train, found = identity.train, []
+    train, faults = identity.train, []
+    # Clips that turned out not to decode stood on the list, and nothing was learned of them.
     used, listed = train.clips - identity.undecodable, train.clips + train.left_out
     if used < listed:
-        found.append(f"trained on {used:,} of {counted(listed, 'training clip')} of {train.title}; the rest is missing")
+        faults.append(
+            f"trained on {used:,} of {counted(listed, 'training clip')} of {train.title}; the rest is missing"
+        )
     if train.dataset in BENCHMARKS:
         if train.differs is None:
-            found.append(f"whether {train.title} was trained on the published split was not recorded")
+            faults.append(f"whether {train.title} was trained on the published split was not recorded")
         elif train.differs:
-            found.append(f"trained on {train.title}, but not on the published train split: {'; '.join(train.differs)}")
-    return found
+            faults.append(f"trained on {train.title}, but not on the published train split: {'; '.join(train.differs)}")
+    return faults
 
 
 def _overlaps(identity: RunIdentity, test: SplitRecord) -> list[str]:
     """Test clips that were trained on, or that the best epoch was chosen on; and where that cannot be told."""
-    found = []
-    for seen in (identity.train, *identity.ancestors):
-        if (shared := shared_clips(test, seen)) > 0:
-            found.append(
+    faults = []
+    for split in (identity.train, *identity.ancestors):
+        if (shared := shared_clips(test, split)) > 0:
+            faults.append(
                 f"{test.title}: {shared:,} of {counted(test.clips, f'{test.name} clip')} "
-                f"{'was' if shared == 1 else 'were'} trained on ({seen.title}): these are no numbers for unseen clips"
+                f"{'was' if shared == 1 else 'were'} trained on ({split.title}): these are no numbers for unseen clips"
             )
-        elif test.dataset == seen.dataset == "folder" and not (test.knows_files and seen.knows_files):
-            found.append(
+        # In a folder a name proves nothing; only content tells, and older features did not record it.
+        elif test.dataset == split.dataset == "folder" and not (test.knows_files and split.knows_files):
+            faults.append(
                 f"{test.title}: features were extracted before calmctl recorded the content of clips: whether test "
                 "clips were trained on cannot be told; extract anew to know"
             )
-    chosen = identity.splits.get("val")
-    if chosen is not None and test.name != "val" and (shared := shared_clips(test, chosen)) > 0:
-        found.append(
+    # Not trained on, and yet no test: the best of many noisy measurements on these clips is what was kept.
+    validated = identity.splits.get("val")
+    if validated is not None and test.name != "val" and (shared := shared_clips(test, validated)) > 0:
+        faults.append(
             f"{test.title}: {shared:,} of {counted(test.clips, f'{test.name} clip')} "
             f"{'is a' if shared == 1 else 'are'} validation clip{'' if shared == 1 else 's'}, on which the best epoch "
             "was chosen"
         )
     if identity.unknown:
-        found.append(
+        faults.append(
             f"it started from weights trained on {', '.join(identity.unknown)} before calmctl recorded training clips: "
             "whether test clips were among them cannot be told"
         )
-    return found
+    return faults
 
 
-def state_mark(identity: RunIdentity) -> str:
+def state_digest(identity: RunIdentity) -> str:
     """What a checkpoint carries of its run's identity: a digest."""
     return hashlib.sha256(json.dumps(identity.to_json(), sort_keys=True).encode()).hexdigest()

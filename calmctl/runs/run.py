@@ -12,7 +12,7 @@ runs/<name>-<number>/
     slim.safetensors    the best weights without anchors and VAE, with recipe and anchors' labels inside: all that
                         inference needs, and a run of its own wherever it is copied to
     results.json        validation and test numbers
-    evals/              every evaluation since, each query's rank with it (evaluation/kept.py)
+    evals/              every evaluation since, each query's rank with it (evaluation/runs.py)
 
 runs/default            a link to one of them: the run that commands take where none is named
 """
@@ -122,10 +122,10 @@ class Run:
         try:
             recipe = recipe_from_dict(values, where=str(self.recipe_file))
         except RecipeError as fault:
-            raise RecipeError(f"{fault}{self._made_by()}") from None
-        return _with_places(recipe, self._found)
+            raise RecipeError(f"{fault}{self._version_hint()}") from None
+        return _with_places(recipe, self._resolve_place)
 
-    def _found(self, place: str) -> str:
+    def _resolve_place(self, place: str) -> str:
         """A place that a recipe names, from here; else from the folder above the run that has it (`places_below`)."""
         path = Path(place)
         if path.is_absolute() or path.exists():
@@ -133,7 +133,7 @@ class Run:
         above = self.folder.resolve().parents
         return next((os.path.relpath(folder / path) for folder in above if (folder / path).exists()), place)
 
-    def _made_by(self) -> str:
+    def _version_hint(self) -> str:
         """For a recipe that this version cannot read: which version wrote it."""
         try:
             packages = read_json(self.about, what=f"run {self.folder}")["packages"]
@@ -162,6 +162,7 @@ class Run:
     def task(self) -> str:
         """What was trained, "retrieval" or "caption", read without checking the rest of the recipe."""
         values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
+        # An old run whose recipe this version cannot read must not hide the runs beside it.
         return str(values.get("task", "retrieval")) if isinstance(values, dict) else ""
 
     def recipe_to_resume(self) -> Recipe:
@@ -178,6 +179,7 @@ class Run:
         """
         busy = RunFailed(f"{self.folder} is in use by another process; wait for it or start a new run")
         with locked(self.folder, busy):
+            # Only under the lock: elsewhere such a file may be one that somebody is writing.
             remove_unfinished(self.folder)
             yield
 
@@ -189,6 +191,7 @@ class Run:
     def append_log(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add one line to the log and return it with its time. Raises `RunFailed` when it cannot."""
         line = {**record, "time": round(time.time(), 3)}
+        # NaN is allowed here and in no other file: the step that was not finite must leave its numbers.
         append_text(self.log, json.dumps(line, allow_nan=True) + "\n")
         return line
 
@@ -205,8 +208,9 @@ class Run:
         except OSError as fault:
             raise CheckpointError(f"cannot read {self.log}: {fault.strerror or fault}; remove it") from None
         try:
+            # A line without its end was cut short by a kill. Any other fault means that somebody wrote into the log.
             records = [json.loads(line) for line in lines if line.endswith(b"\n")]
-            return [each for each in records if each["step"] <= step and each.get("epoch", 0) <= epoch]
+            return [line for line in records if line["step"] <= step and line.get("epoch", 0) <= epoch]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{self.log} is damaged: not every line is a logged step; remove it") from None
 
@@ -266,6 +270,7 @@ def _trained_on(dataset: str, record: Mapping[str, Any]) -> TrainedOn:
             dataset = f"{train['dataset']} {train['protocol']}".strip()
         elif "data" in record:
             train = record["data"]["train"]
+        # A folder of the demo's clips is drawn, too, whatever the data set is called.
         shapes = dataset.startswith("demo") or drawn(record.get("validation_ids") or ())
         if train is not None:
             return TrainedOn(dataset, int(train["clips"]) - undecodable, int(train["left_out"]) + undecodable, shapes)
@@ -279,7 +284,9 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
     data, backbone = recipe.data, recipe.backbone
     plain = type(data).model_fields["root"].default
     places = {"root": plain, "annotations": None, "videos": None, "features": None}
+    # Names without folders: a path would tell whose machine it was, and leads nowhere on another.
     weights = None if backbone.weights is None else Path(backbone.weights).name
+    # Towers may be frozen because features were trained on. An export names no store, so it must say it itself.
     names = {"model": Path(backbone.model).name, "weights": weights, "freeze": recipe.frozen}
     portable = recipe.model_copy(
         update={
@@ -340,6 +347,7 @@ def create_run(root: Path, recipe: Recipe) -> Run:
     while True:
         folder = root / f"{recipe.name}-{number:03d}"
         try:
+            # mkdir decides, and not a look before it: two trainings that start at once get two folders.
             folder.mkdir(parents=True)
             break
         except FileExistsError:
@@ -369,17 +377,18 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
     """
     recipe = "recipes/demo-caption.yaml" if task == "caption" else "recipes/demo.yaml"
     if name is not None:
+        # A path first: what a shell has completed is what was meant.
         for folder in (Path(name), root / name):
             if (folder / "recipe.json").is_file():
                 return Run(folder)
             slim = folder if folder.suffix == ".safetensors" else folder / "slim.safetensors"
             if slim.is_file():
                 return _exported(slim)
-        there = sorted(path.parent.name for path in root.glob("*/recipe.json"))
+        names = sorted(path.parent.name for path in root.glob("*/recipe.json"))
         wanted = re.escape(Path(name).name)  # a recipe's name before another that begins as it does
-        like = [each for each in there if re.fullmatch(rf"{wanted}-\d+", each)]
-        like = like or [each for each in there if re.match(f"{wanted}-", each)] or get_close_matches(name, there, n=1)
-        hint = f"did you mean {root / like[-1]}?" if like else f"'calmctl train {recipe}' makes one"
+        near = [run for run in names if re.fullmatch(rf"{wanted}-\d+", run)]
+        near = near or [run for run in names if re.match(f"{wanted}-", run)] or get_close_matches(name, names, n=1)
+        hint = f"did you mean {root / near[-1]}?" if near else f"'calmctl train {recipe}' makes one"
         raise RunNotFound(f"no run at {name} or {root / name}; {hint}")
     trained = [Run(path.parent) for path in root.glob("*/recipe.json") if _is_trained(path.parent)]
     if task is not None:
@@ -387,6 +396,8 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
     for run in trained:
         if run.folder.name == PINNED:
             return run
+    # A pinned run was chosen by a person. One that nobody chose must know such clips: after a demo, the newest run saw
+    # drawn triangles in holiday films.
     fitting = [run for run in trained if drawn is None or run.trained_on.drawn == drawn]
     if not fitting:
         kind = {"caption": "captioning ", "retrieval": "retrieval "}.get(task or "", "")
@@ -410,6 +421,7 @@ def _newest(runs: list[Run]) -> Run:
 
 def _trained_at(run: Run) -> tuple[float, str]:
     """When a run last logged something, as the log says: a file's date changes when it is copied or put back."""
+    # A run without a log is older than any that has one.
     times = [0.0]
     for line in read_regular(run.log).splitlines() if run.log.is_file() else ():
         try:

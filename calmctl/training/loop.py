@@ -17,7 +17,7 @@ from calmctl.model.calm import AlignedModel, Batch, Losses
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
-from calmctl.runs.identity import RunIdentity, state_mark
+from calmctl.runs.identity import RunIdentity, state_digest
 from calmctl.runs.run import IDENTITY, Run, export_metadata
 from calmctl.runtime import ending_signals
 from calmctl.source.base import Batches
@@ -170,7 +170,7 @@ def _save(training: Training, optimizer: torch.optim.Optimizer, position: Positi
             position.left_out.setdefault(split, {}).update(reasons)
     random = world.gather_objects(random_state())
     if world.rank == 0:
-        mark = "" if training.identity is None else state_mark(training.identity)
+        mark = "" if training.identity is None else state_digest(training.identity)
         save_state(training.run.state, training.model, optimizer, position, random, run=mark)
 
 
@@ -178,7 +178,7 @@ def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: Collap
     """Everything as the last checkpoint has it, and no line in the log that comes after it."""
     run, world, position = training.run, training.world, Position(history=[])
     if world.gather_objects(run.state.exists())[0]:  # what the first process, which writes it, sees
-        mark = "" if training.identity is None else state_mark(training.identity)
+        mark = "" if training.identity is None else state_digest(training.identity)
         position = load_state(run.state, training.model, optimizer, rank=world.rank, run=mark)
         if position.processes != world.size:
             world.seed_by_rank(training.recipe.seed, position.step)
