@@ -145,7 +145,7 @@ def extract(
             progress=readings(bar),
         )
     if as_json:
-        print_json(report.as_json())
+        print_json(report.to_json())
     else:
         recipe = chosen.recipe() if chosen else None
         used = {
@@ -207,7 +207,7 @@ def _merge(parts: list[Path], out: Path | None, as_json: bool) -> None:
 
     report = merge_stores(parts, out)
     if as_json:
-        print_json(report.as_json())
+        print_json(report.to_json())
     else:
         print_merged(report)
     if report.incomplete:

@@ -19,7 +19,7 @@ from calmctl.search.rows import MappedFrames, ShardRows, searched_rows
 from calmctl.search.windows import windows_of
 from calmctl.store.extract import deserves_another_try, extract
 from calmctl.store.format import INDEX, shard_file
-from calmctl.store.store import NOT_EXTRACTED, FeatureStore, Source, read_sources
+from calmctl.store.store import NOT_EXTRACTED, ClipSource, FeatureStore, read_sources
 from calmctl.store.writer import is_unchanged, record_origin
 from calmctl.video.instants import measure
 from calmctl.video.pool import TIMEOUT_S
@@ -37,7 +37,7 @@ def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[i
     """
     found: dict[int, Times] = {}
     unmeasured: dict[int, Clip] = {}
-    sources: dict[int, dict[str, Source | None]] = {}
+    sources: dict[int, dict[str, ClipSource | None]] = {}
     for position in positions:
         key, group = frames.ids[position], frames.group(position)
         if group not in sources:

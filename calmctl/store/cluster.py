@@ -46,11 +46,11 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ActorConfig:
     """How an actor decodes and encodes.
 
     Attributes:
-        n_frames: Frames a clip, F.
+        n_frames: Frames per clip, F.
         batch_frames: Frames the backbone sees at once.
         device: "cpu", or "cuda" for one GPU an actor.
         cpus: Cores of an actor: as many threads and as many decoding processes.
@@ -81,7 +81,7 @@ def cluster_shards(
         tasks: What to make.
         backbone: The encoder; every actor gets these very weights.
         actors: How many.
-        n_frames: Frames a clip, F.
+        n_frames: Frames per clip, F.
         batch_frames: Frames the backbone sees at once.
         device: Where it runs; on "cuda" an actor asks for one GPU.
         workers: Cores of an actor; None to share out those of the cluster.
@@ -97,17 +97,19 @@ def cluster_shards(
         return
     with _ray() as ray:
         cpus = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // actors)
-        setting = Setting(n_frames, batch_frames, device, cpus, timeout_s)
+        config = ActorConfig(n_frames, batch_frames, device, cpus, timeout_s)
+        # A block per task makes it a queue: who is free takes the next one, and nobody waits for the slowest share.
         rows = ray.data.from_items([{"task": number} for number in range(len(tasks))], override_num_blocks=len(tasks))
-        given = ray.put((tasks, backbone.cpu()))
-        made = rows.map(
+        # Once into Ray's object store, from where every actor reads it, and not with every task.
+        shared = ray.put((tasks, backbone.cpu()))
+        results = rows.map(
             _Actor,
-            fn_constructor_args=(given, setting),
+            fn_constructor_args=(shared, config),
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
             num_cpus=cpus,
             num_gpus=1 if device == "cuda" else 0,
         )
-        for row in made.iter_rows():
+        for row in results.iter_rows():
             task = tasks[row["task"]]
             yield task, _unpacked(task, row["features"], json.loads(row["about"]))
 
@@ -115,16 +117,16 @@ def cluster_shards(
 class _Actor:
     """One Ray actor: holds the encoder, makes shard after shard."""
 
-    def __init__(self, given: Any, setting: Setting) -> None:
+    def __init__(self, shared: Any, config: ActorConfig) -> None:
         import ray
 
         # Ray's default is one thread, whatever an actor has reserved.
-        torch.set_num_threads(setting.cpus)
-        self._tasks, backbone = ray.get(given)
+        torch.set_num_threads(config.cpus)
+        self._tasks, backbone = ray.get(shared)
         self._encoder = Encoder(
-            backbone, device=setting.device, n_frames=setting.n_frames, batch_frames=setting.batch_frames
+            backbone, device=config.device, n_frames=config.n_frames, batch_frames=config.batch_frames
         )
-        self._decode = decoder(self._encoder, setting.n_frames, workers=setting.cpus, timeout_s=setting.timeout_s)
+        self._decode = decoder(self._encoder, config.n_frames, workers=config.cpus, timeout_s=config.timeout_s)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         task: Task = self._tasks[row["task"]]

@@ -1,4 +1,4 @@
-"""Which shards of a store an extraction has to make, and why."""
+"""Extraction: every clip decoded and encoded once, every sentence encoded once, into a feature store."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ from calmctl.store.shards import BATCH_FRAMES, Decode, Encoder, FrameShard, deco
 from calmctl.store.writer import StoreWriter
 from calmctl.video.pool import TIMEOUT_S
 from calmctl.words import Progress
+
+# Which shards an extraction has to make, and why.
+
 
 # Stores of earlier versions remember faults of the machine, and of a time limit, as faults of the clip.
 _EARLIER_FAULTS = re.compile(
@@ -66,6 +69,7 @@ def plan_work(
     part, parts = shard
     if not 1 <= part <= parts:
         raise BadInput(f"shard {part}/{parts}: the parts are counted from 1 to n, as in 1/4, 2/4, 3/4, 4/4")
+    # Any division will do: a group depends on the data set alone, so whoever makes it makes the same bytes.
     mine = range(part - 1, len(store.groups(kind)), parts)
     reasons = {group: why for group in mine if (why := _reason(store, kind, group, clips, retry, timeout_s))}
     again = {group: why for group, why in reasons.items() if store.entry(kind, group)}
@@ -78,6 +82,7 @@ def deserves_another_try(clip: LeftOut, timeout_s: float) -> bool:
     What a limit stopped gets a longer one; what the machine stopped is tried each time.
     """
     if clip.limit_s is not None:
+        # 0 is a decoder that was killed from outside, which says nothing of the clip.
         return clip.limit_s == 0 or timeout_s > clip.limit_s
     return _EARLIER_FAULTS.match(clip.reason) is not None
 
@@ -87,6 +92,7 @@ def _reason(
 ) -> str | None:
     """Why a group has to be made, or None."""
     _, fault = store.shard(kind, group)
+    # Sentences have no file that could have changed.
     if fault is not None or kind == "texts":
         return fault
     if changed := store.changed_clips(group, clips):
@@ -136,19 +142,19 @@ class ExtractReport:
 
     @property
     def clips_per_s(self) -> float | None:
-        """Clips a second, decoding and encoding together; None when there was nothing to do."""
+        """Clips per second, decoding and encoding together; None when there was nothing to do."""
         return self.clips_extracted / self.duration_s if self.clips_extracted else None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The report for programs."""
         return {**asdict(self), "store": str(self.store), "clips_per_s": self.clips_per_s}
 
 
-# Extraction: every clip decoded and encoded once, every sentence encoded once, into a feature store.
+# The extraction itself.
 
 
 LOG = "extractions.jsonl"
-"""In a store: one line a run, with what it did, versions and device. No part of what makes stores equal."""
+"""In a store: one line per run, with what it did, versions and device. No part of what makes stores equal."""
 
 
 def extract(
@@ -179,11 +185,11 @@ def extract(
         dataset: The clips and captions.
         backbone: The encoder. Its weights' digest is stored; it is put on `device` and in evaluation mode.
         path: The store's folder.
-        n_frames: Frames a clip, F.
+        n_frames: Frames per clip, F.
         dtype: Number format of the stored features.
         device: Where the backbone runs.
         batch_frames: Frames the backbone sees at once, of several clips.
-        workers: Decoding processes, of each actor with Ray; None for one a core.
+        workers: Decoding processes, of each actor with Ray; None for one per core.
         timeout_s: Time limit for decoding one clip, in seconds; a longer one tries again what took longer.
         shard: (i, n): do the i-th of n parts of the work, counted from 1.
         retry: Decode clips again whose files could not be decoded before.
@@ -201,7 +207,7 @@ def extract(
         StoreError: The store holds something that cannot be mixed with these features, or another folder's.
         RunFailed: The store cannot be written, or a decoding process cannot be started.
     """
-    tell = progress or (lambda what, done, total, left_out=0: None)
+    notify = progress or (lambda what, done, total, left_out=0: None)
     missing = tuple(clip for split in dataset.splits.values() for clip in split.left_out)
     if strict:
         _refuse((*dataset.unread, *missing))
@@ -215,6 +221,7 @@ def extract(
         store.plan(dataset)
         frames = plan_work(store, "frames", clips, shard=shard, retry=retry, timeout_s=timeout_s)
         texts = plan_work(store, "texts", clips, shard=shard, retry=retry, timeout_s=timeout_s)
+        # Behind the plan, which reads what is there: the rate is that of decoding and encoding.
         started = time.perf_counter()
         if ray_actors:
             make = partial(
@@ -227,14 +234,15 @@ def extract(
                 workers=workers,
                 timeout_s=timeout_s,
             )
-            _extract_on_cluster(store, make, frames, texts, clips, strict, tell)
+            _extract_on_cluster(store, make, frames, texts, clips, strict, notify)
             duration_s = time.perf_counter() - started
         else:
             encoder = Encoder(backbone, device=device, n_frames=n_frames, batch_frames=batch_frames)
             decode = decoder(encoder, n_frames, workers=workers, timeout_s=timeout_s)
-            _extract_clips(store, encoder, decode, frames, clips, strict, tell)
+            _extract_clips(store, encoder, decode, frames, clips, strict, notify)
             duration_s = time.perf_counter() - started
-            _extract_texts(store, encoder, texts, tell)
+            _extract_texts(store, encoder, texts, notify)
+        # Counted from the store and not on the way: what is reported is what is there.
         report = ExtractReport(
             store=path,
             dataset=dataset.name,
@@ -251,8 +259,9 @@ def extract(
             notes=(*dataset.notes, *([cut] if cut else [])),
             unread=dataset.unread,
         )
-        _log(path / LOG, {"report": report.as_json(), "device": str(device), **environment()})
+        _log(path / LOG, {"report": report.to_json(), "device": str(device), **environment()})
     if strict:
+        # At the end: what could be extracted stays, and is in the log.
         _refuse(report.undecodable)
     return report
 
@@ -264,22 +273,24 @@ def _extract_clips(
     work: Work,
     clips: Mapping[str, Clip],
     strict: bool,
-    tell: Progress,
+    notify: Progress,
 ) -> None:
     """Decode and encode the groups that have to be made; each is on disk before the next one begins."""
     groups = [store.groups("frames")[group] for group in work.todo]
-    counted = _Counted(sum(map(len, groups)), strict, tell)
+    counted = _ClipCounter(sum(map(len, groups)), strict, notify)
+    # Closed by whatever ends the block: decoding runs ahead in processes of its own.
     with closing(frame_shards(groups, clips, encoder, decode, lambda left_out: counted(1, left_out))) as shards:
         for group, shard in zip(work.todo, shards, strict=True):
             store.add_frames(group, shard.features, shard.sources, shard.left_out)
 
 
-class _Counted:
+class _ClipCounter:
     """Counts the clips that are finished, and tells; with `strict` one that is left out is an error."""
 
-    def __init__(self, total: int, strict: bool, tell: Progress) -> None:
-        self._total, self._strict, self._tell = total, strict, tell
+    def __init__(self, total: int, strict: bool, notify: Progress) -> None:
+        self._total, self._strict, self._notify = total, strict, notify
         self._done = self._left_out = 0
+        # A bar before the first clip, which may take a while.
         self(0)
 
     def __call__(self, done: int, *left_out: LeftOut | None) -> None:
@@ -289,15 +300,15 @@ class _Counted:
             _refuse(faults)
         self._done, self._left_out = self._done + done, self._left_out + len(faults)
         if self._total:
-            self._tell("clips", self._done, self._total, self._left_out)
+            self._notify("clips", self._done, self._total, self._left_out)
 
 
-def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, tell: Progress) -> None:
+def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, notify: Progress) -> None:
     total = sum(len(store.groups("texts")[group]) for group in work.todo)
     before = 0
 
     def on_batch(done: int) -> None:
-        tell("captions", before + done, total)
+        notify("captions", before + done, total)
 
     if total:
         on_batch(0)
@@ -314,25 +325,28 @@ def _extract_on_cluster(
     texts: Work,
     clips: Mapping[str, Clip],
     strict: bool,
-    tell: Progress,
+    notify: Progress,
 ) -> None:
     """Have all groups made by others, in whatever order they come; each is on disk as soon as it is here."""
     tasks = [_task(store, group, clips) for group in frames.todo]
+    # One queue for both kinds, so that no actor waits between them.
     tasks += [Task(group, store.groups("texts")[group], None) for group in texts.todo]
-    counted = _Counted(sum(len(task.keys) for task in tasks if task.clips is not None), strict, tell)
-    for task, made in make(tasks):
-        if isinstance(made, FrameShard):
-            store.add_frames(task.group, made.features, made.sources, made.left_out)
-            counted(len(task.keys), *made.left_out)
+    counted = _ClipCounter(sum(len(task.keys) for task in tasks if task.clips is not None), strict, notify)
+    for task, content in make(tasks):
+        if isinstance(content, FrameShard):
+            store.add_frames(task.group, content.features, content.sources, content.left_out)
+            counted(len(task.keys), *content.left_out)
         else:
-            store.add_texts(task.group, made)
+            store.add_texts(task.group, content)
+    # In one step, because their shards come in between those of clips.
     n_sentences = sum(len(task.keys) for task in tasks if task.clips is None)
     if n_sentences:
-        tell("captions", n_sentences, n_sentences)
+        notify("captions", n_sentences, n_sentences)
 
 
 def _task(store: StoreWriter, group: int, clips: Mapping[str, Clip]) -> Task:
     keys = store.groups("frames")[group]
+    # A clip whose file has vanished is not among them; `frame_shards` leaves it out with that reason.
     return Task(group, keys, {key: clips[key] for key in keys if key in clips})
 
 

@@ -40,6 +40,7 @@ Kind = Literal["frames", "texts"]
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A name and no path: an index from a stranger cannot point outside its folder.
 ShardFile = Annotated[str, Field(pattern=r"^(frames|texts)-\d{5,}\.safetensors$")]
 Row = Annotated[int, Field(ge=0)]
 
@@ -57,6 +58,7 @@ class LeftOutClip(_Part):
 
     @model_serializer(mode="wrap")
     def _without_none(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Stores of earlier versions have no such key, and equal stores are to be equal bytes.
         return {key: value for key, value in fields(self).items() if value is not None}
 
 
@@ -73,7 +75,7 @@ class Header(_Part):
     Attributes:
         dataset: The dataset's name, or "folder".
         backbone: `calmctl.model.backbone.fingerprint` of the backbone.
-        n_frames: Frames a clip, F.
+        n_frames: Frames per clip, F.
         sampling: How the frames are chosen.
         dtype: Number format on disk.
     """
@@ -81,11 +83,13 @@ class Header(_Part):
     dataset: str
     backbone: dict[str, Any]
     n_frames: Annotated[int, Field(gt=0)]
+    # Recorded though there is one way today: features sampled in another must never be mixed in.
     sampling: str = SAMPLING
     dtype: Literal["float32", "float16"] = "float32"
 
     @model_validator(mode="after")
     def _has_a_width(self) -> Header:
+        # Everything else of a backbone is compared; its width sizes memory, so it must be a number first.
         width = self.backbone.get("dim")
         if type(width) is not int or width < 1:
             raise ValueError(f"backbone.dim is {width!r}, which is no width of features")
@@ -108,6 +112,7 @@ class CatalogueSplit(_Part):
     """
 
     clips: list[str]
+    # By number: a sentence that describes several clips stands, and is encoded, once.
     captions: list[Row]
     owners: list[Row]
     left_out: list[LeftOutClip]
@@ -162,6 +167,7 @@ def read_document(path: Path, form: type[Document]) -> Document:
         StoreError: It is missing, damaged, changed by hand or of another version; names the file.
     """
     value = read_json(path, what="feature store", error=StoreError)
+    # Before anything else is looked at, because another version may have other keys.
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise StoreError(

@@ -1,4 +1,4 @@
-"""The encoding half of extraction: prepared frames and sentences in, features on the CPU out."""
+"""Making shards: groups of clips or sentences in, features on the CPU out; the same on one machine and on many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from calmctl.errors import VideoError
 from calmctl.model.backbone import Backbone, split_preprocess
 from calmctl.samples import Clip, LeftOut
-from calmctl.store.store import Source
+from calmctl.store.store import ClipSource
 from calmctl.store.writer import source_of
 from calmctl.video.pool import TIMEOUT_S, available_cores, decode_clips
 
@@ -63,7 +63,7 @@ class Encoder:
         return result
 
 
-# Making the content of shards: groups of clips or sentences in, features out; the same on one machine and on many.
+# Whole groups: decoding runs ahead of encoding.
 
 
 class Decode(Protocol):
@@ -84,7 +84,7 @@ class FrameShard:
     """
 
     features: Tensor
-    sources: Mapping[str, Source | None]
+    sources: Mapping[str, ClipSource | None]
     left_out: Sequence[LeftOut]
 
 
@@ -119,7 +119,7 @@ def frame_shards(
         decode: Decodes clips.
         on_clip: Called after each clip, with the reason where it has no frames; what it raises ends the work.
     """
-    sources: dict[str, Source | None] = {}
+    sources: dict[str, ClipSource | None] = {}
 
     def to_decode() -> Iterator[Clip]:
         for group in groups:
@@ -144,4 +144,6 @@ def frame_shards(
                     batch = []
                 on_clip(left_out[-1] if isinstance(frames, VideoError) else None)
             features.append(encoder.frames(batch))
+            # The last batch is short rather than filled from the next group: features must not depend on what else is
+            # made.
             yield FrameShard(torch.cat(features), {key: sources.pop(key, None) for key in group}, left_out)

@@ -20,17 +20,17 @@ from calmctl.store import format as fmt
 from calmctl.store.format import Catalogue, Header, Index, Kind, ShardEntry, shard_file
 from calmctl.tensors import read_metadata
 
-Source = list[float | int | str | None]
-"""What tells a clip's file from a changed one: size, time of change, window, content (`store_writer.source_of`)."""
+ClipSource = list[float | int | str | None]
+"""What tells a clip's file from a changed one: size, time of change, window, content (`writer.source_of`)."""
 
 NOT_EXTRACTED = "not extracted yet"
 _MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
 _MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
-_SPOKEN: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
+_NOUNS: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
 
 
 class FeatureStore:
-    """A folder of features, keyed by clip id and by sentence; `store_writer.StoreWriter` adds to it.
+    """A folder of features, keyed by clip id and by sentence; `writer.StoreWriter` adds to it.
 
     Features are float32 unless asked otherwise: they are then exactly what the backbone gave, evaluation
     from a store equals evaluation from videos, and a clip of 12 frames in 512 dimensions takes 24 KB, nothing
@@ -50,6 +50,7 @@ class FeatureStore:
     def _locate(self, kind: Kind, group: int) -> None:
         """Note in which row of which shard the features of a group's keys are."""
         for key in self.groups(kind)[group]:
+            # A shard that was made again may have left out a clip that it had before.
             self._rows[kind].pop(key, None)
         if self.entry(kind, group) is not None:
             rows = enumerate(self.present(kind, group))
@@ -61,11 +62,12 @@ class FeatureStore:
         if not (path / fmt.INDEX).is_file():
             raise StoreError(f"{path} is not a feature store (no {fmt.INDEX}); make one with `calmctl extract`")
         index = fmt.read_document(path / fmt.INDEX, Index)
+        # In this order: a writer extends the catalogue before the index, so what the index names is in the catalogue.
         return cls(path, index, fmt.read_document(path / fmt.CATALOGUE, Catalogue))
 
     @property
     def header(self) -> Header:
-        """What the features are: dataset, backbone, frames a clip, number format."""
+        """What the features are: dataset, backbone, frames per clip, number format."""
         return self._index.header
 
     @property
@@ -134,12 +136,15 @@ class FeatureStore:
     def record(self, name: str) -> SplitRecord:
         """What a split is: of the data that was extracted, whatever it is asked for as."""
         split = self.split(name)
-        sources: dict[str, Source | None] = {}
+        sources: dict[str, ClipSource | None] = {}
         groups = sorted({self._rows["frames"][key][0] for key in split.ids})
         for group in groups:
             sources |= read_sources(self.path / shard_file("frames", group))[0]
         texts = {self._rows["texts"][caption][0] for caption in split.captions if caption in self._rows["texts"]}
-        shards = [shard_file("frames", group) for group in groups] + [shard_file("texts", t) for t in sorted(texts)]
+        shards = [shard_file("frames", group) for group in groups]
+        shards += [shard_file("texts", group) for group in sorted(texts)]
+        # Of the features themselves: a store that was made again from other files has other shards under the same
+        # names.
         made_of = [self.header.model_dump_json(), *(self._index.shards[shard].sha256 for shard in shards)]
         contents = {key: _content(sources.get(key)) for key in split.ids}
         return record_split(
@@ -178,7 +183,7 @@ class FeatureStore:
         absent = [key for key in keys if key not in rows]
         if absent:
             raise StoreError(
-                f"{self.path} has no features of {len(absent)} of {len(keys)} {_SPOKEN[kind]} "
+                f"{self.path} has no features of {len(absent)} of {len(keys)} {_NOUNS[kind]} "
                 f"(first: {absent[0]!r}); extract them with `calmctl extract`"
             )
         wanted: dict[int, list[tuple[int, int]]] = {}
@@ -199,6 +204,8 @@ class FeatureStore:
         if fault is None:
             try:
                 features: Tensor = load(content)[kind]
+                # Whoever can write a shard can write its digest as well; rows and numbers must fit the header all the
+                # same.
                 expected = self.shape(kind, len(self.present(kind, group))), getattr(torch, self.header.dtype)
                 if (features.shape, features.dtype) == expected:
                     return features
@@ -239,9 +246,12 @@ class FeatureStore:
             return b"", "is missing"
         except OSError as error:
             return b"", f"cannot be read ({error.strerror or error})"
+        # Read whole, and digested at every reading: a digest of parts promises nothing about the rest.
         digest = sha256_bytes(content)
         if digest == entry.sha256:
             return content, None
+        # No damage where another process has just made the shard again, and no use either: old features and new would
+        # mix.
         now = fmt.read_document(self.path / fmt.INDEX, Index).shards.get(shard_file(kind, group))
         if now is not None and now.sha256 == digest:
             return content, "was extracted anew since this process opened the store, which holds other features now"
@@ -258,6 +268,7 @@ class FeatureStore:
 
     def require_dataset(self, dataset: str, protocol: str | None) -> None:
         """Raise `StoreError`, naming both, unless the features are of `dataset` under `protocol`, None being any."""
+        # Compared with what was extracted, never with what the folder is called.
         ours, theirs = f"{self.header.dataset} {self.protocol}".strip(), f"{dataset} {protocol or ''}".strip()
         if self.header.dataset != dataset or protocol not in (None, self.protocol):
             raise StoreError(
@@ -286,22 +297,24 @@ class FeatureStore:
         different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if different:
             raise StoreError(
-                f"{self.path} holds features of {spoken(self.header.backbone)}, not of {spoken(backbone)} "
-                f"(different: {', '.join(different)}): they cannot be mixed; choose another store, "
-                "or make one that fits: calmctl extract ... --run RUN, or with --backbone and --backbone-weights"
+                f"{self.path} holds features of {describe_backbone(self.header.backbone)}, "
+                f"not of {describe_backbone(backbone)} (different: {', '.join(different)}): they cannot be mixed; "
+                "choose another store, or make one that fits: calmctl extract ... --run RUN, or with --backbone "
+                "and --backbone-weights"
             )
 
 
-def read_sources(shard: Path) -> tuple[dict[str, Source | None], int]:
+def read_sources(shard: Path) -> tuple[dict[str, ClipSource | None], int]:
     """`source_of` the clips of a shard, and when it was written, in ns."""
     sources = read_metadata(shard, what="feature store", error=StoreError).get("sources")
     return sources if isinstance(sources, dict) else {}, shard.stat().st_mtime_ns
 
 
-def _content(source: Source | None) -> str | None:
+def _content(source: ClipSource | None) -> str | None:
     """The content of a clip among its `sources`; None in stores that were made before it was recorded."""
     match source:
         case [_, _, float() | int() as start_s, float() | int() | None as end_s, str() as content]:
+            # The window is part of it: two windows of one film are not copies of one another.
             return windowed(content, start_s, end_s)
         case _:
             return None
@@ -319,7 +332,7 @@ def _decisive(backbone: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in now.items() if key not in origin}
 
 
-def spoken(backbone: Mapping[str, Any]) -> str:
+def describe_backbone(backbone: Mapping[str, Any]) -> str:
     """A fingerprint in a few words: model, weights, the digest's beginning."""
     weights = backbone.get("weights") or "random weights"
     return f"{backbone.get('model')} with {weights} [{str(backbone.get('parameters_sha256'))[:12]}]"

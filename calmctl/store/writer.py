@@ -28,11 +28,12 @@ from calmctl.files import (
 from calmctl.samples import Clip, Dataset, LeftOut
 from calmctl.store import format as fmt
 from calmctl.store.format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file
-from calmctl.store.store import FeatureStore, Source, read_sources
+from calmctl.store.store import ClipSource, FeatureStore, read_sources
 from calmctl.tensors import save_tensors
 
 CLIPS_PER_SHARD = 64
-"""Clips a shard: what a killed extraction loses at most, and what one changed file costs (our choice)."""
+"""Clips per shard: what a killed extraction loses at most, and what one changed file costs (our choice)."""
+# 8 MB at D = 512, where 64 clips of 12 frames have 1.6 MB: sentences are quick to encode again.
 SENTENCES_PER_SHARD = 4096
 
 _ORIGIN = ".origin"  # no part of what makes stores equal
@@ -121,11 +122,12 @@ class StoreWriter(FeatureStore):
             complete = [group for group in range(len(self.groups("frames"))) if self.shard("frames", group)[1] is None]
             held = [key for group in complete for key in self.groups("frames")[group]]
             changed = {key for group in complete for key in self.changed_clips(group, clips)}
-            same = sum(key in clips and key not in changed for key in held)
-            if same * 2 < len(held):
+            kept = sum(key in clips and key not in changed for key in held)
+            # Half of them (our choice): clips are edited and removed, but of another folder hardly one is the same.
+            if kept * 2 < len(held):
                 raise StoreError(
                     f"{self.path} holds features of another folder than {folder}: of its {len(held):,} clips "
-                    f"{same:,} are here unchanged; give this folder a store of its own with --out, or delete that one"
+                    f"{kept:,} are here unchanged; give this folder a store of its own with --out, or delete that one"
                 )
         record_origin(self.path, folder)
 
@@ -136,7 +138,7 @@ class StoreWriter(FeatureStore):
         return [key for key in known if not is_unchanged(clips[key], sources.get(key), since_ns)]
 
     def add_frames(
-        self, group: int, features: Tensor, sources: Mapping[str, Source | None], left_out: Sequence[LeftOut]
+        self, group: int, features: Tensor, sources: Mapping[str, ClipSource | None], left_out: Sequence[LeftOut]
     ) -> None:
         """Write the shard of a group of clips, then the index.
 
@@ -162,6 +164,7 @@ class StoreWriter(FeatureStore):
                 f"{kind} of group {group} must be {self.shape(kind, len(keys))}, got {tuple(features.shape)}"
             )
         features = features.to(getattr(torch, self.header.dtype))
+        # Told here, and not by the evaluation that finds a score that is no number.
         finite = features.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             raise StoreError(
@@ -195,6 +198,7 @@ class StoreWriter(FeatureStore):
         for kind in self._rows:
             for group in range(len(self.groups(kind))):
                 theirs, ours = other.entry(kind, group), self.entry(kind, group)
+                # A shard of ours that is damaged is taken again.
                 if theirs is None or (theirs == ours and self.shard(kind, group)[1] is None):
                     continue
                 content, fault = other.shard(kind, group)
@@ -206,6 +210,7 @@ class StoreWriter(FeatureStore):
                         f"{other.path / name} and {self.path / name} hold different features of the same "
                         f"{len(self.groups(kind)[group])} keys; extract that part again"
                     )
+                # Bytes and no features, so that a merge is the store that one machine would have made.
                 write_bytes(self.path / name, content)
                 self._put(kind, group, theirs)
                 taken += 1
@@ -213,6 +218,7 @@ class StoreWriter(FeatureStore):
 
     def _put(self, kind: Kind, group: int, entry: ShardEntry) -> None:
         shards = {**self._index.shards, shard_file(kind, group): entry}
+        # Sorted, or the order in which shards arrived would show.
         self._index = self._index.model_copy(update={"shards": dict(sorted(shards.items()))})
         fmt.write_document(self.path / fmt.INDEX, self._index)
         self._locate(kind, group)
@@ -227,7 +233,7 @@ class StoreWriter(FeatureStore):
             fmt.write_document(self.path / fmt.INDEX, self._index)
 
 
-def source_of(clip: Clip) -> Source | None:
+def source_of(clip: Clip) -> ClipSource | None:
     """What tells a clip's file from a changed one: size, modification time, the window used of it, its content."""
     try:
         size, changed_ns, *_ = stamp(clip.path)
@@ -236,7 +242,7 @@ def source_of(clip: Clip) -> Source | None:
         return None
 
 
-def is_unchanged(clip: Clip, source: Source | None, since_ns: int) -> bool:
+def is_unchanged(clip: Clip, source: ClipSource | None, since_ns: int) -> bool:
     """Whether a clip's file is the one that `source` tells of: its content decides, whatever its date.
 
     Copies have another time of change, and what was written over may have the same one, by accident or by intent.
@@ -316,7 +322,7 @@ class MergeReport:
     sentences: int
     incomplete: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The report for programs."""
         return {**asdict(self), "store": str(self.store)}
 
