@@ -28,6 +28,7 @@ class SourceSpec:
     """
 
     dataset: str
+    # None is not "data": an evaluation out of domain looks beside the training's data first.
     root: Path | None = None
     annotations: Path | None = None
     videos: Path | None = None
@@ -38,7 +39,7 @@ class SourceSpec:
     def of(cls, data: Data) -> SourceSpec:
         """What a recipe trains on."""
         annotations, videos, features = (
-            None if each is None else Path(each) for each in (data.annotations, data.videos, data.features)
+            None if place is None else Path(place) for place in (data.annotations, data.videos, data.features)
         )
         return cls(data.dataset, Path(data.root), annotations, videos, data.protocol, features)
 
@@ -52,10 +53,12 @@ class Batches(Protocol):
         left_out: Clips met so far that cannot be used, by id.
     """
 
+    # Known before the first clip is read: the schedule, and the place at which a run goes on, hang on it.
     steps_per_epoch: int
     ids: Sequence[str]
     left_out: dict[str, LeftOut]
 
+    # None and no shorter epoch: which clips decode on a machine must not change what a step's number means.
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """This process's part of the batches of `epoch` after the first `skip`; None: no usable clip in it."""
         ...
@@ -89,6 +92,8 @@ class Source(Protocol):
 
     name: str
     protocol: str
+    # A split that the protocol has and the folder lacks is not among them; `absent` has the reason, so that training
+    # and evaluation give the same one.
     splits: tuple[str, ...]
     notes: tuple[str, ...] = ()
     absent: Mapping[str, str] = {}
@@ -102,8 +107,9 @@ class Source(Protocol):
         """What a split is, in digests: every file of it is looked into, a few seconds of work."""
         ...
 
+    # Asked before the first step: features of other towers would train, and give numbers, without a complaint.
     def require_fit(self, model: AlignedModel, n_frames: int) -> None:
-        """Raise `CalmError` unless `model` can be trained on this, with `n_frames` frames a clip."""
+        """Raise `CalmError` unless `model` can be trained on this, with `n_frames` frames per clip."""
         ...
 
     def encode(
@@ -139,7 +145,7 @@ class Source(Protocol):
         Args:
             model: Whose input size, tokens and captioner they are for.
             split: The split's name.
-            batch_size: Pairs a step, of all processes together.
+            batch_size: Pairs per step, of all processes together.
             seed: Of the order, and of augmentation.
             world: The processes, each of which takes its part of every batch.
             progress: Told of clips that are read now.
@@ -148,10 +154,11 @@ class Source(Protocol):
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Clips, captions and clips left out, by split."""
+        # In one place for all sources: what a table says of clips and captions is counted in one way.
         splits = {name: self.split(name) for name in self.splits}
         return {
-            name: {"clips": len(each.ids), "captions": len(each.captions), "left_out": len(each.left_out)}
-            for name, each in splits.items()
+            name: {"clips": len(split.ids), "captions": len(split.captions), "left_out": len(split.left_out)}
+            for name, split in splits.items()
         }
 
     def left_out(self) -> dict[str, list[LeftOut]]:

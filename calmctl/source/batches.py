@@ -1,4 +1,4 @@
-"""Frames of a training's clips: decoded when they are due, or kept in memory. Decoding processes need no torch."""
+"""Batches of (clip, caption) pairs: from video files, from frames kept in memory, or from extracted features."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from calmctl.recipe.schema import Data
 from calmctl.samples import Clip, LeftOut, Split
 from calmctl.video.pixels import CropFlip, FrameResize
 from calmctl.video.pool import run_isolated
+
+# Frames of a training's clips: decoded when they are due, or kept in memory. Decoding processes need no torch.
+
 
 Decoded = np.ndarray | VideoError
 
@@ -60,6 +63,7 @@ class StreamedFrames:
     def _transform(self, epoch: int, position: int) -> FrameResize | CropFlip:
         if self.data.augment == "none":
             return self.resize
+        # By place in the epoch: the same draws for a run that goes on, and others for each caption of a clip.
         return CropFlip(self.resize.size, self.data.flip, (self.seed, epoch, position))
 
 
@@ -78,8 +82,8 @@ class CachedFrames:
 
     def blank(self) -> np.ndarray:
         """Gray, or ones, in the shape of any clip that decodes: a blank stands beside one that does."""
-        found = next(each for each in self.frames if isinstance(each, np.ndarray))
-        return np.full_like(found, 128 if found.dtype == np.uint8 else 1)
+        example = next(frames for frames in self.frames if isinstance(frames, np.ndarray))
+        return np.full_like(example, 128 if example.dtype == np.uint8 else 1)
 
 
 def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, n_frames: int) -> np.ndarray:
@@ -89,11 +93,11 @@ def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, 
     return read_frames(clip, n_frames, transform)
 
 
-# Batches of (clip, caption) pairs: from video files, from frames kept in memory, or from extracted features.
+# Batches: pairs in an order that is a function of seed and epoch.
 
 
 class PairBatches:
-    """Every (clip, caption) pair of a split once an epoch, in an order drawn from the seed and the epoch.
+    """Every (clip, caption) pair of a split once per epoch, in an order drawn from the seed and the epoch.
 
     Attributes:
         ids: The ids of the split's clips.
@@ -121,6 +125,7 @@ class PairBatches:
         self._world = world
         self.ids: Sequence[str] = tuple(clip.id for clip in split.clips)
         self.left_out: dict[str, LeftOut] = {}
+        # Rounded up: the last batch is short, and trains all the same.
         self.steps_per_epoch = -(-len(split.captions) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
@@ -130,6 +135,7 @@ class PairBatches:
         places = list(chain.from_iterable(parts))
         pairs = [order[place] for place in places]
         owners = [self._split.owners[pair] for pair in pairs]
+        # One stream for the whole epoch, so that decoding runs ahead across batches; what is skipped is not decoded.
         stream = zip(pairs, owners, self._frames.stream(owners, places, epoch), strict=True)
         for part in parts:
             group = list(islice(stream, len(part)))
@@ -152,6 +158,7 @@ class PairBatches:
     def _is_usable(self, owner: int, frames: np.ndarray | VideoError) -> bool:
         if isinstance(frames, VideoError):
             clip = self._split.clips[owner]
+            # Its pair is dropped and none moves up: the order of an epoch stays what seed and epoch say.
             self.left_out[clip.id] = LeftOut(clip.id, str(frames))
             return False
         return True
@@ -195,10 +202,12 @@ class FeatureBatches:
     def _batch(self, pairs: list[int]) -> Batch:
         clips = self._owners[pairs]
         captions = None if self._captions is None else self._captions[pairs]
+        # A store may be float16; training on it is not.
         return Batch(self._texts[pairs].float(), self._frames[clips].float(), clips, captions)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` pairs in `epoch`: a function of seed and epoch alone, so a run can take it up anywhere."""
+    # A generator of its own: dropout and noise draw from torch's, as often as the model likes.
     order: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
     return order

@@ -50,6 +50,7 @@ def stream_frames(
     split: Split, model: AlignedModel, data: Data, what: str = "clips", progress: Progress | None = None
 ) -> Iterator[np.ndarray | VideoError]:
     """Frames uint8 [F, S, S, 3] of a split's clips in order, or the reason why a clip has none; `what` names them."""
+    # Resized where they are decoded, so that frames of input size are all that is handed over.
     decoded = decode_clips(
         split.clips,
         data.frames,
@@ -87,6 +88,7 @@ def encode_split(
             features.append(_encode(model, waiting, device))
             waiting = []
     if progress:
+        # The bar would stand at 200 of 200 while the encoder works on what is left.
         progress("encoding the last clips and the captions", 0, 0)
     if waiting:
         features.append(_encode(model, waiting, device))
@@ -103,10 +105,12 @@ def _with_texts(
 ) -> EncodedSplit:
     if not kept:
         raise DatasetError(nothing_usable(split.name, left_out))
+    # Captions go with their clip: a query without its right answer would count as a miss.
     place = {number: position for position, number in enumerate(kept)}
     used = [(text, place[owner]) for text, owner in zip(split.captions, split.owners, strict=True) if owner in place]
     captions = tuple(text for text, _ in used)
     return EncodedSplit(
+        # A captioner compares no sentence with a clip.
         encode_captions(model, captions if model.scores_sentences else (), device),
         torch.cat(features),
         np.array([owner for _, owner in used], dtype=np.int64),
@@ -153,8 +157,8 @@ def frozen_texts(model: AlignedModel, captions: Sequence[str]) -> Callable[[Sequ
     features: dict[str, Tensor] = {}
     for start in range(0, len(sentences), TEXTS_PER_BATCH):
         some = tuple(sentences[start : start + TEXTS_PER_BATCH])
-        for sentence, made in zip(some, bare_captions(model, some, model.device), strict=True):
-            features[sentence] = made[made.any(-1)].clone() if made.dim() > 1 else made
+        for sentence, feature in zip(some, bare_captions(model, some, model.device), strict=True):
+            features[sentence] = feature[feature.any(-1)].clone() if feature.dim() > 1 else feature
     return lambda batch: pad_sequence([features[sentence] for sentence in batch], batch_first=True)
 
 
@@ -166,7 +170,8 @@ def frozen_features(
     waiting: list[np.ndarray | VideoError] = []
     for decoded in frames:
         waiting.append(decoded)
-        if sum(len(each) for each in waiting if isinstance(each, np.ndarray)) >= FRAMES_PER_BATCH:
+        # Reasons wait among the frames, because the order is that of the clips, and cost the encoder nothing.
+        if sum(len(clip) for clip in waiting if isinstance(clip, np.ndarray)) >= FRAMES_PER_BATCH:
             yield from _bare_features(model, waiting, device)
             waiting = []
     yield from _bare_features(model, waiting, device)
@@ -175,11 +180,11 @@ def frozen_features(
 def _bare_features(
     model: AlignedModel, frames: list[np.ndarray | VideoError], device: torch.device
 ) -> Iterator[np.ndarray | VideoError]:
-    pixels = [each for each in frames if isinstance(each, np.ndarray)]
+    pixels = [clip for clip in frames if isinstance(clip, np.ndarray)]
     features = iter(())
     if pixels:
         features = iter(model.bare_frames(torch.from_numpy(np.stack(pixels)).to(device)).float().cpu().numpy())
-    return (each if isinstance(each, VideoError) else next(features) for each in frames)
+    return (clip if isinstance(clip, VideoError) else next(features) for clip in frames)
 
 
 def _encode(model: AlignedModel, clips: list[np.ndarray], device: torch.device) -> Tensor:

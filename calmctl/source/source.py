@@ -50,6 +50,7 @@ def open_source(spec: SourceSpec, recipe: Recipe, *, val: bool = True) -> Source
     if spec.features is not None:
         store = FeatureStore.open(spec.features)
         store.require_dataset(spec.dataset, spec.protocol)
+        # Only asked: it refuses a protocol without all references for a captioner, whoever extracted the features.
         protocol_for(recipe.task, spec.dataset, store.protocol)
         return StoredSource(store)
     data = recipe.data
@@ -65,6 +66,7 @@ def open_source(spec: SourceSpec, recipe: Recipe, *, val: bool = True) -> Source
         val_clips=data.val_clips if own else None,
         val_seed=data.val_seed,
     )
+    # The last place is read behind the loop: if it is not there either, its error is the one that is shown.
     for place in places:
         try:
             return VideoSource(load(place), data)
@@ -111,6 +113,7 @@ class VideoSource(Source):
         """Decode and encode a split; `keep` frames at input size, or the features of frozen towers, in memory."""
         chosen = self.split(split)
         what = f"{self.name} {split} clips".strip()
+        # A test split is encoded once or twice, so it is not kept, whatever the recipe says.
         if not (keep and self._data.cache == "memory"):
             frames = stream_frames(chosen, model, self._data, what, progress)
             return encode_split(model, chosen, frames, model.device, progress)
@@ -134,6 +137,8 @@ class VideoSource(Source):
         tokenize: Callable[[list[str]], Tensor] = model.backbone.tokenize
         if self._data.cache == "memory":
             frames = self._cached(model, chosen, f"decoding {split} clips", progress)
+            # Frozen towers make the same feature of a sentence in every epoch. A captioner without CALM's loss reads
+            # none.
             if model.frozen and (model.scores_sentences or model.aligns):
                 tokenize = frozen_texts(model, chosen.captions)
         return PairBatches(
@@ -150,6 +155,8 @@ class VideoSource(Source):
         """All frames of a split, or what frozen towers make of them, before any adapter: that is asked only once."""
         model.eval()
         frames = stream_frames(split, model, self._data, what, progress)
+        # Features of frozen towers are a fraction of the frames: 24 KB of 12 frames at D = 512, where pixels have 1.8
+        # MB.
         return CachedFrames(list(frozen_features(model, frames, model.device) if model.frozen else frames))
 
 
@@ -163,6 +170,7 @@ class StoredSource(Source):
 
     def split(self, name: str) -> StoredSplit:
         """One split, restricted to the clips that have features; raises `StoreError` where there is none."""
+        # Put together key by key, and asked for several times in a run.
         if name not in self._split:
             self._split[name] = self._store.split(name)
         return self._split[name]
@@ -177,7 +185,7 @@ class StoredSource(Source):
         return self._store.pending
 
     def require_fit(self, model: AlignedModel, n_frames: int) -> None:
-        """Raise `StoreError` unless it is complete, has `n_frames` frames a clip, and is of the model's towers."""
+        """Raise `StoreError` unless it is complete, has `n_frames` frames per clip, and is of the model's towers."""
         store = self._store
         store.require_backbone(fingerprint(model.backbone))
         if store.header.n_frames != n_frames:
@@ -185,6 +193,7 @@ class StoredSource(Source):
                 f"{store.path} holds {counted(store.header.n_frames, 'frame')} a clip and the recipe wants {n_frames}; "
                 f"set data.frames={store.header.n_frames}, or extract again"
             )
+        # Half a store is not half a data set: which clips are missing depends on when somebody stopped.
         if store.pending:
             raise StoreError(
                 f"{store.path} is not complete: {store.pending:,} of its clips and sentences are not extracted yet; "
@@ -196,6 +205,7 @@ class StoredSource(Source):
         self, model: AlignedModel, split: str, progress: Progress | None = None, *, keep: bool = False
     ) -> EncodedSplit:
         """The stored features behind the model's adapter, if it has one."""
+        # Compared at every call: a store that is named for an evaluation was never looked at by the training.
         store, stored = self._store, self.split(split)
         store.require_backbone(fingerprint(model.backbone))
         if not stored.ids:
