@@ -232,10 +232,10 @@ def _print_cost(out: Console, cost: Cost, *, made: bool) -> None:
     if cost.seconds is None:
         out.print(f"time and memory {printable(cost.how)}{f'; {_PAPER_TIME}' if made else ''}")
         return
-    from calmctl.training.train import spoken
+    from calmctl.training.train import format_duration
 
     memory = "" if cost.memory_bytes is None else f", memory up to {cost.memory_bytes / 2**30:z.1f} GiB"
-    out.print(f"time for the rest: about {spoken(cost.seconds)}{memory} (from {printable(cost.how)})")
+    out.print(f"time for the rest: about {format_duration(cost.seconds)}{memory} (from {printable(cost.how)})")
 
 
 def _grid(block: Block, *, stand_in: bool) -> Sheet:

@@ -1,4 +1,4 @@
-"""One step of the optimiser, and the line that the log has of it."""
+"""The training loop: steps, validation at the end of an epoch, checkpoints, and a way back after an interruption."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from calmctl.training.trackers import CollapseWatch, Tracker
 from calmctl.words import SILENT, Watcher
 
 _NAMED_CLIPS = 8
+
+# One step of the optimiser, and the line that the log has of it.
 
 
 class Stepper:
@@ -69,11 +71,13 @@ class Stepper:
         with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=recipe.optim.precision == "bf16"):
             losses = self._forward(batch)
         value = losses.total.item()
+        # Before anything moves: a number that is not finite would stay in Adam's moments for good.
         if not math.isfinite(value):
             raise self._not_finite("loss", batch, losses, step)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         logs = step % recipe.optim.log_every == 0 and training.world.rank == 0
+        # Before clipping, which hides how large they were.
         norms = gradient_norms(model) if logs else {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.clip_norm)
@@ -109,12 +113,12 @@ class Stepper:
         numbers |= {f"lr_{group['name']}": group["lr"] for group in self._optimizer.param_groups}
         numbers["logit_scale"] = training.model.backbone.logit_scale.exp().item()
         training.tracker.log(training.run.append_log({"step": step, **numbers}))
-        for warning in self.watch.see(numbers):
+        for warning in self.watch.update(numbers):
             training.run.append_log({"step": step, "warning": warning})
             training.watcher.warn(warning)
 
 
-# The training loop: steps, validation at epoch ends, checkpoints, and a way back after an interruption.
+# The loop.
 
 
 def run_training(training: Training, *, resume: bool) -> Position:
@@ -131,7 +135,7 @@ def run_training(training: Training, *, resume: bool) -> Position:
     optimizer = build_optimizer(model, keys)
     per_epoch, world = training.source.steps_per_epoch, training.world
     watch = CollapseWatch(training.recipe, anchors=len(model.anchors.tokens) if model.anchors else 0)
-    position = _take_up(training, optimizer, watch) if resume else Position(history=[])
+    position = _restore(training, optimizer, watch) if resume else Position(history=[])
     position.processes = world.size
     model.join(world)
     step = Stepper(training, optimizer, world.wrap(model), per_epoch * keys.epochs, watch)
@@ -149,6 +153,7 @@ def run_training(training: Training, *, resume: bool) -> Position:
                 if world.begin(0 if batch is None else len(batch.clips)):
                     step(training.source.blank() if batch is None else batch, position.step)
                 position.step += 1
+                # Asked after every step: all must stop at the same one, or the others wait for a process that has gone.
                 stops = world.any(bool(interrupted))
                 if stops or position.step % keys.save_every == 0:
                     _save(training, optimizer, position)
@@ -174,7 +179,7 @@ def _save(training: Training, optimizer: torch.optim.Optimizer, position: Positi
         save_state(training.run.state, training.model, optimizer, position, random, run=mark)
 
 
-def _take_up(training: Training, optimizer: torch.optim.Optimizer, watch: CollapseWatch) -> Position:
+def _restore(training: Training, optimizer: torch.optim.Optimizer, watch: CollapseWatch) -> Position:
     """Everything as the last checkpoint has it, and no line in the log that comes after it."""
     run, world, position = training.run, training.world, Position(history=[])
     if world.gather_objects(run.state.exists())[0]:  # what the first process, which writes it, sees
@@ -211,6 +216,8 @@ def _finish_epoch(training: Training, position: Position) -> None:
     about: dict[str, Any] = {"step": position.step, "epoch": position.epoch, "trained_on": training.trained_on}
     if training.identity is not None:
         about[IDENTITY] = training.identity.for_weights(len(position.left_out.get("train", {})))
+    # Weights come before the checkpoint that counts their epoch: a kill in between repeats the validation and loses
+    # nothing.
     if position.best is None or validation["score"] > position.best["score"]:
         position.best = record
         save_weights(run.weights("best"), model, slim=False, about=about)
@@ -266,7 +273,7 @@ class Training:
             processes that write no files.
         validate: Numbers of the validation split with the current weights; "score" decides what is best.
         left_out: The clips that this process has met and could not use, by split, with reasons.
-        watcher: Whom to tell; processes but the first tell nobody.
+        watcher: Shows how far the training is; a silent one in processes but the first.
         world: The processes that train together. The first one validates, and writes all files.
     """
 

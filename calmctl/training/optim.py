@@ -28,6 +28,7 @@ def build_optimizer(model: AlignedModel, keys: OptimSection) -> torch.optim.Adam
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # e_k is a matrix by its shape only.
             decays = keys.decay == "all" or (parameter.dim() > 1 and name != "anchors.position")
             groups.setdefault((group_of(name), decays), []).append(parameter)
     return torch.optim.AdamW(
@@ -36,6 +37,7 @@ def build_optimizer(model: AlignedModel, keys: OptimSection) -> torch.optim.Adam
                 "params": parameters,
                 "name": group,
                 "peak_lr": rates[group],
+                # Set before every step (`set_learning_rate`), so that no scheduler has a state to be saved.
                 "lr": 0.0,
                 "weight_decay": keys.weight_decay if decays else 0.0,
             }
@@ -52,6 +54,7 @@ def schedule_factor(step: int, total: int, warmup: float) -> float:
 
     The rise reaches its first value, not 0, at step 0: a step with rate 0 would be thrown away (our choice).
     """
+    # A share of the steps and no number of them, so that one recipe fits data sets of 330 and of 7,035 steps.
     rising = max(1, round(warmup * total))
     if step < rising:
         return (step + 1) / rising
@@ -70,7 +73,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def gradient_norms(model: AlignedModel) -> dict[str, float]:
-    """L2 norm of the gradients a learning-rate group."""
+    """L2 norm of the gradients per learning-rate group."""
     squares = dict.fromkeys(GROUPS, 0.0)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

@@ -61,6 +61,7 @@ class Prepared:
                 name: [{"id": entry.id, "reason": entry.reason} for entry in entries]
                 for name, entries in self.source.left_out().items()
             },
+            # The ids and no digest of them: whoever gets the run can see that none is a test clip.
             "validation_ids": list(self.source.split("val").ids),
             "vocabulary": {
                 "name": self.vocabulary.reference,
@@ -107,8 +108,10 @@ def prepare(recipe: Recipe) -> Prepared:
             raise DatasetError(why)
     weights = recipe.backbone.weights  # which may be known to have seen most clips of the test split
     require_unseen(weights_lineage(weights), recipe.data.dataset, source.protocol, what=f"backbone.weights: {weights}")
+    # Between data and model: the start of the weights must not hang on what reading the data has drawn.
     torch.manual_seed(recipe.seed)
     model = _build(recipe, vocabulary, source)
+    # Before the splits are counted: half a store would be told as a split without captions.
     source.require_fit(model, recipe.data.frames)
     _require_splits(recipe, source)
     return Prepared(recipe, vocabulary, model.to(device), device, source)
@@ -152,6 +155,7 @@ def _require_splits(recipe: Recipe, source: Source) -> None:
         )
     missing = {name: entries for name, entries in left_out.items() if entries}
     if source.unread:
+        # A place that cannot be read may hold clips, so it counts as clips that are missing.
         missing["what could not be read"] = list(source.unread)
     if recipe.data.require_complete and missing:
         name, entries = next(iter(missing.items()))

@@ -1,4 +1,4 @@
-"""Where numbers of a run go besides its own log: TensorBoard, when that extra is installed."""
+"""Where the numbers of a run go besides its own log (TensorBoard), and which of them are signs of a collapse."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from calmctl.errors import BadInput, RunFailed
 from calmctl.files import make_folder
 from calmctl.recipe import Recipe
+
+# TensorBoard, where that extra is installed.
+
 
 Record = Mapping[str, Any]
 """A line of the run's log: "step", "time" and named numbers, or those of a validation under "validation"."""
@@ -122,7 +125,7 @@ class CollapseWatch:
         self._signs = _signs(recipe, anchors) if recipe.alignment.kind != "none" else []
         self._rows = [0] * len(self._signs)
 
-    def see(self, numbers: Mapping[str, Any]) -> list[str]:
+    def update(self, numbers: Mapping[str, Any]) -> list[str]:
         """Take the numbers of one more logged step; returns the warnings that are due."""
         due = []
         for index, sign in enumerate(self._signs):
@@ -135,13 +138,15 @@ class CollapseWatch:
     def catch_up(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take the log that a run which goes on already has: what was told there is not told again."""
         for record in records:
+            # Warnings and validations are lines of the log, too.
             if "loss" in record:
-                self.see(record)
+                self.update(record)
 
 
 def _signs(recipe: Recipe, anchors: int) -> list[_Sign]:
     largest = math.log(anchors)
     signs = []
+    # Both are watched: video-text cosines spread less than text-text ones, so V_p may be flat where S_p is not.
     for letter, name, key in (
         ("s", "S_p, the sentences' distribution over anchors,", "anchors.temperature"),
         ("v", "V_p, the videos' distribution over anchors,", "anchors.video_temperature"),

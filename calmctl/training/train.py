@@ -1,4 +1,4 @@
-"""What a training would do, and what it would cost, found out without doing it."""
+"""Training from start to finish, and what one would do and cost, found out without doing it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ from calmctl.training.optim import GROUPS, build_optimizer, group_of
 from calmctl.training.prepare import Prepared, prepare
 from calmctl.training.trackers import NoTracker, TensorBoardTracker
 from calmctl.words import SILENT, Progress, Watcher, counted
+
+# The plan of a training: `train --dry-run`.
+
 
 PAIRS_ON_CPU = 8
 """Pairs of a measured step where a CPU trains the towers: a whole batch would take minutes (our choice)."""
@@ -92,7 +95,7 @@ def _peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time in words: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -151,15 +154,16 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         whole_s = cost.seconds * min(len(batch.clips), keys.batch_size) / cost.pairs
         part = "" if cost.pairs == len(batch.clips) else f" of {cost.pairs} of its {len(batch.clips)} pairs"
         summary["time"] = (
-            f"about {spoken(whole_s * steps)} for {counted(steps, 'step')}, from one measured step{part}; reading the "
-            f"batch took {decoding_s:.1f} s, beside the steps where there are cores for it; validation and test not "
-            "included"
+            f"about {format_duration(whole_s * steps)} for {counted(steps, 'step')}, from one measured step{part}; "
+            f"reading the batch took {decoding_s:.1f} s, beside the steps where there are cores for it; validation and "
+            "test not included"
         )
         if cost.memory_bytes is not None:
             summary["memory"] = f"{cost.memory_bytes / 2**30:.1f} GiB at most, in that step{part}"
     left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.source.left_out().items()}
     left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
     identity = prepared.identity()
+    # Without a test split the numbers that a training shows are those of validation.
     test = identity.splits.get("test") or identity.splits["val"]
     return {
         "summary": summary,
@@ -217,10 +221,12 @@ def train(
     """
     if resume is None:
         recipe = places_below(recipe, runs)
+    # Everything that can be wrong is found here, before there is a folder.
     prepared = world.together(lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
-    with _held(run, new=resume is None) if world.rank == 0 else nullcontext():
-        with _begun(run) if world.rank == 0 and resume is None else nullcontext():
+    # One process writes and so one holds the folder: a lock of each would keep the others out.
+    with _locked(run, new=resume is None) if world.rank == 0 else nullcontext():
+        with _removed_on_failure(run) if world.rank == 0 and resume is None else nullcontext():
             world.seed_by_rank(recipe.seed)
             # What was tracked before goes on being tracked: resuming takes no options.
             tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
@@ -248,6 +254,7 @@ def train(
             ),
             resume=resume is not None,
         )
+        # The others have no part in the test, which may take longer than they would wait.
         world.leave()
         if world.rank > 0:
             return Trained(run, (), [], position.left_out)
@@ -262,20 +269,21 @@ def train(
             "test": [result.to_json() for result in results],
             "left_out": left_out,
         }
+        # Last, because it is this file that says that a run is finished.
         write_json(run.results, record)
     return Trained(run, results, position.history or [], left_out)
 
 
 def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
     """A new folder, made by the first process."""
-    made = world.together(lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
-    folder = world.gather_objects(made)[0]
+    created = world.together(lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
+    folder = world.gather_objects(created)[0]
     assert folder is not None
     return Run(folder)
 
 
 @contextmanager
-def _held(run: Run, *, new: bool) -> Iterator[None]:
+def _locked(run: Run, *, new: bool) -> Iterator[None]:
     """The run for this process alone; what interrupts the block says how to go on."""
     with ExitStack() as stack:
         try:
@@ -289,7 +297,7 @@ def _held(run: Run, *, new: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _begun(run: Run) -> Iterator[None]:
+def _removed_on_failure(run: Run) -> Iterator[None]:
     """Remove the folder of a new run that fails before its first step; one that is interrupted goes on from there."""
     try:
         yield
@@ -313,6 +321,7 @@ def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
         about = {**environment(), **prepared.describe(), "seed": prepared.recipe.seed, IDENTITY: identity.to_json()}
         write_json(run.about, about)
         return identity
+    # A run from before identities were recorded goes on, and nothing is promised of it.
     before = run_identity(run)
     if before is not None:
         require_unchanged(run, before, identity)
@@ -351,9 +360,11 @@ def _test(
         if best_is_last and results:
             results.append(_relabelled(results[0], WEIGHTS[which]))  # the same weights
             continue
+        # From the file, not from memory: what is tested is what is left behind.
         prepared.model = task.load(run, which, prepared.device)
         encoded = source.encode(prepared.model, "test", progress)
         left_out["test"] = {entry.id: entry.reason for entry in encoded.left_out}
+        # `finished` is said here, because the file that tells it comes after the numbers.
         labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
         evaluation = task.evaluate(prepared.model, encoded, labels)
         results.append(evaluation if isinstance(evaluation, CaptionEvaluation) else evaluation.result)
@@ -369,7 +380,7 @@ def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> Ret
 
 def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
     """Every clip met so far that was not used, by split: files that turned out not to decode."""
-    found = {"train": {e.id: e.reason for e in source.left_out.values()}}
+    left_out = {"train": {entry.id: entry.reason for entry in source.left_out.values()}}
     if validation is not None:
-        found["val"] = {e.id: e.reason for e in validation.left_out}
-    return found
+        left_out["val"] = {entry.id: entry.reason for entry in validation.left_out}
+    return left_out

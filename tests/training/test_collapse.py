@@ -14,7 +14,7 @@ HEALTHY = {"loss": 1.0, "entropy_s": 1.0, "entropy_v": 1.2, "active_units": 3.0}
 
 
 def told(watch, numbers, times=PATIENCE):
-    return [warning for _ in range(times) for warning in watch.see(HEALTHY | numbers)]
+    return [warning for _ in range(times) for warning in watch.update(HEALTHY | numbers)]
 
 
 @pytest.mark.parametrize(
