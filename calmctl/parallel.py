@@ -114,7 +114,7 @@ class World:
         """Start a step of which this process has `rows` rows; returns those of all."""
         if self.size == 1:
             return rows
-        # Through Gloo and once a step: clips that fail make parts unequal, and `gather` must know by how much.
+        # Through Gloo and once per step: clips that fail make parts unequal, and `gather` must know by how much.
         self._sizes = self.gather_objects(rows)
         self.first = sum(self._sizes[: self.rank])
         return sum(self._sizes)

@@ -30,7 +30,7 @@ from calmctl.yaml_strict import load_yaml
 
 _FILE_SUFFIXES = (".yaml", ".yml", ".txt", ".csv", ".tsv", ".json")
 
-BARE = "charades@1"
+ZERO_SHOT_VOCABULARY = "charades@1"
 """The anchors of a backbone that no run chose any for."""
 
 

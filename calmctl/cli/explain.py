@@ -70,7 +70,7 @@ def explain(
 
     Without --run it is the newest run that knows such clips, or else the bare backbone.
     """
-    from calmctl.anchors.shipped import BARE, resolve_vocabulary
+    from calmctl.anchors.shipped import ZERO_SHOT_VOCABULARY, resolve_vocabulary
     from calmctl.anchors.vocabulary import find_anchors
     from calmctl.data.demo_world import drawn as drawn_clips
     from calmctl.device import check_device
@@ -93,7 +93,7 @@ def explain(
     if chosen is None:
         options.check_bare(backbone, weights)
     own = chosen.anchors() if chosen is not None else None
-    anchors = resolve_vocabulary(vocabulary or BARE) if vocabulary or own is None else own
+    anchors = resolve_vocabulary(vocabulary or ZERO_SHOT_VOCABULARY) if vocabulary or own is None else own
     removed = find_anchors(anchors, without or [])
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     loading(str(chosen.folder) if chosen else backbone or "the bare backbone")

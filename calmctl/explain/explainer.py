@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from calmctl.anchors.distribution import anchor_log_probabilities, video_log_probabilities
-from calmctl.anchors.shipped import BARE as ZERO_SHOT_VOCABULARY
-from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.anchors.shipped import ZERO_SHOT_VOCABULARY, resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.backbone import split_preprocess

@@ -51,7 +51,7 @@ class Data(Section):
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
     cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one a core")
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
 
@@ -105,7 +105,9 @@ class HeadSection(Section):
     noise: Literal["uniform", "normal"] = Field("uniform", description="t-mass: U[0,1) or N(0, noise_std^2)")
     noise_std: PositiveFloat = Field(0.003, description="t-mass: for noise: normal")
     support_weight: NonNegative = Field(0.0, description="t-mass: weight of the support text's loss")
-    trials: Annotated[int, Field(ge=0, le=10_000)] = Field(20, description="t-mass: noise samples a pair; 0: no noise")
+    trials: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        20, description="t-mass: noise samples per pair; 0: no noise"
+    )
     layers: Count = Field(4, description="seqtransf, emcl, wti, uatvr: transformer layers over the frames")
     init: Literal["backbone", "random"] = Field(
         "backbone", description="those layers start as CLIP's first text layers, or at random"
@@ -123,7 +125,7 @@ class HeadSection(Section):
     extra_frames: Extra = Field(2, description="uatvr: learned tokens beside a clip's frames")
     extra_words: Extra = Field(2, description="uatvr: learned tokens beside a sentence's words")
     prob_samples: Annotated[int, Field(ge=0, le=100)] = Field(
-        7, description="uatvr: samples of a clip's and a sentence's Gaussian a step; 0: without Gaussians"
+        7, description="uatvr: samples of a clip's and a sentence's Gaussian per step; 0: without Gaussians"
     )
     mil_weight: NonNegative = Field(0.01, description="uatvr: weight of the samples' contrastive loss")
     prob_kl_weight: NonNegative = Field(1e-4, description="uatvr: weight of the Gaussians' divergence")
@@ -178,7 +180,7 @@ class AlignmentSection(Section):
     )
     # With a gradient anchors could make S_p one-hot: a small L_rec without any alignment.
     detach_target: bool = Field(True, description="no gradient through S_p (3)")
-    samples: Count = Field(1, description="Monte Carlo samples of z a step (15)")
+    samples: Count = Field(1, description="Monte Carlo samples of z per step (15)")
     # The mean divides by d, so it is the same as an alpha 256 times smaller.
     latent_reduction: Literal["sum", "mean"] = Field("sum", description="over d, Eq. 15 is a sum (14)")
     logvar_limit: Annotated[float, Field(gt=0, le=80)] = Field(
@@ -190,7 +192,7 @@ class OptimSection(Section):
     """Optimiser, schedule, length of the run (16-18)."""
 
     epochs: PositiveInt = Field(5, description="passes over all (clip, caption) pairs")
-    batch_size: PositiveInt = Field(128, description="pairs a step; all others in it are negatives")
+    batch_size: PositiveInt = Field(128, description="pairs per step; all others in it are negatives")
     chunk: PositiveInt | None = Field(
         None, description="pairs encoded at a time: large batches in little memory, exact; null: the batch"
     )

@@ -117,10 +117,10 @@ def load_state(
     spec = read_spec(metadata, source=str(path))
     if spec is not None:
         model.backbone.spec.require_reading(spec, source=str(path))
-    load_weights(model, _under(tensors, _MODEL), source=str(path))
+    load_weights(model, _with_prefix(tensors, _MODEL), source=str(path))
     state = optimizer.state
     for name, parameter in model.named_parameters():
-        moments = _under(tensors, f"{_OPTIMIZER}{name}/")
+        moments = _with_prefix(tensors, f"{_OPTIMIZER}{name}/")
         # The count of steps is a scalar; all else has its parameter's shape.
         if any(value.dim() and value.shape != parameter.shape for value in moments.values()):
             raise CheckpointError(f"{path} does not fit the recipe: the optimiser's state of {name} has another shape")
@@ -129,7 +129,7 @@ def load_state(
             state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
     try:
         if rank < position.processes:
-            random = _under(tensors, f"{_RANDOM}{rank}/")
+            random = _with_prefix(tensors, f"{_RANDOM}{rank}/")
             torch.set_rng_state(random["cpu"])
             if "cuda" in random and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random["cuda"])
@@ -194,7 +194,7 @@ def _moments(model: AlignedModel, optimizer: torch.optim.Optimizer) -> dict[str,
     }
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -43,7 +43,7 @@ class EMCLHead(nn.Module):
 
     Attributes:
         operator: The running mean of A, [D, D]; zeros before the first training step.
-        basis_signs: The reference's buffer of one number a basis, [1, K]; unused by "gaussian".
+        basis_signs: The reference's buffer of one number per basis, [1, K]; unused by "gaussian".
     """
 
     name = "emcl"

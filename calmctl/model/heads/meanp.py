@@ -177,7 +177,7 @@ class MeanPoolHead(nn.Module):
 
     @torch.no_grad()
     def video_table(self, frames: Tensor) -> VideoTable:
-        """One unit vector a video: {"video": [N_v, D]}."""
+        """One unit vector per video: {"video": [N_v, D]}."""
         with full_precision(frames.device):
             return {"video": self._video(frames)}
 

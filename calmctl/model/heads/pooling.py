@@ -200,7 +200,7 @@ def mixture_cosines(pooling: TextConditionedPooling, texts: Queries, table: Vide
 
 
 def pooled_vectors(mixture: Mixture, table: VideoTable) -> Tensor:
-    """V(v|t) itself, [N_v, D, N_t]: D numbers a pair, for small blocks only."""
+    """V(v|t) itself, [N_v, D, N_t]: D numbers per pair, for small blocks only."""
     return table["basis"].mT @ mixture.coefficients
 
 

@@ -103,7 +103,7 @@ def support_texts(texts: Tensor, radii: Tensor, pooled: Tensor) -> Tensor:
 # T-MASS: stochastic text over text-conditioned pooling (docs/science.md, The heads), scored without the leak.
 
 
-# Stochastic scoring holds D numbers a pair, a few times over: blocks that fit a CPU's cache, or fill a GPU.
+# Stochastic scoring holds D numbers per pair, a few times over: blocks that fit a CPU's cache, or fill a GPU.
 PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}
 
 
@@ -163,8 +163,8 @@ class TMassHead(nn.Module):
         with full_precision(texts.device):
             texts, frames = self._cast(texts), self._cast(self._checked(frames))
             pooled = self.pooling(texts, frames)
-            # As the reference trains: one radius a text and not one a pair, which would be D numbers for each of B x B
-            # pairs.
+            # As the reference trains: one radius per text and not one per pair, which would be D numbers for each of B
+            # x B pairs.
             radii = self.radius(texts, frames[paired])
             moved = texts + self.noise.sample_like(texts) * radii
             similarities = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
@@ -236,7 +236,7 @@ class TMassHead(nn.Module):
         else:
             dots, norms = goal @ texts.columns, goal.norm(dim=-1, keepdim=True)
             scaled = goal[..., None] * radii
-        # D numbers a pair are what scoring spends its time on: one buffer serves both products.
+        # D numbers per pair are what scoring spends its time on: one buffer serves both products.
         numerators = (bank @ scaled).add_(dots[:, None])
         squares = (bank @ torch.mul(texts.columns, radii, out=scaled)).mul_(2).add_(texts.lengths.square())
         squares += bank.square() @ radii.square_()

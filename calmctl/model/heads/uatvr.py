@@ -40,7 +40,7 @@ class UATVRHead(nn.Module):
         words: The most words of a sentence, start and end token included.
         extra_frames: Number of extra tokens p.
         extra_words: Number of extra tokens q.
-        samples: K, drawn from every Gaussian a step; 0: a head without Gaussians, as inference needs it.
+        samples: K, drawn from every Gaussian per step; 0: a head without Gaussians, as inference needs it.
         mil_weight: Factor of the `mil` loss.
         kl_weight: Factor of the `kl_prob` loss, which is a sum over the batch.
     """
@@ -133,7 +133,7 @@ class UATVRHead(nn.Module):
 
     @torch.no_grad()
     def video_table(self, frames: Tensor) -> VideoTable:
-        """{"frames": unit tokens [N_v, F + E, D], "weights": b, [N_v, F + E]}: 29 KB a clip at D = 512, F = 12."""
+        """{"frames": unit tokens [N_v, F + E, D], "weights": b, [N_v, F + E]}: 29 KB per clip at D = 512, F = 12."""
         with full_precision(frames.device):
             tokens, weights = self.weighted_frames(frames)
             return {"frames": tokens, "weights": weights}

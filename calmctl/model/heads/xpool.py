@@ -22,7 +22,7 @@ from calmctl.model.heads.pooling import (
     text_probes,
 )
 
-# Sixteen times T-MASS's blocks on a CPU, which hold D numbers a pair.
+# Sixteen times T-MASS's blocks on a CPU, which hold D numbers per pair.
 _PAIRS_PER_BLOCK = 1 << 15
 
 
