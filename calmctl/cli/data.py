@@ -74,7 +74,7 @@ def check(
             cut_captions=partial(_cut_captions, backbone),
         )
     if as_json:
-        print_json(report.as_json())
+        print_json(report.to_json())
     else:
         _print(report)
     if not report.complete:
