@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from calmctl.evaluation.gap import Gap, Measure, SystemGap
     from calmctl.explain.calibration import Calibration, Signal
-    from calmctl.explain.collection import Candidate, Failures, Weighed
+    from calmctl.explain.collection import AnchorWeight, Candidate, Failures
     from calmctl.explain.coverage import Coverage
     from calmctl.runs.run import Run
 
@@ -353,7 +353,7 @@ def _candidate(candidate: Candidate) -> str:
     return f"[bold]{printable(candidate.clip)}[/] {candidate.score:z.3f}  {anchors}{said}"
 
 
-def _weighed(anchors: Sequence[Weighed]) -> str:
+def _weighed(anchors: Sequence[AnchorWeight]) -> str:
     from calmctl.explain.words import percent
 
     return ", ".join(f"{printable(each.anchor)} [dim]{percent(each.value)}[/]" for each in anchors)
