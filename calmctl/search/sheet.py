@@ -22,7 +22,9 @@ def write_sheet(found: Found, path: Path) -> None:
     clips: dict[str, Clip] = {}
     for answer in found.answers:
         for hit in answer.hits:
+            # A clip that answers several sentences is decoded once.
             if hit.file is not None and hit.clip not in clips:
+                # A hit counts from where the file begins, decoding from its first frame.
                 end_s = None if hit.end_s is None else hit.end_s - hit.begins_s
                 clips[hit.clip] = Clip(hit.clip, hit.file, max(hit.start_s - hit.begins_s, 0.0), end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
@@ -46,11 +48,11 @@ def address(hit: Hit, folder: Path) -> str:
     """
     assert hit.file is not None
     try:
-        found = Path(os.path.relpath(hit.file.resolve(), folder.resolve())).as_posix()
+        relative = Path(os.path.relpath(hit.file.resolve(), folder.resolve())).as_posix()
     except ValueError:  # on Windows: another drive
         return hit.file.resolve().as_uri()
     # Without "./" a name such as "a:b.mp4" would be read as an address of its own.
-    where = quote(os.fsencode(found if found.startswith("../") else f"./{found}"))
+    where = quote(os.fsencode(relative if relative.startswith("../") else f"./{relative}"))
     end = "" if hit.end_s is None else f",{hit.end_s:.3f}".rstrip("0").rstrip(".")
     return f"{where}#t={hit.start_s:.3f}".rstrip("0").rstrip(".") + end
 
