@@ -102,7 +102,7 @@ _WRAPPERS = ("annotations", "sentences", "results", "predictions", "captions")
 
 
 def read_hypotheses(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
-    """One caption an id: a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, .tsv, or `--json` of calmctl.
+    """One caption per id: a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, .tsv, or `--json` of calmctl.
 
     Args:
         path: The file.

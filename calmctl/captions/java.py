@@ -194,7 +194,7 @@ class Matched:
 
     Attributes:
         ids: What is scored.
-        hypotheses: One caption an id, on one line.
+        hypotheses: One caption per id, on one line.
         references: Its references, each on one line.
         unscored: Ids that have references and no caption.
     """

@@ -163,7 +163,7 @@ def score_captions(
     require_complete: bool = False,
     progress: Progress | None = None,
 ) -> CaptionScores:
-    """Score one caption an id against its references, as coco-caption does (docs/captioning.md).
+    """Score one caption per id against its references, as coco-caption does (docs/captioning.md).
 
     Args:
         hypotheses: The caption of each id.
@@ -356,7 +356,7 @@ _WITH_INTERVAL = ("bleu4", "meteor", "rouge_l", "cider")
 
 
 def caption_table(results: Sequence[CaptionResult]) -> RenderableType:
-    """A block a test set: the metrics with their intervals, the paper's rows, caveats at the foot."""
+    """One block per test set: the metrics with their intervals, the paper's rows, caveats at the foot."""
     return Fitting(_wide(results), _WIDTH, _narrow(results))
 
 

@@ -84,7 +84,7 @@ def beam_search(
         clips: B.
         start: Number of the mark before a sentence.
         end: Number of the mark behind it.
-        beam: Unfinished sentences a clip.
+        beam: Unfinished sentences per clip.
         max_tokens: The longest sentence.
         length_penalty: 0 or more; 0 compares log-probabilities as they are.
     """
@@ -94,7 +94,7 @@ def beam_search(
     best_log_prob = best_score.clone()
     best_length = torch.zeros(clips, dtype=torch.long, device=device)
     best_tokens = torch.full((clips, max_tokens), end, device=device)
-    # Unfinished sentences: first only the empty one, which is one row a clip.
+    # Unfinished sentences: first only the empty one, which is one row per clip.
     alive = torch.zeros(clips, 1, device=device, dtype=log_next.dtype)
     written = torch.empty(clips, 1, 0, dtype=torch.long, device=device)
     first_row = torch.arange(clips, device=device)[:, None]
@@ -128,7 +128,7 @@ def beam_search(
 def follow(
     steps: Steps, clips: int, choose: Callable[[Tensor], Tensor], *, start: int, end: int, max_tokens: int
 ) -> Hypotheses:
-    """One sentence a clip, token by token: `choose` maps log-probabilities [B, V] to tokens [B]."""
+    """One sentence per clip, token by token: `choose` maps log-probabilities [B, V] to tokens [B]."""
     log_next = steps.advance(torch.full((clips,), start))
     log_probs = log_next.new_zeros(clips)
     lengths = torch.zeros(clips, dtype=torch.long, device=log_next.device)

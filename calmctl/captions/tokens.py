@@ -176,9 +176,9 @@ def cached(kind: str, captions: Sequence[str], tokenize: Callable[[], list[str]]
     a result. `kind` names the tokenizer and its version. Captions and tokens must be single lines.
     """
     # The captions themselves are the key: a file of references that was edited is another one.
-    asked = "\n".join([kind, *captions])
+    key = "\n".join([kind, *captions])
     try:
-        path = cache_folder() / f"{sha256_bytes(asked.encode('utf-8'))}.txt"
+        path = cache_folder() / f"{sha256_bytes(key.encode('utf-8'))}.txt"
     except RuntimeError:  # a user without a home, as containers have
         return tokenize()
     kept = _read(path, len(captions))

@@ -84,6 +84,7 @@ def reproduce(
     Finished runs are used again, interrupted ones go on. Tables are also written as JSON and Markdown.
     """
     names = [word for word in tables if "=" not in word]
+    # A device is a recipe key like any other, and trainings get it as one.
     overrides = tuple(word for word in tables if "=" in word) + ((f"device={device}",) if device != "auto" else ())
     unknown = [name for name in names if name not in TABLES]
     if unknown or not names:
@@ -105,14 +106,14 @@ def reproduce(
 
     where = choose_device(device)
     keys = rows.split(",") if rows else []
-    with progress_bar("items") as bar, ExitStack() as held:
+    with progress_bar("items") as bar, ExitStack() as stack:
         watcher = StageWatcher(bar)
         if str(data) == DEMO:
             from calmctl.reproduce.stand_in import find_stand_in, make_stand_in, planned_stand_in, stand_in_table
 
             chosen = [choose_rows(stand_in_table(name, runs), keys) for name in names]
             if not dry_run:
-                held.enter_context(reproducing(runs))
+                stack.enter_context(reproducing(runs))
             world = find_stand_in(demo_root, runs)
             world_exists = world is not None
             if world is None:
@@ -139,7 +140,7 @@ def reproduce(
             return
         require_present(plan)
         if str(data) != DEMO:
-            held.enter_context(reproducing(runs))
+            stack.enter_context(reproducing(runs))
             # Two that look at once would both train what is missing: look again, now that nobody else does.
             plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
         # On stderr: standard output has the tables, or JSON, and nothing else.
@@ -236,6 +237,7 @@ def print_tables(filled: list[Filled]) -> None:
             out.print(_grid(block, stand_in=table.table.stand_in))
         out.print()
         for line in cells.legend(table):
+            # In red, because an audit of a leak must not be taken for a result.
             style = "bold red" if line.startswith(("!!", "leak")) else "dim"
             out.print(Text(line, style=style))
 

@@ -67,7 +67,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """A list file: one name a line, blanks around it dropped."""
+    """A list file: one name per line, blanks around it dropped."""
     return [line.strip() for _, line in read_lines(path)]
 
 
@@ -351,7 +351,7 @@ def _one_of(record: dict[str, Any], keys: tuple[str, ...], place: str) -> Any:
 
 
 def write_captions(path: Path, captions: Mapping[str, str]) -> dict[str, int]:
-    """Write one caption a video so that `read_captions` reads it back, and a training can start from it.
+    """Write one caption per video so that `read_captions` reads it back, and a training can start from it.
 
     Of ten videos in order one is for the test and one for validation, from three videos on (our choice); the column
     is the user's to change.

@@ -201,7 +201,7 @@ def check_dataset(
         videos: Folder of the clips, where they are elsewhere.
         decode: Decode `n_frames` of every clip that is there, in worker processes, as extraction does.
         n_frames: Frames of a clip to decode.
-        workers: Decoding processes; None for one a core.
+        workers: Decoding processes; None for one per core.
         timeout_s: Time limit for one clip, in seconds.
         progress: Told after every clip decoded.
         cut_captions: `model.tokens.Tokens.cut` of the text tower that is to read the captions.
@@ -232,8 +232,8 @@ def _copies(clips: Clips) -> Iterator[Finding]:
     # By content: a copy of a training clip under another name once tested at R@1 100, and nothing said so.
     contents = {split: contents_of(some) for split, some in clips.items()}
     for first, second in combinations(contents, 2):
-        seen = set(contents[first].values())
-        if shared := [key for key, content in contents[second].items() if content in seen]:
+        known_contents = set(contents[first].values())
+        if shared := [key for key, content in contents[second].items() if content in known_contents]:
             text = f"{counted(len(shared), 'clip')} shared with {first}: the files are the same (first: {shared[0]})"
             yield Finding("shared file", second, "wrong", text)
 
@@ -342,7 +342,7 @@ def _cut(split: str, captions: Sequence[str], cut_captions: CutCaptions) -> Find
 
 
 def _not_read(unread: Sequence[LeftOut]) -> list[Finding]:
-    """A line a reason, with the first names."""
+    """One line per reason, with the first names."""
     by_reason: dict[str, list[str]] = {}
     for place in unread:
         by_reason.setdefault(place.reason, []).append(place.id)

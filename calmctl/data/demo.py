@@ -57,7 +57,7 @@ def generate_demo(
 ) -> None:
     """Draw the demo world into `root`; what is there already is kept, so an interrupted call can be repeated.
 
-    The same seed gives the same clips. One process draws about a hundred clips a second, which is too
+    The same seed gives the same clips. One process draws about a hundred clips per second, which is too
     little work to spread over processes.
 
     Args:

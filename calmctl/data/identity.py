@@ -1,7 +1,7 @@
 """What a split is, in digests that can be compared: its clips, their sentences, their files.
 
 A name tells what somebody meant; a place and a date tell where and when. What a number was made of is told by none of
-them. A `SplitRecord` is small enough to travel with weights and results (about 24 bytes a clip), holds no path and no
+them. A `SplitRecord` is small enough to travel with weights and results (about 24 bytes per clip), holds no path and no
 sentence, and answers two questions: is this the split of then, and does it share clips with that one?
 """
 
@@ -68,7 +68,7 @@ class SplitRecord:
         differs: In what it is not the published split; None where that was not recorded.
         digest: SHA-256 of the clips' ids, each with its captions in order; the order of the clips does not matter.
         order: SHA-256 of ids and captions in the order that batches are drawn from.
-        ids, sentences, contents: Six bytes a clip in base64, in the order of sorted ids: of dataset and id, of its
+        ids, sentences, contents: Six bytes per clip in base64, in the order of sorted ids: of dataset and id, of its
             captions, of its file. Zeros where a file's content is not known; "" where all are not.
         dtype: Number format of the features, "" where videos were decoded.
         features: Digest of the shards that the features came from, "" where videos were decoded.

@@ -1,4 +1,4 @@
-"""LSMDC: 118,081 short movie clips, a sentence a line (docs/data.md)."""
+"""LSMDC: 118,081 short movie clips, one sentence per line (docs/data.md)."""
 
 from __future__ import annotations
 

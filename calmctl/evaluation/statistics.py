@@ -1,7 +1,7 @@
 """How much of a number is chance: intervals over clips, and whether two systems differ.
 
 All queries of one clip are drawn, or vary, together: the captions of one clip succeed and fail together, and counting
-them as independent would make MSVD's 41 captions a clip look like 41 clips. Each kind of number has the method that
+them as independent would make MSVD's 41 captions per clip look like 41 clips. Each kind of number has the method that
 keeps its promise of 95 % (simulated in tests/evaluation/test_bootstrap.py):
 
 - R@K: Wilson's interval (Wilson, Probable Inference, 1927) on the queries divided by the design effect, so that it has
@@ -446,7 +446,7 @@ def clip_sums(ranks: Ranks, ids: Sequence[str]) -> ClipSums:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of one number a seed."""
+    """Mean and sample standard deviation of one number per seed."""
     array = np.asarray(values, dtype=np.float64)
     return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, tuple(array.tolist()))
 

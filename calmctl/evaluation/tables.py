@@ -44,7 +44,7 @@ class Fitting:
 
 
 def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
-    """A block a test set: each direction with its interval, the paper's row, caveats at the foot."""
+    """One block per test set: each direction with its interval, the paper's row, caveats at the foot."""
     return Fitting(_wide(results), _WIDTH, _narrow(results))
 
 

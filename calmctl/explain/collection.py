@@ -104,8 +104,8 @@ def standing(explainer: Explainer, text: Tensor, frames: Tensor, removed: list[i
     if removed:
         log_s, log_v = without(log_s, removed), without(log_v, removed)
         # Of every clip and of the sentence, or the others would be ranked by what this one has lost.
-        gone = anchor_directions(explainer.anchors).centred[removed]
-        text, frames = project_out(text, gone), project_out(frames, gone)
+        directions = anchor_directions(explainer.anchors).centred[removed]
+        text, frames = project_out(text, directions), project_out(frames, directions)
     scores = torch.from_numpy(collection_scores(explainer, text[None], frames)[0])
     return Standing(len(frames), rank_of(scores, 0), rank_of(-kl_divergence(log_s, log_v), 0))
 

@@ -148,8 +148,8 @@ def pair_page(explanation: Explanation) -> str:
             for name, side, p in (("Video", "video", c.video), ("Sentence", "text", c.text))
         ],
         lists=[
-            {"name": name, "says": says, "top": worth_saying(p, _SHOWN), "p": p}
-            for name, says, p in (
+            {"name": name, "says": meaning, "top": worth_saying(p, _SHOWN), "p": p}
+            for name, meaning, p in (
                 ("Both", "mass that the two share", c.shared),
                 ("Only the video", "what it has beyond that", c.video - c.shared),
                 ("Only the sentence", "what it has beyond that", c.text - c.shared),
@@ -187,12 +187,12 @@ def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
     order = _top(c.video.maximum(c.text), len(x.labels))
     rows = []
     for place, k in enumerate(order):
-        says = (
+        description = (
             f"{x.labels[k]}: video {percent(c.video[k])} ({ordinal(ranks['video'][k])} of {len(order)}), "
             f"sentence {percent(c.text[k])} ({ordinal(ranks['text'][k])})"
         )
         if hat is not None:
-            says += f", reconstructed {percent(hat.text[k])}"
+            description += f", reconstructed {percent(hat.text[k])}"
         rows.append(
             {
                 "k": k,
@@ -201,7 +201,7 @@ def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
                 "text": float(c.text[k]),
                 "hat": None if hat is None else float(hat.text[k]),
                 "shown": place < _ROWS,
-                "says": f"{says}; part of the score {float(x.split.anchors[k]):+z.3f}.",
+                "says": f"{description}; part of the score {float(x.split.anchors[k]):+z.3f}.",
             }
         )
     return rows

@@ -157,14 +157,16 @@ def _without(
     # Two ways of going without: the distributions lose the anchors, and the score, which never looks at anchors,
     # loses what is particular to them.
     less_s, less_v = without(log_s, removed), without(log_v, removed)
-    gone = anchor_directions(explainer.anchors).centred[removed]
+    directions = anchor_directions(explainer.anchors).centred[removed]
     return Without(
         removed=tuple(removed),
         mass=(float(log_v.exp()[removed].sum()), float(log_s.exp()[removed].sum())),
         divergence=float(kl_divergence(less_s, less_v)),
         video_entropy=float(entropy(less_v)),
         text_entropy=float(entropy(less_s)),
-        score=score_pair(explainer.model.head, project_out(text, gone), project_out(seen.frames, gone)).score,
+        score=score_pair(
+            explainer.model.head, project_out(text, directions), project_out(seen.frames, directions)
+        ).score,
         standing=None if candidates is None else standing(explainer, text, candidates, removed),
     )
 

@@ -124,12 +124,12 @@ def cache_folder(store: FeatureStore, key: str, on_wait: Callable[[], None]) -> 
     # Enough of the key for a name: all of it is in about.json, which is compared.
     folder = store.path / FOLDER / key[:16]
     reason = None
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             if folder.is_symlink() or folder.parent.is_symlink():  # of a stranger's store, to a folder of one's own
                 raise RunFailed(f"cannot write {folder}: it is a link to elsewhere")
             make_folder(folder)
-            held.enter_context(locked(folder, RunFailed(f"{folder} is in use"), on_wait))
+            stack.enter_context(locked(folder, RunFailed(f"{folder} is in use"), on_wait))
             # A killed process leaves a table half written, 1.9 GB of it for a million clips, and nothing else removes
             # it.
             remove_unfinished(folder)
@@ -210,7 +210,7 @@ def searched_rows(store: FeatureStore) -> tuple[ShardRows, ...]:
     A clip that has left its folder is in no split any more: its features stay in their shard, unsearched.
     """
     wanted = {key for split in store.splits for key in store.split(split).ids}
-    found = []
+    shards = []
     for group in range(len(store.groups("frames"))):
         entry = store.entry("frames", group)
         if entry is None:
@@ -218,8 +218,8 @@ def searched_rows(store: FeatureStore) -> tuple[ShardRows, ...]:
         kept = [(row, key) for row, key in enumerate(store.present("frames", group)) if key in wanted]
         if kept:
             rows, ids = zip(*kept, strict=True)
-            found.append(ShardRows(group, shard_file("frames", group), entry.sha256, rows, ids))
-    return tuple(found)
+            shards.append(ShardRows(group, shard_file("frames", group), entry.sha256, rows, ids))
+    return tuple(shards)
 
 
 class MappedFrames:

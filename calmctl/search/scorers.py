@@ -105,7 +105,7 @@ class HalfProducts:
         share = -(-len(parts) // torch.get_num_threads())
         shares = [parts[start : start + share] for start in range(0, len(parts), share)]
         with ThreadPoolExecutor(len(shares)) as threads:
-            both = torch.cat([torch.from_numpy(part) for found in threads.map(self._raw, shares) for part in found])
+            both = torch.cat([torch.from_numpy(part) for outputs in threads.map(self._raw, shares) for part in outputs])
         high, low = both.T.contiguous().chunk(2)
         return high.add_(low, alpha=1 / _LOW).mul_(self._scale[:, None])
 

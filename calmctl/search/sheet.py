@@ -14,13 +14,13 @@ from calmctl.search.search import Found, Hit
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_sheet(found: Found, path: Path) -> None:
+def write_sheet(result: Found, path: Path) -> None:
     """Write the page; raises `RunFailed` where the file cannot be written.
 
     A hit whose file is not at hand, or does not decode any more, has no pictures, and the page says why.
     """
     clips: dict[str, Clip] = {}
-    for answer in found.answers:
+    for answer in result.answers:
         for hit in answer.hits:
             # A clip that answers several sentences is decoded once.
             if hit.file is not None and hit.clip not in clips:
@@ -28,11 +28,11 @@ def write_sheet(found: Found, path: Path) -> None:
                 end_s = None if hit.end_s is None else hit.end_s - hit.begins_s
                 clips[hit.clip] = Clip(hit.clip, hit.file, max(hit.start_s - hit.begins_s, 0.0), end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
-    best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
+    best = max((hit.score for answer in result.answers for hit in answer.hits), default=1.0)
     page = render(
         "sheet.html.j2",
         _TEMPLATES,
-        found=found,
+        found=result,
         pictures=pictures,
         best=best,
         moment=moment,

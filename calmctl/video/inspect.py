@@ -29,7 +29,7 @@ _CONTAINERS = (
 MOST_PIXELS = 1 << 26
 """Of a frame, 8192 x 8192 (our choice): refused before it is decoded, and by the decoder where it comes later."""
 MOST_PACKETS = 10_000_000
-"""Of a file (our choice): 46 hours at 60 frames a second."""
+"""Of a file (our choice): 46 hours at 60 frames per second."""
 MOST_PACKET_BYTES = 1 << 28
 """Of one frame as it is stored (our choice): a raw one of `MOST_PIXELS`, four bytes each."""
 # These give one time a packet, and that is when to decode it.

@@ -121,7 +121,7 @@ def _sample(
 
 
 MOST_PARTS = 250_000
-"""Windows or segments of one file (our choice): 69 hours of one a second."""
+"""Windows or segments of one file (our choice): 69 hours of one per second."""
 
 
 class Extent(NamedTuple):
