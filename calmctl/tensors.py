@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from calmctl.errors import BadInput, CheckpointError
 from calmctl.files import open_regular, write_atomic
@@ -131,17 +131,23 @@ def no_larger_than(tensors: Collection[Tensor], fault: str) -> Iterator[None]:
         yield
 
 
-class _Allowance(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Allowance(TorchFunctionMode):
+    # Of torch's two kinds of modes the one that sees calls from Python: the other loads the whole compiler when it
+    # is entered, five seconds before every run that is opened, and modules are built by calls from Python.
+    _FACTORIES = frozenset(
+        {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}
+    )
+
     def __init__(self, tensors: Collection[Tensor], fault: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._fault = fault
         self._bytes = _TIMES * sum(tensor.nbytes for tensor in tensors) + _SPARE_BYTES
         self._tensors = _TENSORS_EACH * (len(tensors) + 32)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if "device" in kwargs and not any(isinstance(each, Tensor) for each in args):  # a tensor from nothing
-            self._spend(func(*args, **{**kwargs, "device": torch.device("meta"), "pin_memory": False}))
+        if func in self._FACTORIES and kwargs.get("out") is None:
+            self._spend(func(*args, **{**kwargs, "device": torch.device("meta")}))
         return func(*args, **kwargs)
 
     def _spend(self, planned: Tensor) -> None:

@@ -122,7 +122,8 @@ class StoreWriter(FeatureStore):
             held = [key for group in complete for key in self.groups("frames")[group]]
             changed = {key for group in complete for key in self.changed_clips(group, clips)}
             same = sum(key in clips and key not in changed for key in held)
-            if same * 2 < len(held):
+            # A single clip that is not here would lose its features: two folders may share most of their clips.
+            if same < len(held):
                 raise StoreError(
                     f"{self.path} holds features of another folder than {folder}: of its {len(held):,} clips "
                     f"{same:,} are here unchanged; give this folder a store of its own with --out, or delete that one"

@@ -80,7 +80,8 @@ class FrameTransformer(nn.Module):
     def attend(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
         """The layers alone over tokens [N, n, D]; nobody sees those that are not `real` [N, n] (None: all are)."""
         mask = None
-        if real is not None:
+        # A process without a row of a batch has nothing to mask, and torch cannot reshape a mask of nothing.
+        if real is not None and len(tokens):
             # As the attention wants it: what is added to its logits, [N heads, n, n].
             attention: Any = self.layers[0].attn
             heads, count = attention.num_heads, tokens.shape[1]
