@@ -111,6 +111,7 @@ def extract(
     from calmctl.model.spec import check_backbone
 
     check_device(device)
+    # For its refusal: a run and a bare backbone exclude each other.
     options.is_bare(run, backbone, weights)
     chosen = find_run(run, runs) if run is not None else None
     if chosen is None:

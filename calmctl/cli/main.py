@@ -39,6 +39,7 @@ app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evalua
 app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
 app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)
 app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
+# Names of two words, which `options.Group` resolves.
 app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPLES)(search.similar)
 app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)

@@ -112,7 +112,7 @@ def reproduce(
             from calmctl.reproduce.stand_in import find_stand_in, make_stand_in, planned_stand_in, stand_in_table
 
             chosen = [choose_rows(stand_in_table(name, runs), keys) for name in names]
-            if not dry_run:
+            if not dry_run:  # held before looking, since what is missing is made at once
                 stack.enter_context(reproducing(runs))
             world = find_stand_in(demo_root, runs)
             world_exists = world is not None

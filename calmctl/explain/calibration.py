@@ -233,6 +233,7 @@ def calibrate(explainer: Explainer, collection: Collection) -> Calibration:
     """Search the collection with each of its captions and see which confidence knows the errors."""
     encoded = collection.encoded
     scores = collection_scores(explainer, encoded.texts, encoded.frames)
+    # Between 0 and 1 where scores tie, so all that follows takes shares of right and wrong.
     correct = rank_queries(scores, encoded.owners).recall(1)
     confidences_of = confidences(explainer, encoded.texts, encoded.frames, scores)
     signals = tuple(_signal(name, each, correct, encoded.owners) for name, each in confidences_of.items())

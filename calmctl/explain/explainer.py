@@ -181,6 +181,7 @@ def explain_with_run(
         anchors = _prompt_features(model, chosen, device)
     else:
         with torch.inference_mode():
+            # With the learned offsets, as the run's own loss saw them.
             anchors = model.anchor_features().cpu()
         if vae is None:
             notes.append(f"this run aligns by {model.alignment.kind}, without a VAE")
@@ -193,6 +194,7 @@ def explain_with_run(
         anchors=anchors,
         vae=vae,
         temperature=tau,
+        # The video's own temperature where the recipe has one: V_p as it was in training.
         video_temperature=model.keys.video_temperature or tau,
         n_frames=run.recipe().data.frames,
         device=device,

@@ -285,6 +285,7 @@ def fill(
         }
         if here:
             blocks.append(_block(table, rows, here, runs, trained_on, tested_on))
+    # What no such table runs, and what this one could not.
     return Filled(table, data, seeds, overrides, tuple(blocks), {**(table.left_out or {}), **left_out})
 
 

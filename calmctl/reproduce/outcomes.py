@@ -27,6 +27,7 @@ from calmctl.words import Progress
 
 # The best epoch on validation: the test split chooses nothing.
 _WEIGHTS = "best"
+# As the paper prints them; of these, captions/evaluate.py has under the same name those that are means over clips.
 CAPTION_METRICS = ("bleu4", "meteor", "cider", "rouge_l")
 
 

@@ -176,6 +176,7 @@ def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]
 
     A table of other rows, seeds, keys or data is not written over: the new one gets a number.
     """
+    # A stand-in's table has a name of its own, and never takes the place of the paper's.
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))

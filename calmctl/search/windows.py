@@ -70,6 +70,7 @@ def windows_of(
     # By the file's stamp: one that was replaced is measured again.
     unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != stamps[clip.id]]
     for clip, extent in watched(measure(unknown), "measuring videos", len(unknown), progress):
+        # The file's stamp, and behind it its length (or why it has none) and its beginning: `_fits` reads these two.
         known[clip.id] = [*stamps[clip.id], *((str(extent), 0.0) if isinstance(extent, VideoError) else extent)]
         if isinstance(extent, VideoError) and extent.limit_s is not None:
             passing.add(clip.id)
