@@ -285,7 +285,7 @@ def adapted(frames: Tensor, adapter: FeatureAdapter | None) -> Tensor:
 
 def table_key(way: str, head: object, adapter: FeatureAdapter | None) -> str:
     """A digest of all that a table depends on beside the features."""
-    # By weights, not by run or name: runs that share a head share its tables, and one that trained on has others.
+    # By weights, not by run or name: runs that share a head share its tables, and one trained further has others.
     digest = hashlib.sha256(f"{_TABLE_VERSION} {way} {type(head).__qualname__}\n".encode())
     for module in (head, adapter):
         state = module.state_dict() if isinstance(module, nn.Module) else {}
