@@ -70,10 +70,10 @@ class CaptionEvaluation:
 
 def references_of(encoded: EncodedSplit) -> dict[str, tuple[str, ...]]:
     """All sentences of each clip, by id; clips without a sentence are not in it."""
-    found: dict[str, list[str]] = {}
+    references: dict[str, list[str]] = {}
     for sentence, owner in zip(encoded.captions, encoded.owners, strict=True):
-        found.setdefault(encoded.ids[owner], []).append(sentence)
-    return {clip: tuple(found[clip]) for clip in encoded.ids if clip in found}
+        references.setdefault(encoded.ids[owner], []).append(sentence)
+    return {clip: tuple(references[clip]) for clip in encoded.ids if clip in references}
 
 
 def caption_split(model: CaptionModel, encoded: EncodedSplit, search: Search) -> dict[str, Caption]:
@@ -137,9 +137,11 @@ class Captioning:
             raise DatasetError(
                 f"{labels.dataset}: no clip of the {labels.split} split has captions, so there is nothing to score with"
             )
-        captions = {clip: made for clip, made in caption_split(model, encoded, search).items() if clip in references}
+        captions = {
+            clip: caption for clip, caption in caption_split(model, encoded, search).items() if clip in references
+        }
         scores = score_captions(
-            {clip: made.text for clip, made in captions.items()}, references, tokenizer=self.tokenizer
+            {clip: caption.text for clip, caption in captions.items()}, references, tokenizer=self.tokenizer
         )
         result = CaptionResult(scores, labels, left_out=len(encoded.left_out))
         return CaptionEvaluation(result, search, captions, references, encoded.left_out)

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr by pycocoevalcap's own scorers, with what a bootstrap over clips needs."""
+"""BLEU, ROUGE-L and CIDEr by pycocoevalcap's own scorers, and the files that captions and references come in."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Bleu
         scorer += (hypothesis, list(captions))
     (bleu1, bleu2, bleu3, bleu4), segments = scorer.compute_score(option="closest", verbose=0)
     counts = []
-    for each in scorer.ctest:
-        length = each["testlen"]
-        _, closest = min((abs(reference - length), reference) for reference in each["reflen"])
-        counts.append([length, closest, *each["correct"], *each["guess"]])
+    for segment in scorer.ctest:
+        length = segment["testlen"]
+        _, closest = min((abs(reference - length), reference) for reference in segment["reflen"])
+        counts.append([length, closest, *segment["correct"], *segment["guess"]])
     return Bleu((bleu1, bleu2, bleu3, bleu4), np.array(segments).T, np.array(counts, dtype=np.float64))
 
 
@@ -102,7 +102,7 @@ _WRAPPERS = ("annotations", "sentences", "results", "predictions", "captions")
 
 
 def read_hypotheses(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
-    """One caption an id: a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, .tsv, or `--json` of calmctl.
+    """One caption per id: a list of {"image_id", "caption"}, {id: caption}, .jsonl, .csv, .tsv, or `--json` of calmctl.
 
     Args:
         path: The file.
@@ -113,14 +113,15 @@ def read_hypotheses(path: Path, known: Collection[str] | None = None) -> dict[st
         DatasetError: The file is malformed, or has no caption or more than one for an id.
     """
     captions: dict[str, str] = {}
+    # An exact id stands over another one that is equal to it in composed letters.
     ids = {unicodedata.normalize("NFC", each): each for each in known or ()} | {each: each for each in known or ()}
-    for name, found in _read(path).items():
-        if len(found) != 1:
-            raise DatasetError(f"{path}: {shown(name)} has {len(found)} captions; exactly one an id is scored")
-        called = _as_known(name, ids)
-        if called in captions:
-            raise DatasetError(f"{path}: two captions are of {shown(called)}, one of them as {shown(name)}")
-        captions[called] = found[0]
+    for name, texts in _read(path).items():
+        if len(texts) != 1:
+            raise DatasetError(f"{path}: {shown(name)} has {len(texts)} captions; exactly one an id is scored")
+        clip = _as_known(name, ids)
+        if clip in captions:
+            raise DatasetError(f"{path}: two captions are of {shown(clip)}, one of them as {shown(name)}")
+        captions[clip] = texts[0]
     return captions
 
 
@@ -131,8 +132,8 @@ def read_references(path: Path) -> dict[str, list[str]]:
         DatasetError: The file is malformed, or an id has no reference.
     """
     references = _read(path)
-    for name, found in references.items():
-        if not found:
+    for name, texts in references.items():
+        if not texts:
             raise DatasetError(f"{path}: {shown(name)} has an empty list of references; give one or leave it out")
     return references
 
@@ -145,11 +146,12 @@ def _as_known(name: str, known: Mapping[str, str]) -> str:
         known: Ids by themselves and in composed letters (macOS writes decomposed ones into names of files).
     """
     parts = PurePath(name).parts
+    # The longest end first: with a/clip.mp4 and clip.mp4 both known, x/a/clip.mp4 is the former.
     ends = [str(PurePath(*parts[first:])) for first in range(len(parts))]
-    called = [name, *(form for end in ends for form in (end, os.path.splitext(end)[0]))]
-    for forms in (called, [unicodedata.normalize("NFC", each) for each in called]):
-        if (found := next((known[each] for each in forms if each in known), None)) is not None:
-            return found
+    forms_of_name = [name, *(form for end in ends for form in (end, os.path.splitext(end)[0]))]
+    for forms in (forms_of_name, [unicodedata.normalize("NFC", each) for each in forms_of_name]):
+        if (known_id := next((known[each] for each in forms if each in known), None)) is not None:
+            return known_id
     return name
 
 
@@ -162,10 +164,10 @@ def _read(path: Path) -> dict[str, list[str]]:
             return _records([(place, _parse(line, place)) for place, line in lines], str(path))
     content = _unwrapped(_parse(read_text(path), str(path)), path)
     if isinstance(content, dict):
-        found = {name: _captions(value, f"{path}: {shown(name)}") for name, value in content.items()}
-        if not found:
+        captions = {name: _captions(value, f"{path}: {shown(name)}") for name, value in content.items()}
+        if not captions:
             raise DatasetError(f"{path}: there are no captions in it")
-        return found
+        return captions
     place, records = content if isinstance(content, tuple) else (str(path), expect(content, list, str(path)))
     return _records([(f"{place}[{number}]", record) for number, record in enumerate(records)], place)
 
@@ -177,26 +179,28 @@ def _unwrapped(content: Any, path: Path) -> Any:
     if isinstance(content.get("segments"), dict) and "search" in content:
         raise DatasetError(f"{path}: captions of moments; whole clips are scored: calmctl caption without --segment-s")
     for key in _WRAPPERS:
-        held = content.get(key)
+        value = content.get(key)
         # Not a caption of something that is called "annotations": that would be text, a list of text, or an object
         # with a caption.
-        if isinstance(held, dict) and not any(isinstance(held.get(name), str) for name in _CAPTION_KEYS):
-            return held
-        if isinstance(held, list) and not any(isinstance(each, str) for each in held):
-            evaluated = [each for each in held if isinstance(each, dict) and isinstance(each.get("captions"), dict)]
+        if isinstance(value, dict) and not any(isinstance(value.get(name), str) for name in _CAPTION_KEYS):
+            return value
+        if isinstance(value, list) and not any(isinstance(entry, str) for entry in value):
+            evaluated = [
+                entry for entry in value if isinstance(entry, dict) and isinstance(entry.get("captions"), dict)
+            ]
             if len(evaluated) > 1:  # calmctl eval of a captioner, on several test sets
                 raise DatasetError(f"{path}: captions of {len(evaluated)} test sets; score a file of one at a time")
-            return evaluated[0]["captions"] if evaluated else (f"{path}: {key}", held)
+            return evaluated[0]["captions"] if evaluated else (f"{path}: {key}", value)
     return content
 
 
 def _records(records: list[tuple[str, Any]], place: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for where, record in records:
-        told = lower_keys(record, where) if isinstance(record, dict) else {}
+        fields = lower_keys(record, where) if isinstance(record, dict) else {}
         try:
-            name = next(told[key] for key in _ID_KEYS if key in told)
-            called = next(key for key in _CAPTION_KEYS if key in told)
+            name = next(fields[key] for key in _ID_KEYS if key in fields)
+            key_of_caption = next(key for key in _CAPTION_KEYS if key in fields)
         except StopIteration:
             raise DatasetError(
                 f'{where}: expected {{"image_id" or "video_id": ..., "caption": ...}}, '
@@ -204,19 +208,19 @@ def _records(records: list[tuple[str, Any]], place: str) -> dict[str, list[str]]
             ) from None
         if isinstance(name, bool) or not isinstance(name, int | str):
             raise DatasetError(f"{where}: an id must be text or a whole number, not {shown(str(name))}")
-        said = told[called]
-        several = said if called == "captions" and isinstance(said, list) else [said]
-        found.setdefault(str(name), []).extend(_text(each, where) for each in several)
-    if not found:
+        value = fields[key_of_caption]
+        several = value if key_of_caption == "captions" and isinstance(value, list) else [value]
+        captions.setdefault(str(name), []).extend(_text(each, where) for each in several)
+    if not captions:
         raise DatasetError(f"{place}: there are no captions in it")
-    return found
+    return captions
 
 
 def _captions(value: Any, place: str) -> list[str]:
     """Of {id: caption}, {id: [caption, ...]} or {id: [{"caption": caption}, ...]}."""
     values = value if isinstance(value, list) else [value]
-    said = [each.get("caption", each.get("sentence", each)) if isinstance(each, dict) else each for each in values]
-    return [_text(each, place) for each in said]
+    texts = [each.get("caption", each.get("sentence", each)) if isinstance(each, dict) else each for each in values]
+    return [_text(each, place) for each in texts]
 
 
 def _text(caption: Any, place: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.captions.search import CachedSteps, Found, beam_search, follow, greedy, sampler
+from calmctl.captions.search import CachedSteps, Hypotheses, beam_search, follow, greedy, sampler
 from calmctl.errors import VideoError
 from calmctl.model.backbone import split_preprocess
 from calmctl.model.captioner import CaptionModel
@@ -82,14 +82,15 @@ class Caption:
 @torch.inference_mode()
 def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> list[Caption]:
     """Captions of clips with frame features [N, F, D], as `model.encode_frames` gives them."""
+    # One for all batches, or each batch would repeat the draws of the first.
     generator = torch.Generator().manual_seed(search.seed)
     device = next(model.captioner.parameters()).device
-    found: list[Caption] = []
+    captions: list[Caption] = []
     searched = search.beam if search.temperature is None else 1
     size = min(CLIPS_PER_BATCH, max(1, _MOST_SENTENCES // searched))
     for first in range(0, len(frames), size):
-        found += _batch(model, frames[first : first + size].to(device), search, generator)
-    return found
+        captions += _batch(model, frames[first : first + size].to(device), search, generator)
+    return captions
 
 
 def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch.Generator) -> Iterator[Caption]:
@@ -98,7 +99,7 @@ def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch
     steps = CachedSteps(captioner, memory)
     start, end = captioner.vocabulary.start, captioner.vocabulary.end
     if search.beam > 1 and search.temperature is None:
-        found = beam_search(
+        hypotheses = beam_search(
             steps,
             len(frames),
             start=start,
@@ -109,12 +110,12 @@ def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch
         )
     else:
         choose = greedy if search.temperature is None else sampler(search.temperature, generator)
-        found = follow(steps, len(frames), choose, start=start, end=end, max_tokens=captioner.max_tokens)
-    return _captions(model, found)
+        hypotheses = follow(steps, len(frames), choose, start=start, end=end, max_tokens=captioner.max_tokens)
+    return _captions(model, hypotheses)
 
 
-def _captions(model: CaptionModel, found: Found) -> Iterator[Caption]:
-    rows = zip(found.tokens.tolist(), found.lengths.tolist(), found.log_probs.tolist(), strict=True)
+def _captions(model: CaptionModel, hypotheses: Hypotheses) -> Iterator[Caption]:
+    rows = zip(hypotheses.tokens.tolist(), hypotheses.lengths.tolist(), hypotheses.log_probs.tolist(), strict=True)
     for tokens, length, log_prob in rows:
         yield Caption(model.captioner.vocabulary.decode(tokens[:length]), log_prob, length)
 
@@ -170,19 +171,20 @@ def caption_segments(
     bounds = segment_bounds(duration_s, segment_s)
     clips = [Clip(f"{start_s:.3f}", video, start_s, end_s) for start_s, end_s in bounds]
     resize = split_preprocess(model.backbone)[0]
+    # The segments of one file are one pass over it, which one worker makes.
     decoded = decode_clips(clips, n_frames, workers=1, timeout_s=LONG_TIMEOUT_S, transform=resize)
-    found: list[Segment] = []
+    segments: list[Segment] = []
     with closing(decoded):
         while some := [_frames(video, frames) for _, frames in islice(decoded, SEGMENTS_PER_BATCH)]:
             captions = caption_features(model, _features(model, np.stack(some)), search)
-            windows = bounds[len(found) : len(found) + len(some)]
-            found += [
+            windows = bounds[len(segments) : len(segments) + len(some)]
+            segments += [
                 Segment(begins_s + start_s, begins_s + end_s, caption)
                 for (start_s, end_s), caption in zip(windows, captions, strict=True)
             ]
             if progress:
-                progress(video.name, len(found), len(bounds))
-    return found
+                progress(video.name, len(segments), len(bounds))
+    return segments
 
 
 def segment_bounds(duration_s: float, segment_s: float) -> list[tuple[float, float]]:

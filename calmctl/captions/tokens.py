@@ -115,6 +115,7 @@ def tokenize(captions: Sequence[str], tokenizer: Tokenizer, java: Java | None = 
     else:
         assert java is not None, "ptb-java needs a Java"
         lines = _by_corenlp(captions, java)
+    # Brackets stay: this list has -LRB- in capitals, and tokens are lower-cased. So it is in every published number.
     dropped = frozenset(PUNCTUATIONS)
     return [" ".join(token for token in line.rstrip().split(" ") if token not in dropped) for line in lines]
 
@@ -134,8 +135,8 @@ def tokenize_references(
         tokens = cached(kind, flat, lambda: tokenize(flat, tokenizer, java))
     else:  # faster than reading them back would be safe
         tokens = tokenize(flat, tokenizer)
-    each = iter(tokens)
-    return [[next(each) for _ in captions] for captions in references]
+    remaining = iter(tokens)
+    return [[next(remaining) for _ in captions] for captions in references]
 
 
 def _by_corenlp(captions: Sequence[str], java: Java) -> list[str]:
@@ -146,6 +147,7 @@ def _by_corenlp(captions: Sequence[str], java: Java) -> list[str]:
     folder = Path(ptbtokenizer.__file__).parent
     with java_process(java, folder, arguments, name="the PTB tokenizer") as process:
         lines = process.communicate("\n".join(captions)).split("\n")
+    # A caption that the tokenizer takes for two lines would shift all later ones by one, and every score would stand.
     if len(lines) != len(captions):
         raise RunFailed(
             f"the PTB tokenizer answered {len(lines)} lines for {len(captions)} captions, so it is not known which is "
@@ -173,9 +175,10 @@ def cached(kind: str, captions: Sequence[str], tokenize: Callable[[], list[str]]
     A file that is damaged is made again, and a folder that cannot be written is done without: neither changes
     a result. `kind` names the tokenizer and its version. Captions and tokens must be single lines.
     """
-    asked = "\n".join([kind, *captions])
+    # The captions themselves are the key: a file of references that was edited is another one.
+    key = "\n".join([kind, *captions])
     try:
-        path = cache_folder() / f"{sha256_bytes(asked.encode('utf-8'))}.txt"
+        path = cache_folder() / f"{sha256_bytes(key.encode('utf-8'))}.txt"
     except RuntimeError:  # a user without a home, as containers have
         return tokenize()
     kept = _read(path, len(captions))

@@ -80,6 +80,7 @@ def build(
     if source is None:
         given = (name, version, prompt, origin, licence, note, column, out)
         if keep_first or spell_out or any(value is not None for value in given):
+            # Without a source they would be passed over in silence.
             raise VocabularyError("options need a SOURCE: a label list, or the name of a shipped vocabulary")
         checked = check_shipped()
         _print_checked(checked)
@@ -88,6 +89,7 @@ def build(
             "One of your own: calmctl anchors build labels.txt"
         )
         return
+    # A shipped name means its newest version.
     known = shipped_vocabularies()
     path = shipped_path(source, known[source][-1]) if source in known else Path(source)
     built = build_vocabulary(
@@ -129,6 +131,7 @@ def list_(as_json: options.Json = False) -> None:
     ):
         table.add_column(heading, justify=justify, no_wrap=heading != "licence")  # type: ignore[arg-type]
     for each in vocabularies:
+        # Behind "sha256:", twelve digits tell any two vocabularies apart.
         table.add_row(each.reference, str(len(each)), each.digest[7:19], Text(each.licence))
     stdout().print(table)
 
@@ -194,6 +197,7 @@ def merge(
     merged = merge_vocabularies(parts, name=name, version=version or 1, note=note or "", prompt=prompt)
     for label in merged.removed:
         _print(f"left out   {label}")
+    # Two anchors with the same tokens share one feature, and the mass of one label is divided.
     for twins in case_twins(merged.vocabulary.texts):
         _print(f"note       CLIP reads {', '.join(map(repr, twins))} alike: it ignores capitals")
     _print(f"merged     {' + '.join(str(len(part)) for part in parts)} labels, "
@@ -218,11 +222,12 @@ def check(
     checked = [check_one(each) for each in vocabularies] if vocabularies else check_shipped()
     if as_json:
         print_json([asdict(each) for each in checked])
+    # After the JSON, so that a script gets the whole list and the status.
     _print_checked(checked, silent=as_json)
 
 
 def _print_checked(checked: list[Checked], *, silent: bool = False) -> None:
-    """A line a vocabulary; raises `VocabularyError` where one has a fault."""
+    """One line per vocabulary; raises `VocabularyError` where one has a fault."""
     for each in [] if silent else checked:
         _print(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
     if faults := sum(each.fault is not None for each in checked):

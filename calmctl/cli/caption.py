@@ -95,7 +95,9 @@ def caption(
     from calmctl.device import check_device
     from calmctl.runs.run import WEIGHTS
 
+    # From here to `loading` stands every mistake that no model is needed for.
     segmented = segment_s is not None or srt is not None
+    # A file may be called like a data set; then the file is meant.
     dataset = sources[0] if len(sources) == 1 and sources[0] in DATASETS and not Path(sources[0]).is_file() else None
     clips, unreadable = ([], []) if dataset is not None else _clips(sources)
     if segmented and dataset is not None:
@@ -104,11 +106,13 @@ def caption(
         raise BadInput(f"--srt {srt} holds the subtitles of one video, and there are {len(clips)}; name a folder")
     files = {} if srt is None else _subtitle_files(srt, [clip.id for clip in clips])
     for path in files.values():
+        # Now, not after the work: captions of hours would be lost with the file that takes them.
         require_output(path, SUBTITLES)
     if out is not None and segmented:
         raise BadInput("--out holds one caption a video; with --segment-s or --srt there are many, which --json has")
     if out is not None and out.suffix.lower() not in _CAPTIONS_FILES:
         raise BadInput(f"--out {out}: captions can be written as {', '.join(_CAPTIONS_FILES)}")
+    # A link that leads nowhere is there as well, and writing would replace it.
     if out is not None and os.path.lexists(out):
         raise BadInput(f"--out {out} exists already; name a new file, so that no caption of yours is lost")
     if temperature is not None and (beam is not None or length_penalty is not None):
@@ -142,23 +146,26 @@ def caption(
         "trained_on": str(chosen.trained_on),
         **({"warning": warning} if warning else {}),
         "weights": weights,
+        # By this key data/annotations.py knows a file of ours from one of captions by video: it must stay.
         "search": search.describe(),
     }
     with progress_bar("clips") as bar:
         if segmented:
-            found, broken = _segments(model, recipe, clips, segment_s or SEGMENT_S, search, bar)
+            by_video, broken = _segments(model, recipe, clips, segment_s or SEGMENT_S, search, bar)
         else:
             source: Source
             if dataset is not None:
                 source = open_source(SourceSpec(dataset, root, annotations, videos), recipe, val=split != "test")
             else:
+                # Videos that somebody names are a split like any other: decoded, counted and left out in the same
+                # way.
                 split = "given"
                 given = Split(split, tuple(clips), (), (), tuple(unreadable))
                 source = VideoSource(Dataset("", "", {split: given}), recipe.data)
             encoded = source.encode(model, split, readings(bar))
     if segmented:
         left_out = {clip.id: clip.reason for clip in [*unreadable, *broken]}
-        _print_segments(found, left_out, about, srt, files, as_json)
+        _print_segments(by_video, left_out, about, srt, files, as_json)
     else:
         _print_clips(model, encoded, search, about, out, as_json)
 
@@ -174,6 +181,7 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
     unreadable: list[LeftOut] = []
     for source in map(Path, sources):
         if source.is_file():
+            # The path is the id: captions files and references find a video by it.
             clips.append(Clip(str(source), source))
             continue
         if not source.is_dir():
@@ -203,11 +211,11 @@ def _segments(
     from calmctl.samples import LeftOut
 
     bars = readings(bar)
-    found: dict[str, list[Segment]] = {}
+    by_video: dict[str, list[Segment]] = {}
     broken: list[LeftOut] = []
     for clip in clips:
         try:
-            found[clip.id] = caption_segments(
+            by_video[clip.id] = caption_segments(
                 model,
                 clip.path,
                 segment_s,
@@ -219,14 +227,14 @@ def _segments(
             if len(clips) == 1:
                 raise
             broken.append(LeftOut(clip.id, str(fault).removeprefix(f"{clip.path}: ")))
-    if not found:
+    if not by_video:
         what = f"none of {len(clips):,} videos can" if len(clips) > 1 else "the video cannot"
         raise VideoError(f"{what} be decoded (first: {broken[0].id}: {broken[0].reason})")
-    return found, broken
+    return by_video, broken
 
 
 def _print_segments(
-    found: dict[str, list[Segment]],
+    by_video: dict[str, list[Segment]],
     left_out: dict[str, str],
     about: dict[str, Any],
     srt: Path | None,
@@ -236,14 +244,14 @@ def _print_segments(
     from calmctl.captions.generate import srt as subtitles
     from calmctl.files import write_output
 
-    written = {name: files[name] for name in found if name in files}
+    written = {name: files[name] for name in by_video if name in files}
     for name, path in written.items():
-        write_output(path, subtitles(found[name]), SUBTITLES)
+        write_output(path, subtitles(by_video[name]), SUBTITLES)
     if as_json:
-        segments_of = {name: [s.to_json() for s in each] for name, each in found.items()}
+        segments_of = {name: [s.to_json() for s in each] for name, each in by_video.items()}
         print_json({**about, "segments": segments_of, "left_out": left_out})
     else:
-        for name, segments in found.items():
+        for name, segments in by_video.items():
             print_segments(name, segments)
     print_left_out({"captions": left_out})
     if written:
@@ -268,31 +276,33 @@ def _print_clips(
     captions = caption_split(model, encoded, search)
     left_out = {entry.id: entry.reason for entry in encoded.left_out}
     if as_json:
-        found = {clip: {"caption": made.text, "log_prob": made.log_prob} for clip, made in captions.items()}
-        print_json({**about, "captions": found, "left_out": left_out})
+        plain = {clip: {"caption": caption.text, "log_prob": caption.log_prob} for clip, caption in captions.items()}
+        print_json({**about, "captions": plain, "left_out": left_out})
     else:
         print_captions(list(captions.items()))
         print_left_out({"captions": left_out})
     if out is not None:
         from calmctl.data.annotations import write_captions
 
-        splits = write_captions(out, {video: made.text for video, made in _below(captions)})
-        told = f" ({', '.join(f'{count} {name}' for name, count in splits.items())})" if splits else ""
-        note(f"wrote {printable(str(out))}, {counted(len(captions), 'caption')}{told}")
+        splits = write_captions(out, {video: caption.text for video, caption in _below(captions)})
+        split_sizes = f" ({', '.join(f'{count} {name}' for name, count in splits.items())})" if splits else ""
+        note(f"wrote {printable(str(out))}, {counted(len(captions), 'caption')}{split_sizes}")
 
 
-def _below(found: Mapping[str, Value], suffix: str | None = None) -> list[tuple[str, Value]]:
+def _below(values: Mapping[str, Value], suffix: str | None = None) -> list[tuple[str, Value]]:
     """The values by video, each named by its path below the folder that holds all of them; with another suffix."""
-    parents = [os.path.dirname(name) or "." for name in found]
+    # `commonpath` refuses a mixture of absolute and relative paths, which have no folder in common anyway.
+    parents = [os.path.dirname(name) or "." for name in values]
     common = os.path.commonpath(parents) if len(set(map(os.path.isabs, parents))) == 1 else ""
-    below = {name: Path(os.path.relpath(name, common or ".")) for name in found}
+    below = {name: Path(os.path.relpath(name, common or ".")) for name in values}
     if suffix is not None:
+        # a.mp4 and a.mov in one folder would both become a.srt.
         stems = Counter(path.with_suffix("") for path in below.values())
         below = {
             name: path.with_suffix(suffix) if stems[path.with_suffix("")] == 1 else path.with_name(path.name + suffix)
             for name, path in below.items()
         }
-    return [(below[name].as_posix(), value) for name, value in found.items()]
+    return [(below[name].as_posix(), value) for name, value in values.items()]
 
 
 # What captions and their scores look like on a terminal of 80 columns.

@@ -62,6 +62,7 @@ class Stream:
         self._lost: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
+        # rich and typer ask a stream for much more: its encoding, whether it is a terminal.
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -84,6 +85,7 @@ class Stream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+        # Notes that nobody reads are no reason to stop.
         if self._for_results and isinstance(fault, BrokenPipeError):
             raise ReaderLeft from None
         self._lost = fault
@@ -111,6 +113,7 @@ def secure_streams() -> Stream:
         for descriptor, stream in ((1, sys.stdout), (2, sys.stderr))
     )
     for stream in (out, notes):
+        # A locale that cannot write a caption's letters must not end the command.
         stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, notes)
     return out
@@ -139,6 +142,7 @@ def _width(stream: TextIO) -> int | None:
 
 def stdout() -> Console:
     """The console results go to."""
+    # No emoji and no highlighting: a caption that says :smile: is printed as it is.
     return Terminal(width=_width(sys.stdout), highlight=False, emoji=False)
 
 
@@ -182,6 +186,7 @@ class Sheet(Table):
             return
         if self.title:
             yield self.title if not isinstance(self.title, str) else Text.from_markup(self.title)
+        # Stacked, because rich would cut what does not fit, numbers as well.
         for row in zip(*(column.cells for column in self.columns), strict=True):
             grid = Table.grid(padding=(0, 1))
             grid.add_column(overflow="fold", max_width=max(_FOLDED, options.max_width // 2))
@@ -233,6 +238,7 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON for programs, on stdout; what a terminal would obey is escaped."""
+    # No NaN: JSON has none, and most readers refuse it.
     written = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     # They can only be inside strings, where JSON has them written either way.
     print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in written))
@@ -274,12 +280,14 @@ def choose_run(
     try:
         run = find_run(name, runs, task=task, drawn=drawn)
     except RunNotFound as fault:
+        # A run that was named and is not there is never replaced by another one.
         if name is not None or must:
             raise
         note(f"{printable(str(fault))}\n{doing} with the bare backbone")
         return None
     if name is None:
         note(f"{doing} with {printable(describe_choice(run))}, {printable(str(run.trained_on))}")
+    # Said of a named run as well: one of drawn shapes has described holiday videos without a word.
     if warning := run.trained_on.warning(drawn):
         note(f"[bold red]!! {printable(str(run.folder))}: {printable(warning)}[/]")
     return run
@@ -358,6 +366,7 @@ def readings(bar: Progress) -> words.Progress:
         if what not in tasks:
             tasks[what] = bar.add_task(what, total=total or None, note="")
         bar.update(tasks[what], completed=done, note=f"{left_out} left out" if left_out else "")
+        # A full bar goes at once. It used to stand there while clips were ranked, as if the command hung.
         if total and done >= total:
             bar.remove_task(tasks.pop(what))
 
@@ -388,6 +397,7 @@ class BarWatcher(Watcher):
 
     def step(self, done: int, total: int, loss: float) -> None:
         """Advance the bar of the training."""
+        # Rounded up: the first steps are epoch 1 and the last one is not the next.
         epoch = max(1, -(-done * self._epochs // total))
         if self._steps is None:
             self._steps = self._bar.add_task("training steps", total=total, note="")
@@ -426,6 +436,7 @@ def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: st
             by_reason.setdefault(reason, []).append(clip)
         if entries:
             note(f"[yellow]{split}: {counted(len(entries), noun)} left out[/] (--json lists all)")
+        # The most frequent reason first: it is the one to do something about.
         for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
             shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
             note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")
@@ -444,12 +455,14 @@ def print_evaluations(evaluations: Sequence[CaptionEvaluation]) -> None:
     out = stdout()
     out.print(caption_table([evaluation.result for evaluation in evaluations]))
     out.print(f"[dim]captions found by {', '.join(dict.fromkeys(str(e.search) for e in evaluations))}[/]\n")
+    # Examples of one test set are enough to see what the captioner says.
     for evaluation in evaluations[:1]:
         out.print(examples_table(evaluation, EXAMPLES_SHOWN))
 
 
 def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
     """The captions of the first `count` clips of an evaluation beside one true sentence each."""
+    # One true sentence is enough to hold a caption against; all of them are in --json.
     table = Sheet("clip", "caption", "one of its true captions")
     for clip, caption in list(evaluation.captions.items())[:count]:
         table.add_row(printable(clip), printable(caption.text), printable(evaluation.references[clip][0]))
@@ -461,6 +474,6 @@ def open_with_progress(explainer: Explainer, split: str) -> Collection:
     from calmctl.explain.collection import open_collection
 
     with progress_bar("clips") as bar:
-        found = open_collection(explainer, split, readings(bar))
-    print_left_out({split: {entry.id: entry.reason for entry in found.encoded.left_out}})
-    return found
+        collection = open_collection(explainer, split, readings(bar))
+    print_left_out({split: {entry.id: entry.reason for entry in collection.encoded.left_out}})
+    return collection

@@ -74,20 +74,23 @@ def check(
             cut_captions=partial(_cut_captions, backbone),
         )
     if as_json:
-        print_json(report.as_json())
+        print_json(report.to_json())
     else:
         _print(report)
+    # A status for scripts: a table that says "missing" is read by people alone.
     if not report.complete:
         raise typer.Exit(1)
 
 
 def _cut_captions(backbone: str | None, captions: Sequence[str]) -> str | None:
     """On captions that the text tower of `backbone`, or CLIP's, would not read to their end."""
+    # Only ASCII is sure: a letter of another script may be two tokens.
     if backbone is None and all(len(text) < _SURELY_READ and text.isascii() and "&" not in text for text in captions):
         return None  # the tokenizer's library takes seconds to load
     return _tokens(backbone or "ViT-B-32").cut(captions)
 
 
+# Once for all splits: the tokenizer's library takes seconds to load.
 @cache
 def _tokens(backbone: str) -> Tokens:
     from calmctl.model.weights import load_tokens

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from calmctl.evaluation.gap import Gap, Measure, SystemGap
     from calmctl.explain.calibration import Calibration, Signal
-    from calmctl.explain.collection import Candidate, Failures, Weighed
+    from calmctl.explain.collection import AnchorWeight, Candidate, Failures
     from calmctl.explain.coverage import Coverage
     from calmctl.runs.run import Run
 
@@ -116,7 +116,7 @@ def gap(
 
     tests = options.test_sets(chosen.recipe(), cross, root, annotations, videos, features)
     with progress_bar("clips") as bar:
-        found = gaps_of_runs(
+        measured = gaps_of_runs(
             [chosen, *others], tests, which=weights, split=split, device=choose_device(device), progress=readings(bar)
         )
     if as_json:
@@ -129,21 +129,22 @@ def gap(
                 **each.gap.to_json(),
                 "caveats": list(each.caveats),
             }
-            for each in found
+            for each in measured
         ]
         print_json({"split": split, "weights": weights, "gaps": gaps, **environment()})
         return
-    _print_gap(found, split)
+    _print_gap(measured, split)
 
 
-def _print_gap(found: Sequence[SystemGap], split: str) -> None:
+def _print_gap(measured: Sequence[SystemGap], split: str) -> None:
     from calmctl.evaluation.gap import FOLDS
 
     out = stdout()
-    first = found[0]
-    for dataset in dict.fromkeys(each.dataset for each in found):
-        here = [each for each in found if each.dataset == dataset]
+    first = measured[0]
+    for dataset in dict.fromkeys(each.dataset for each in measured):
+        here = [each for each in measured if each.dataset == dataset]
         out.print(Text.assemble((dataset, "bold"), f", {split} split: {here[0].gap.n_clips} clips and sentences"))
+        # The same measures again for the next systems: a table of 80 columns takes three.
         for start in range(0, len(here), _COLUMNS):
             out.print(_grid(here[start : start + _COLUMNS]))
             out.print()
@@ -156,7 +157,7 @@ def _print_gap(found: Sequence[SystemGap], split: str) -> None:
         f"KL(S_p || V_p) in nats over {first.vocabulary} ({first.gap.n_anchors} prompts, no offsets, tau 100).",
     ):
         out.print(Text(line, style="dim"))
-    for caveat in dict.fromkeys(caveat for each in found for caveat in each.caveats):
+    for caveat in dict.fromkeys(caveat for each in measured for caveat in each.caveats):
         out.print(Text(f"!! {caveat}", style="bold red"))
 
 
@@ -213,47 +214,49 @@ def calibration(
     from calmctl.explain.explainer import explain_with_run
 
     explainer = explain_with_run(chosen, choose_device(device), which=weights)
-    found = calibrate(explainer, open_with_progress(explainer, "val"))
+    result = calibrate(explainer, open_with_progress(explainer, "val"))
     if html is not None:
         from calmctl.explain.pages import write_calibration_page
 
-        write_calibration_page(found, html)
+        write_calibration_page(result, html)
     if as_json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        print_calibration(found)
+        print_calibration(result)
     if html is not None:
         note(f"wrote {printable(str(html))}")
 
 
-def print_calibration(found: Calibration) -> None:
+def print_calibration(result: Calibration) -> None:
     """Print a calibration within 80 columns."""
     out = stdout()
-    out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
+    out.print(f"[bold]{printable(result.run)}[/], {result.split} split of {result.dataset}", soft_wrap=True)
     out.print(
-        f"{counted(found.queries, 'sentence')} among {counted(found.clips, 'clip')}, "
-        f"R@1 {100 * found.accuracy:z.1f} %\n"
+        f"{counted(result.queries, 'sentence')} among {counted(result.clips, 'clip')}, "
+        f"R@1 {100 * result.accuracy:z.1f} %\n"
     )
-    out.print(f"[bold]{printable(found.conclusion)}[/]\n")
-    for caveat in found.caveats:
+    out.print(f"[bold]{printable(result.conclusion)}[/]\n")
+    for caveat in result.caveats:
         out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
     table = Sheet(header_style="dim")
     table.add_column("confidence")
     for heading in ("AUROC", "95 %", "AURC", "ECE"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    for signal in found.signals:
+    for signal in result.signals:
         interval = "" if signal.interval is None else f"{signal.interval[0]:z.2f}-{signal.interval[1]:z.2f}"
         auroc = "" if signal.separation is None else f"{signal.separation:z.3f}"
         area, error = f"{signal.risk_coverage.area:z.3f}", f"{signal.reliability.error:z.3f}"
         table.add_row(signal.name, auroc, interval, area, error, signal.verdict)
     out.print(table)
-    best = found.signals[0].risk_coverage.best
+    # The same for every signal, because it depends on the answers alone.
+    best = result.signals[0].risk_coverage.best
     out.print(
-        f"\n[dim]AURC: area under risk-coverage, lower is better; knowing nothing {1 - found.accuracy:z.3f}, "
+        f"\n[dim]AURC: area under risk-coverage, lower is better; knowing nothing {1 - result.accuracy:z.3f}, "
         f"knowing all {best:z.3f}.[/]"
     )
-    for signal in found.signals[:2]:
+    # The plain confidence and the posterior: the question is between these two.
+    for signal in result.signals[:2]:
         _print_diagrams(signal)
 
 
@@ -312,31 +315,31 @@ def failures(
 
     explainer = explain_with_run(chosen, choose_device(device), vocabulary=vocabulary)
     collection = open_with_progress(explainer, split)
-    found = find_failures(explainer, collection, top)
+    result = find_failures(explainer, collection, top)
     if html is not None:
         from calmctl.explain.pages import write_failures_page
 
-        write_failures_page(found, collection, html)
+        write_failures_page(result, collection, html)
     if as_json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        print_failures(found)
+        print_failures(result)
     if html is not None:
         note(f"wrote {printable(str(html))}")
 
 
-def print_failures(found: Failures) -> None:
+def print_failures(result: Failures) -> None:
     """Print a run's worst queries."""
     out = stdout()
-    out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
+    out.print(f"[bold]{printable(result.run)}[/], {result.split} split of {result.dataset}", soft_wrap=True)
     out.print(
-        f"{found.failed} of {counted(found.queries, 'sentence')} do not find their clip first among "
-        f"{counted(found.clips, 'clip')}; "
-        f"the worst {len(found.worst)}:"
+        f"{result.failed} of {counted(result.queries, 'sentence')} do not find their clip first among "
+        f"{counted(result.clips, 'clip')}; "
+        f"the worst {len(result.worst)}:"
     )
-    for caveat in found.caveats:
+    for caveat in result.caveats:
         out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
-    for failure in found.worst:
+    for failure in result.worst:
         grid = section(f"rank {failure.rank:g}  {printable(failure.query)}")
         grid.add_row("[dim]sentence[/]", _weighed(failure.anchors))
         grid.add_row("[green]right[/]", _candidate(failure.right))
@@ -348,12 +351,12 @@ def print_failures(found: Failures) -> None:
 
 
 def _candidate(candidate: Candidate) -> str:
-    said = f"\n“{printable(candidate.captions[0])}”" if candidate.captions else ""
+    quote = f"\n“{printable(candidate.captions[0])}”" if candidate.captions else ""
     anchors = _weighed(candidate.anchors)
-    return f"[bold]{printable(candidate.clip)}[/] {candidate.score:z.3f}  {anchors}{said}"
+    return f"[bold]{printable(candidate.clip)}[/] {candidate.score:z.3f}  {anchors}{quote}"
 
 
-def _weighed(anchors: Sequence[Weighed]) -> str:
+def _weighed(anchors: Sequence[AnchorWeight]) -> str:
     from calmctl.explain.words import percent
 
     return ", ".join(f"{printable(each.anchor)} [dim]{percent(each.value)}[/]" for each in anchors)
@@ -372,6 +375,7 @@ def coverage(
     run: options.RunArgument = None,
     out: options.VocabularyFile = None,
     as_json: options.Json = False,
+    # Anchors that are chosen on the test split have seen its answers.
     split: options.Split = "val",
     vocabulary: options.Vocabulary = None,
     device: options.Device = "auto",
@@ -395,54 +399,54 @@ def coverage(
     from calmctl.explain.explainer import explain_with_run
 
     explainer = explain_with_run(chosen, choose_device(device), vocabulary=vocabulary)
-    found = measure(explainer, open_with_progress(explainer, split))
+    result = measure(explainer, open_with_progress(explainer, split))
     if split == "test":
         note("[yellow]this is the test split: anchors chosen by it have seen the answers[/]")
     if as_json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        print_coverage(found)
+        print_coverage(result)
     if out is not None:
         from calmctl.anchors.shipped import publish
 
-        subset = suggested_vocabulary(found, explainer.vocabulary)
+        subset = suggested_vocabulary(result, explainer.vocabulary)
         status = publish(subset, out)
         note(f"{status} {printable(str(out))} ({subset.reference}, {len(subset)} labels)")
 
 
-def print_coverage(found: Coverage) -> None:
+def print_coverage(result: Coverage) -> None:
     """Print a coverage within 80 columns."""
     console = stdout()
     console.print(
-        f"[bold]{printable(found.vocabulary)}[/], {len(found.anchors)} anchors, by {printable(found.run)}",
+        f"[bold]{printable(result.vocabulary)}[/], {len(result.anchors)} anchors, by {printable(result.run)}",
         soft_wrap=True,
     )
     console.print(
-        f"{counted(found.clips, 'clip')} and {counted(found.captions, 'caption')} of {found.dataset}, "
-        f"{found.split} split"
+        f"{counted(result.clips, 'clip')} and {counted(result.captions, 'caption')} of {result.dataset}, "
+        f"{result.split} split"
     )
-    console.print(f"The mass is as on {found.effective:z.1f} anchors with equal shares.\n")
+    console.print(f"The mass is as on {result.effective:z.1f} anchors with equal shares.\n")
     table = Sheet(header_style="dim")
     table.add_column("anchor", ratio=1)
     for heading in ("mass in V_p", "in S_p", "clips", "captions"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for use in found.anchors[:_SHOWN]:
+    for use in result.anchors[:_SHOWN]:
         masses = (f"{100 * use.video_mass:z.1f} %", f"{100 * use.text_mass:z.1f} %")
         table.add_row(printable(use.label), *masses, str(use.clips), str(use.captions))
     console.print(table)
-    if len(found.anchors) > _SHOWN:
-        console.print(f"[dim]and {len(found.anchors) - _SHOWN} more (--json lists all)[/]")
+    if len(result.anchors) > _SHOWN:
+        console.print(f"[dim]and {len(result.anchors) - _SHOWN} more (--json lists all)[/]")
     console.print("[dim]clips, captions: those that need it among the fewest anchors that hold 90 % of their mass[/]")
-    if found.never:
-        console.print(f"\n[bold]Never needed[/] ({len(found.never)}): {', '.join(map(printable, found.never))}")
-    if found.twins:
-        console.print(f"\n[bold]Near-duplicates[/] ({len(found.twins)}), which rise and fall together")
+    if result.never:
+        console.print(f"\n[bold]Never needed[/] ({len(result.never)}): {', '.join(map(printable, result.never))}")
+    if result.twins:
+        console.print(f"\n[bold]Near-duplicates[/] ({len(result.twins)}), which rise and fall together")
         like: dict[str, list[str]] = {}
-        for twins in found.twins:
+        for twins in result.twins:
             like.setdefault(twins.kept, []).append(f"{printable(twins.dropped)} [dim]{twins.correlation:z.2f}[/]")
         for kept, dropped in like.items():
             console.print(f"  {printable(kept)} = {', '.join(dropped)}")
     console.print(
-        f"\nSuggested: the {len(found.suggested)} others, which carry {100 * found.kept_mass:z.1f} % of the mass; "
+        f"\nSuggested: the {len(result.suggested)} others, which carry {100 * result.kept_mass:z.1f} % of the mass; "
         "--out FILE writes them as a vocabulary."
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from calmctl.source.base import SourceSpec
 
 
+# As in evaluation/retrieval.py, which imports torch.
 SCORERS = ("leak-free", "tmass-released", "dual-softmax")
 
 EXAMPLES = options.examples(
@@ -77,6 +78,7 @@ def evaluate(
     options.require_known("--weights", weights, WEIGHTS)
     options.require_known("--split", split, ("test", "val"))
     recipe = chosen.recipe()
+    # What is wrong with the arguments is said before torch is imported, which takes seconds.
     options.check_cross(recipe, cross, features)
     for other in others:
         if other.task != chosen.task:
@@ -126,6 +128,7 @@ def _evaluate(
                 evaluate_run(
                     run,
                     tests,
+                    # The very member of the tuple, so that the type checker knows it for one of three.
                     Retrieval(next(known for known in SCORERS if known == scorer)),
                     which=weights,
                     split=split,
@@ -164,6 +167,7 @@ def _evaluate(
                 for text in each.notes:
                     note(f"[yellow]{printable(each.result.labels.dataset)}: {text}[/]")
         for theirs, run, by_direction in differences:
+            # Tables have the released convention of video to text; JSON has both.
             for direction in ("text_to_video", "video_to_text"):
                 if (found := by_direction.get(direction)) is None:
                     continue

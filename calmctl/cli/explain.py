@@ -94,6 +94,7 @@ def explain(
         options.check_bare(backbone, weights)
     own = chosen.anchors() if chosen is not None else None
     anchors = resolve_vocabulary(vocabulary or ZERO_SHOT_VOCABULARY) if vocabulary or own is None else own
+    # An anchor that does not exist is said before a model is loaded.
     removed = find_anchors(anchors, without or [])
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     loading(str(chosen.folder) if chosen else backbone or "the bare backbone")
@@ -105,6 +106,7 @@ def explain(
     where = choose_device(device)
     if chosen is not None:
         explainer = explain_with_run(chosen, where, vocabulary=vocabulary)
+        # In its name, because that stands in every output: what a run was trained on tells what its anchors know.
         explainer = replace(explainer, name=f"{explainer.name}, {chosen.trained_on}")
         if warning := chosen.trained_on.warning(drawn):
             explainer = replace(explainer, notes=(f"!! {warning}", *explainer.notes))
@@ -113,6 +115,7 @@ def explain(
             where,
             vocabulary=vocabulary,
             weights=weights,
+            # Said only where nobody has asked for the bare backbone.
             notes=() if bare else (f"no run in {runs} was trained on such clips: this is the bare backbone",),
             **({"backbone": backbone} if backbone else {}),
         )
@@ -160,6 +163,7 @@ def print_pair(explanation: Explanation) -> None:
     out.print(facts, "")
     for number, line in enumerate(summary(explanation)):
         out.print(printable(line), style="bold" if number == 0 else None)
+    # Terms are explained where they first stand, since nobody knows nats and V_p from elsewhere.
     out.print(f"[dim]{explain_terms(explanation)['short']}[/]")
     _print_distributions(out, explanation)
     _print_vae(out, explanation)
@@ -197,24 +201,22 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
 def _print_vae(out: Console, explanation: Explanation) -> None:
     from calmctl.explain.words import explain_terms, percent
 
-    found = explanation.reconstruction
-    if found is None:
+    vae = explanation.reconstruction
+    if vae is None:
         return
     grid = section("What the VAE makes of it")
-    grid.add_row("[dim]S_hat[/]", _listed(found.text, explanation.labels, 3))
-    if found.closed is None:
+    grid.add_row("[dim]S_hat[/]", _listed(vae.text, explanation.labels, 3))
+    if vae.closed is None:
         closed = "nothing to close"
-    elif not found.sees_the_clip:
+    elif not vae.sees_the_clip:
         closed = "no nearer than a decoder that knows nothing"
     else:
-        closed = f"closes {_share(found.closed)} of the divergence"
-    grid.add_row(
-        "[dim]divergence[/]", f"{found.divergence:z.3f} nats, {closed};\n{found.prior_divergence:z.3f} at z = 0"
-    )
+        closed = f"closes {_share(vae.closed)} of the divergence"
+    grid.add_row("[dim]divergence[/]", f"{vae.divergence:z.3f} nats, {closed};\n{vae.prior_divergence:z.3f} at z = 0")
     grid.add_row(
         "[dim]posterior[/]",
-        f"mean sigma {found.sigma:z.2f}, {found.active} of {found.units} units active, KL {found.kl:z.2f} nats;\n"
-        f"S_hat moves by {percent(found.spread)} of its mass between samples of z",
+        f"mean sigma {vae.sigma:z.2f}, {vae.active} of {vae.units} units active, KL {vae.kl:z.2f} nats;\n"
+        f"S_hat moves by {percent(vae.spread)} of its mass between samples of z",
     )
     out.print(grid)
     out.print(f"[dim]{explain_terms(explanation)['vae']}[/]")
@@ -248,6 +250,7 @@ def _print_score(out: Console, explanation: Explanation) -> None:
 
 def _denied(explanation: Explanation, k: int) -> str:
     split = explanation.split
+    # A product of two minuses is positive: without a word it would read as if both had the anchor.
     both_less = split.text[k] < 0 and split.video[k] < 0
     return " [dim](both have less of it than usual)[/]" if both_less else ""
 
@@ -264,6 +267,7 @@ def _print_timeline(out: Console, explanation: Explanation) -> None:
     out.print(table)
     grid = facts_grid()
     for k in line.strongest(4):
+        # All on one scale, from nothing to the whole mass, so that strips can be compared.
         strip = sparkline(_pooled(line.video[:, k].tolist(), 40), top=1.0)
         grid.add_row(f"[{VIDEO}]{strip}[/]", printable(labels[k]))
     out.print(grid)
@@ -314,6 +318,7 @@ def _pooled(values: list[float], most: int) -> list[float]:
     """At most `most` numbers: the largest of each stretch."""
     if len(values) <= most:
         return values
+    # The largest, not the mean: a shape that blinks would vanish.
     return [max(values[i * len(values) // most : (i + 1) * len(values) // most]) for i in range(most)]
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from calmctl.store.writer import MergeReport
 
 
+# OpenAI's weights were trained with QuickGELU; the plain ViT-B-32 would run them with another activation.
 MODEL, WEIGHTS, FRAMES = "ViT-B-32-quickgelu", "openai", 12
 
 EXAMPLES = options.examples(
@@ -101,6 +102,7 @@ def extract(
     from calmctl.runs.run import find_run
 
     if merge:
+        # Before all else: merging reads stores and needs no model.
         _merge([Path(source) for source in sources], out, as_json)
         return
     if len(sources) != 1:
@@ -109,6 +111,7 @@ def extract(
     from calmctl.model.spec import check_backbone
 
     check_device(device)
+    # For its refusal: a run and a bare backbone exclude each other.
     options.is_bare(run, backbone, weights)
     chosen = find_run(run, runs) if run is not None else None
     if chosen is None:
@@ -122,6 +125,7 @@ def extract(
     from calmctl.runs.checkpoint import load_towers
     from calmctl.store.extract import extract as run_extract
 
+    # float32 unless somebody asks: evaluation from the store then equals evaluation from the videos.
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
     where = device if ray and device != "auto" else choose_device(device)
@@ -147,6 +151,7 @@ def extract(
     if as_json:
         print_json(report.to_json())
     else:
+        # What the next command has to be told, where it is not what recipes have anyway.
         recipe = chosen.recipe() if chosen else None
         used = {
             "backbone.model": (recipe.backbone.model if recipe else backbone or MODEL, MODEL),
@@ -154,7 +159,9 @@ def extract(
             "data.frames": (frames or (recipe.data.frames if recipe else FRAMES), FRAMES),
         }
         print_extracted(report, dataset, [f"{key}={value}" for key, (value, usual) in used.items() if value != usual])
+    # Every clip was dealt with, and there is nothing to search or to train on.
     if not report.clips_extracted + report.clips_kept and report.undecodable:
+        # Behind the table, which says why of each clip.
         note("[bold red]error:[/] no clip could be decoded")
         raise typer.Exit(1)
 
@@ -180,10 +187,12 @@ def _load(
         raise BadInput(f"--root belongs to a data set; {source} is a folder itself")
     if annotations is not None and captions is not None:
         raise BadInput("--captions and --annotations both name a folder's captions; give one")
+    # Two names of one file: a folder has captions, a data set has annotations.
     return load_dataset("folder", Path(source), protocol=protocol, annotations=captions or annotations, videos=videos)
 
 
 def _default_store(source: str, dataset: Dataset, backbone: str, part: tuple[int, int]) -> Path:
+    # The backbone's name is in it, because a store takes the features of one backbone alone.
     name = Path(source).resolve().name if dataset.name == "folder" else dataset.name
     words = [name, *([dataset.protocol] if dataset.protocol else []), Path(backbone).stem]
     store = "-".join(words) + (f".{part[0]}of{part[1]}" if part != (1, 1) else "")
@@ -246,7 +255,10 @@ def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]
     print_left_out({"not read": _listed(report.unread)}, noun="place")
     print_left_out({"not decodable": _listed(report.undecodable), "missing": _listed(report.missing)})
     if report.shard == (1, 1):
+        # What is printed can be pasted, also where a path holds blanks.
         store = shlex.quote(str(report.store))
+        # Only what has these splits can be trained on. Features are frozen, so an adapter is what learns beside the
+        # head.
         if dataset.splits.keys() >= {"train", "val"}:
             words = [f"data.features={store}", "backbone.adapter=linear", *map(shlex.quote, keys)]
             print_next(f"calmctl train recipes/{dataset.name}.yaml {' '.join(words)}")

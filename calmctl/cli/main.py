@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import typer
 
+# Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
 from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
 from calmctl.cli import eval as evaluation
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
@@ -19,6 +20,7 @@ app = typer.Typer(
     cls=options.Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
+    # Errors are sentences; who wants the traceback says --debug.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: calmctl demo\nAny command takes --debug to show the traceback of an error.",
@@ -37,6 +39,7 @@ app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evalua
 app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
 app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)
 app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
+# Names of two words, which `options.Group` resolves.
 app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPLES)(search.similar)
 app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
@@ -58,21 +61,26 @@ def main() -> None:
     """Run the command line; the process ends with 0 (fine), 1 (a failed run) or 2 (bad usage or bad input)."""
     fault: BaseException
     debug = "--debug" in sys.argv or bool(os.environ.get("CALMCTL_DEBUG"))
+    # Taken out by hand: every command takes it, at any place, and none declares it.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     out = secure_streams()
     try:
         try:
             app()
         except SystemExit:
+            # Typer ends every command so, a successful one too: now it can still be said that what was printed is
+            # lost.
             out.require_whole()
             raise
     except CalmError as error:
         fault, code, text = error, error.exit_code, str(error)
     except KeyboardInterrupt as error:
+        # 128 + SIGINT, as shells count.
         fault, code, text = error, 130, "interrupted"
     except ReaderLeft:
         sys.exit(0)
     except Exception as error:
+        # The one place that catches everything: who meets a fault of ours gets a sentence, too.
         fault, code = error, 1
         text = f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback"
     if debug:

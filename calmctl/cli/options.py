@@ -54,7 +54,10 @@ def _number(value: float | None) -> float | None:
     return value
 
 
+# Each end was met once: a beam of a million took all memory, 100,000,000 seeds never ended, and a temperature
+# of 1e-40 ended in a traceback.
 COUNT = Range(1, 1_000_000)
+# At most a day, as video/pool.py has it: an endless limit once made threads fail, and every clip was called broken.
 SECONDS = Range(0.1, 86_400)
 WORKERS = Range(1, 1024)
 FRAMES = Range(1, 1000)
@@ -97,6 +100,7 @@ Backbone = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="A bare open_clip model, demo-clip, or a config.", rich_help_panel=MODEL),
 ]
+# Not --weights: that chooses among a run's own files, and a bare backbone has a tag or a file.
 BackboneWeights = Annotated[
     str | None,
     typer.Option(
@@ -179,6 +183,7 @@ def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[
     crossed = _crossed(cross)
     for name, wanted in crossed:
         resolve(name, protocol_for(recipe.task, name, wanted))
+    # One store for two sets once gave the same numbers under both names.
     if features and len(features) != max(1, len(crossed)):
         raise BadInput(
             f"{len(features)} x --features and {len(crossed)} x --cross: a feature store is of one data set; give "
@@ -198,6 +203,7 @@ def test_sets(
     from calmctl.source.base import SourceSpec
 
     if crossed := _crossed(cross):
+        # Nothing is taken over from the run: where its own data lies says nothing of another set.
         stores: list[Path | None] = [*features] if features else [None] * len(crossed)
         return [
             SourceSpec(name, root, annotations, videos, wanted, store)
@@ -278,6 +284,7 @@ class RecipeCommand(TyperCommand):
                 from calmctl.recipe.load import nearest_keys
 
                 value = value or next(iter(args[place + 1 :]), "VALUE")
+                # An option is the nearer guess; only what looks like none is taken for a key.
                 options = get_close_matches(name, known, n=1, cutoff=0.75)
                 keys = [] if options else nearest_keys(name[2:].replace("-", "_"))
                 hints = options or [f"{key}={value}" for key in keys]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from calmctl.reproduce.work import Cost
 
 
+# Typed out: the rows' module imports the recipes' schema, which no help needs.
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "ablations")
 DEMO = "demo"
 
@@ -83,6 +84,7 @@ def reproduce(
     Finished runs are used again, interrupted ones go on. Tables are also written as JSON and Markdown.
     """
     names = [word for word in tables if "=" not in word]
+    # A device is a recipe key like any other, and trainings get it as one.
     overrides = tuple(word for word in tables if "=" in word) + ((f"device={device}",) if device != "auto" else ())
     unknown = [name for name in names if name not in TABLES]
     if unknown or not names:
@@ -92,55 +94,64 @@ def reproduce(
     check_device(device)
     loading("the model library")
     from calmctl.device import choose_device
-    from calmctl.reproduce.reproduce import as_json as table_json
-    from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
+    from calmctl.reproduce.reproduce import (
+        choose_rows,
+        measure,
+        plan_tables,
+        require_present,
+        table_to_json,
+        write_table,
+    )
     from calmctl.reproduce.work import Cost, estimate, reproducing, work_off
 
     where = choose_device(device)
     keys = rows.split(",") if rows else []
-    with progress_bar("items") as bar, ExitStack() as held:
+    with progress_bar("items") as bar, ExitStack() as stack:
         watcher = StageWatcher(bar)
         if str(data) == DEMO:
             from calmctl.reproduce.stand_in import find_stand_in, make_stand_in, planned_stand_in, stand_in_table
 
             chosen = [choose_rows(stand_in_table(name, runs), keys) for name in names]
-            if not dry_run:
-                held.enter_context(reproducing(runs))
+            if not dry_run:  # held before looking, since what is missing is made at once
+                stack.enter_context(reproducing(runs))
             world = find_stand_in(demo_root, runs)
-            made = world is not None
+            world_exists = world is not None
             if world is None:
+                # A dry run makes nothing, the world included.
                 world = planned_stand_in(demo_root, runs) if dry_run else make_stand_in(demo_root, runs, watcher)
         else:
             from calmctl.reproduce.datasets import folder_world
             from calmctl.reproduce.rows import published_table
 
             chosen = [choose_rows(published_table(name), keys) for name in names]
-            world, made = folder_world(data, chosen), True
+            world, world_exists = folder_world(data, chosen), True
         plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
         if dry_run:
             drawn = "not measured: the demo world is not drawn yet, which the command without --dry-run does first"
             try:
-                missing = "not measured: data is missing" if made else drawn
-                cost = Cost(None, None, missing) if plan.missing or not made else estimate(plan.jobs)
+                missing = "not measured: data is missing" if world_exists else drawn
+                cost = Cost(None, None, missing) if plan.missing or not world_exists else estimate(plan.jobs)
             except CalmError as fault:  # weights that are not at hand, say: a plan is wanted all the same
                 cost = Cost(None, None, f"not measured: {fault}")
             if as_json:
                 print_json(plan_json(plan, cost))
             else:
-                print_plan(plan, cost, made=made)
+                print_plan(plan, cost, world_exists=world_exists)
             return
         require_present(plan)
         if str(data) != DEMO:
-            held.enter_context(reproducing(runs))
+            stack.enter_context(reproducing(runs))
             # Two that look at once would both train what is missing: look again, now that nobody else does.
             plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
-        print_plan(plan, estimate(plan.jobs), made=True, to_stderr=True)
+        # On stderr: standard output has the tables, or JSON, and nothing else.
+        print_plan(plan, estimate(plan.jobs), world_exists=True, to_stderr=True)
         work_off(plan.jobs, runs, watcher=watcher)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
+    # Stands in the Markdown, so that whoever reads the table can make it again.
     command = shlex.join(["calmctl", *sys.argv[1:]])
     files = [path for table in filled for path in write_table(table, runs, command)]
     if as_json:
-        print_json([table_json(table) for table in filled])
+        print_json([table_to_json(table) for table in filled])
     else:
         print_tables(filled)
         stdout().print("\n".join(["", *(f"wrote {path}" for path in files)]), soft_wrap=True, markup=False)
@@ -182,12 +193,12 @@ def plan_json(plan: Plan, cost: Cost) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: Plan, cost: Cost, *, made: bool, to_stderr: bool = False) -> None:
+def print_plan(plan: Plan, cost: Cost, *, world_exists: bool, to_stderr: bool = False) -> None:
     """Print what tables need and take, within 80 columns."""
     out = stderr() if to_stderr else stdout()
     for table in plan.tables:
         out.print(Text(f"{table.title}: {counted(len(table.rows), 'row')}", style="bold"))
-    if not made:
+    if not world_exists:
         out.print("The demo world is not made yet: it is drawn, and its CLIP trained, in a few minutes at first.")
     grid = Sheet(show_header=False)
     grid.add_column(no_wrap=True)
@@ -195,16 +206,18 @@ def print_plan(plan: Plan, cost: Cost, *, made: bool, to_stderr: bool = False) -
     grid.add_column(overflow="fold")
     for each in plan.found.values():
         mark = Text("there", style="green") if each.present else Text("missing", style="bold red")
-        if not (each.present or made):
+        if not (each.present or world_exists):
             mark = Text("to come", style="yellow")  # the command makes it, nobody has to bring it
         if each.online:
             mark = Text("online", style="yellow")
-        grid.add_row(mark, printable(each.what), printable(each.says if each.present or made else "is made first"))
+        grid.add_row(
+            mark, printable(each.what), printable(each.says if each.present or world_exists else "is made first")
+        )
     out.print(grid)
     states = Counter(job.state for job in plan.jobs)
     kinds = ", ".join(f"{states[state]} {state}" for state in ("finished", "interrupted", "new") if states[state])
     out.print(f"{counted(len(plan.jobs), 'run')} ({kinds}); rows that several tables share run once")
-    _print_cost(out, cost, made=made)
+    _print_cost(out, cost, world_exists=world_exists)
     for name, reasons in plan.left_out.items():
         for what, why in reasons.items():
             out.print(f"[yellow]left out of {name}[/]: {printable(what)}: {printable(why)}", soft_wrap=True)
@@ -224,13 +237,14 @@ def print_tables(filled: list[Filled]) -> None:
             out.print(_grid(block, stand_in=table.table.stand_in))
         out.print()
         for line in cells.legend(table):
+            # In red, because an audit of a leak must not be taken for a result.
             style = "bold red" if line.startswith(("!!", "leak")) else "dim"
             out.print(Text(line, style=style))
 
 
-def _print_cost(out: Console, cost: Cost, *, made: bool) -> None:
+def _print_cost(out: Console, cost: Cost, *, world_exists: bool) -> None:
     if cost.seconds is None:
-        out.print(f"time and memory {printable(cost.how)}{f'; {_PAPER_TIME}' if made else ''}")
+        out.print(f"time and memory {printable(cost.how)}{f'; {_PAPER_TIME}' if world_exists else ''}")
         return
     from calmctl.training.train import format_duration
 
@@ -267,6 +281,7 @@ def _grid(block: Block, *, stand_in: bool) -> Sheet:
 
 def demo(
     overrides: options.Overrides = None,
+    # The recipes' own, so that a plain training of a recipe is the demo's run once more.
     seed: options.Seed = 24,
     as_json: options.Json = False,
     root: options.Root = None,
@@ -325,6 +340,7 @@ def print_demo(done: Demo, root: Path) -> None:
             f"{difference.interval.low:+z.1f} to {difference.interval.high:+z.1f}."
         )
     out.print(
+        # No verdict from one seed: the interval is over clips, and seeds vary beside it.
         "One seed, whose luck no interval over clips knows: whether CALM helps takes several "
         "(calmctl reproduce table7 --data demo, or calmctl demo --seed N).\n"
     )

@@ -41,6 +41,7 @@ def captions(
     from calmctl.runtime import environment
 
     options.require_known("--tokenizer", tokenizer, TOKENIZER_CHOICES)
+    # References first: their ids decide what the name of a caption means.
     known = read_references(references)
     found = read_hypotheses(hypotheses, known)
     with progress_bar("captions") as bar:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from calmctl.search.exact import Recall
-    from calmctl.search.model import Seeker
+    from calmctl.search.model import SearchModel
     from calmctl.search.search import Found, Ranked, Search, Shared
 
 
@@ -58,6 +58,7 @@ Where = Annotated[
 Why = Annotated[bool, typer.Option("--why", help="The anchors that sentence and clip share.")]
 Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Search windows so long.", panel=options.DATA)]
 
+# As in search/collection.py, which imports torch.
 CACHE = Path("features/search")
 
 SEARCH_EXAMPLES = options.examples(
@@ -120,21 +121,21 @@ def search(
         raise BadInput("--candidates belongs to --approximate; the exact search looks at every clip")
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
-    asked = _sentences(sentences, queries)
-    if not asked:
+    query_texts = _sentences(sentences, queries)
+    if not query_texts:
         raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
     if approximate:
         from calmctl.search.exact import require_usearch
 
         require_usearch()
     check_device(device)
-    seeker = _seeker(run, runs, backbone, weights, device, why, _drawn(where))
-    _say_cut(seeker, asked)
+    search_model = _search_model(run, runs, backbone, weights, device, why, _drawn(where))
+    _note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
-        engine = _open(seeker, where, window, stride_s, videos, cache, bar)
-        found = engine.sentences(asked, top, approximate=approximate, **_given(candidates))
-    _say_left_out(engine)
-    _show(found, html, as_json)
+        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        result = engine.sentences(query_texts, top, approximate=approximate, **_given(candidates))
+    _note_left_out(engine)
+    _show(result, html, as_json)
 
 
 def similar(
@@ -169,12 +170,12 @@ def similar(
     require_folder(where, "name a folder of videos or a feature store with --in")
     check_device(device)
     _require_video(clip)
-    seeker = _seeker(run, runs, backbone, weights, device, False, _drawn(where))
+    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
     with progress_bar("items") as bar:
-        engine = _open(seeker, where, window, stride_s, videos, cache, bar)
-        found = engine.similar(Sample(clip.stem, clip), top)
-    _say_left_out(engine)
-    _show(found, html, as_json)
+        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        result = engine.similar(Sample(clip.stem, clip), top)
+    _note_left_out(engine)
+    _show(result, html, as_json)
 
 
 def captions(
@@ -202,13 +203,13 @@ def captions(
     check_device(device)
     _require_video(clip)
     sentences = read_sentences(file)
-    seeker = _seeker(run, runs, backbone, weights, device, why, drawn([clip.stem]))
-    _say_cut(seeker, sentences)
+    search_model = _search_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
+    _note_cut(search_model, sentences)
     from calmctl.search.search import rank_sentences
 
-    ranked = rank_sentences(seeker, Sample(clip.stem, clip), sentences, top)
+    ranked = rank_sentences(search_model, Sample(clip.stem, clip), sentences, top)
     if as_json:
-        print_json({"by": seeker.name, "video": str(clip), "sentences": [asdict(each) for each in ranked]})
+        print_json({"by": search_model.name, "video": str(clip), "sentences": [asdict(each) for each in ranked]})
     else:
         print_sentences(str(clip), ranked)
 
@@ -243,15 +244,15 @@ def recall(
     stride_s = check_windows(window, stride)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
-    asked = _sentences(sentences, queries)
+    query_texts = _sentences(sentences, queries)
     require_usearch()
     check_device(device)
-    seeker = _seeker(run, runs, backbone, weights, device, False, _drawn(where))
-    _say_cut(seeker, asked)
+    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
+    _note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
-        engine = _open(seeker, where, window, stride_s, videos, cache, bar)
-        measured = engine.recall(asked or engine.sampled_captions(), **_given(candidates))
-    _say_left_out(engine)
+        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
+    _note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
 
 
@@ -277,8 +278,8 @@ def _require_video(clip: Path) -> None:
     video_extent(clip)
 
 
-def _say_cut(seeker: Seeker, sentences: Sequence[str]) -> None:
-    if cut := seeker.model.backbone.tokens.cut(sentences, "sentence"):
+def _note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+    if cut := search_model.model.backbone.tokens.cut(sentences, "sentence"):
         note(f"[yellow]{cut}[/]")
 
 
@@ -293,20 +294,23 @@ def _drawn(where: Path) -> bool:
     from calmctl.files import read_json
     from calmctl.store.format import INDEX
 
+    # Before a model is asked for: which one answers depends on what lies here.
     if (where / INDEX).is_file():
         index = read_json(where / INDEX, what="feature store", error=StoreError)
         header = index.get("header") if isinstance(index, dict) else None
+        # A store says whose it is; a folder is known by the names in it.
         return isinstance(header, dict) and str(header.get("dataset")).startswith("demo")
-    found = FolderClips(where)
-    if not found.ids:
-        raise DatasetError(f"{where}: {found.no_video()}; name another folder or a feature store with --in")
-    return drawn([Path(name).name for name in found.ids])
+    folder_clips = FolderClips(where)
+    if not folder_clips.ids:
+        raise DatasetError(f"{where}: {folder_clips.no_video()}; name another folder or a feature store with --in")
+    return drawn([Path(name).name for name in folder_clips.ids])
 
 
-def _seeker(
+def _search_model(
     name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
-) -> Seeker:
+) -> SearchModel:
     """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
+    # Named things first: a guess is made only where nobody said what shall answer.
     bare = backbone is not None or weights is not None
     run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
     if run is None:
@@ -314,21 +318,21 @@ def _seeker(
     loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.device import choose_device
-    from calmctl.search.model import seek_bare, seek_with_run
+    from calmctl.search.model import bare_search_model, search_model_of_run
 
     chosen = choose_device(device)
     if run is not None:
-        seeker = seek_with_run(run, chosen, why=why)
+        search_model = search_model_of_run(run, chosen, why=why)
         warning = run.trained_on.warning(drawn)
-        return replace(seeker, name=f"{seeker.name} !! {warning}") if warning else seeker
-    seeker = seek_bare(chosen, backbone=backbone, weights=weights, why=why)
-    for text in seeker.model.backbone.notes:
+        return replace(search_model, name=f"{search_model.name} !! {warning}") if warning else search_model
+    search_model = bare_search_model(chosen, backbone=backbone, weights=weights, why=why)
+    for text in search_model.model.backbone.notes:
         note(printable(text))
-    return seeker
+    return search_model
 
 
 def _open(
-    seeker: Seeker,
+    search_model: SearchModel,
     where: Path,
     window: float | None,
     stride: float | None,
@@ -340,19 +344,21 @@ def _open(
     from calmctl.search.search import Search
 
     tell = readings(bar)
-    opened = partial(open_collection, where, seeker, window_s=window, stride_s=stride, stores=cache, progress=tell)
+    opened = partial(
+        open_collection, where, search_model, window_s=window, stride_s=stride, stores=cache, progress=tell
+    )
     collection = opened(videos=videos)
     try:
-        return Search(seeker, collection, tell)
+        return Search(search_model, collection, tell)
     except StoreError:
         if collection.is_store:
             raise
     # Features of a folder are ours to make again; of a store they are not.
     note("a file of the extracted features is damaged: making it again")
-    return Search(seeker, opened(verify=True), tell)
+    return Search(search_model, opened(verify=True), tell)
 
 
-def _say_left_out(engine: Search) -> None:
+def _note_left_out(engine: Search) -> None:
     from calmctl.store.store import NOT_EXTRACTED
 
     collection = engine.collection
@@ -363,24 +369,26 @@ def _say_left_out(engine: Search) -> None:
         note(f"[bold red]!! {pending:,} of {whole} are not extracted yet and cannot be found[/]")
     if engine.not_kept is not None:
         note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
+    # A file that could not be measured has no windows, and counts as a clip.
     for unit in ("clip", "window"):
-        told = {each.id: each.reason for each in collection.left_out if ("#t=" in each.id) == (unit == "window")}
-        print_left_out({str(collection.name): told}, noun=unit)
+        reasons = {each.id: each.reason for each in collection.left_out if ("#t=" in each.id) == (unit == "window")}
+        print_left_out({str(collection.name): reasons}, noun=unit)
     not_read = {each.id: each.reason for each in collection.unread}
     print_left_out({f"{collection.name}, not read": not_read}, noun="place")
     if collection.passed_over is not None:
         note(f"[dim]{printable(collection.passed_over)}[/]")
 
 
-def _show(found: Found, html: Path | None, as_json: bool) -> None:
+def _show(result: Found, html: Path | None, as_json: bool) -> None:
     if html is not None:
+        # Before printing, which may end early where its reader leaves.
         from calmctl.search.sheet import write_sheet
 
-        write_sheet(found, html)
+        write_sheet(result, html)
     if as_json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        print_found(found)
+        print_found(result)
     if html is not None:
         note(f"wrote {printable(str(html))}")
 
@@ -388,12 +396,12 @@ def _show(found: Found, html: Path | None, as_json: bool) -> None:
 # What `calmctl search` shows on a terminal of 80 columns.
 
 
-def print_found(found: Found) -> None:
+def print_found(result: Found) -> None:
     """Print every query's hits."""
     from calmctl.search.sheet import moment
 
     out = stdout()
-    for answer in found.answers:
+    for answer in result.answers:
         out.print(f"[bold]{printable(answer.query)}[/]")
         table = _table("clip", "when")
         for hit in answer.hits:
@@ -405,9 +413,10 @@ def print_found(found: Found) -> None:
                 table.add_row("", "", _anchors(hit.shared), "")
         out.print(table, "")
     out.print(
-        f"[dim]{counted(found.clips, found.unit)} of {printable(str(found.collection))}\n{printable(found.method)}[/]"
+        f"[dim]{counted(result.clips, result.unit)} of {printable(str(result.collection))}\n"
+        f"{printable(result.method)}[/]"
     )
-    out.print(f"[dim]by {printable(found.seeker)}[/]")
+    out.print(f"[dim]by {printable(result.seeker)}[/]")
 
 
 def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:

@@ -69,12 +69,14 @@ def train(
         raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
     former = find_run(str(resume), runs) if resume else None
     if former is not None:
+        # The run's own recipe and not the file that it came from, which may have changed since.
         resolved = former.recipe_to_resume()
     else:
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
         from calmctl.model.spec import check_backbone
 
         check_backbone(resolved.backbone.model, resolved.backbone.weights)
+    # Device, anchors and data are looked up now: a name that does not exist needs no torch to be refused.
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
     resolve(resolved.data.dataset, protocol_for(resolved.task, resolved.data.dataset, resolved.data.protocol))
@@ -103,6 +105,7 @@ def train(
                 watcher=watcher,
                 world=world,
             )
+            # It served to go on, and the run is finished.
             trained.run.drop_state()
     _print_trained(trained, as_json)
 
@@ -122,6 +125,7 @@ def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
     for sentence in plan["notes"]:
         table.add_row("note", printable(sentence))
     stdout().print(table)
+    # What would have to be said of the numbers is said before the hours that they take.
     for caveat in plan["caveats"]:
         stdout().print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
     print_left_out(plan["left_out"])
@@ -185,6 +189,7 @@ def list_() -> None:
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it does")
     for path in list_recipes():
+        # A recipe's first line says what it does.
         first = path.read_text(encoding="utf-8").splitlines()[0]
         table.add_row(path.stem, first.removeprefix("#").strip())
     stdout().print(table)
@@ -235,6 +240,7 @@ def cp(
     from calmctl.files import write_bytes
     from calmctl.recipe import resolve_recipe
 
+    # A dangling link counts as there.
     if os.path.lexists(target):
         raise RecipeError(f"{target} exists already; choose another name")
     write_bytes(target, _read(resolve_recipe(recipe)))

@@ -24,6 +24,7 @@ _KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """A whole file of at most `most` bytes."""
     try:
+        # Asked first, for a sentence with the limit in it; `read_regular` holds the limit where a file grows or lies.
         if path.stat().st_size > most:
             raise DatasetError(f"{path} is larger than {most // 1024**2:,} MiB, too large for an annotation file")
         return read_regular(path, most)
@@ -66,7 +67,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """A list file: one name a line, blanks around it dropped."""
+    """A list file: one name per line, blanks around it dropped."""
     return [line.strip() for _, line in read_lines(path)]
 
 
@@ -77,6 +78,8 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iter
         DatasetError: When one of `columns` is not in the header, a column is there twice, or a row has not as many
             fields as the header.
     """
+    # Strict, or csv reads on behind a quotation mark that nobody closes and makes one caption of all rows below.
+    # newline: a line end inside quotes is part of its cell.
     rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -88,6 +91,8 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iter
             place = f"{path}:{rows.line_num}"
             if not row:
                 continue
+            # A comma in a caption without quotes makes one field more. Whatever pairs names and cells without
+            # counting cuts the sentence there.
             if len(row) != len(header):
                 raise DatasetError(f"{place}: {len(row)} fields, the header has {len(header)}")
             yield place, dict(zip(header, row, strict=True))
@@ -238,6 +243,7 @@ def read_captions(path: Path, is_clip: Callable[[str], bool] = lambda name: Fals
 def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     tabs = path.suffix.lower() == ".tsv"
     if path.suffix.lower() == ".txt":
+        # The header tells which it is: sentences hold commas in both.
         tabs = "\t" in next(read_lines(path), (1, ""))[1]
     for place, record in read_table(path, [], "\t" if tabs else ","):
         for key, cell in record.items():
@@ -246,6 +252,7 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"{place}: a list stands in one cell, {shown(cell)}; give each caption a row of its own, or write "
                     "the file as JSON, where lists are read"
                 )
+        # An empty cell is left out like a key that is not there; an empty caption stays, to be counted as left out.
         yield place, {key: value for key, value in record.items() if value or key.lower() in _CAPTION_KEYS}
 
 
@@ -261,10 +268,12 @@ def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _generated(content: dict[str, Any]) -> dict[str, Any]:
     """{video: captions} of what `calmctl caption --json` prints, which holds more, and as it is of anything else."""
-    held = content.get("captions")
-    if "search" not in content or not isinstance(held, dict):
+    captions = content.get("captions")
+    if "search" not in content or not isinstance(captions, dict):
         return content
-    return {video: each.get("caption", each) if isinstance(each, dict) else each for video, each in held.items()}
+    return {
+        video: entry.get("caption", entry) if isinstance(entry, dict) else entry for video, entry in captions.items()
+    }
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -280,6 +289,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def lower_keys(record: dict[str, Any], place: str) -> dict[str, Any]:
     """A row or an object by its keys in lower case; two that differ in capitals only are refused."""
     lowered = {key.strip().lower(): value for key, value in record.items()}
+    # The later of two would win without a word.
     if len(lowered) < len(record):
         raise DatasetError(f"{place}: {shown(', '.join(record))}: two of these differ in capitals only; rename one")
     return lowered
@@ -289,25 +299,31 @@ def _choice(
     records: list[tuple[str, dict[str, Any]]], is_clip: Callable[[str], bool]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The keys that may name a video, the first to be taken first, and notes on what is not taken."""
-    found = [key for key in _VIDEO_KEYS if any(key in record for _, record in records)]
+    video_keys = [key for key in _VIDEO_KEYS if any(key in record for _, record in records)]
     notes = []
     if any(sum(key in record for key in _VIDEO_KEYS) > 1 for _, record in records):
+        # Counted in the values: a metadata.csv as the Hub has it numbers its rows under `id`, beside the `file_name`
+        # that is meant.
         clips = {
             key: sum(is_clip(str(record[key])) for _, record in records if isinstance(record.get(key), int | str))
-            for key in found
+            for key in video_keys
         }
-        found.sort(key=lambda key: -clips[key])
-        notes.append(f"videos are named by {found[0]!r}; {listing([repr(key) for key in found[1:]])} not taken")
-    told = [key for key in _CAPTION_KEYS if any(key in record for _, record in records)]
+        video_keys.sort(key=lambda key: -clips[key])
+        notes.append(
+            f"videos are named by {video_keys[0]!r}; {listing([repr(key) for key in video_keys[1:]])} not taken"
+        )
+    caption_keys = [key for key in _CAPTION_KEYS if any(key in record for _, record in records)]
     if any(sum(key in record for key in _CAPTION_KEYS) > 1 for _, record in records):
-        notes.append(f"captions are those of {told[0]!r}; {listing([repr(key) for key in told[1:]])} not taken")
+        notes.append(
+            f"captions are those of {caption_keys[0]!r}; {listing([repr(key) for key in caption_keys[1:]])} not taken"
+        )
     known = (*_VIDEO_KEYS, *_CAPTION_KEYS, "split", "")
     if other := [
         repr(key) for key in dict.fromkeys(key for _, record in records for key in record) if key not in known
     ]:
         some = listing(other) if len(other) <= _MOST_NAMED else f"{', '.join(other[:_MOST_NAMED])}, ... ({len(other)})"
         notes.append(f"columns not read: {some}")
-    return tuple(found), tuple(notes)
+    return tuple(video_keys), tuple(notes)
 
 
 def _row(record: dict[str, Any], video_keys: tuple[str, ...], place: str) -> CaptionRow:
@@ -335,7 +351,7 @@ def _one_of(record: dict[str, Any], keys: tuple[str, ...], place: str) -> Any:
 
 
 def write_captions(path: Path, captions: Mapping[str, str]) -> dict[str, int]:
-    """Write one caption a video so that `read_captions` reads it back, and a training can start from it.
+    """Write one caption per video so that `read_captions` reads it back, and a training can start from it.
 
     Of ten videos in order one is for the test and one for validation, from three videos on (our choice); the column
     is the user's to change.
@@ -350,6 +366,7 @@ def write_captions(path: Path, captions: Mapping[str, str]) -> dict[str, int]:
     rows = [{"video": video, "caption": caption} for video, caption in captions.items()]
     if len(rows) > 2:
         for number, row in enumerate(rows):
+            # Below ten videos the first is for the test and the second for validation, so that both splits are there.
             place = number % 10 if len(rows) >= 10 else 9 - number
             row["split"] = {8: "val", 9: "test"}.get(place, "train")
     match path.suffix.lower():

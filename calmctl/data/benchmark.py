@@ -80,6 +80,7 @@ def build_split(
     clips: dict[str, Clip] = {}
     left_out: list[LeftOut] = []
     check_text(annotated.clip_ids, f"{title}: a clip id of the {name} split")
+    # Lists repeat some clips; each is one candidate.
     for clip_id in dict.fromkeys(annotated.clip_ids):
         path = find(clip_id)
         if need_captions and clip_id not in captioned:
@@ -127,6 +128,7 @@ def carve_val(
         The splits with "val" (absent where no clip is taken), and a note for the report.
     """
     train = splits["train"]
+    # A tenth, rounded up: two clips are enough for both splits.
     n_val = min(default, -(-len(train.clips) // 10)) if wanted is None else wanted
     if wanted is None and len(train.clips) < 2:
         n_val = 0
@@ -154,6 +156,8 @@ def _part(split: Split, name: str, keep: Callable[[str], bool]) -> Split:
         clips=tuple(split.clips[position] for position in kept),
         captions=tuple(caption for caption, _ in pairs),
         owners=tuple(owner for _, owner in pairs),
+        # What is missing is counted once, with the part that keeps the name. Nothing is published that carved clips
+        # could differ from.
         left_out=split.left_out if name == split.name else (),
         differs=split.differs if name == split.name else (),
     )
@@ -239,7 +243,7 @@ def load_benchmark(
     title = f"{benchmark.name} {protocol_name}".strip()
     protocol = benchmark.protocols[protocol_name]
     where = places(benchmark.name, root, annotations, videos)
-    found: dict[str, Annotated] = {}
+    annotated_splits: dict[str, Annotated] = {}
     absent: dict[str, str] = {}
     used: dict[Path, None] = {}
     for name, files, annotated in read_splits(benchmark, protocol_name, where):
@@ -249,23 +253,24 @@ def load_benchmark(
             raise annotated
         else:
             used |= dict.fromkeys(files.values())
-            found[name] = annotated
-    if not found:
+            annotated_splits[name] = annotated
+    if not annotated_splits:
         raise DatasetError(next(iter(absent.values())))
 
-    listed = list_videos(benchmark, where, found.values())
+    # Clips are looked for last: where no split can be read, what lies in the folders says nothing.
+    listed = list_videos(benchmark, where, annotated_splits.values())
     splits = {
         name: replace(build_split(title, name, split, listed.find), differs=_differences(name, split, protocol))
-        for name, split in found.items()
+        for name, split in annotated_splits.items()
     }
     if not any(split.clips for split in splits.values()):
-        n_clips = len({clip_id for split in found.values() for clip_id in split.clip_ids})
+        n_clips = len({clip_id for split in annotated_splits.values() for clip_id in split.clip_ids})
         raise DatasetError(
             f"{title}: not one of its {n_clips:,} clips is in {listing(where.videos)}; get them from "
             f"{benchmark.owners['clips']}, or say where they are with --videos"
         )
     notes = [f"annotations: {listing([f'{file.name} (SHA-256 {sha256_file(file)[:12]})' for file in used])}"]
-    for name, split in found.items():
+    for name, split in annotated_splits.items():
         notes += [f"{name}: {note}" for note in (*split.notes, *_oddities(split), *splits[name].differs)]
     notes += [f"{name}: not one of its clips was found" for name, split in splits.items() if not split.clips]
     notes += absent.values()
@@ -288,6 +293,7 @@ def read_splits(
     """
     title, protocol = f"{benchmark.name} {protocol_name}".strip(), benchmark.protocols[protocol_name]
     for name, choices in protocol.files.items():
+        # A complete set alone is read: half of one with half of another would be a split that nobody published.
         files = first_complete(choices, where)
         if files is None:
             ways = missing_ways(choices, where)
@@ -329,6 +335,7 @@ def missing_ways(choices: Sequence[Sequence[str]], where: Places) -> list[list[s
 def _check_names(split: Annotated, place: str) -> None:
     """Refuse ids that could name something outside the folder of clips."""
     for clip_id in split.clip_ids:
+        # A second lock: ids are looked up in listings and never joined to a path.
         if clip_id in ("", ".", "..") or set(clip_id) & set("/\\\0"):
             raise DatasetError(f"{place} names {shown(clip_id)}, which is not the name of a clip")
 
@@ -338,6 +345,7 @@ def list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]
     clip_ids = {clip_id for split in splits for clip_id in split.clip_ids}
     listed = VideoFiles(where.videos[0], benchmark.id_of)
     for folder in where.videos[1:]:
+        # One clip is enough: a folder that holds some of them is the one that is meant, and its gaps are told.
         if any(isinstance(listed.find(clip_id), Path) for clip_id in clip_ids):
             break
         listed = VideoFiles(folder, benchmark.id_of)
@@ -373,6 +381,7 @@ def differences(split: Annotated, published: Published) -> list[str]:
         for what, count, known in sizes
         if known is not None and count != known
     ]
+    # Counts first, because they say how it differs. A digest is known where the real files were at hand.
     if not differing and published.sha256 not in (None, split_digest(split)):
         differing.append("as many clips and captions as published, but not the same ones (their digest differs)")
     return differing

@@ -1,4 +1,4 @@
-"""Where a dataset's files belong, in words."""
+"""What a dataset needs and where that belongs; and what of it is there: `calmctl data where` and `data check`."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def overview() -> str:
 def kept_for_searches(features: Path = Path("features")) -> str:
     """What searches keep below a folder of features, and how large it is; "" where there is nothing."""
     folders = [folder for folder in (features / "search", *features.glob("*/search")) if folder.is_dir()]
+    # Not what links lead to: that is nobody's to delete here.
     size = sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if not file.is_dir())
     if not size:
         return ""
@@ -110,6 +111,7 @@ def _layout(name: str) -> list[str]:
 
 def _wrapped(text: str, indent: str = "", label: str = "") -> list[str]:
     first = label.ljust(len(indent))
+    # Names of files break at no hyphen: they are copied from here.
     return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
@@ -162,7 +164,7 @@ class CheckReport:
         """Nothing is missing and nothing is wrong."""
         return all(finding.state in ("ok", "unused", "note") for finding in self.findings)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The report for programs."""
         folders = {"annotations": [*map(str, self.annotations)], "videos": [*map(str, self.videos)]}
         return {**asdict(self), **folders, "complete": self.complete}
@@ -199,7 +201,7 @@ def check_dataset(
         videos: Folder of the clips, where they are elsewhere.
         decode: Decode `n_frames` of every clip that is there, in worker processes, as extraction does.
         n_frames: Frames of a clip to decode.
-        workers: Decoding processes; None for one a core.
+        workers: Decoding processes; None for one per core.
         timeout_s: Time limit for one clip, in seconds.
         progress: Told after every clip decoded.
         cut_captions: `model.tokens.Tokens.cut` of the text tower that is to read the captions.
@@ -227,10 +229,11 @@ Clips = dict[str, list[Clip]]
 
 def _copies(clips: Clips) -> Iterator[Finding]:
     """A finding for each two splits that share files: what was trained on tests nothing."""
+    # By content: a copy of a training clip under another name once tested at R@1 100, and nothing said so.
     contents = {split: contents_of(some) for split, some in clips.items()}
     for first, second in combinations(contents, 2):
-        seen = set(contents[first].values())
-        if shared := [key for key, content in contents[second].items() if content in seen]:
+        known_contents = set(contents[first].values())
+        if shared := [key for key, content in contents[second].items() if content in known_contents]:
             text = f"{counted(len(shared), 'clip')} shared with {first}: the files are the same (first: {shared[0]})"
             yield Finding("shared file", second, "wrong", text)
 
@@ -240,33 +243,37 @@ def _check_benchmark(
 ) -> tuple[CheckReport, Clips]:
     protocol = benchmark.protocols[protocol_name]
     findings = list(_annotation_files(benchmark, protocol, where))
-    found: dict[str, Annotated] = {}
+    annotated_splits: dict[str, Annotated] = {}
     for split, files, annotated in read_splits(benchmark, protocol_name, where):
         if not files:
             findings.append(Finding("split", split, "missing", "its annotation files are not complete"))
         elif isinstance(annotated, DatasetError):
             findings.append(Finding("split", split, "wrong", str(annotated)))
         else:
-            found[split] = annotated
+            annotated_splits[split] = annotated
             findings.append(_split(split, annotated, protocol))
     clips: Clips = {}
     missing: dict[str, dict[str, str]] = {}
     unread: tuple[LeftOut, ...] = ()
-    notes = [_cut(split, [text for _, text in annotated.captions], cut_captions) for split, annotated in found.items()]
-    if found and where.videos:
-        listed = list_videos(benchmark, where, found.values())
+    notes = [
+        _cut(split, [text for _, text in annotated.captions], cut_captions)
+        for split, annotated in annotated_splits.items()
+    ]
+    if annotated_splits and where.videos:
+        listed = list_videos(benchmark, where, annotated_splits.values())
         unread = listed.unread
-        for split, annotated in found.items():
+        for split, annotated in annotated_splits.items():
             files_of = {clip_id: listed.find(clip_id) for clip_id in dict.fromkeys(annotated.clip_ids)}
             window = annotated.start_s, annotated.end_s
+            # With the protocol's window: decoding is tried on what will be read, not on whole files.
             clips[split] = [Clip(key, path, *window) for key, path in files_of.items() if isinstance(path, Path)]
             missing[split] = {key: file.reason for key, file in files_of.items() if isinstance(file, Missing)}
-            told = any(map(missing.get, list(missing)[:-1]))  # who has them need only be said once
+            owner_named = any(map(missing.get, list(missing)[:-1]))  # who has them need only be said once
             findings.append(
-                _videos(split, len(clips[split]), missing[split], None if told else benchmark.owners["clips"])
+                _videos(split, len(clips[split]), missing[split], None if owner_named else benchmark.owners["clips"])
             )
     findings += [*(note for note in notes if note), *_not_read(unread)]
-    reasons = {each.id: each.reason for each in unread}
+    reasons = {folder.id: folder.reason for folder in unread}
     report = CheckReport(
         benchmark.name, protocol_name, where.annotations, where.videos, tuple(findings), missing, reasons
     )
@@ -298,6 +305,7 @@ def _annotation_files(benchmark: Benchmark, protocol: Protocol, where: Places) -
         elif name in used:
             yield Finding("annotation file", name, "ok", f"read for {listing(used[name])}")
         elif path is not None:
+            # Said, so that nobody wonders why a file that is there changes nothing.
             yield Finding("annotation file", name, "unused", "recognised; nothing is read from it here")
 
 
@@ -307,6 +315,7 @@ def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
     if published is None:
         return Finding("split", name, "ok", f"{size}; nothing is published to compare with")
     notes = "".join(f"; {note}" for note in annotated.notes)
+    # A difference is a fault even if every clip is there: numbers on another split stand beside no published ones.
     if differing := differences(annotated, published):
         return Finding("split", name, "wrong", "; ".join(differing) + notes)
     if published.sha256:
@@ -333,10 +342,10 @@ def _cut(split: str, captions: Sequence[str], cut_captions: CutCaptions) -> Find
 
 
 def _not_read(unread: Sequence[LeftOut]) -> list[Finding]:
-    """A line a reason, with the first names."""
+    """One line per reason, with the first names."""
     by_reason: dict[str, list[str]] = {}
-    for each in unread:
-        by_reason.setdefault(each.reason, []).append(each.id)
+    for place in unread:
+        by_reason.setdefault(place.reason, []).append(place.id)
     return [
         Finding("not read", ", ".join(names[:3]) + (f", ... ({len(names):,})" if names[3:] else ""), "missing", reason)
         for reason, names in by_reason.items()
@@ -355,8 +364,8 @@ def _check_other(
     dataset = load_dataset(name, root, protocol=protocol, annotations=annotations, videos=videos)
     findings = []
     for split in dataset.splits.values():
-        clips_told = counted(len(split.clips) + len(split.left_out), "clip")
-        size = f"{clips_told}, {counted(len(split.captions), 'caption')}"
+        all_clips = counted(len(split.clips) + len(split.left_out), "clip")
+        size = f"{all_clips}, {counted(len(split.captions), 'caption')}"
         findings.append(Finding("split", split.name, "ok", size))
     missing = {split.name: {clip.id: clip.reason for clip in split.left_out} for split in dataset.splits.values()}
     findings += [_videos(split.name, len(split.clips), missing[split.name]) for split in dataset.splits.values()]
@@ -366,7 +375,7 @@ def _check_other(
     cut = [_cut(split.name, split.captions, cut_captions) for split in dataset.splits.values()]
     findings += [*(note for note in cut if note), *_not_read(dataset.unread)]
     folders = [tuple(path for path in (given or root,) if path) for given in (annotations, videos)]
-    reasons = {each.id: each.reason for each in dataset.unread}
+    reasons = {place.id: place.reason for place in dataset.unread}
     report = CheckReport(name, protocol, folders[0], folders[1], tuple(findings), missing, reasons)
     return report, clips
 
@@ -390,6 +399,7 @@ def _decodes(clip: Clip, *, n_frames: int) -> np.ndarray:
     """Nothing, if the clip decodes; raises otherwise."""
     from calmctl.video.frames import read_frames
 
+    # The worker throws the frames away: no pixel has to cross to a process that only asks whether there are any.
     return read_frames(clip, n_frames, _nothing)
 
 

@@ -1,7 +1,7 @@
 """The demo dataset: a captioned video world drawn on the spot, with a shifted twin for out-of-domain tests.
 
     root/demo.json                annotations; written last, so that its presence means "complete"
-    root/clips/ID-DIGEST.mp4      one H.264 file a clip, named by what is in it
+    root/clips/ID-DIGEST.mp4      one H.264 file per clip, named by what is in it
 
 Protocols: "retrieval" (every caption for training; the first caption of each validation and test clip) and
 "captioning" (every caption everywhere, as references).
@@ -57,7 +57,7 @@ def generate_demo(
 ) -> None:
     """Draw the demo world into `root`; what is there already is kept, so an interrupted call can be repeated.
 
-    The same seed gives the same clips. One process draws about a hundred clips a second, which is too
+    The same seed gives the same clips. One process draws about a hundred clips per second, which is too
     little work to spread over processes.
 
     Args:
@@ -106,6 +106,7 @@ def load_demo(root: Path, *, shifted: bool, protocol: str | None = None) -> Data
     for name in ("test",) if shifted else ("train", "val", "test"):
         entries = [entry for entry in manifest.clips if entry.shifted == shifted and entry.split == name]
         first_only = protocol == "retrieval" and name != "train"
+        # A sentence names one clip's whole content, so of retrieval's test each has one right answer.
         splits[name] = _split(name, entries, root, first_only=first_only)
     note = f"synthetic clips drawn by calmctl: version {manifest.version}, seed {manifest.seed}"
     return Dataset("demo-shifted" if shifted else "demo", protocol, splits, (note,))
@@ -113,6 +114,7 @@ def load_demo(root: Path, *, shifted: bool, protocol: str | None = None) -> Data
 
 def _entry(clip: PlannedClip, seed: int) -> dict[str, Any]:
     attributes = asdict(clip.scene)
+    # In the file's name: what another seed or version has drawn is never taken for this clip.
     content = sha256_bytes(json.dumps([VERSION, seed, clip.id, attributes]).encode())
     return {
         "id": clip.id,
@@ -138,6 +140,7 @@ def _read(root: Path) -> _Manifest:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"])) or "top level"
         raise DatasetError(f"{path}: {place}: {fault['msg']}; {advice}") from None
+    # A sentence that somebody has edited may fit no clip, or two, and there would no longer be one right answer.
     if _digest(raw["clips"]) != manifest.digest:
         raise DatasetError(f"{path} was changed after it was written; {advice}")
     return manifest

@@ -29,6 +29,7 @@ SIZES = ("small", "big")
 COUNTS = (1, 2, 3)
 MOTIONS = ("still", "spinning", "pulsing", "bouncing", "sliding", "blinking")
 BACKGROUNDS = ("black", "grey", "brown", "striped", "checked", "dotted")
+# Out of domain the background is new and the foreground is not: the same question in another setting.
 SHIFTED_BACKGROUNDS = ("grid", "wavy", "brick", "speckled", "shaded", "ringed")
 
 CAPTIONS_PER_CLIP = 5
@@ -165,6 +166,7 @@ def foregrounds() -> list[tuple[str, str, str, int, str]]:
 def describe(scene: Scene, grammar: Grammar, rng: random.Random) -> tuple[str, ...]:
     """`CAPTIONS_PER_CLIP` different sentences, each naming the whole foreground of `scene`."""
     sentences = []
+    # Without repeats: different templates make different sentences.
     for template in rng.sample(grammar.templates, CAPTIONS_PER_CLIP):
         plural = scene.count > 1
         shape = rng.choice(grammar.shape[scene.shape])
@@ -194,6 +196,7 @@ def plan(seed: int, counts: DemoCounts) -> list[PlannedClip]:
     if wanted > len(pool):
         raise ValueError(f"the demo world has {len(pool)} foregrounds, too few for {wanted} clips")
     random.Random(f"calmctl demo {VERSION}: foregrounds {seed}").shuffle(pool)
+    # One shuffled pool is dealt to all splits, so nothing that is tested was trained on.
     foreground = iter(pool)
     clips = []
     for prefix, split, count in (
@@ -205,6 +208,7 @@ def plan(seed: int, counts: DemoCounts) -> list[PlannedClip]:
         shifted = prefix == "shifted"
         for index in range(count):
             identifier = f"{prefix}{index:04d}"
+            # A generator of its own for each clip: what it draws does not depend on how many came before it.
             rng = random.Random(f"calmctl demo {VERSION}: clip {seed} {identifier}")
             background = rng.choice(SHIFTED_BACKGROUNDS if shifted else BACKGROUNDS)
             scene = Scene(*next(foreground), background)
@@ -219,6 +223,8 @@ _NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
 def drawn(names: Sequence[str]) -> bool:
     """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
     ours = sum(_NAME.fullmatch(name) is not None for name in names)
+    # Names, because this is asked before any file is opened. Half of them, because demo clips are copied among
+    # others.
     return ours > 0 and 2 * ours >= len(names)
 
 
@@ -232,9 +238,11 @@ DURATION_S = 2.0
 _Points = NDArray[np.complex128]
 _Floats = NDArray[np.float64]
 
+# They vary by 4 %, so small ends at 7.8 px and big begins at 12.0: one clip alone tells its size.
 _RADIUS_PX = {"small": 7.5, "big": 12.5}
 _CENTRES_PX = {1: (32 + 32j,), 2: (16 + 32j, 48 + 32j), 3: (16 + 19j, 48 + 19j, 32 + 46j)}
 _REACH_PX = 10.0  # how far bouncing and sliding go from the middle: further than the placement jitter by far
+# PIL draws polygons without antialiasing.
 _SUPERSAMPLING = 4
 
 _PALETTE = {
@@ -334,6 +342,7 @@ def _motion(motion: str, times_s: _Floats, rng: random.Random) -> tuple[_Points,
 
 def _background(background: str, rng: random.Random) -> _Floats:
     """The background [H, W, 3]: neutral tones in domain, tinted and lighter ones in the shifted domain."""
+    # Moved at random: no stripe lies in the same place in all clips.
     y, x = np.mgrid[0:SIDE_PX, 0:SIDE_PX] + np.array([rng.uniform(0, 16), rng.uniform(0, 16)])[:, None, None]
     if background in _PLAIN:
         tone = np.array(_PLAIN[background]) + rng.uniform(-8, 8)

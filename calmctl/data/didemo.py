@@ -23,6 +23,7 @@ def clip_id_of(file_name: str) -> str:
 
 def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
     """Paragraphs by clip: every description of it, whatever file name it is under; those of a list, if any."""
+    # Lists and JSON have one clip under two suffixes, so they meet by what precedes the dot.
     listed = {clip_id_of(file_name): None for file_name in _listed(files)}
     json_file = files[f"{name}_data.json"]
     return _paragraphs(json_file, lambda file_name: not listed or clip_id_of(file_name) in listed, listed)
@@ -33,6 +34,8 @@ def _read_tmass(name: str, files: Mapping[str, Path]) -> Annotated:
     table = files.get(f"didemo_{name}_label.csv")
     if table is None:
         names = dict.fromkeys(_listed(files))
+        # By the exact name, which tears a clip's descriptions apart as T-MASS's tables do: comparable with those
+        # alone.
         return _paragraphs(files[f"{name}_data.json"], names.__contains__, map(clip_id_of, names))
     # Paths are those of the machine that made the table; only the file's name means anything here.
     pairs = [
@@ -48,7 +51,7 @@ def _listed(files: Mapping[str, Path]) -> list[str]:
 
 
 def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) -> Annotated:
-    """One paragraph a clip, of its descriptions under kept file names; listed clips without any come last."""
+    """One paragraph per clip, of its descriptions under kept file names; listed clips without any come last."""
     descriptions: dict[str, list[str]] = {}
     for file_name, description in text_fields(read_object(path, list), ["video", "description"], f"{path}: "):
         if keep(file_name):

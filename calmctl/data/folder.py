@@ -34,27 +34,29 @@ class FolderClips:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        listed = Listing(folder, leave=False)
+        listed = Listing(folder, follow_outside=False)
+        # Captions files of programs hold absolute paths: by the folder's name, or by where it really lies.
         self._roots = {Path(root(folder)).as_posix(): None for root in (os.path.abspath, os.path.realpath)}
         self.unread = listed.unread
         self.renamed: dict[str, str] = {}
-        found = {Path(os.path.relpath(path, folder)).as_posix(): fault for path, fault in listed.files.items()}
-        videos = {name for name in found if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES}
-        uses = Counter([*found, *(os.path.splitext(name)[0] for name in videos)])
+        faults = {Path(os.path.relpath(path, folder)).as_posix(): fault for path, fault in listed.files.items()}
+        videos = {name for name in faults if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES}
+        # A stem that two files share is the id of neither.
+        uses = Counter([*faults, *(os.path.splitext(name)[0] for name in videos)])
         self.ids: list[str] = []
-        self.others = [name for name in found if name not in videos]
-        self._found: dict[str, Path | Missing] = {}
+        self.others = [name for name in faults if name not in videos]
+        self._files: dict[str, Path | Missing] = {}
         # What a captions file may call a clip, from exact to loose.
         by_path: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         by_name: dict[str, list[str]] = defaultdict(list)
         self._by_bare_name: dict[str, list[str]] = defaultdict(list)
-        for name, fault in found.items():
+        for name, fault in faults.items():
             stem = os.path.splitext(name)[0]
             is_video = name in videos
             clip_id, unusable = utf8_name(stem if is_video and uses[stem] == 1 else name)
-            why = unusable or fault
-            self._found[clip_id] = Missing(why) if why else folder / name
+            reason = unusable or fault
+            self._files[clip_id] = Missing(reason) if reason else folder / name
             text, stem = utf8_name(name)[0], utf8_name(stem)[0]
             by_path[text].append(clip_id)
             by_name[os.path.basename(text)].append(clip_id)
@@ -68,8 +70,8 @@ class FolderClips:
 
     def find(self, clip_id: str) -> Path | Missing:
         """The file of a clip."""
-        if clip_id in self._found:
-            return self._found[clip_id]
+        if clip_id in self._files:
+            return self._files[clip_id]
         for place in self.unread:
             if clip_id.startswith(f"{place.id}/"):
                 return Missing(f"below {place.id}, {place.reason}")
@@ -126,9 +128,9 @@ class FolderClips:
 
     def no_video(self) -> str:
         """That there is none, with what may be the cause."""
-        told = [f" ({each.id}: {each.reason})" for each in self.unread[:1]]
+        reasons = [f" ({place.id}: {place.reason})" for place in self.unread[:1]]
         over = self.passed_over()
-        return "there is no video in it" + "".join(told) + (f" ({over})" if over else "")
+        return "there is no video in it" + "".join(reasons) + (f" ({over})" if over else "")
 
     def unnamed_videos(self) -> list[LeftOut]:
         """Files that begin as videos do and have no video suffix."""
@@ -149,6 +151,7 @@ class FolderClips:
 
         None where it leads out of the folder.
         """
+        # All tables for one form before the next form: a file may really be called " lead.mp4".
         for form in _forms(name):
             path = self._below(form)
             if path is None:
@@ -191,6 +194,7 @@ def _composed(names: dict[str, list[str]]) -> dict[str, list[str]]:
 def _begins_as_video(path: Path) -> bool:
     """Whether a regular file begins like one of the common containers."""
     try:
+        # Opening a pipe waits for whoever writes into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with path.open("rb") as handle:
@@ -243,19 +247,21 @@ def load_folder(
         raise DatasetError("folder: name one with videos in it")
     require_folder(folder)
     clips = FolderClips(folder)
-    beside = _annotation_files(annotations or root or folder, clips)
-    rows = beside.captions.rows if beside.captions else ()
+    files = _annotation_files(annotations or root or folder, clips)
+    rows = files.captions.rows if files.captions else ()
     row_ids = clips.ids_of((row.video, row.place) for row in rows)
     captions = [(clip_id, sentence) for clip_id, row in zip(row_ids, rows, strict=True) for sentence in row.captions]
-    members, no_split = _members(row_ids, beside, clips)
+    members, no_split = _members(row_ids, files, clips)
     splits = {
+        # Clips without a caption stay: they can be searched, and a test ranks them among its candidates.
         name: build_split(f"{folder}", name, Annotated(list(ids), captions), clips.find, need_captions=False)
         for name, ids in members.items()
     }
-    _require_clips(folder, splits, beside)
-    unread = (*clips.unread, *beside.unread, *clips.unnamed_videos())
-    read = [path.relative_to(folder).as_posix() for path in beside.read if path.is_relative_to(folder)]
-    notes = [*beside.notes, *_counts(splits, clips, captions, read)]
+    _require_clips(folder, splits, files)
+    # All of these hold data that is lost, so `--strict` refuses them; notes tell what costs nothing.
+    unread = (*clips.unread, *files.unread, *clips.unnamed_videos())
+    read = [path.relative_to(folder).as_posix() for path in files.read if path.is_relative_to(folder)]
+    notes = [*files.notes, *_counts(splits, clips, captions, read)]
     if "train" in splits and "val" not in splits:
         splits, note = carve_val(splits, str(folder), val_clips, _VAL_CLIPS, val_seed)
         notes.append(note)
@@ -269,8 +275,8 @@ def load_folder(
 
 
 @dataclass(frozen=True, slots=True)
-class _Beside:
-    """What lies beside the clips.
+class _AnnotationFiles:
+    """The captions file and the lists of splits that belong to a folder of clips.
 
     Attributes:
         captions: The captions file; None where there is none.
@@ -287,11 +293,11 @@ class _Beside:
     unread: tuple[LeftOut, ...]
 
 
-def _annotation_files(place: Path, clips: FolderClips) -> _Beside:
+def _annotation_files(place: Path, clips: FolderClips) -> _AnnotationFiles:
     """Read the captions file of `place`, which is one, or a folder that holds one; find the lists of splits."""
     if os.path.isfile(place):
         given = read_captions(place, clips.is_clip)
-        return _Beside(given, {}, (place,), (f"captions: {place.name}", *given.notes), ())
+        return _AnnotationFiles(given, {}, (place,), (f"captions: {place.name}", *given.notes), ())
     require_folder(place, "there is no such captions file or folder")
     # One that seems not to be there, a dangling link or in a folder that cannot be entered, says so when it is read.
     files = [path for path in sorted(place.iterdir()) if os.path.isfile(path) or not os.path.exists(path)]
@@ -301,7 +307,8 @@ def _annotation_files(place: Path, clips: FolderClips) -> _Beside:
     if len(named) > 1:
         raise DatasetError(f"{place}: {listing([path.name for path in named])} are there; name one with --annotations")
     tables = [path for path in files if path not in named and _may_be_captions(path, clips)]
-    fitting, other = _looked_into(tables, clips)
+    fitting, other = _sort_tables(tables, clips)
+    # A guess is made only where there is nothing to choose: the wrong one of two tables would train without a fault.
     if not named and len(fitting) > 1:
         names = listing([path.name for path in fitting])
         raise DatasetError(f"{place}: {names} all hold captions; name one with --annotations, or make one file of them")
@@ -335,7 +342,7 @@ def _annotation_files(place: Path, clips: FolderClips) -> _Beside:
         and path.suffix.lower() not in VIDEO_SUFFIXES
     ]
     read = (*lists.values(), *([chosen] if chosen else ()))
-    return _Beside(captions, lists, read, tuple(notes), tuple(lost))
+    return _AnnotationFiles(captions, lists, read, tuple(notes), tuple(lost))
 
 
 def _lists(place: Path, files: list[Path]) -> dict[str, Path]:
@@ -362,12 +369,13 @@ def _may_be_captions(path: Path, clips: FolderClips) -> bool:
     return _is_table(path.name) and not any(clips.is_clip(".".join(head[:n])) for n in range(1, len(head)))
 
 
-def _looked_into(tables: list[Path], clips: FolderClips) -> tuple[dict[Path, Captions], dict[Path, str]]:
+def _sort_tables(tables: list[Path], clips: FolderClips) -> tuple[dict[Path, Captions], dict[Path, str]]:
     """The tables that hold captions of clips in the folder, and the others with the reason why they do not."""
     fitting: dict[Path, Captions] = {}
     other = dict.fromkeys(
         tables[_MOST_TABLES:], f"there are more than {_MOST_TABLES} tables; name one with --annotations"
     )
+    # Its rows decide, not its name: a metadata.csv may hold captions, or anything else.
     for path in tables[:_MOST_TABLES]:
         try:
             captions = read_captions(path, clips.is_clip)
@@ -381,31 +389,34 @@ def _looked_into(tables: list[Path], clips: FolderClips) -> tuple[dict[Path, Cap
     return fitting, other
 
 
-def _members(row_ids: list[str], beside: _Beside, clips: FolderClips) -> tuple[dict[str, dict[str, None]], str | None]:
+def _members(
+    row_ids: list[str], files: _AnnotationFiles, clips: FolderClips
+) -> tuple[dict[str, dict[str, None]], str | None]:
     """Clip ids of every split; where none is for training, also why, and what to do about it.
 
     Raises:
         DatasetError: When a row tells no split beside others that do, or a clip is in two splits.
     """
-    rows = beside.captions.rows if beside.captions else ()
+    rows = files.captions.rows if files.captions else ()
     if any(row.split for row in rows):
         memberships = [(clip_id, row.split, row.place) for clip_id, row in zip(row_ids, rows, strict=True)]
-    elif beside.lists:
+    elif files.lists:
         listed = [
             (line, split, f"{path}:{number}")
-            for split, path in beside.lists.items()
+            for split, path in files.lists.items()
             for number, line in read_lines(path)
         ]
         ids = clips.ids_of((line, place) for line, _, place in listed)
         memberships = [(clip_id, split, place) for clip_id, (_, split, place) in zip(ids, listed, strict=True)]
     else:
-        if beside.captions is None:
+        if files.captions is None:
             why = "no captions file: enough to search, not to train; write captions.csv (video,caption,split) into it"
         else:
             why = (
                 "nothing tells which clips to train on: enough to search and to evaluate, not to train; add a column "
                 "split to the captions file, or train.txt and test.txt"
             )
+        # Nobody trains by accident on what nobody has split.
         return {"test": dict.fromkeys([*clips.ids, *row_ids])}, why
     splits: dict[str, dict[str, None]] = {}
     split_of: dict[str, str] = {}
@@ -420,12 +431,12 @@ def _members(row_ids: list[str], beside: _Beside, clips: FolderClips) -> tuple[d
     return splits, "no clip is said to be in train: enough to search and to evaluate, not to train"
 
 
-def _require_clips(folder: Path, splits: dict[str, Split], beside: _Beside) -> None:
+def _require_clips(folder: Path, splits: dict[str, Split], files: _AnnotationFiles) -> None:
     """Raise `DatasetError` where there is no clip to use, with the first reason why."""
     if any(split.clips for split in splits.values()):
         return
     left_out = next((split.left_out[0] for split in splits.values() if split.left_out), None)
-    named = f" that {listing([path.name for path in beside.read])} names" if beside.read else ""
+    named = f" that {listing([path.name for path in files.read])} names" if files.read else ""
     first = f" (first of those named: {left_out.id}: {left_out.reason})" if left_out else ""
     raise DatasetError(f"{folder}: there is no video in it{named}{first}")
 

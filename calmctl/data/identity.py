@@ -1,7 +1,7 @@
 """What a split is, in digests that can be compared: its clips, their sentences, their files.
 
 A name tells what somebody meant; a place and a date tell where and when. What a number was made of is told by none of
-them. A `SplitRecord` is small enough to travel with weights and results (about 24 bytes a clip), holds no path and no
+them. A `SplitRecord` is small enough to travel with weights and results (about 24 bytes per clip), holds no path and no
 sentence, and answers two questions: is this the split of then, and does it share clips with that one?
 """
 
@@ -23,6 +23,7 @@ from calmctl.words import counted
 ORDER = "the order of its clips and captions differs"
 _SHORT = 6
 """Bytes of a digest of one clip: 100,000 training clips meet one of 1,000 test clips by chance in 1 of 3 million."""
+# No content has six zero bytes for a digest but in one of 2^48 cases, so zeros can stand for "not known".
 _UNKNOWN = bytes(_SHORT)
 _READERS = 8
 
@@ -33,13 +34,14 @@ def contents_of(clips: Iterable[Clip]) -> dict[str, str]:
     Files that cannot be read, or have nothing in them, have none.
     """
     clips = list(clips)
+    # Windows of one video share its file, which is read once.
     paths = list(dict.fromkeys(clip.path for clip in clips))
     with ThreadPoolExecutor(_READERS) as readers:  # on a network's disk the time goes in waiting
-        found = dict(zip(paths, readers.map(_content, paths), strict=True))
+        digests = dict(zip(paths, readers.map(_content, paths), strict=True))
     return {
         clip.id: windowed(content, clip.start_s, clip.end_s)
         for clip in clips
-        if (content := found[clip.path]) is not None
+        if (content := digests[clip.path]) is not None
     }
 
 
@@ -66,7 +68,7 @@ class SplitRecord:
         differs: In what it is not the published split; None where that was not recorded.
         digest: SHA-256 of the clips' ids, each with its captions in order; the order of the clips does not matter.
         order: SHA-256 of ids and captions in the order that batches are drawn from.
-        ids, sentences, contents: Six bytes a clip in base64, in the order of sorted ids: of dataset and id, of its
+        ids, sentences, contents: Six bytes per clip in base64, in the order of sorted ids: of dataset and id, of its
             captions, of its file. Zeros where a file's content is not known; "" where all are not.
         dtype: Number format of the features, "" where videos were decoded.
         features: Digest of the shards that the features came from, "" where videos were decoded.
@@ -89,6 +91,7 @@ class SplitRecord:
 
     def __post_init__(self) -> None:
         for packed in (self.ids, self.sentences, self.contents):
+            # Records come with weights and stores that others made: what cannot be compared clip by clip ends here.
             if len(base64.b64decode(packed, validate=True)) not in (0, _SHORT * self.clips):
                 raise ValueError(f"digests of {self.name} are not those of {self.clips} clips")
 
@@ -138,10 +141,10 @@ def record_split(
         features: Digest of features.
     """
     ids = split.ids
-    said: dict[str, list[str]] = {clip: [] for clip in ids}
+    captions_of: dict[str, list[str]] = {clip: [] for clip in ids}
     for caption, owner in zip(split.captions, split.owners, strict=True):
-        said[ids[owner]].append(caption)
-    known = sorted(said)
+        captions_of[ids[owner]].append(caption)
+    known = sorted(captions_of)
     return SplitRecord(
         dataset=dataset,
         protocol=protocol,
@@ -150,10 +153,10 @@ def record_split(
         captions=len(split.captions),
         left_out=len(split.left_out),
         differs=split.differs,
-        digest=_sha([[clip, said[clip]] for clip in known]),
+        digest=_sha([[clip, captions_of[clip]] for clip in known]),
         order=_sha([ids, split.captions, split.owners]),
         ids=_packed(_sha([dataset, clip]) for clip in known),
-        sentences=_packed(_sha(said[clip]) for clip in known),
+        sentences=_packed(_sha(captions_of[clip]) for clip in known),
         contents=_packed(_sha(contents[clip]) if clip in contents else None for clip in known),
         dtype=dtype,
         features=features,
@@ -165,6 +168,7 @@ def shared_clips(test: SplitRecord, seen: SplitRecord) -> int:
 
     Ids of two folders say nothing of each other, nor of one folder whose splits were changed: there files count alone.
     """
+    # Two folders may both hold a clip01.mp4.
     ids = set() if test.dataset == "folder" else set(_unpacked(seen.ids))
     files = set(_unpacked(seen.contents)) - {_UNKNOWN}
     contents = _unpacked(test.contents) or [_UNKNOWN] * test.clips
@@ -174,27 +178,29 @@ def shared_clips(test: SplitRecord, seen: SplitRecord) -> int:
 
 def changes(before: SplitRecord, now: SplitRecord) -> list[str]:
     """What has changed in a split, each in a few words; nothing where it is the same."""
-    found = []
+    differences = []
     if (before.title, before.name) != (now.title, now.name):
-        found.append(f"{before.title} became {now.title}")
+        differences.append(f"{before.title} became {now.title}")
     then, today = _by_clip(before), _by_clip(now)
     gone, new = len(then.keys() - today.keys()), len(today.keys() - then.keys())
     if gone:
-        found.append(f"{counted(gone, 'clip')} gone")
+        differences.append(f"{counted(gone, 'clip')} gone")
     if new:
-        found.append(f"{counted(new, 'clip')} new")
+        differences.append(f"{counted(new, 'clip')} new")
     both = then.keys() & today.keys()
     for place, what in ((0, "captions"), (1, "files")):
         pairs = [(then[clip][place], today[clip][place]) for clip in both]
         # A clip whose file nobody noted then cannot be said to have another one now.
         differ = sum(a != b and _UNKNOWN not in (a, b) for a, b in pairs)
         if differ:
-            found.append(f"{what} of {counted(differ, 'clip')} differ")
+            differences.append(f"{what} of {counted(differ, 'clip')} differ")
+    # The same clips as float16, or encoded by other weights, give other numbers.
     if (before.dtype, before.features) != (now.dtype, now.features):
-        found.append("features were extracted anew")
-    if not found and before.order != now.order:
-        found.append(ORDER)
-    return found
+        differences.append("features were extracted anew")
+    # Said alone: every change above moves the order too.
+    if not differences and before.order != now.order:
+        differences.append(ORDER)
+    return differences
 
 
 def _by_clip(record: SplitRecord) -> dict[bytes, tuple[bytes, bytes]]:
@@ -209,7 +215,7 @@ def _sha(value: Any) -> str:
 
 
 def _packed(digests: Iterable[str | None]) -> str:
-    content = b"".join(_UNKNOWN if each is None else bytes.fromhex(each)[:_SHORT] for each in digests)
+    content = b"".join(_UNKNOWN if digest is None else bytes.fromhex(digest)[:_SHORT] for digest in digests)
     return base64.b64encode(content).decode("ascii")
 
 

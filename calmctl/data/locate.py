@@ -17,6 +17,8 @@ from calmctl.samples import LeftOut
 from calmctl.words import counted, utf8_name
 
 # fmt: off
+# The containers that are read, by every suffix in use. What is not here is no clip: before .qt, .divx and their like
+# were, searches passed such videos over in silence.
 VIDEO_SUFFIXES = frozenset((
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m1v", ".m2ts", ".m2v", ".m4v", ".mkv",
     ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
@@ -38,6 +40,7 @@ class Places:
 
     def find(self, name: str) -> Path | None:
         """The first annotation file of that name."""
+        # Joined only here: the name is one that a declaration has, and none that a file says.
         return next((folder / name for folder in self.annotations if os.path.isfile(folder / name)), None)
 
 
@@ -101,7 +104,7 @@ class VideoFiles:
         self.folder = folder
         self._files: dict[str, tuple[bool, str]] = {}
         self._faults: dict[str, str] = {}
-        listed = Listing(folder, leave=True)
+        listed = Listing(folder, follow_outside=True)
         self.unread = listed.unread
         for path, fault in listed.files.items():
             name = os.path.basename(path)
@@ -110,8 +113,9 @@ class VideoFiles:
                 if fault:
                     self._faults.setdefault(key, fault)
                     continue
-                found = (suffix.lower() not in VIDEO_SUFFIXES, path)
-                self._files[key] = min(found, self._files.get(key, found))
+                candidate = (suffix.lower() not in VIDEO_SUFFIXES, path)
+                # False is less than True: a video suffix wins, then the order of paths.
+                self._files[key] = min(candidate, self._files.get(key, candidate))
 
     def find(self, clip_id: str) -> Path | Missing:
         """The file of a clip."""
@@ -135,8 +139,8 @@ class Listing:
         files: By path, each with the fault that makes it no file, or None.
     """
 
-    def __init__(self, folder: Path, *, leave: bool) -> None:
-        """List `folder`; links to folders outside it are followed only where `leave` says so.
+    def __init__(self, folder: Path, *, follow_outside: bool) -> None:
+        """List `folder`; links to folders outside it are followed only where `follow_outside` says so.
 
         Raises:
             DatasetError: The folder itself cannot be read.
@@ -146,7 +150,7 @@ class Listing:
         self._unread: list[LeftOut] = []
         self._folder = folder
         root = os.path.realpath(folder)
-        seen: set[tuple[int, int]] = set()
+        visited: set[tuple[int, int]] = set()
         for parent, folders, files in os.walk(folder, followlinks=True, onerror=self._not_read):
             try:
                 status = os.stat(parent)
@@ -154,16 +158,19 @@ class Listing:
                 self._not_read(error)
                 folders.clear()
                 continue
-            if (status.st_dev, status.st_ino) in seen:
+            # Links may lead in a circle. A folder is its device and inode, by whatever path it was reached.
+            if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
+            # In place, because os.walk goes on with this list. Sorted, because a disk has names in any order. Without
+            # the hidden: macOS leaves a ._clip.mp4 beside each clip on disks of others.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in list(folders):
                 path = os.path.join(parent, name)
                 if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
                     self.files[path] = "a folder, not a file"
-                if not leave and os.path.islink(path) and not _is_below(os.path.realpath(path), root):
+                if not follow_outside and os.path.islink(path) and not _is_below(os.path.realpath(path), root):
                     self._leave_out(path, "a link out of the folder, not followed; name the folder that it leads to")
                     folders.remove(name)
             for name in sorted(files):
@@ -186,6 +193,7 @@ class Listing:
 
 
 def _is_below(path: str, root: str) -> bool:
+    # The root of a disk ends with a separator already.
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
@@ -205,6 +213,7 @@ def _file_fault(path: str) -> str | None:
 def require_folder(folder: Path, advice: str = "name one with videos in it") -> None:
     """Raise `DatasetError` with the true reason where `folder` cannot be listed."""
     try:
+        # Tried, not asked: what the system answers is the true reason.
         os.scandir(folder).close()
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(f"{folder}: not a folder; {advice}") from None

@@ -19,11 +19,12 @@ _TRAIN_7K = "MSRVTT_train.7k.csv"
 _OFFICIAL_NAMES = {"train": "train", "validate": "val", "test": "test"}
 # The official split by position in `videos`, for merged files that do not tell it (docs/captioning.md).
 _OFFICIAL_ORDER = ["train"] * 6513 + ["val"] * 497 + ["test"] * 2990
+# The test set that 9k and 7k share: 1,000 pairs, 995 different sentences, so no system reaches 100 %.
 _ONE_K_A = Published(1000, 1000, "60173d2b8dad19554edd6d5e95ab308e5f599954511ea8aab5f398d97f6427c5")
 
 
 def _read_retrieval(name: str, files: Mapping[str, Path]) -> Annotated:
-    """Train: the clips of a list with all their captions. Test: the 1k-A pairs, one sentence a clip."""
+    """Train: the clips of a list with all their captions. Test: the 1k-A pairs, one sentence per clip."""
     if name == "test":
         table = read_table(files[_TEST_1KA], ["video_id", "sentence"])
         pairs = [(row["video_id"], row["sentence"]) for _, row in table]
@@ -52,8 +53,8 @@ def _official_splits(path: Path, content: dict[str, Any]) -> list[tuple[str, str
     """(clip id, split): as the file tells, or by position in a complete file that does not tell."""
     videos = field(content, "videos", str(path), list)
     clip_ids = [clip_id for (clip_id,) in text_fields(videos, ["video_id"], f"{path}: videos")]
-    told = [video.get("split") for video in videos]
-    known = [_OFFICIAL_NAMES[split] for split in told if isinstance(split, str) and split in _OFFICIAL_NAMES]
+    named_splits = [video.get("split") for video in videos]
+    known = [_OFFICIAL_NAMES[split] for split in named_splits if isinstance(split, str) and split in _OFFICIAL_NAMES]
     # A merged file in which everything is "train" does not tell the split either.
     complete = path.name != _MERGED or set(known) == set(_OFFICIAL_NAMES.values())
     if len(known) == len(videos) and complete:
@@ -84,10 +85,13 @@ MSRVTT = Benchmark(
     },
     clip_names="video0.mp4 to video9999.mp4; any other suffix will do",
     default_protocol="9k",
+    # The others keep one sentence of each test clip, and captions are scored against all twenty.
     caption_protocol="full",
     protocols={
         "9k": Protocol(
             files={
+                # The 9k list reaches into the official test split (1,990 of its clips), whose sentences are in the
+                # other file of the pair; the 7k list does not.
                 "train": [(_TRAIN_9K, _MERGED), (_TRAIN_9K, _TRAIN_VAL, _TEST)],
                 "test": [(_TEST_1KA,)],
             },
@@ -96,6 +100,7 @@ MSRVTT = Benchmark(
                 "train": Published(9000, 180_000, "e0557e7b3e3d3c48082c1068a68055a93d068fc0a42902f26a11bb98184bd325"),
                 "test": _ONE_K_A,
             },
+            # No clip is left for validation, and released code chooses its epoch on the test split (docs/protocols.md).
             val_clips=500,
         ),
         "7k": Protocol(

@@ -89,6 +89,8 @@ class _Walk:
         if not code:
             raise _Refused("it ends too early")
         opcode = _OPCODES.get(code)
+        # A list of what is allowed, not of what is dangerous: a new opcode is refused until somebody has thought
+        # about it.
         if opcode is None or opcode.name not in _PLAIN:  # known before what belongs to it is read
             name = "what is no pickle instruction" if opcode is None else opcode.name
             raise _Refused(f"it holds {name}, which is not plain data")
@@ -168,15 +170,15 @@ class _Walk:
 
 def _pairs(data: Any) -> int:
     """How many keys all dicts of a tree have."""
-    found, waiting = 0, [data]
+    count, waiting = 0, [data]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            found += len(each)
-            waiting.extend(each.values())
-        elif isinstance(each, list | tuple):
-            waiting.extend(each)
-    return found
+        node = waiting.pop()
+        if isinstance(node, dict):
+            count += len(node)
+            waiting.extend(node.values())
+        elif isinstance(node, list | tuple):
+            waiting.extend(node)
+    return count
 
 
 # The data set (docs/data.md).
@@ -223,7 +225,7 @@ def _from_tokens(path: Path, clip_ids: dict[str, None]) -> Iterator[tuple[str, s
 
 
 def _from_lines(path: Path, clip_ids: dict[str, None]) -> Iterator[tuple[str, str]]:
-    """A line a caption, behind the clip's id and a space; lines that begin with # are about the file."""
+    """One caption per line, behind the clip's id and a space; lines that begin with # are about the file."""
     for _, line in read_lines(path):
         if not line.startswith("#"):
             clip_id, _, sentence = line.strip().replace("\t", " ", 1).partition(" ")
@@ -231,6 +233,7 @@ def _from_lines(path: Path, clip_ids: dict[str, None]) -> Iterator[tuple[str, st
                 yield clip_id, sentence.strip()
 
 
+# The first file that is there is read: published retrieval numbers rest on the JSON file's sentences.
 _READERS = {_CAPTIONS: _from_json, _TOKENS: _from_tokens, _DESCRIPTIONS: _from_lines}
 
 

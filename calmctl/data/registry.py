@@ -107,11 +107,12 @@ def require_dataset_or_folder(name: str) -> None:
     if name in DATASETS or os.path.isdir(name):
         return
     parent = next((path for path in Path(name).parents if os.path.exists(path)), Path())
+    # Below a folder that cannot be entered everything seems not to be there, which would be the wrong reason.
     if os.path.isdir(parent) and not os.access(parent, os.X_OK):
         raise DatasetError(f"{name}: {parent} cannot be entered: {os.strerror(errno.EACCES)}")
     hint = nearest(name)
-    told = f"{name} is neither a dataset ({', '.join(DATASETS)}) nor a folder"
-    raise DatasetError(f"{told}; {hint}" if hint else told)
+    message = f"{name} is neither a dataset ({', '.join(DATASETS)}) nor a folder"
+    raise DatasetError(f"{message}; {hint}" if hint else message)
 
 
 def load_dataset(

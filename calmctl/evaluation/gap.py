@@ -1,7 +1,7 @@
 """The modality gap, measured: how far apart sentences and clips lie, and what the anchors make of both.
 
 Sentences and clips are compared as CALM's loss sees them: sentence features, and the mean of a clip's frame
-features, before any head. One sentence a clip is used, its first, so that both sides count equally. Sources:
+features, before any head. One sentence per clip is used, its first, so that both sides count equally. Sources:
 centroid distance, Liang et al., Mind the Gap (2022); alignment and uniformity, Wang and Isola, Understanding
 Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere (2020), with their
 alpha = 2 and t = 2; separability by held-out logistic regression, and the divergences, our choice.
@@ -36,6 +36,7 @@ from calmctl.words import Progress
 
 FOLDS = 5
 PENALTY = 1e-2
+# At least two clips in each fold.
 _FEWEST_CLIPS = 2 * FOLDS
 
 
@@ -76,21 +77,21 @@ class Gap:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        found: dict[str, Any] = {"n_clips": self.n_clips, "n_anchors": self.n_anchors}
+        plain: dict[str, Any] = {"n_clips": self.n_clips, "n_anchors": self.n_anchors}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Measure):
-                found[field.name] = {"value": value.value, "low": value.interval.low, "high": value.interval.high}
-        return found
+                plain[field.name] = {"value": value.value, "low": value.interval.low, "high": value.interval.high}
+        return plain
 
 
-def one_sentence_a_clip(encoded: EncodedSplit, texts: Tensor, videos: Tensor) -> tuple[Tensor, Tensor]:
+def one_sentence_per_clip(encoded: EncodedSplit, texts: Tensor, videos: Tensor) -> tuple[Tensor, Tensor]:
     """The first sentence of each clip that has one, and that clip: float64 [N, D] each, in the order of the clips.
 
     Args:
         encoded: Says whose sentences they are.
         texts: Sentence features [N_t, D].
-        videos: One feature a clip [N_v, D].
+        videos: One feature per clip [N_v, D].
 
     Raises:
         BadInput: Fewer clips than the classifier's folds need.
@@ -111,8 +112,10 @@ def measure_gap(texts: Tensor, videos: Tensor, log_s: Tensor, log_v: Tensor, *, 
         log_v: log V_p of the clips, [N, K].
         seed: Of the resampling, and of the classifier's folds.
     """
+    # Of unit length, as the loss compares them: by cosine.
     texts, videos = F.normalize(texts.double(), dim=-1), F.normalize(videos.double(), dim=-1)
     n = len(texts)
+    # A resample is how often each clip is in it, so every measure is a product of matrices and no feature is copied.
     drawn = torch.from_numpy(np.concatenate(list(draws(n, n, REPLICATES, seed)))).double()  # [R, N]
     ones = torch.ones(1, n, dtype=torch.float64)
 
@@ -121,7 +124,8 @@ def measure_gap(texts: Tensor, videos: Tensor, log_s: Tensor, log_v: Tensor, *, 
         return Measure(float(statistic(ones)), percentiles(statistic(drawn).numpy()))
 
     pairs = divergences(log_s, log_v)
-    correct = modality_told(texts, videos, seed=seed)
+    # Classifiers are fitted once, on all clips; its interval resamples what they got right.
+    correct = modality_accuracy(texts, videos, seed=seed)
     return Gap(
         n,
         measured(lambda w: ((w @ texts - w @ videos) / w.sum(1, keepdim=True)).norm(dim=1)),
@@ -142,7 +146,7 @@ def divergences(log_s: Tensor, log_v: Tensor) -> Tensor:
     return (share * log_s).sum(1, keepdim=True) - share @ log_v.T
 
 
-def modality_told(texts: Tensor, videos: Tensor, *, seed: int = 0) -> Tensor:
+def modality_accuracy(texts: Tensor, videos: Tensor, *, seed: int = 0) -> Tensor:
     """How many of a clip's two features, its own and its sentence's, a linear classifier gets right: share [N].
 
     Logistic regression with a ridge penalty, fitted by L-BFGS. The clips are dealt into five folds; those of one
@@ -151,16 +155,16 @@ def modality_told(texts: Tensor, videos: Tensor, *, seed: int = 0) -> Tensor:
     """
     n = len(texts)
     order = np.random.default_rng(seed).permutation(n)
-    told = torch.empty(n, dtype=torch.float64)
+    accuracy = torch.empty(n, dtype=torch.float64)
     for fold in range(FOLDS):
-        held = torch.from_numpy(np.sort(order[fold::FOLDS]))
+        held_out = torch.from_numpy(np.sort(order[fold::FOLDS]))
         fitted = torch.ones(n, dtype=torch.bool)
-        fitted[held] = False
+        fitted[held_out] = False
         weights = fit_logistic(torch.cat([texts[fitted], videos[fitted]]), int(fitted.sum()))
-        of_texts, of_videos = (_with_bias(each[held]) @ weights for each in (texts, videos))
+        of_texts, of_videos = (_with_bias(features[held_out]) @ weights for features in (texts, videos))
         undecided = torch.full_like(of_texts, 0.5)
-        told[held] = (torch.heaviside(of_texts, undecided) + torch.heaviside(-of_videos, undecided)) / 2
-    return told
+        accuracy[held_out] = (torch.heaviside(of_texts, undecided) + torch.heaviside(-of_videos, undecided)) / 2
+    return accuracy
 
 
 def fit_logistic(features: Tensor, n_first: int) -> Tensor:
@@ -182,6 +186,7 @@ def fit_logistic(features: Tensor, n_first: int) -> Tensor:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
+    # Whoever measures has gradients switched off.
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weights.detach()
@@ -260,21 +265,22 @@ def gaps_of_runs(
         CalmError: A run or a test set cannot be read, or the start of a run is not at hand any more.
     """
     vocabulary = runs[0].anchors()
-    found: list[tuple[str, str, Recipe, CalmModel, Run | None]] = []
+    systems: list[tuple[str, str, Recipe, CalmModel, Run | None]] = []
     starts: dict[tuple[str, str | None, int | None], str] = {}
     for run in runs:
         recipe = run.recipe()
         weights = recipe.backbone.weights
+        # Without weights a run starts from the draw of its seed, which is another start for each seed.
         start = (recipe.backbone.model, weights, recipe.seed if weights is None else None)
         if start not in starts:
             starts[start] = "before training" if not starts else f"before {run.folder.name}"
-            found.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device), None))
+            systems.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device), None))
     for run in runs:
         model = load_run(run, which, device)
-        found.append((str(run.folder), run.recipe().alignment.kind, run.recipe(), model, run))
+        systems.append((str(run.folder), run.recipe().alignment.kind, run.recipe(), model, run))
     measured = []
     for test in tests:
-        for system, kind, recipe, model, trained in found:
+        for system, kind, recipe, model, trained in systems:
             source = open_source(test, recipe, val=split != "test")
             record = source.record(split)
             labels = labels_of_start(recipe, record)
@@ -290,6 +296,7 @@ def gaps_of_runs(
 def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> CalmModel:
     """The backbone that a run started from; the head around it is untrained and takes no part."""
     bare = for_inference(recipe)
+    # An adapter belongs to the training: before it, features are the backbone's own.
     bare = bare.model_copy(update={"backbone": bare.backbone.model_copy(update={"adapter": "none"})})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # as `prepare` does: without weights, training began with the draw of its seed
@@ -298,7 +305,7 @@ def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> 
 
 def _gap(model: CalmModel, recipe: Recipe, encoded: EncodedSplit, vocabulary: Vocabulary, device: torch.device) -> Gap:
     clips = mean_frame_feature(encoded.frames, recipe.anchors.frame_mean)
-    texts, videos = one_sentence_a_clip(encoded, model.sentences(encoded.texts), clips)
+    texts, videos = one_sentence_per_clip(encoded, model.sentences(encoded.texts), clips)
     with torch.no_grad():
         tokens = model.backbone.tokenize(vocabulary.prompts).to(device)
         anchors = model.sentences(model.encode_texts(tokens)).double().cpu()

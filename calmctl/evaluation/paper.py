@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# CALM's tables add its loss to T-MASS alone, so only that head with it is called CALM.
 METHODS = {"meanp": "CLIP4Clip", "emcl": "EMCL", "uatvr": "UATVR", "t-mass": "T-MASS", "t-mass+calm": "CALM"}
 """The paper's name of a head without CALM's loss, and of the one that it adds its loss to."""
 
@@ -215,6 +216,7 @@ def paper_retrieval(
         tested_protocol: Protocol tested under; another test list than the paper's has no row.
         method: A method of Tables 1 to 3.
     """
+    # Another list of clips under the same name has no row: the paper's numbers are not of it.
     if trained_protocol not in _TRAINED.get(trained_on, {trained_protocol}):
         return None
     if tested_protocol not in _TESTED.get(tested_on, {tested_protocol}):

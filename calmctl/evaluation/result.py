@@ -54,6 +54,7 @@ class Labels:
         """Plain data; concerns are among a result's caveats."""
         values = asdict(self)
         del values["concerns"]
+        # Scores of captions name their scorer themselves.
         return values if self.scorer else {name: each for name, each in values.items() if name != "scorer"}
 
 
@@ -83,6 +84,7 @@ class RetrievalResult:
     def paper(self) -> PaperRetrieval | None:
         """The paper's text-to-video numbers where training set and test set are the paper's, and whole."""
         labels = self.labels
+        # A clip fewer is an easier test: the row stands beside the whole set alone.
         if labels.split != "test" or not labels.published or self.left_out:
             return None
         return paper_retrieval(

@@ -91,6 +91,7 @@ def evaluate_run(
     model = task.load(run, which, device)
     evaluations = []
     for test, source, record in zip(tests, sources, records, strict=True):
+        # Before encoding: a set that is known to hold clips of the training is refused here.
         labels = labels_of(run, which, test, record, scorer=task.scorer)
         encoded = source.encode(model, split, progress)
         if require_complete:
@@ -126,7 +127,7 @@ def labels_of(
     recipe, identity = run.recipe(), weights_identity(weights)
     if finished is None:
         finished = run.results.exists() or not run.log.exists()  # weights that were given away come without either
-    found = judge(identity, record, run=run, own=test == SourceSpec.of(recipe.data), finished=finished)
+    judgement = judge(identity, record, run=run, own=test == SourceSpec.of(recipe.data), finished=finished)
     data = recipe.data  # which is asked where the weights do not say what they saw
     trained = (data.dataset, protocol_for(recipe.task, data.dataset, data.protocol))
     if identity is not None:
@@ -139,8 +140,8 @@ def labels_of(
         trained_protocol=trained[1],
         system=WEIGHTS[which],
         scorer=scorer,
-        published=found.published,
-        concerns=found.caveats,
+        published=judgement.published,
+        concerns=judgement.caveats,
         test_set=record.summary(),
     )
 
@@ -197,6 +198,7 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
     words = [labels.dataset, labels.protocol, labels.split, which]
     words += [labels.scorer] if labels.scorer != HONEST_SCORER else []
     path = run.evals / f"{'-'.join(word for word in words if word)}.json"
+    # A name is no identity: a run that went on has other weights under the same one.
     weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}
     write_json(path, {"run": str(run.folder), **weights, **evaluation.record(), **environment()})
     return path
@@ -209,6 +211,7 @@ def compare(first: Evaluation, second: Evaluation) -> Mapping[Direction, Mapping
         BadInput: They did not answer the same queries among the same clips.
     """
     one, other = first.encoded, second.encoded
+    # The order too: ranks are paired by their place.
     same = one.ids == other.ids and one.captions == other.captions and np.array_equal(one.owners, other.owners)
     if not same:
         raise BadInput(

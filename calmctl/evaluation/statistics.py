@@ -1,7 +1,7 @@
 """How much of a number is chance: intervals over clips, and whether two systems differ.
 
 All queries of one clip are drawn, or vary, together: the captions of one clip succeed and fail together, and counting
-them as independent would make MSVD's 41 captions a clip look like 41 clips. Each kind of number has the method that
+them as independent would make MSVD's 41 captions per clip look like 41 clips. Each kind of number has the method that
 keeps its promise of 95 % (simulated in tests/evaluation/test_bootstrap.py):
 
 - R@K: Wilson's interval (Wilson, Probable Inference, 1927) on the queries divided by the design effect, so that it has
@@ -34,6 +34,7 @@ METRICS = ("r1", "r5", "r10", "mdr", "mnr")
 RECALLS = ("r1", "r5", "r10")
 LEVEL = 0.95
 REPLICATES = 1000
+# Counts of clips in resamples that are held at once: 32 MB.
 _BLOCK_ELEMENTS = 4_000_000
 
 Doubles = NDArray[np.float64]
@@ -130,6 +131,7 @@ def bootstrap_intervals(
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
     r1, r5, r10 = (wilson(_by_clip(ranks.recall(k), clusters, n_clusters), sizes, level=level) for k in (1, 5, 10))
     total = _by_clip(ranks.ranks(), clusters, n_clusters)
+    # Sorted once: the median of a resample is then a look-up among counts.
     ascending = _Sorted(ranks, clusters)
     medians, studentized = [], []
     for counts in draws(len(clusters), n_clusters, replicates, seed):
@@ -139,6 +141,7 @@ def bootstrap_intervals(
     error = _relative_error(total, sizes, np.ones((1, n_clusters), np.int64))[0]
     low, high = np.quantile(np.concatenate(studentized), [(1 - level) / 2, (1 + level) / 2])
     # No mean rank is below 1 or above the number of candidates, which few clips say nothing against.
+    # A bootstrap-t turns round: the upper quantile of t makes the lower end.
     lower, upper = np.clip([-high * error, -low * error], -np.log(mean), np.log(ranks.n_candidates / mean))
     mnr = Interval(float(mean * np.exp(lower)), float(mean * np.exp(upper)))
     mdr = percentiles(np.concatenate(medians), level)
@@ -169,12 +172,12 @@ def paired_differences(
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
     change = dict(zip(RECALLS, (100.0 * (second.recall(k) - first.recall(k)) for k in (1, 5, 10)), strict=True))
     change["mnr"] = second.ranks() - first.ranks()
-    found = {}
+    differences = {}
     for metric, values in change.items():
         noise = clip_noise(metric, _by_clip(values, clusters, n_clusters), sizes)
-        found[metric] = judge(metric, [noise], float(values.mean()), n_clusters, level)
-    found["mdr"] = _median_difference(first, second, clusters, n_clusters, level, replicates, seed)
-    return {metric: found[metric] for metric in METRICS}
+        differences[metric] = judge(metric, [noise], float(values.mean()), n_clusters, level)
+    differences["mdr"] = _median_difference(first, second, clusters, n_clusters, level, replicates, seed)
+    return {metric: differences[metric] for metric in METRICS}
 
 
 def wilson(hits: Doubles, sizes: Doubles, *, level: float = 0.95) -> Interval:
@@ -193,10 +196,10 @@ def wilson(hits: Doubles, sizes: Doubles, *, level: float = 0.95) -> Interval:
     share = hits.sum() / n
     worst = (sizes**2).sum() / n
     mixed = min(int((hits > 0).sum()), int((hits < sizes).sum()))
-    seen = worst
+    effect = worst
     if mixed and 0 < share < 1:
-        seen = ((hits - share * sizes) ** 2).sum() / n / (share * (1 - share))
-    n /= max(1.0, (mixed * seen + worst) / (mixed + 1))
+        effect = ((hits - share * sizes) ** 2).sum() / n / (share * (1 - share))
+    n /= max(1.0, (mixed * effect + worst) / (mixed + 1))
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     middle = share + z2 / (2 * n)
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))
@@ -215,6 +218,7 @@ def clip_noise(metric: str, sums: Doubles, sizes: Doubles) -> Noise:
     clips, n = len(sizes), sizes.sum()
     size = n / clips
     added = 2 * size if metric in RECALLS else 0.0
+    # Drawn towards 0 by the added clip, and the interval's middle with it; the difference itself stays as measured.
     mean = sums.sum() / (n + added)
     squares = ((sums - mean * sizes) ** 2).sum()
     if metric in RECALLS:  # half a clip each of +100, -100, and twice 0 points
@@ -229,6 +233,7 @@ def judge(
     variance, freedom = pooled(noises)
     centre = next((noise.centre for noise in noises if noise.centre is not None), difference)
     if variance == 0.0:
+        # Nothing varies: equal is certain, and so is different.
         p_value, half = float(difference == 0.0), 0.0
     else:
         p_value, half = t_tails(centre / variance**0.5, freedom), t_quantile(level, freedom) * variance**0.5
@@ -310,6 +315,7 @@ def _median_difference(
         "mdr",
         second.metrics().mdr - first.metrics().mdr,
         percentiles(drawn, level),
+        # The data as they are count as one more resample, so no p is 0.
         min(1.0, 2.0 * (1 + least) / (replicates + 1)),
         n_clusters,
     )
@@ -359,6 +365,7 @@ def resampled_rows(
 ) -> Iterator[NDArray[np.intp]]:
     """The rows of each replicate, for what is no sum; the rows of one clip, `clips` [N], are drawn together."""
     _, cluster = np.unique(clips, return_inverse=True)
+    # Not by counts as above: AUROC and the like are no sums over clips.
     members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
     rng = np.random.default_rng(seed)
     for _ in range(replicates):
@@ -374,14 +381,12 @@ def percentiles(values: Doubles, level: float = LEVEL) -> Interval:
 # Several seeds of one system: mean and spread, and whether two systems differ by more than chance.
 #
 # Two things are chance: which clips the test set holds, and which seeds were run. Both are given Student's t: over
-# clips
-# as in `bootstrap`, all systems on the same clips, and over seeds with n - 1 degrees of freedom, unpaired, because two
+# clips as above, all systems on the same clips, and over seeds with n - 1 degrees of freedom, unpaired, because two
 # seeds with one number share nothing but that number. Three seeds are too few to resample: they have ten different
 # resamples, whose percentiles find differences where there are none in 15 of 100 cases. Variances add, and so do
-# degrees
-# of freedom by the rule of Welch and Satterthwaite (Welch, The Generalization of `Student's' Problem when Several
-# Different Population Variances are Involved, 1947). Where seeds are all the noise, systems that do not differ are then
-# found different in 4 of 100 cases with three seeds and in 5 with five, as they may be (simulated in
+# degrees of freedom by the rule of Welch and Satterthwaite (Welch, The Generalization of `Student's' Problem when
+# Several Different Population Variances are Involved, 1947). Where seeds are all the noise, systems that do not
+# differ are then found different in 4 of 100 cases with three seeds and in 5 with five, as they may be (simulated in
 # tests/evaluation/test_seeds.py); where clips vary as well, in fewer, because what varies with both is counted twice
 # (Owen, The Pigeonhole Bootstrap, 2007). With one seed the spread over seeds is unknown, and an interval tells of the
 # clips alone.
@@ -441,7 +446,7 @@ def clip_sums(ranks: Ranks, ids: Sequence[str]) -> ClipSums:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of one number a seed."""
+    """Mean and sample standard deviation of one number per seed."""
     array = np.asarray(values, dtype=np.float64)
     return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, tuple(array.tolist()))
 
@@ -449,14 +454,14 @@ def spread(values: Sequence[float]) -> Spread:
 def mean_intervals(seeds: Sequence[ClipSums], *, level: float = 0.95) -> dict[str, Interval]:
     """Intervals of each metric's mean over `seeds`, on other clips and other seeds."""
     sums, sizes = _over_seeds([seeds])[0], seeds[0].sizes
-    found = {}
+    intervals = {}
     for column, name in enumerate(seeds[0].metrics):
         mean = float(sums[:, column].sum() / sizes.sum())
         # The name is left out: one system's share is no difference of two, and gets no additional clip.
         variance, freedom = pooled([clip_noise("", sums[:, column], sizes), *_seed_noise([seeds], name)])
         half = t_quantile(level, freedom) * variance**0.5
-        found[name] = Interval(mean - half, mean + half)
-    return found
+        intervals[name] = Interval(mean - half, mean + half)
+    return intervals
 
 
 def differences_over_seeds(
@@ -469,12 +474,12 @@ def differences_over_seeds(
     """
     before, after = _over_seeds([first, second])
     sizes, n_clips = first[0].sizes, len(first[0].clips)
-    found = {}
+    differences = {}
     for column, name in enumerate(first[0].metrics):
         change = after[:, column] - before[:, column]
         noises = [clip_noise(name, change, sizes), *_seed_noise([first, second], name)]
-        found[name] = judge(name, noises, float(change.sum() / sizes.sum()), n_clips, level)
-    return found
+        differences[name] = judge(name, noises, float(change.sum() / sizes.sum()), n_clips, level)
+    return differences
 
 
 def _over_seeds(systems: Sequence[Sequence[ClipSums]]) -> list[Doubles]:

@@ -44,7 +44,7 @@ class Fitting:
 
 
 def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
-    """A block a test set: each direction with its interval, the paper's row, caveats at the foot."""
+    """One block per test set: each direction with its interval, the paper's row, caveats at the foot."""
     return Fitting(_wide(results), _WIDTH, _narrow(results))
 
 
@@ -91,6 +91,7 @@ def _grid() -> Table:
 
 
 def _title(results: Sequence[RetrievalResult]) -> str:
+    # Said once, above the table, where all agree.
     trained = {f"{each.labels.trained_on} {each.labels.trained_protocol}".strip() for each in results} - {""}
     systems = {each.labels.system for each in results} - {""}
     parts = [f"trained on {each}" for each in trained if len(trained) == 1]
@@ -130,11 +131,13 @@ def _rows(result: RetrievalResult) -> Table:
 
 
 def _paper_cells(row: PaperRetrieval) -> list[Text]:
+    # The paper prints no median rank.
     values = (_number(row.r1), _number(row.r5), _number(row.r10), "", _number(row.mnr))
     return [Text(text, style="italic") for text in (f"paper: {row.method}{' *' if row.note else ''}", *values)]
 
 
 def _number(value: float) -> str:
+    # Four digits and a decimal, twice, would not fit an interval's column.
     return f"{value:z.1f}" if value < 1000 else f"{value:z.0f}"
 
 
@@ -148,5 +151,6 @@ def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
     if rows:
         notes.append(Text(_PAPER_NOTE, style="dim"))
     notes += [Text(f"* {row.method} on {row.tested_on}: {row.note}", style="dim") for row in rows if row.note]
+    # Once each, however many results share it.
     caveats = dict.fromkeys(caveat for result in results for caveat in result.caveats)
     return notes + [Text(f"!! {caveat}", style="bold red") for caveat in caveats]

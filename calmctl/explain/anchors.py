@@ -44,6 +44,7 @@ class Comparison:
 def compare(log_v: Tensor, log_s: Tensor) -> Comparison:
     """Compare log V_p [K] with log S_p [K]."""
     log_v, log_s = log_v.double(), log_s.double()
+    # In float64, so that the parts of all anchors add up to the divergence that stands above them.
     video, text = log_v.exp(), log_s.exp()
     shared = torch.minimum(video, text)
     # An anchor that the sentence gives no mass at all costs nothing, whatever the video says: 0 log 0 = 0.
@@ -62,12 +63,14 @@ def compare(log_v: Tensor, log_s: Tensor) -> Comparison:
 
 def without(log_p: Tensor, removed: list[int]) -> Tensor:
     """Log probabilities [..., K - n] over the other anchors when the n `removed` are not in the vocabulary."""
+    # A softmax over the rest: what a vocabulary without these anchors would have given from the start.
     kept = [k for k in range(log_p.shape[-1]) if k not in set(removed)]
     return log_p[..., kept].log_softmax(dim=-1)
 
 
 def worth_saying(probabilities: Tensor, count: int) -> list[int]:
     """The anchors with the largest shares, at most `count` and none below `LEAST_SHARE`."""
+    # Stable: of equal shares the first label stands first, on every machine.
     order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
     return [int(k) for k in order if float(probabilities[k]) >= LEAST_SHARE]
 
@@ -113,18 +116,23 @@ def reconstruct(vae: CrossModalVAE, log_v: Tensor, log_s: Tensor, *, seed: int =
     posterior = vae.posterior(log_v[None].to(device).float())
     mean, logvar = posterior.mean[0], posterior.logvar[0]
     log_hat = vae.decode(mean[None])[0].cpu().double()
+    # A decoder that knows nothing of the clip. Where S_hat is no nearer than this, the VAE ignores its input.
     log_prior = vae.decode(torch.zeros_like(mean)[None])[0].cpu().double()
     log_s, log_v = log_s.double(), log_v.double()
     before, after = float(kl_divergence(log_s, log_v)), float(kl_divergence(log_s, log_hat))
+    # KL of N(mean, sigma^2) from N(0, 1), unit by unit, so that the active ones can be counted.
     kl = 0.5 * (mean.square() + logvar.exp() - logvar - 1)
+    # Drawn on the CPU: the same samples on every device.
     noise = torch.randn(_SAMPLES, len(mean), generator=torch.Generator().manual_seed(seed)).to(device)
     drawn = vae.decode(mean + (0.5 * logvar).exp() * noise).exp().cpu().double()
     return Reconstruction(
         text=log_hat.exp(),
         divergence=after,
+        # Two equal distributions leave nothing to close, and the share would be 0 / 0.
         closed=None if before < 1e-9 else 1 - after / before,
         prior_divergence=float(kl_divergence(log_s, log_prior)),
         sigma=float((0.5 * logvar).exp().mean()),
+        # The prior's logvar is 0 in every unit, so this is the difference of the two entropies.
         posterior_entropy=float(0.5 * logvar.sum()),
         kl=float(kl.sum()),
         active=int((kl > ACTIVE_NATS).sum()),

@@ -65,10 +65,12 @@ class Reliability:
 
 def risk_coverage(confidence: Doubles, correct: Doubles) -> RiskCoverage:
     """The risk-coverage curve and its area."""
+    # Equals share their errors: no order among them makes a curve look better.
     errors = _averaged_over_ties(confidence, 1.0 - correct)
     order = np.argsort(-confidence, kind="stable")
     counts = np.arange(1, len(errors) + 1)
     risk = np.cumsum(errors[order]) / counts
+    # What a confidence that knows all would have with these answers: an area is read between this and the error rate.
     best = np.cumsum(np.sort(1.0 - correct)) / counts
     return RiskCoverage(counts / len(errors), risk, float(risk.mean()), float(best.mean()))
 
@@ -79,11 +81,13 @@ def separation(confidence: Doubles, correct: Doubles) -> float | None:
     A query that is right with weight w counts as w right ones and 1 - w wrong ones.
     """
     right, wrong = float(correct.sum()), float((1.0 - correct).sum())
+    # One kind alone has no pair to compare.
     if right == 0 or wrong == 0:
         return None
     values, place = np.unique(confidence, return_inverse=True)
     right_at = np.bincount(place, weights=correct, minlength=len(values))
     wrong_at = np.bincount(place, weights=1.0 - correct, minlength=len(values))
+    # Equal confidences count half, as if the order among them were tossed.
     below = np.cumsum(wrong_at) - wrong_at
     return float((right_at * (below + 0.5 * wrong_at)).sum() / (right * wrong))
 
@@ -93,7 +97,7 @@ def separation_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of `separation`; the queries of one clip are resampled together."""
     resampled = (separation(confidence[rows], correct[rows]) for rows in resampled_rows(clips, seed=seed))
-    drawn = [found for found in resampled if found is not None]
+    drawn = [auroc for auroc in resampled if auroc is not None]
     if len(drawn) < REPLICATES / 2:  # nearly all right, or nearly all wrong: nothing to tell apart
         return None
     interval = percentiles(np.array(drawn))
@@ -110,14 +114,15 @@ def calibrated(confidence: Doubles, correct: Doubles, clips: Integers, *, seed: 
     folds = min(_FOLDS, len(names))
     if folds < 2:
         return np.full(len(correct), correct.mean())
+    # Clips are dealt, not queries: the sentences of one clip succeed and fail together.
     dealt = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % folds, strict=True))
     fold = np.array([dealt[clip] for clip in clips])
-    found = np.empty(len(correct))
-    for each in range(folds):
-        here = fold == each
+    probabilities = np.empty(len(correct))
+    for number in range(folds):
+        here = fold == number
         levels, values = isotonic(confidence[~here], correct[~here])
-        found[here] = np.interp(confidence[here], levels, values)
-    return found
+        probabilities[here] = np.interp(confidence[here], levels, values)
+    return probabilities
 
 
 def isotonic(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
@@ -142,6 +147,7 @@ def isotonic(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
 
 def reliability(probability: Doubles, correct: Doubles) -> Reliability:
     """The reliability diagram of probabilities in [0, 1], in bins of equal width."""
+    # A probability of 1 belongs to the last bin.
     where = np.minimum((probability * _BINS).astype(int), _BINS - 1)
     counts = np.bincount(where, minlength=_BINS)
     used = counts > 0
@@ -157,13 +163,14 @@ def _averaged_over_ties(confidence: Doubles, values: Doubles) -> Doubles:
     return np.asarray(means[place], dtype=np.float64)
 
 
-# Can it be trusted: the posterior's uncertainty as a confidence, against plain alternatives (issue 5, part 4).
+# Can it be trusted: the posterior's uncertainty as a confidence, against plain alternatives.
 
 
 FEWEST_QUERIES = 30
 _CLIPS_PER_BATCH = 4096
 
 SIGNALS = {
+    # The plain alternative stands first: what a VAE adds is what it adds to this.
     "score margin": "the best clip's score minus the second best's",
     "posterior": "minus the entropy of q(z | V_p) of the best clip: the VAE's certainty",
     "reconstruction": "minus KL(S_p || S_hat) of the best clip: how well the VAE foretells the sentence",
@@ -218,17 +225,18 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        found: dict[str, Any] = _plain(asdict(self))
-        return found
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
 
 
 def calibrate(explainer: Explainer, collection: Collection) -> Calibration:
     """Search the collection with each of its captions and see which confidence knows the errors."""
     encoded = collection.encoded
     scores = collection_scores(explainer, encoded.texts, encoded.frames)
+    # Between 0 and 1 where scores tie, so all that follows takes shares of right and wrong.
     correct = rank_queries(scores, encoded.owners).recall(1)
-    found = confidences(explainer, encoded.texts, encoded.frames, scores)
-    signals = tuple(_signal(name, each, correct, encoded.owners) for name, each in found.items())
+    confidences_of = confidences(explainer, encoded.texts, encoded.frames, scores)
+    signals = tuple(_signal(name, each, correct, encoded.owners) for name, each in confidences_of.items())
     return Calibration(
         run=explainer.name,
         dataset=collection.dataset,
@@ -245,20 +253,23 @@ def calibrate(explainer: Explainer, collection: Collection) -> Calibration:
 @torch.inference_mode()
 def confidences(explainer: Explainer, texts: Tensor, frames: Tensor, scores: np.ndarray) -> dict[str, Doubles]:
     """Every signal of `SIGNALS` that the explainer has, for each text [N_t], the higher the surer."""
+    # Of the clip that is answered, right or wrong: a confidence that needs the right one is none.
     best = torch.from_numpy(scores.argmax(axis=1))
     top = np.sort(scores, axis=1)[:, -2:]
     margin = top[:, 1] - top[:, 0] if scores.shape[1] > 1 else np.zeros(len(scores))
     log_s, log_v = explainer.log_s(texts), explainer.log_v(frames)
-    found = {"score margin": margin.astype(np.float64)}
+    by_signal = {"score margin": margin.astype(np.float64)}
     if explainer.vae is not None:
-        log_hat, posterior_entropy = _through(explainer.vae, log_v)
-        found["posterior"] = -posterior_entropy[best].double().numpy()
-        found["reconstruction"] = -kl_divergence(log_s, log_hat[best]).double().numpy()
-    found["anchor divergence"] = -kl_divergence(log_s, log_v[best]).double().numpy()
-    return found
+        log_hat, posterior_entropy = _vae_outputs(explainer.vae, log_v)
+        # It depends on the clip alone and not on the sentence, so nothing in the mathematics says that it should know
+        # which sentences fail. Whether it does is measured (docs/explain.md).
+        by_signal["posterior"] = -posterior_entropy[best].double().numpy()
+        by_signal["reconstruction"] = -kl_divergence(log_s, log_hat[best]).double().numpy()
+    by_signal["anchor divergence"] = -kl_divergence(log_s, log_v[best]).double().numpy()
+    return by_signal
 
 
-def _through(vae: CrossModalVAE, log_v: Tensor) -> tuple[Tensor, Tensor]:
+def _vae_outputs(vae: CrossModalVAE, log_v: Tensor) -> tuple[Tensor, Tensor]:
     """log S_hat [N, K] at the posterior's mean and the posterior's entropy relative to the prior's [N]."""
     device = next(vae.parameters()).device
     hats, entropies = [], []
@@ -290,6 +301,7 @@ def _verdict(interval: tuple[float, float] | None, queries: int) -> str:
     low, high = interval
     if high < 0.5:
         return "predicts errors the wrong way round"
+    # An interval that holds 0.5 holds a coin, wherever its middle lies.
     return "predicts errors" if low > 0.5 else "does not predict errors"
 
 

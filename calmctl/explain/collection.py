@@ -57,6 +57,7 @@ def open_collection(explainer: Explainer, split: str, progress: Progress | None 
     recipe = explainer.run.recipe()
     own = SourceSpec.of(recipe.data)
     source = open_source(own, recipe, val=split != "test")
+    # Before encoding, which takes long: clips that were trained on are refused here.
     labels = labels_of(explainer.run, explainer.which, own, source.record(split))
     encoded = source.encode(explainer.model, split, progress)
     chosen = source.split(split)
@@ -102,8 +103,9 @@ def standing(explainer: Explainer, text: Tensor, frames: Tensor, removed: list[i
     log_s, log_v = explainer.log_s(text), explainer.log_v(frames)
     if removed:
         log_s, log_v = without(log_s, removed), without(log_v, removed)
-        gone = anchor_directions(explainer.anchors).centred[removed]
-        text, frames = project_out(text, gone), project_out(frames, gone)
+        # Of every clip and of the sentence, or the others would be ranked by what this one has lost.
+        directions = anchor_directions(explainer.anchors).centred[removed]
+        text, frames = project_out(text, directions), project_out(frames, directions)
     scores = torch.from_numpy(collection_scores(explainer, text[None], frames)[0])
     return Standing(len(frames), rank_of(scores, 0), rank_of(-kl_divergence(log_s, log_v), 0))
 
@@ -115,7 +117,7 @@ _PULLS, _TOP, _CAPTIONS = 3, 3, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class AnchorWeight:
     """An anchor and a number: a probability, or a part of a score."""
 
     anchor: str
@@ -135,7 +137,7 @@ class Candidate:
 
     clip: str
     score: float
-    anchors: tuple[Weighed, ...]
+    anchors: tuple[AnchorWeight, ...]
     captions: tuple[str, ...]
 
 
@@ -157,10 +159,10 @@ class Failure:
 
     query: str
     rank: float
-    anchors: tuple[Weighed, ...]
+    anchors: tuple[AnchorWeight, ...]
     right: Candidate
     confusing: Candidate
-    pulled: tuple[Weighed, ...]
+    pulled: tuple[AnchorWeight, ...]
     shared: float
     rest: float
 
@@ -203,6 +205,7 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
     wrong[np.arange(len(owners)), owners] = -np.inf
     confusing = wrong.argmax(axis=1)
     lead = wrong.max(axis=1) - own
+    # A tie for the first place is a failure too: nothing says that the right one would be listed first.
     order = [int(i) for i in np.lexsort((-lead, -ranks)) if ranks[i] > 1]
     directions = anchor_directions(explainer.anchors)
     labels = explainer.vocabulary.texts
@@ -210,10 +213,11 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
 
     def describe(clip: int, score: float) -> Candidate:
         video = explainer.log_v(encoded.frames[clip]).exp()
-        return Candidate(encoded.ids[clip], score, _said(labels, video), captions[clip][:_CAPTIONS])
+        return Candidate(encoded.ids[clip], score, _top_anchors(labels, video), captions[clip][:_CAPTIONS])
 
     def explain_one(query: int) -> Failure:
         text, right, other = encoded.texts[query], int(owners[query]), int(confusing[query])
+        # Both against the same sentence: the parts of the two scores are then those of one difference, the lead.
         ours, theirs = (
             split_score(score_pair(explainer.model.head, text, encoded.frames[clip]), directions)
             for clip in (right, other)
@@ -221,7 +225,7 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
         return Failure(
             query=encoded.captions[query],
             rank=float(ranks[query]),
-            anchors=_said(labels, explainer.log_s(text).exp()),
+            anchors=_top_anchors(labels, explainer.log_s(text).exp()),
             right=describe(right, float(scores[query, right])),
             confusing=describe(other, float(scores[query, other])),
             pulled=_strongest(labels, theirs.anchors - ours.anchors, _PULLS),
@@ -243,16 +247,16 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
 
 def _captions(collection: Collection) -> list[tuple[str, ...]]:
     """The captions of each clip."""
-    found: list[list[str]] = [[] for _ in collection.encoded.ids]
+    captions: list[list[str]] = [[] for _ in collection.encoded.ids]
     for caption, owner in zip(collection.encoded.captions, collection.encoded.owners, strict=True):
-        found[int(owner)].append(caption)
-    return [tuple(each) for each in found]
+        captions[int(owner)].append(caption)
+    return [tuple(texts) for texts in captions]
 
 
-def _said(labels: tuple[str, ...], probabilities: torch.Tensor) -> tuple[Weighed, ...]:
-    return tuple(Weighed(labels[k], float(probabilities[k])) for k in worth_saying(probabilities, _TOP))
+def _top_anchors(labels: tuple[str, ...], probabilities: torch.Tensor) -> tuple[AnchorWeight, ...]:
+    return tuple(AnchorWeight(labels[k], float(probabilities[k])) for k in worth_saying(probabilities, _TOP))
 
 
-def _strongest(labels: tuple[str, ...], values: torch.Tensor, count: int) -> tuple[Weighed, ...]:
+def _strongest(labels: tuple[str, ...], values: torch.Tensor, count: int) -> tuple[AnchorWeight, ...]:
     order: Iterable[int] = values.argsort(descending=True, stable=True)[:count].tolist()
-    return tuple(Weighed(labels[k], float(values[k])) for k in order)
+    return tuple(AnchorWeight(labels[k], float(values[k])) for k in order)

@@ -101,6 +101,7 @@ def coverage(explainer: Explainer, collection: Collection) -> Coverage:
     log_v, log_s = explainer.log_v(encoded.frames), explainer.log_s(encoded.texts)
     video, text = log_v.exp().double(), log_s.exp().double()
     clips, captions = needed(video).sum(0), needed(text).sum(0)
+    # Both sides weigh the same, however many captions a clip has.
     mass = (video.mean(0) + text.mean(0)) / 2
     used = (clips + captions) > 0
     order = mass.argsort(descending=True, stable=True).tolist()
@@ -136,24 +137,26 @@ def coverage(explainer: Explainer, collection: Collection) -> Coverage:
 def needed(probabilities: Tensor, share: float = NUCLEUS) -> Tensor:
     """Which anchors are among the fewest that hold `share` of each distribution, bool [N, K]."""
     ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
+    # The mass before each anchor, so that the one that crosses the line is among them; one with all the mass is, too.
     before = ordered.cumsum(-1) - ordered
     return torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, places, before < share)
 
 
-def suggested_vocabulary(found: Coverage, vocabulary: Vocabulary) -> Vocabulary:
+def suggested_vocabulary(measured: Coverage, vocabulary: Vocabulary) -> Vocabulary:
     """The suggested subset as a vocabulary of its own; raises `VocabularyError` for fewer than two anchors."""
-    if len(found.suggested) < 2:
-        raise VocabularyError(f"only {len(found.suggested)} anchor is of use on {found.dataset}: no vocabulary")
-    chosen = set(found.suggested)
+    if len(measured.suggested) < 2:
+        raise VocabularyError(f"only {len(measured.suggested)} anchor is of use on {measured.dataset}: no vocabulary")
+    chosen = set(measured.suggested)
     return make_vocabulary(
         ((label.id, label.text) for label in vocabulary.labels if label.id in chosen),
         where="suggested subset",
         **{
             **vocabulary.model_dump(exclude={"labels"}),
-            "name": f"{vocabulary.name}-{found.dataset}",
+            # A vocabulary of its own: a subset is not the next version of the whole.
+            "name": f"{vocabulary.name}-{measured.dataset}",
             "version": 1,
             "note": f"{len(chosen)} of {len(vocabulary)} labels of {vocabulary.reference} ({vocabulary.digest}): those "
-            f"that {found.run} uses on the {found.split} split of {found.dataset}, without near-duplicates",
+            f"that {measured.run} uses on the {measured.split} split of {measured.dataset}, without near-duplicates",
         },
     )
 
@@ -163,14 +166,16 @@ def _correlation(log_v: Tensor, log_s: Tensor) -> NDArray[np.float64]:
 
     Log probabilities minus their mean over the anchors are the cosines minus theirs, times tau.
     """
-    found = []
+    correlations = []
     for log_p in (log_v, log_s):
         centred = (log_p - log_p.mean(-1, keepdim=True)).double().numpy()
         centred = centred - centred.mean(0)
         lengths = np.linalg.norm(centred, axis=0)
+        # An anchor that never moves rises and falls with nothing.
         unit = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
-        found.append(unit.T @ unit)
-    smaller: NDArray[np.float64] = np.minimum(*found)
+        correlations.append(unit.T @ unit)
+    # Over clips and over captions alike: anchors that only one side cannot tell apart are no twins.
+    smaller: NDArray[np.float64] = np.minimum(*correlations)
     return smaller
 
 
@@ -181,6 +186,7 @@ def _suggest(
     chosen: list[int] = []
     twins = []
     for k in order:
+        # Greedy by mass: of two twins the one that carries more stays, and a third is held against what stayed.
         near = max(chosen, key=lambda taken: correlation[k, taken], default=None)
         if near is not None and correlation[k, near] >= TWIN_CORRELATION:
             twins.append(Twins(vocabulary.texts[near], vocabulary.texts[k], float(correlation[k, near])))

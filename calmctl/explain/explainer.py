@@ -1,4 +1,4 @@
-"""A video as an explanation looks at it: the frames that make its score, and finer instants for a timeline."""
+"""Who explains, a run or a bare backbone; and a video as it is looked at: frames for the score, instants for when."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def see_video(explainer: Explainer, clip: Clip, *, instants: int | None = None, 
     Raises:
         VideoError: The clip cannot be decoded.
     """
+    # One pass gives both, because an hour of video without an index is decoded from end to end.
     resize = split_preprocess(explainer.model.backbone)[0]
     sampled = sample_video(
         clip, explainer.n_frames, instants=instants, transform=resize, picture=shrink if pictures else None
@@ -84,6 +85,7 @@ def see_video(explainer: Explainer, clip: Clip, *, instants: int | None = None, 
 
 
 ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS = "ViT-B-32-quickgelu", "openai"
+# As the paper's recipes have them.
 ZERO_SHOT_FRAMES = 12
 _FRAMES_PER_BATCH = 64
 
@@ -165,8 +167,11 @@ def explain_with_run(
     chosen = own if vocabulary is None else resolve_vocabulary(vocabulary)
     notes = []
     vae = model.vae
+    # By digest: another vocabulary of the same name and size would fit the run's offsets and VAE, and mean something
+    # else.
     if chosen.digest != own.digest:
         notes.append(f"anchors of {chosen.reference} instead of the run's {own.reference}: no learned offsets, no VAE")
+        # Offsets are learned per label, and the VAE reads the labels by their place: both fit no other list.
         anchors, vae = _prompt_features(model, chosen, device), None
     elif model.anchors is None:
         exported = run.recipe().alignment.kind != "none"
@@ -175,6 +180,7 @@ def explain_with_run(
         anchors = _prompt_features(model, chosen, device)
     else:
         with torch.inference_mode():
+            # With the learned offsets, as the run's own loss saw them.
             anchors = model.anchor_features().cpu()
         if vae is None:
             notes.append(f"this run aligns by {model.alignment.kind}, without a VAE")
@@ -187,6 +193,7 @@ def explain_with_run(
         anchors=anchors,
         vae=vae,
         temperature=tau,
+        # The video's own temperature where the recipe has one: V_p as it was in training.
         video_temperature=model.keys.video_temperature or tau,
         n_frames=run.recipe().data.frames,
         device=device,

@@ -37,6 +37,7 @@ def _environment(folder: Path) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([folder, _TEMPLATES]),
         autoescape=True,  # whatever a template is called: captions and file names are other people's text
+        # A name that a template misspells is an error, and not a blank on a page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -68,6 +69,7 @@ def render(template: str, folder: Path = _TEMPLATES, **values: Any) -> str:
 
 def pictures_of(clips: Sequence[Clip]) -> dict[str, list[str]]:
     """Three pictures of each clip, by id; clips that cannot be decoded any more have none."""
+    # Shrunk in the worker: what crosses to this process is small, however large the videos.
     decoded = decode_clips(clips, 3, workers=min(len(clips), available_cores()) or 1, transform=shrink)
     return {
         clip.id: [data_url(jpeg(frame)) for frame in frames]
@@ -103,26 +105,27 @@ def explain_page(run: Run, clip: Clip, sentence: str, path: Path, *, device: str
 
 def write_pair_page(explanation: Explanation, path: Path) -> None:
     """Write the page of one pair; raises `RunFailed` where the file cannot be written."""
+    # `PAGE` replaces pages of ours alone. A plain rename over the target once replaced /dev/null.
     write_output(path, pair_page(explanation), PAGE)
 
 
-def write_failures_page(found: Failures, collection: Collection, path: Path) -> None:
+def write_failures_page(failures: Failures, collection: Collection, path: Path) -> None:
     """Write the page of a run's worst queries, with pictures of each clip whose file is at hand."""
-    names = dict.fromkeys(one.clip for each in found.worst for one in (each.right, each.confusing))
+    names = dict.fromkeys(one.clip for each in failures.worst for one in (each.right, each.confusing))
     pictures = pictures_of([collection.clips[name] for name in names if name in collection.clips])
-    write_output(path, render("failures.html.j2", found=found, pictures=pictures), PAGE)
+    write_output(path, render("failures.html.j2", found=failures, pictures=pictures), PAGE)
 
 
-def write_calibration_page(found: Calibration, path: Path) -> None:
+def write_calibration_page(calibration: Calibration, path: Path) -> None:
     """Write the reliability diagrams and the risk-coverage curves of a run."""
     curves = [
         {
             "name": signal.name,
             "points": _polyline(signal.risk_coverage.coverage, 1 - signal.risk_coverage.risk),
         }
-        for signal in found.signals
+        for signal in calibration.signals
     ]
-    write_output(path, render("calibration.html.j2", found=found, curves=curves, signals=SIGNALS), PAGE)
+    write_output(path, render("calibration.html.j2", found=calibration, curves=curves, signals=SIGNALS), PAGE)
 
 
 def pair_page(explanation: Explanation) -> str:
@@ -145,8 +148,8 @@ def pair_page(explanation: Explanation) -> str:
             for name, side, p in (("Video", "video", c.video), ("Sentence", "text", c.text))
         ],
         lists=[
-            {"name": name, "says": says, "top": worth_saying(p, _SHOWN), "p": p}
-            for name, says, p in (
+            {"name": name, "says": meaning, "top": worth_saying(p, _SHOWN), "p": p}
+            for name, meaning, p in (
                 ("Both", "mass that the two share", c.shared),
                 ("Only the video", "what it has beyond that", c.video - c.shared),
                 ("Only the sentence", "what it has beyond that", c.text - c.shared),
@@ -165,6 +168,7 @@ def pair_page(explanation: Explanation) -> str:
         ]
         if seen.pictures
         else [],
+        # One scale for both sides, or bars of one length would stand for two shares.
         most_mass=max(float(p.max()) for p in (c.video, c.text)),
         most_weight=float(explanation.pair.weights.max()),
         parts=_score_parts(explanation),
@@ -183,12 +187,12 @@ def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
     order = _top(c.video.maximum(c.text), len(x.labels))
     rows = []
     for place, k in enumerate(order):
-        says = (
+        description = (
             f"{x.labels[k]}: video {percent(c.video[k])} ({ordinal(ranks['video'][k])} of {len(order)}), "
             f"sentence {percent(c.text[k])} ({ordinal(ranks['text'][k])})"
         )
         if hat is not None:
-            says += f", reconstructed {percent(hat.text[k])}"
+            description += f", reconstructed {percent(hat.text[k])}"
         rows.append(
             {
                 "k": k,
@@ -197,7 +201,7 @@ def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:
                 "text": float(c.text[k]),
                 "hat": None if hat is None else float(hat.text[k]),
                 "shown": place < _ROWS,
-                "says": f"{says}; part of the score {float(x.split.anchors[k]):+z.3f}.",
+                "says": f"{description}; part of the score {float(x.split.anchors[k]):+z.3f}.",
             }
         )
     return rows
@@ -226,6 +230,7 @@ def _score_parts(x: Explanation) -> dict[str, Any]:
             ("what no anchor covers", split.rest),
         )
     ]
+    # Zero is on the scale even where all parts have one sign: a bar's length is a part of the score.
     values = [0.0, *(float(str(row["value"])) for row in rows)]
     low, high = min(values), max(values)
     return {"rows": rows, "low": low, "span": (high - low) or 1.0}
@@ -261,6 +266,7 @@ def _ticks(start_s: float, end_s: float) -> list[dict[str, Any]]:
     """Round instants on the time axis, at most six."""
     length = max(end_s - start_s, 1e-9)
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 36000)
+    # A hair above five steps, for a length that rounding has made a little longer.
     step = next((step for step in steps if length / step <= 5.01), length / 5)
     first = math.ceil(start_s / step - 1e-9)
     marks = [n * step for n in range(first, math.floor(end_s / step + 1e-9) + 1)]

@@ -127,6 +127,7 @@ def explain(
     Raises:
         BadInput: The collection's clips have another number of frames than the video was seen with.
     """
+    # A rank is only as good as the clips it is among, so what must be said of them is said here.
     if collection is not None and collection.caveats:
         explainer = replace(explainer, notes=(*explainer.notes, *collection.caveats))
     text = explainer.encode_texts([sentence])[0]
@@ -141,6 +142,7 @@ def explain(
         reconstruction=None if explainer.vae is None else reconstruct(explainer.vae, log_v, log_s),
         pair=pair,
         split=split_score(pair, anchor_directions(explainer.anchors)),
+        # A frame is held against all of the sentence, also where the head reads its words.
         timeline=timeline(explainer, seen, explainer.model.sentences(text)),
         without=_without(explainer, text, seen, list(removed), candidates) if removed else None,
         standing=None if candidates is None else standing(explainer, text, candidates),
@@ -152,15 +154,19 @@ def _without(
     explainer: Explainer, text: Tensor, seen: SeenVideo, removed: list[int], candidates: Tensor | None
 ) -> Without:
     log_s, log_v = explainer.log_s(text), explainer.log_v(seen.frames)
+    # Two ways of going without: the distributions lose the anchors, and the score, which never looks at anchors,
+    # loses what is particular to them.
     less_s, less_v = without(log_s, removed), without(log_v, removed)
-    gone = anchor_directions(explainer.anchors).centred[removed]
+    directions = anchor_directions(explainer.anchors).centred[removed]
     return Without(
         removed=tuple(removed),
         mass=(float(log_v.exp()[removed].sum()), float(log_s.exp()[removed].sum())),
         divergence=float(kl_divergence(less_s, less_v)),
         video_entropy=float(entropy(less_v)),
         text_entropy=float(entropy(less_s)),
-        score=score_pair(explainer.model.head, project_out(text, gone), project_out(seen.frames, gone)).score,
+        score=score_pair(
+            explainer.model.head, project_out(text, directions), project_out(seen.frames, directions)
+        ).score,
         standing=None if candidates is None else standing(explainer, text, candidates, removed),
     )
 
@@ -173,6 +179,7 @@ def _candidates(collection: Collection, seen: SeenVideo) -> Tensor:
             f"the stored clips of {collection.dataset} have {theirs} frames each and the video was looked at with "
             f"{own}; leave out --collection, or use a run whose data.frames is that of its feature store"
         )
+    # By file and window: ids are the data set's, and the video came by a path.
     ours = seen.clip.path.resolve()
     others = [
         place

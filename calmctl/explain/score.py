@@ -37,18 +37,19 @@ def score_pair(head: Any, text: Tensor, frames: Tensor) -> ScoredPair:
         raise TypeError(f"no explanation is known for the head {head.name}")
     device = next(iter(head.parameters()), text).device
     text, frames = text.to(device).float(), frames.to(device).float()
-    found: Compared = head.explain(text, frames)
-    asked, pooled = (F.normalize(each.double(), dim=-1) for each in (found.text, found.video))
-    shares = found.shares.double()
+    compared: Compared = head.explain(text, frames)
+    query, pooled = (F.normalize(vector.double(), dim=-1) for vector in (compared.text, compared.video))
+    shares = compared.shares.double()
+    # Heads that read words get the sentence's own feature first, then one of each word.
     sentence = text[0] if head.reads == "words" else text
     cosines = F.normalize(frames, dim=-1) @ F.normalize(sentence, dim=-1)
     return ScoredPair(
         shares=shares.cpu(),
-        text=asked.cpu(),
+        text=query.cpu(),
         video=pooled.cpu(),
-        weights=found.weights.cpu(),
-        conditioned=found.conditioned,
-        score=float(shares @ (asked * pooled).sum(-1)),
+        weights=compared.weights.cpu(),
+        conditioned=compared.conditioned,
+        score=float(shares @ (query * pooled).sum(-1)),
         cosines=cosines.cpu(),
     )
 
@@ -78,6 +79,7 @@ def anchor_directions(anchors: Tensor) -> Directions:
     unit = F.normalize(anchors.double(), dim=-1)
     shared = F.normalize(unit.mean(0), dim=-1)
     centred = unit - (unit @ shared)[:, None] * shared
+    # The polar factor of the anchors is the orthonormal set nearest to them (Lowdin, 1950).
     left, singular, right = torch.linalg.svd(centred, full_matrices=False)
     kept = singular > _LEAST_SINGULAR * singular.max()
     return Directions(shared, left[:, kept] @ right[kept], centred)
@@ -109,6 +111,7 @@ def split_score(pair: ScoredPair, directions: Directions) -> Split:
     shared = float(pair.shares @ ((pair.text @ directions.shared) * (pair.video @ directions.shared)))
     text, video = pair.text @ directions.own.T, pair.video @ directions.own.T  # [M, K]
     anchors = pair.shares @ (text * video)
+    # By subtraction: the parts add up to the score whatever rounding does.
     rest = pair.score - shared - float(anchors.sum())
     return Split(shared, anchors, pair.shares @ text, pair.shares @ video, rest)
 
@@ -175,8 +178,10 @@ class Timeline:
 @torch.inference_mode()
 def timeline(explainer: Explainer, seen: SeenVideo, text: Tensor) -> Timeline:
     """The timeline of a video, held against one sentence's features [D]."""
+    # Each instant as a clip of one frame: Eq. 7 of that frame alone.
     log_p = explainer.log_v(seen.instants[:, None])
     cosines = F.normalize(seen.instants, dim=-1) @ F.normalize(text, dim=-1)
+    # A segment without an instant would have no distribution.
     count = min(SEGMENTS, len(seen.instants_s))
     edges = np.linspace(seen.start_s, seen.end_s, count + 1)
     segments = []

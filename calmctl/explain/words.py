@@ -17,31 +17,34 @@ _FLAT = 0.95  # of the largest possible entropy
 def summary(explanation: Explanation) -> list[str]:
     """What a reader should take away, in order; anchors in quotes."""
     c, labels = explanation.comparison, explanation.labels
-    said = [_verdict(explanation)]
+    # The verdict first: who reads one sentence has read the right one.
+    sentences = [_verdict(explanation)]
     most = math.log(len(labels))
     flat = [name for name, h in (("video", c.video_entropy), ("sentence", c.text_entropy)) if h > _FLAT * most]
+    # Near the largest entropy no anchor stands out, so what is said of single ones below would mislead.
     if flat:
-        said.append(
+        sentences.append(
             f"The {' and the '.join(flat)} hardly {'tell' if len(flat) > 1 else 'tells'} the anchors apart: "
             f"the mass is spread almost evenly over all {len(labels)}."
         )
     both = int(c.shared.argmax())
     if float(c.shared[both]) >= _WORTH_SAYING:
-        said.append(
+        sentences.append(
             f"Both say “{labels[both]}”: {percent(c.video[both])} of the video, "
             f"{percent(c.text[both])} of the sentence."
         )
     for one, other, more in (("video", "sentence", c.video - c.text), ("sentence", "video", c.text - c.video)):
         k = int(more.argmax())
         if float(more[k]) >= _WORTH_SAYING:
-            said.append(f"The {one} says “{labels[k]}” more than the {other} does ({points(float(more[k]))}).")
-    said.append(f"The sentence is {c.divergence:z.2f} nats away from the video; 0 would be the same.")
-    return said + _vae_says(explanation)
+            sentences.append(f"The {one} says “{labels[k]}” more than the {other} does ({points(float(more[k]))}).")
+    sentences.append(f"The sentence is {c.divergence:z.2f} nats away from the video; 0 would be the same.")
+    return sentences + _vae_sentences(explanation)
 
 
 def _verdict(explanation: Explanation) -> str:
     """In one sentence whether the two fit: by rank where there are other clips, and else by the anchors alone."""
     c, standing = explanation.comparison, explanation.standing
+    # Half of the mass, and a quarter: our choice, as docs/explain.md says.
     same = int(c.video.argmax()) == int(c.text.argmax())
     if c.overlap >= 0.5 and same:
         word = "agree"
@@ -49,13 +52,13 @@ def _verdict(explanation: Explanation) -> str:
         word = "agree in part"
     else:
         word = "disagree"
-    found = f"By their anchors, video and sentence {word}: they share {percent(c.overlap)} of their mass."
+    by_anchors = f"By their anchors, video and sentence {word}: they share {percent(c.overlap)} of their mass."
     if standing is None:
         score = f"Whether a score of {explanation.pair.score:z.3f} is high, only other clips can tell (--collection)."
-        return f"{found} {score}"
+        return f"{by_anchors} {score}"
     # A rank between two whole ones is shared with equals.
     place = ordinal(int(standing.by_score)) if standing.by_score % 1 == 0 else f"at rank {standing.by_score:g}"
-    return f"By score the video is {place} of {counted(standing.clips, 'clip')} for this sentence. {found}"
+    return f"By score the video is {place} of {counted(standing.clips, 'clip')} for this sentence. {by_anchors}"
 
 
 def explain_terms(explanation: Explanation) -> dict[str, str]:
@@ -77,27 +80,27 @@ def explain_terms(explanation: Explanation) -> dict[str, str]:
     }
 
 
-def _vae_says(explanation: Explanation) -> list[str]:
-    found, c = explanation.reconstruction, explanation.comparison
-    if found is None:
+def _vae_sentences(explanation: Explanation) -> list[str]:
+    vae, c = explanation.reconstruction, explanation.comparison
+    if vae is None:
         return []
-    if found.closed is None:
-        said = ["The two are equal, so there is nothing for the VAE to close."]
-    elif not found.sees_the_clip:
+    if vae.closed is None:
+        sentences = ["The two are equal, so there is nothing for the VAE to close."]
+    elif not vae.sees_the_clip:
         return [
-            f"The VAE says nothing of this clip: its reconstruction is {found.divergence:z.2f} nats away, and a "
-            f"decoder that knows nothing (z = 0) is {found.prior_divergence:z.2f} away."
+            f"The VAE says nothing of this clip: its reconstruction is {vae.divergence:z.2f} nats away, and a "
+            f"decoder that knows nothing (z = 0) is {vae.prior_divergence:z.2f} away."
         ]
-    elif found.closed > 0:
-        said = [
-            f"The VAE closes {percent(found.closed)} of that: its reconstruction is {found.divergence:z.2f} nats away."
+    elif vae.closed > 0:
+        sentences = [
+            f"The VAE closes {percent(vae.closed)} of that: its reconstruction is {vae.divergence:z.2f} nats away."
         ]
     else:
-        said = [
-            f"The VAE makes it worse: its reconstruction is {found.divergence:z.2f} nats away, "
+        sentences = [
+            f"The VAE makes it worse: its reconstruction is {vae.divergence:z.2f} nats away, "
             f"the video itself was {c.divergence:z.2f}."
         ]
-    return said
+    return sentences
 
 
 def fixed(value: float | torch.Tensor, digits: int, *, signed: bool = False) -> str:
@@ -108,6 +111,7 @@ def fixed(value: float | torch.Tensor, digits: int, *, signed: bool = False) -> 
 def percent(value: float | torch.Tensor) -> str:
     """A share as "12.3 %", with "<0.1 %" for what would round to nothing."""
     share = 100 * float(value)
+    # "0.0 %" would say that there is none.
     if 0 < share < 0.05:
         return "<0.1 %"
     return f"{share:z.0f} %" if share >= 99.95 or share == 0 else f"{share:z.1f} %"

@@ -36,6 +36,8 @@ class TableData:
     def recipe(self, row: Row, seed: int, overrides: tuple[str, ...] = ()) -> Recipe:
         """The recipe of `row` for the seed number `seed`: the world's data, the row's own keys, then `overrides`."""
         dataset = row.resolved(seed, overrides).data.dataset
+        # The later of two wins: a row may ask for other data than the world has, and a person for other keys than the
+        # row.
         here = replace(row, overrides=(*self.overrides.get(dataset, ()), *row.overrides))
         return here.resolved(seed, overrides)
 
@@ -44,14 +46,14 @@ class TableData:
 
         A run that was not trained on features is tested on videos, because its head reads what a store lacks.
         """
-        found = []
+        tests = []
         for name in row.tests:
             if name == recipe.data.dataset:
-                found.append(SourceSpec.of(recipe.data))
+                tests.append(SourceSpec.of(recipe.data))
             else:
                 test = self.tests[name]
-                found.append(test if recipe.data.features else replace(test, features=None))
-        return found
+                tests.append(test if recipe.data.features else replace(test, features=None))
+        return tests
 
 
 def folder_world(root: Path, tables: Sequence[Table]) -> TableData:
@@ -67,8 +69,8 @@ def folder_world(root: Path, tables: Sequence[Table]) -> TableData:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What was found of one thing that a table needs.
+class Requirement:
+    """One thing that a table needs, and whether it is there.
 
     Attributes:
         what: The dataset, vocabulary or weights.
@@ -83,22 +85,23 @@ class Found:
     online: bool = False
 
 
-def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) -> dict[str, Found]:
+def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) -> dict[str, Requirement]:
     """Look for everything that the rows of `table` need, by name; nothing is decoded or downloaded."""
-    found: dict[str, Found] = {}
+    requirements: dict[str, Requirement] = {}
     for row in table.rows:
         recipe = recipes[table.name, row.key, 0]
+        # Once each, however many rows need it: reading a data set takes seconds.
         for test in world.tests_of(row, recipe):
-            found.setdefault(test.dataset, _dataset(test, recipe))
-        if recipe.data.dataset not in found:
-            found[recipe.data.dataset] = _dataset(SourceSpec.of(recipe.data), recipe)
+            requirements.setdefault(test.dataset, _dataset(test, recipe))
+        if recipe.data.dataset not in requirements:
+            requirements[recipe.data.dataset] = _dataset(SourceSpec.of(recipe.data), recipe)
         vocabulary = recipe.anchors.vocabulary
-        if vocabulary not in found:
-            found[vocabulary] = _vocabulary(vocabulary)
+        if vocabulary not in requirements:
+            requirements[vocabulary] = _vocabulary(vocabulary)
         weights = f"{recipe.backbone.model} {recipe.backbone.weights}"
-        if weights not in found:
-            found[weights] = _weights(recipe)
-    return found
+        if weights not in requirements:
+            requirements[weights] = _weights(recipe)
+    return requirements
 
 
 def needs(recipe: Recipe) -> tuple[str, ...]:
@@ -110,53 +113,60 @@ def needs(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _dataset(test: SourceSpec, recipe: Recipe) -> Found:
+def _dataset(test: SourceSpec, recipe: Recipe) -> Requirement:
     if test.features is not None and not (test.features / INDEX).is_file():
-        return Found(test.dataset, False, f"no feature store in {test.features}")
+        return Requirement(test.dataset, False, f"no feature store in {test.features}")
     own = test.dataset == recipe.data.dataset
     try:
+        # Only what is trained on needs a validation split.
         source = open_source(test, recipe, val=own)
         if isinstance(source, StoredSource):
             return _stored(source, test)
         splits = {name: source.split(name) for name in (("train", "val", "test") if own else ("test",))}
     except CalmError as fault:
-        return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
+        return Requirement(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
     counts = ", ".join(f"{name} {counted(len(split.ids), 'clip')}" for name, split in splits.items())
     left_out = sum(len(split.left_out) for split in splits.values())
+    # A split without captions trains nothing and tests nothing, however many clips it has.
     empty = [name for name, split in splits.items() if not split.captions]
     if empty:
-        return Found(test.dataset, False, f"not one clip of {', '.join(empty)} is in {test.root}")
-    return Found(test.dataset, True, counts + (f"; {left_out:,} clips missing" if left_out else ""))
+        return Requirement(test.dataset, False, f"not one clip of {', '.join(empty)} is in {test.root}")
+    return Requirement(test.dataset, True, counts + (f"; {left_out:,} clips missing" if left_out else ""))
 
 
-def _stored(source: StoredSource, test: SourceSpec) -> Found:
+def _stored(source: StoredSource, test: SourceSpec) -> Requirement:
+    # Training would refuse it, but only when its row's turn comes.
     if source.pending:
-        return Found(test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again")
-    return Found(test.dataset, True, f"features in {test.features}")
+        return Requirement(
+            test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again"
+        )
+    return Requirement(test.dataset, True, f"features in {test.features}")
 
 
-def _vocabulary(name: str) -> Found:
+def _vocabulary(name: str) -> Requirement:
     try:
         vocabulary = resolve_vocabulary(name)
     except BadInput as fault:
         label_list = Path(name).name.partition("@")[0]
-        return Found(name, False, f"{fault}; make it with 'calmctl anchors build {label_list}.txt'")
-    return Found(name, True, f"{len(vocabulary)} anchors")
+        return Requirement(name, False, f"{fault}; make it with 'calmctl anchors build {label_list}.txt'")
+    return Requirement(name, True, f"{len(vocabulary)} anchors")
 
 
-def _weights(recipe: Recipe) -> Found:
+def _weights(recipe: Recipe) -> Requirement:
     model, weights = recipe.backbone.model, recipe.backbone.weights
     what = f"{model} {weights}"
     if weights is None or Path(weights).is_file():
-        return Found(what, True, "random" if weights is None else "a file")
+        return Requirement(what, True, "random" if weights is None else "a file")
     from huggingface_hub import try_to_load_from_cache
 
     from calmctl.model.openclip import open_clip
 
     repository = str((open_clip.get_pretrained_cfg(model, weights) or {}).get("hf_hub", "")).rpartition("/")[0]
     if not repository:
-        return Found(what, False, f"neither a file nor a pretrained tag of {model}")
+        return Requirement(what, False, f"neither a file nor a pretrained tag of {model}")
+    # The cache alone is asked: looking reaches no network.
     cached = isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
     if cached:
-        return Found(what, True, "in the local cache")
-    return Found(what, True, "not in the local cache: the first run downloads them", online=True)
+        return Requirement(what, True, "in the local cache")
+    # There all the same, because the first run fetches it: missing is what a person has to bring.
+    return Requirement(what, True, "not in the local cache: the first run downloads them", online=True)

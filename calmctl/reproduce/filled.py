@@ -51,12 +51,13 @@ def mean(value: Spread | None) -> str:
 
 def gain(line: Line, *, interval: bool) -> str:
     """What a row has more than its baseline in the headline's metric; a star where several seeds call it no chance."""
-    found = headline_gain(line)
-    if found is None:
+    difference = headline_gain(line)
+    if difference is None:
         return ""
-    star = "" if found.within_noise or line.one_seed else "*"
-    bounds = f" ({found.interval.low:+z.1f} {found.interval.high:+z.1f})" if interval else ""
-    return f"{found.difference:+z.1f}{star}{bounds}"
+    # One seed tells nothing of the spread over seeds, so no difference is starred by it.
+    star = "" if difference.within_noise or line.one_seed else "*"
+    bounds = f" ({difference.interval.low:+z.1f} {difference.interval.high:+z.1f})" if interval else ""
+    return f"{difference.difference:+z.1f}{star}{bounds}"
 
 
 def headline_gain(line: Line) -> PairedDifference | None:
@@ -148,7 +149,7 @@ class Line:
     Attributes:
         row: The key of its row.
         label: Its name in print.
-        runs: Folders of its runs, one a seed.
+        runs: Folders of its runs, one per seed.
         numbers: Over seeds by metric; None where a metric could not be computed.
         paper: The paper's numbers.
         paper_gap: Ours minus the paper's; None where the paper has none or where this is a stand-in.
@@ -226,6 +227,7 @@ class Filled:
     @property
     def comparisons(self) -> int:
         """How many differences are judged: at 95 %, one in twenty exceeds chance by chance."""
+        # Counted for the legend: of twenty differences at 95 % one exceeds chance by chance.
         return sum(len(line.gains) > 0 for block in self.blocks for line in block.lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -264,8 +266,8 @@ def fill(
 
     Args:
         table: Its rows.
-        measured: Outcomes by row and dataset, one a seed.
-        runs: Folders by row, one a seed.
+        measured: Outcomes by row and dataset, one per seed.
+        runs: Folders by row, one per seed.
         data: What it was made on.
         seeds: Of the trainings.
         overrides: Changed for all rows.
@@ -273,6 +275,7 @@ def fill(
     """
     rows = {row.key: row for row in table.rows if row.key in measured}
     blocks = []
+    # A block for each pair of training and test set: tables of captions have two training sets.
     places = dict.fromkeys((_trained_on(measured[key]), name) for key, row in rows.items() for name in row.tests)
     for trained_on, tested_on in places:
         here = {
@@ -282,6 +285,7 @@ def fill(
         }
         if here:
             blocks.append(_block(table, rows, here, runs, trained_on, tested_on))
+    # What no such table runs, and what this one could not.
     return Filled(table, data, seeds, overrides, tuple(blocks), {**(table.left_out or {}), **left_out})
 
 
@@ -347,6 +351,7 @@ def _line(
 def _spread(values: Iterable[float | None]) -> Spread | None:
     numbers = list(values)
     known = [value for value in numbers if value is not None]
+    # All or none: a mean over some of the seeds would stand beside means over all of them.
     return spread(known) if known and len(known) == len(numbers) else None
 
 
@@ -358,9 +363,11 @@ def headline(numbers: Mapping[str, object]) -> str:
 def _paper_gap(outcomes: Sequence[Outcome], paper: float, metric: str) -> PaperGap:
     sums = [each.sums for each in outcomes]
     difference = sum(each.means[metric] for each in sums) / len(sums) - paper
+    # The noise of a CIDEr that others measured is not known, nor ours from one seed.
     if metric != "r1" or len(outcomes) == 1:
         return PaperGap(difference, None)
     interval = mean_intervals(sums)[metric]
+    # Unpaired, because nobody has the paper's outcomes query by query: its R@1 counts as one binomial draw.
     ours = (interval.high - interval.low) / 2  # half a 95 % interval
     theirs = _NORMAL_95 * math.sqrt(paper * (100 - paper) / outcomes[0].n_queries)
     return PaperGap(difference, abs(difference) > math.hypot(ours, theirs))
@@ -370,7 +377,7 @@ def _paper_gap(outcomes: Sequence[Outcome], paper: float, metric: str) -> PaperG
 
 
 def as_markdown(filled: Filled, command: str, about: Mapping[str, Any]) -> str:
-    """The whole table; `command` makes it again, `about` is `provenance.environment()`."""
+    """The whole table; `command` makes it again, `about` is `runtime.environment()`."""
     parts = [f"# {filled.table.title}", ""]
     for block in filled.blocks:
         parts += [f"## {heading(block)}", "", f"{size(block)}. Scorer: {block.scorer}.", ""]
@@ -407,7 +414,7 @@ def _paper(line: Line) -> str:
 
 
 def _gain(line: Line) -> str:
-    found = headline_gain(line)
-    if found is None:
+    difference = headline_gain(line)
+    if difference is None:
         return ""
-    return gain(line, interval=True) + ("" if line.one_seed else f", p {found.p_value:z.3f}")
+    return gain(line, interval=True) + ("" if line.one_seed else f", p {difference.p_value:z.3f}")

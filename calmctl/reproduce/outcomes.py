@@ -25,7 +25,9 @@ from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
 from calmctl.words import Progress
 
+# The best epoch on validation: the test split chooses nothing.
 _WEIGHTS = "best"
+# As the paper prints them; of these, captions/evaluate.py has under the same name those that are means over clips.
 CAPTION_METRICS = ("bleu4", "meteor", "cider", "rouge_l")
 
 
@@ -66,7 +68,7 @@ def outcomes_of(
     tests: Sequence[SourceSpec],
     device: torch.device,
     progress: Progress | None = None,
-    marks: dict[SourceSpec, str] | None = None,
+    digests: dict[SourceSpec, str] | None = None,
 ) -> list[Outcome]:
     """Outcomes of the best weights on validation of `run`, kept in the run's folder and read from there.
 
@@ -75,27 +77,29 @@ def outcomes_of(
         tests: Where it is tested.
         device: Where to compute.
         progress: Of what has to be measured.
-        marks: What the test sets hold, as far as earlier calls have looked; this one adds what it finds.
+        digests: What the test sets hold, as far as earlier calls have looked; this one adds what it finds.
 
     Raises:
         CalmError: As `evaluate_run`.
     """
-    digest, recipe = sha256_file(run.weights(_WEIGHTS)), run.recipe()
-    marks = {} if marks is None else marks
-    found: dict[str, Outcome] = {}
+    # Weights and test set by their digests: either may change under its name, and what is kept would be of the
+    # former.
+    weights_digest, recipe = sha256_file(run.weights(_WEIGHTS)), run.recipe()
+    digests = {} if digests is None else digests
+    outcomes: dict[str, Outcome] = {}
     for test in tests:
-        if test not in marks:
-            marks[test] = _contents(test, recipe)
-        kept = _read(_file(run, test), digest, marks[test])
+        if test not in digests:
+            digests[test] = _contents(test, recipe)
+        kept = _read(_file(run, test), weights_digest, digests[test])
         if kept is not None:
-            found[test.dataset] = kept
-    missing = [test for test in tests if test.dataset not in found]
+            outcomes[test.dataset] = kept
+    missing = [test for test in tests if test.dataset not in outcomes]
     if missing:
         for test, outcome in zip(missing, _measure(run, missing, device, progress), strict=True):
-            found[test.dataset] = outcome
-            content = {"weights": digest, "test_set": marks[test], **_plain(outcome)}
+            outcomes[test.dataset] = outcome
+            content = {"weights": weights_digest, "test_set": digests[test], **_plain(outcome)}
             write_json(_file(run, test), {**content, "sha256": _digest(content)})
-    return [found[test.dataset] for test in tests]
+    return [outcomes[test.dataset] for test in tests]
 
 
 def _measure(run: Run, tests: Sequence[SourceSpec], device: torch.device, progress: Progress | None) -> list[Outcome]:
@@ -103,9 +107,10 @@ def _measure(run: Run, tests: Sequence[SourceSpec], device: torch.device, progre
     if run.task == "caption":
         captions = evaluate_run(run, tests, Captioning(), which=_WEIGHTS, device=device, progress=progress)
         return [_of_captions(each) for each in captions]
+    # The audit of T-MASS's leak stands in a column of its own: published rows may have it (docs/protocols.md).
     retrieval = Retrieval(intervals=False, audited=True)
-    found = evaluate_run(run, tests, retrieval, which=_WEIGHTS, device=device, progress=progress)
-    return [_of_retrieval(each) for each in found]
+    retrieved = evaluate_run(run, tests, retrieval, which=_WEIGHTS, device=device, progress=progress)
+    return [_of_retrieval(each) for each in retrieved]
 
 
 def _of_retrieval(evaluation: Evaluation) -> Outcome:
@@ -159,6 +164,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     sums = outcome.sums
     return {
         **{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__ if name != "sums"},
+        # A mean alone could not be compared: differences are paired over clips.
         "by_clip": {
             "clips": sums.clips,
             "metrics": sums.metrics,
@@ -182,13 +188,13 @@ def _read(path: Path, digest: str, contents: str) -> Outcome | None:
         return None
     if values.pop("weights", None) != digest or values.pop("test_set", None) != contents:
         return None
-    kept = values.pop("by_clip", None)
-    if kept is None or {*values, "sums"} != set(Outcome.__dataclass_fields__):  # of another version
+    by_clip = values.pop("by_clip", None)
+    if by_clip is None or {*values, "sums"} != set(Outcome.__dataclass_fields__):  # of another version
         return None
     sums = ClipSums(
-        tuple(kept["clips"]),
-        tuple(kept["metrics"]),
-        np.array(kept["sums"], dtype=np.float64),
-        np.array(kept["queries"], dtype=np.float64),
+        tuple(by_clip["clips"]),
+        tuple(by_clip["metrics"]),
+        np.array(by_clip["sums"], dtype=np.float64),
+        np.array(by_clip["queries"], dtype=np.float64),
     )
     return Outcome(**{**values, "caveats": tuple(values["caveats"]), "sums": sums})

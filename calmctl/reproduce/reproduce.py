@@ -14,7 +14,7 @@ import torch
 from calmctl.errors import BadInput
 from calmctl.files import TABLE, read_json, write_output
 from calmctl.recipe import Recipe
-from calmctl.reproduce.datasets import Found, RecipeKey, TableData, look, needs
+from calmctl.reproduce.datasets import RecipeKey, Requirement, TableData, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
 from calmctl.reproduce.outcomes import Outcome, outcomes_of
 from calmctl.reproduce.rows import FIRST_SEED, Table
@@ -40,12 +40,12 @@ class Plan:
     tables: tuple[Table, ...]
     world: TableData
     recipes: Mapping[RecipeKey, Recipe]
-    found: Mapping[str, Found]
+    found: Mapping[str, Requirement]
     left_out: Mapping[str, Mapping[str, str]]
     jobs: tuple[Job, ...]
 
     @property
-    def missing(self) -> tuple[Found, ...]:
+    def missing(self) -> tuple[Requirement, ...]:
         """What is not there."""
         return tuple(each for each in self.found.values() if not each.present)
 
@@ -88,7 +88,8 @@ def plan_tables(
     """
     if seeds < 1:
         raise BadInput(f"--seeds {seeds}: at least one run a row is needed")
-    found: dict[str, Found] = {}
+    requirements: dict[str, Requirement] = {}
+    # Read once: whoever comes later looks a row's recipe up here.
     recipes = {
         (table.name, row.key, seed): world.recipe(row, seed, overrides)
         for table in tables
@@ -96,15 +97,16 @@ def plan_tables(
         for seed in range(seeds)
     }
     for table in tables:
-        found |= look(world, table, recipes)
+        requirements |= look(world, table, recipes)
     left_out: dict[str, dict[str, str]] = {table.name: {} for table in tables}
     if skip_missing:
-        tables = [_without_missing(table, recipes, found, left_out[table.name]) for table in tables]
-    return Plan(tuple(tables), world, recipes, found, left_out, tuple(jobs_of(tables, recipes, seeds, runs)))
+        tables = [_without_missing(table, recipes, requirements, left_out[table.name]) for table in tables]
+    return Plan(tuple(tables), world, recipes, requirements, left_out, tuple(jobs_of(tables, recipes, seeds, runs)))
 
 
 def require_present(plan: Plan) -> None:
     """Refuse a plan whose data is missing, with everything that is. Raises `BadInput`."""
+    # All that is missing at once: who fetches data wants one list.
     if empty := [table.name for table in plan.tables if not table.rows]:
         raise BadInput(f"{', '.join(empty)}: nothing is left to run\n{_listed(plan.missing)}")
     skipped = {name for reasons in plan.left_out.values() for name in reasons}
@@ -130,7 +132,8 @@ def measure(
         CalmError: A run is not finished, or a test set cannot be read.
     """
     ledger = Ledger(runs)
-    filled, marks = [], dict[SourceSpec, str]()
+    # One look at each test set serves all runs.
+    filled, test_digests = [], dict[SourceSpec, str]()
     for table in plan.tables:
         measured: dict[str, dict[str, list[Outcome]]] = {}
         folders: dict[str, list[str]] = {}
@@ -143,8 +146,9 @@ def measure(
                     raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
                 folders.setdefault(row.key, []).append(str(run.folder))
                 revisions.add(_revision(run))
-                for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress, marks):
+                for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress, test_digests):
                     measured.setdefault(row.key, {}).setdefault(outcome.dataset, []).append(outcome)
+        # Code is a part of what a number was made of: rows of two revisions may differ by that alone.
         if len(revisions) > 1:
             mixed = f"Its runs are of {len(revisions)} revisions of calmctl: {', '.join(sorted(revisions))}."
             table = replace(table, notes=(*table.notes, mixed))
@@ -162,7 +166,7 @@ def measure(
     return filled
 
 
-def as_json(filled: Filled) -> dict[str, Any]:
+def table_to_json(filled: Filled) -> dict[str, Any]:
     """A filled table for programs, with what has to be known to read it."""
     return {**filled.to_json(), "legend": list(legend(filled))}
 
@@ -172,12 +176,14 @@ def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]
 
     A table of other rows, seeds, keys or data is not written over: the new one gets a number.
     """
+    # A stand-in's table has a name of its own, and never takes the place of the paper's.
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))
     json_file, markdown_file = folder / f"{name}.json", folder / f"{name}.md"
     about = environment()
-    content = json.dumps({**as_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # NaN is no JSON: what could not be computed is null.
+    content = json.dumps({**table_to_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_output(json_file, content, TABLE)
     write_output(markdown_file, as_markdown(filled, command, about), TABLE)
     return json_file, markdown_file
@@ -187,6 +193,7 @@ def _asked_alike(path: Path, filled: Filled) -> bool:
     """Whether there is no table in `path`, or one of the same rows, seeds, keys and data."""
     if not path.exists():
         return True
+    # Numbers may differ, as in a table that was measured again; what was asked may not.
     there = read_json(path, what="a table")
     ours = filled.to_json()
     try:
@@ -206,12 +213,12 @@ def _revision(run: Run) -> str:
 
 
 def _without_missing(
-    table: Table, recipes: Mapping[RecipeKey, Recipe], found: Mapping[str, Found], left_out: dict[str, str]
+    table: Table, recipes: Mapping[RecipeKey, Recipe], requirements: Mapping[str, Requirement], left_out: dict[str, str]
 ) -> Table:
     rows = []
     for row in table.rows:
-        lacking = [name for name in needs(recipes[table.name, row.key, 0]) if not found[name].present]
-        tests = tuple(name for name in row.tests if found[name].present)
+        lacking = [name for name in needs(recipes[table.name, row.key, 0]) if not requirements[name].present]
+        tests = tuple(name for name in row.tests if requirements[name].present)
         if lacking or not tests:
             left_out[row.key] = f"{', '.join(lacking or row.tests)} is missing"
             continue
@@ -221,9 +228,11 @@ def _without_missing(
         rows.append(replace(row, tests=tests))
     present = {row.key for row in rows}
     return replace(
-        table, rows=tuple(replace(row, baseline=row.baseline if row.baseline in present else "") for row in rows)
+        # A row whose baseline is left out stays, with nothing to be compared with.
+        table,
+        rows=tuple(replace(row, baseline=row.baseline if row.baseline in present else "") for row in rows),
     )
 
 
-def _listed(missing: Sequence[Found]) -> str:
+def _listed(missing: Sequence[Requirement]) -> str:
     return "\n".join(each.says if each.says.startswith(each.what) else f"{each.what}: {each.says}" for each in missing)

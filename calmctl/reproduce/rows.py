@@ -33,6 +33,7 @@ def head_rows(recipe: str, tests: tuple[str, ...], heads: Iterable[str] = HEADS)
     rows = []
     for head in heads:
         rows.append(Row(head, HEADS[head], recipe, (f"head.kind={head}", "alignment.kind=none"), tests))
+        # Recipe and seed are those of the row above: the loss alone differs.
         with_calm = (f"head.kind={head}", "alignment.kind=vae")
         rows.append(Row(f"{head}+calm", "  with CALM", recipe, with_calm, tests, baseline=head))
     return rows
@@ -160,6 +161,7 @@ def anchor_rows(
         *(
             Row(
                 f"t-mass+calm-{count}", f"{count} of {label}", recipe, (*calm, f"anchors.subset={count}"), tests, base,
+                # One subset for all seeds would be one draw's luck in all of them.
                 varies=("anchors.subset_seed",),
             )
             for count in subsets
@@ -299,6 +301,7 @@ class Row:
         """
         own = [f"seed={FIRST_SEED + seed}", *(f"{key}={seed}" for key in self.varies)]
         recipe = load_recipe(resolve_recipe(self.recipe), [*self.overrides, *own, *overrides])
+        # For people who look into the folder. Runs are recognised by what they were made of.
         return recipe.model_copy(update={"name": f"{recipe.name}-{self.key}-seed{recipe.seed}"})
 
     def paper_on(self, dataset: str) -> Mapping[str, float]:

@@ -35,6 +35,7 @@ from calmctl.words import Progress, Watcher
 TESTS = ("demo", "demo-shifted")
 RECIPE = "demo-features"
 NAME = "demo"
+# In the place of Table 6's charades+coco@1: the drawn world's own labels with COCO's.
 _MERGED = "shapes+coco@1.yaml"
 _NOTE = (
     "Demo stand-in: frozen features of a small CLIP trained for one epoch on the drawn world; a head, linear adapters "
@@ -61,6 +62,7 @@ def find_stand_in(root: Path, runs: Path) -> TableData | None:
     if not (root / "demo.json").is_file():
         return None
     run = Ledger(runs).finished(_backbone(root))
+    # All of it or nothing: `make_stand_in` goes on with what is half there.
     world = None if run is None else _world(root, runs, run)
     there = world and all(test.features and _extracted(test.features) for test in world.tests.values())
     return world if there and (runs / _MERGED).is_file() else None
@@ -91,6 +93,7 @@ def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> TableData:
         run = train(recipe, runs, resume=ledger.unfinished(recipe), watcher=watcher).run
     world = _world(root, runs, run)
     backbone = load_backbone(recipe.backbone.model, str(run.weights("slim")))
+    # What is extracted already is kept, so an interrupted call can be repeated.
     for dataset, test in world.tests.items():
         assert test.features is not None
         extract(

@@ -1,4 +1,4 @@
-"""Which runs are there already: recognised by what they were made of, not by a name, a place or a date."""
+"""Which runs are there already, by what they were made of and not by a name, a place or a date; and the work left."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         """Read the recipes of all runs under `root`; folders that hold none that can be read are no runs."""
         self._runs: dict[str, list[Run]] = {}
+        # All of them, whatever they are called: runs are moved and renamed.
         for path in sorted(root.glob("*/recipe.json")):
             run = Run(path.parent)
             try:
@@ -41,6 +42,7 @@ class Ledger:
             except CalmError:  # of another version, or half a folder: it stays, and a new run is made beside it
                 continue
             self._runs.setdefault(digest_of(recipe), []).append(run)
+        # Rows share data and weights: each is read and digested once.
         self._splits: dict[str, dict[str, SplitRecord] | None] = {}
         self._files: dict[str, str] = {}
 
@@ -68,6 +70,7 @@ class Ledger:
                 yield run
 
     def _same(self, identity: RunIdentity, recipe: Recipe, names: tuple[str, ...]) -> bool:
+        # A weights file is its content; a pretrained tag is its name, which the recipe's own digest has.
         weights, now = recipe.backbone.weights, self._records(recipe)
         if now is None or (is_weights_file(weights) and identity.start_file != self._digest(str(weights))):
             return False
@@ -89,6 +92,7 @@ class Ledger:
     @staticmethod
     def _has_its_anchors(run: Run, recipe: Recipe) -> bool:
         """Whether the anchors that a run was begun with are those that the recipe names now."""
+        # A name or a file may hold other labels than it did when the run began.
         return not run.vocabulary.is_file() or load_vocabulary(run.vocabulary) == recipe_vocabulary(recipe)
 
     def _records(self, recipe: Recipe) -> dict[str, SplitRecord] | None:
@@ -159,6 +163,8 @@ def jobs_of(tables: Sequence[Table], recipes: Mapping[RecipeKey, Recipe], seeds:
     for seed in range(seeds):
         for name, row in rows:
             recipe = recipes[name, row.key, seed]
+            # A recipe's digest leaves places out. In one plan they are what may tell two rows apart: the file of the
+            # anchors, the store of the features.
             digest = "\n".join(map(str, (digest_of(recipe), recipe.anchors.vocabulary, recipe.data.features)))
             if digest in jobs:
                 continue
@@ -200,7 +206,9 @@ def work_off(
         watcher.stage(f"run {number} of {len(todo)}: {job.recipe.name}{goes_on}")
         started = time.perf_counter()
         trained = train(job.recipe, runs, resume=job.run, watcher=watcher)
+        # It served to go on. A finished run does not, and a table has many.
         trained.run.drop_state()
+        # What went on would note its second part alone, and estimates would come out short.
         if job.state == "new":
             duration_s = time.perf_counter() - started
             write_json(trained.run.folder / _TIMING, {"duration_s": duration_s})
@@ -259,11 +267,13 @@ def estimate(jobs: Sequence[Job]) -> Cost:
     notes = ["finished runs"] if known else []
     for job in todo:
         kind = _kind(job.recipe)
+        # One measurement per head: the losses of alignment change a step by a few per cent.
         if kind in known or kind in measured:
             continue
         measured[kind], used, note = _measure(job.recipe)
         memory = max(memory, used)
         notes.append(note)
+    # A finished run is the better measure, because reading and testing are in it.
     per_run = {kind: statistics.mean(values) for kind, values in known.items()} | measured
     total = sum(per_run[_kind(job.recipe)] for job in todo)
     return Cost(total, memory or None, " and ".join(dict.fromkeys(notes)))
@@ -280,6 +290,7 @@ def _measure(recipe: Recipe) -> tuple[float, int, str]:
     pairs = pairs_to_measure(recipe, choose_device(recipe.device))
     lean = recipe.model_copy(
         update={
+            # One batch is read, and nothing is to be kept of it.
             "data": recipe.data.model_copy(update={"cache": "none"}),
             "optim": recipe.optim.model_copy(update={"batch_size": pairs}),
         }

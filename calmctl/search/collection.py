@@ -14,7 +14,7 @@ from calmctl.errors import DatasetError, RunFailed, StoreError, VideoError
 from calmctl.files import sha256_bytes
 from calmctl.model.backbone import fingerprint
 from calmctl.samples import Clip, Dataset, LeftOut, Split
-from calmctl.search.model import BARE_FRAMES, Seeker
+from calmctl.search.model import BARE_FRAMES, SearchModel
 from calmctl.search.rows import MappedFrames, ShardRows, searched_rows
 from calmctl.search.windows import windows_of
 from calmctl.store.extract import deserves_another_try, extract
@@ -35,29 +35,30 @@ def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[i
     the end of its file, or the file's clock is not known, the file is measured; where it is not at hand, an end is None
     and times count from the first frame.
     """
-    found: dict[int, Times] = {}
+    times: dict[int, Times] = {}
     unmeasured: dict[int, Clip] = {}
     sources: dict[int, dict[str, ClipSource | None]] = {}
     for position in positions:
         key, group = frames.ids[position], frames.group(position)
         if group not in sources:
+            # One shard's record of its sources is read once, however many hits are in it.
             path = collection.store.path / shard_file("frames", group)
             sources[group], _ = read_sources(path)
         _, _, start, end, *_ = sources[group].get(key) or [None, None, 0.0, None]
         start_s, end_s = float(start or 0.0), None if end is None else float(end)
         clip = collection.clips.get(key)
-        found[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
+        times[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
         if clip is not None and (end_s is None or clip.begins_s is None):
             unmeasured[position] = Clip(key, clip.path)
     extents = {clip.id: extent for clip, extent in measure(unmeasured.values()) if not isinstance(extent, VideoError)}
     for position, clip in unmeasured.items():
         if clip.id in extents:
             length_s, begins_s = extents[clip.id]
-            start_s, end_s, _ = found[position]
-            found[position] = start_s, length_s if end_s is None else min(end_s, length_s), begins_s
+            start_s, end_s, _ = times[position]
+            times[position] = start_s, length_s if end_s is None else min(end_s, length_s), begins_s
     return {
         position: (begins_s + start_s, None if end_s is None else begins_s + end_s, begins_s)
-        for position, (start_s, end_s, begins_s) in found.items()
+        for position, (start_s, end_s, begins_s) in times.items()
     }
 
 
@@ -99,7 +100,7 @@ class Collection:
 
 def open_collection(
     where: Path,
-    seeker: Seeker,
+    search_model: SearchModel,
     *,
     window_s: float | None = None,
     stride_s: float | None = None,
@@ -112,7 +113,7 @@ def open_collection(
 
     Args:
         where: The store or the folder.
-        seeker: Whose features they have to be.
+        search_model: Whose features they have to be.
         window_s: Length in seconds of the windows that a folder's videos are cut into; None for whole videos.
         stride_s: Seconds between the beginnings of two windows.
         videos: Where the clips of a store lie, for pictures.
@@ -128,22 +129,22 @@ def open_collection(
     if (where / INDEX).is_file():
         if window_s is not None:
             raise StoreError(f"{where} is a feature store, whose clips are fixed; --window is for a folder of videos")
-        return _open_store(where, seeker, videos)
+        return _open_store(where, search_model, videos)
     if not where.is_dir():
         raise DatasetError(f"{where} is neither a feature store nor a folder; name one with --in")
     if videos is not None:
         raise DatasetError("--videos says where the clips of a feature store lie; a folder of videos has its own")
-    return _open_folder(where, seeker, window_s, stride_s, stores, verify, progress)
+    return _open_folder(where, search_model, window_s, stride_s, stores, verify, progress)
 
 
-def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
+def _open_store(path: Path, search_model: SearchModel, videos: Path | None) -> Collection:
     store = FeatureStore.open(path)
-    store.require_backbone(fingerprint(seeker.model.backbone))
-    if seeker.n_frames not in (None, store.header.n_frames):
-        held = counted(store.header.n_frames, "frame")
+    store.require_backbone(fingerprint(search_model.model.backbone))
+    if search_model.n_frames not in (None, store.header.n_frames):
+        frames_held = counted(store.header.n_frames, "frame")
         raise StoreError(
-            f"{path} holds {held} a clip, and {seeker.name} was trained on {seeker.n_frames}; extract again with "
-            f"--frames {seeker.n_frames}, or search with a run of {held}"
+            f"{path} holds {frames_held} a clip, and {search_model.name} was trained on {search_model.n_frames}; "
+            f"extract again with --frames {search_model.n_frames}, or search with a run of {frames_held}"
         )
     shards = searched_rows(store)
     ids = [key for shard in shards for key in shard.ids]
@@ -153,11 +154,13 @@ def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
     if videos is not None:
         if not videos.is_dir():
             raise DatasetError(f"--videos {videos} is not a folder")
+        # A store's ids are published names or paths below a folder, and each kind has its own way to a file.
         files, folder = VideoFiles(videos), FolderClips(videos)
         for key in ids:
-            found = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
-            if found is not None:
-                clips[key] = Clip(key, found)
+            path_of_clip = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
+            if path_of_clip is not None:
+                clips[key] = Clip(key, path_of_clip)
+    # A store that is half extracted once answered as if it were whole. It is searched, and says what is missing.
     pending = [
         LeftOut(key, NOT_EXTRACTED)
         for group, keys in enumerate(store.groups("frames"))
@@ -169,21 +172,21 @@ def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
 
 def _open_folder(
     folder: Path,
-    seeker: Seeker,
+    search_model: SearchModel,
     window_s: float | None,
     stride_s: float | None,
     stores: Path,
     verify: bool,
     progress: Progress | None,
 ) -> Collection:
-    found = FolderClips(folder)
-    files = [(key, found.find(key)) for key in found.ids]
+    folder_clips = FolderClips(folder)
+    files = [(key, folder_clips.find(key)) for key in folder_clips.ids]
     clips = [Clip(key, path) for key, path in files if isinstance(path, Path)]
     left_out = [LeftOut(key, file.reason) for key, file in files if isinstance(file, Missing)]
     if not files:
-        raise DatasetError(f"{folder}: {found.no_video()}; name another folder or a feature store with --in")
-    n_frames = seeker.n_frames or BARE_FRAMES
-    backbone = fingerprint(seeker.model.backbone)
+        raise DatasetError(f"{folder}: {folder_clips.no_video()}; name another folder or a feature store with --in")
+    n_frames = search_model.n_frames or BARE_FRAMES
+    backbone = fingerprint(search_model.model.backbone)
     path = stores / _store_name(folder, backbone, n_frames, window_s, stride_s)
     if window_s is not None:
         clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
@@ -191,6 +194,7 @@ def _open_folder(
     extracted = 0
     if clips and (verify or not _is_current(path, clips)):
         dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())}, folder=folder)
+        # Asked before the decoding, not after it.
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if not os.access(existing, os.W_OK):
             raise RunFailed(f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --cache")
@@ -198,11 +202,12 @@ def _open_folder(
             record_origin(path, folder)
         report = extract(
             dataset,
-            seeker.model.backbone,
+            search_model.model.backbone,
             path,
             n_frames=n_frames,
+            # Every question reads all of them, and reading is what takes the time (docs/search.md).
             dtype="float16",
-            device=seeker.device,
+            device=search_model.device,
             progress=progress,
             on_wait=lambda: progress(WAITING, 0, 1) if progress else None,
         )
@@ -211,6 +216,7 @@ def _open_folder(
     store = FeatureStore.open(path) if clips else None
     shards = searched_rows(store) if store else ()
     if store:
+        # A store remembers what has left the folder, too.
         left_out += [clip for clip in store.left_out if clip.id in wanted]
     if store is None or not shards:
         what = f"none of its {len(files):,} videos could" if len(files) > 1 else "its one video could not"
@@ -218,8 +224,8 @@ def _open_folder(
             f"{folder}: {what} be decoded (first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
     unit = "clip" if window_s is None else "window"
-    over = found.passed_over()
-    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit, found.unread, over)
+    over = folder_clips.passed_over()
+    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit, folder_clips.unread, over)
 
 
 def _store_name(
@@ -240,6 +246,7 @@ def _is_current(path: Path, clips: list[Clip]) -> bool:
         split = store.split("test")
         if {*split.ids, *(clip.id for clip in split.left_out)} != {clip.id for clip in clips}:
             return False
+        # What a limit or the machine stopped is tried again; what does not decode waits until its file changes.
         if any(deserves_another_try(clip, TIMEOUT_S) for clip in store.left_out):
             return False
         current = {clip.id: clip for clip in clips}

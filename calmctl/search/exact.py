@@ -25,12 +25,12 @@ from calmctl.search.rows import (
     MappedFrames,
     ShardRows,
     cache_folder,
-    described,
+    file_stat,
     generation,
-    made_here,
     read_about,
     remove_stale,
     require_whole,
+    trusted_file,
     write_about,
 )
 from calmctl.search.scorers import (
@@ -66,6 +66,7 @@ class Judge:
     """The head in float64 on the CPU, which has the last word on a few clips."""
 
     def __init__(self, head: FusionHead, adapter: FeatureAdapter | None) -> None:
+        # A copy, because the model goes on in float32 where it is.
         self._head: Any = deepcopy(head).cpu().double().eval() if isinstance(head, nn.Module) else head
         self._adapter = None if adapter is None else deepcopy(adapter).cpu().double()
 
@@ -80,6 +81,7 @@ class Judge:
     def _part(self, texts: Tensor, frames: Tensor) -> Tensor:
         scores: Tensor
         if isinstance(self._head, ProbedHead):
+            # For a few clips the formula as it reads takes a tenth of the time of making their tables (measured).
             scores = self._head.score_directly(texts, frames)
         else:
             scores = self._head.score(texts, self._head.video_table(frames))
@@ -209,6 +211,7 @@ class Graph:
         """Positions, ascending, of the clips whose mean-pooled features are nearest to a sentence feature [D]."""
         if not len(self._keys):
             return np.empty(0, np.int64)
+        # A walk through the graph keeps no more clips than it expands, so as many as are asked for must be.
         self._index.expansion_search = max(64, count)
         query = F.normalize(sentence.float(), dim=-1).cpu().numpy()
         found = self._index.search(query, min(count, len(self._keys))).keys
@@ -237,15 +240,17 @@ def open_graph(
         old = read_about(folder, key)
         stats = require_whole(store, shards, old.shards if old else {})
         path = folder / f"means-{generation(shards)}.usearch"
-        file = made_here(folder, old, _GRAPH)
+        file = trusted_file(folder, old, _GRAPH)
         if file == path:
             graph = _restore(usearch, file, index.frames.dim, view=True)
+            # The name tells the generation, and the keys that the file holds it.
             if graph is not None and _holds(graph, wanted):
                 return Graph(graph, wanted, path, 0, None)
         graph = None if file is None or file == path else _restore(usearch, file, index.frames.dim, view=False)
         known = {name: stat.mark for name, stat in old.shards.items()} if old and graph is not None else {}
         changed = [shard.name for shard in shards if known.get(shard.name) != stats[shard.name].mark]
         if graph is None:
+            # Inner products of unit vectors are cosines.
             graph = usearch.Index(ndim=index.frames.dim, metric="ip", dtype="f16")
         else:
             kept = [some for shard, some in zip(shards, keys, strict=True) if shard.name not in changed]
@@ -263,7 +268,7 @@ def open_graph(
         if not_kept is None:
             try:
                 write_bytes(path, graph.save())
-                write_about(folder, About(key=key, shards=stats, files={_GRAPH: described(path)}))
+                write_about(folder, About(key=key, shards=stats, files={_GRAPH: file_stat(path)}))
                 remove_stale(folder, "means-*.usearch", {path})
                 graph = usearch.Index.restore(str(path), view=True)
             except RunFailed as fault:

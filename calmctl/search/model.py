@@ -1,4 +1,4 @@
-"""Who searches: a trained run, or the bare backbone where there is none."""
+"""The model that searches: a trained run, or the bare backbone where there is none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BARE_FRAMES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Seeker:
+class SearchModel:
     """A model in evaluation mode that can search.
 
     Attributes:
@@ -45,6 +45,7 @@ class Seeker:
     @torch.inference_mode()
     def video(self, clip: Clip, n_frames: int) -> Tensor:
         """Frame features [1, F, D] of a clip, before any adapter; raises `VideoError`."""
+        # The store's own encoder: one clip gets the features that it would have there.
         encoder = Encoder(self.model.backbone, device=self.device, n_frames=n_frames)
         ((_, frames),) = decode_clips([clip], n_frames, workers=1, transform=encoder.resize)
         if isinstance(frames, VideoError):
@@ -57,7 +58,7 @@ class Seeker:
         return adapted(frames.to(self.device), self.model.adapter)
 
 
-def seek_with_run(run: Run, device: torch.device, *, why: bool = False) -> Seeker:
+def search_model_of_run(run: Run, device: torch.device, *, why: bool = False) -> SearchModel:
     """A trained run's best weights.
 
     Args:
@@ -68,15 +69,16 @@ def seek_with_run(run: Run, device: torch.device, *, why: bool = False) -> Seeke
     Raises:
         CheckpointError: The run's weights cannot be used.
     """
+    # The explainer holds the model, so weights are read once either way.
     explainer = explain_with_run(run, device) if why else None
     model = explainer.model if explainer else load_run(run, "best", device)
     name = f"{run.folder} (best on validation), head {model.head.name}, {run.trained_on}"
-    return Seeker(name, model, run.recipe().data.frames, device, explainer)
+    return SearchModel(name, model, run.recipe().data.frames, device, explainer)
 
 
-def seek_bare(
+def bare_search_model(
     device: torch.device, *, backbone: str | None = None, weights: str | None = None, why: bool = False
-) -> Seeker:
+) -> SearchModel:
     """A backbone as it was published: mean pooling.
 
     Args:
@@ -100,7 +102,7 @@ def seek_bare(
             f"{fault}; here: give a .safetensors file with --backbone-weights, or search with a run "
             "('calmctl demo' makes one)"
         ) from fault
-    return Seeker(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
+    return SearchModel(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
 
 
 def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:

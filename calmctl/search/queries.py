@@ -10,13 +10,15 @@ from calmctl.errors import BadInput
 
 
 def read_sentences(source: str) -> list[str]:
-    """The sentences of a file: of a captions file (CSV, JSON, JSONL), else one a line; "-" is standard input.
+    """The sentences of a file: of a captions file (CSV, JSON, JSONL), else one per line; "-" is standard input.
 
     Raises:
         BadInput: There is none, or the file cannot be read.
     """
     if source == "-":
         try:
+            # Bytes, because a terminal's locale may be another one. Some Windows programs begin with a byte order
+            # mark.
             lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise BadInput("standard input is not UTF-8; convert it") from None

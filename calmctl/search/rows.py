@@ -40,6 +40,7 @@ _ABOUT = "about.json"
 
 
 class _Part(BaseModel):
+    # Whatever does not fit to the letter is no cache, which is then made anew: nobody has to repair one.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -77,6 +78,7 @@ class About(_Part):
 def read_about(folder: Path, key: str) -> About | None:
     """What a cache says about itself; None where there is none that is whole and fits, which is then made."""
     try:
+        # Its own digest too: an entry that fits the form may still be damaged, and would be read by native code.
         content = read_json(folder / _ABOUT, what="search index", error=StoreError)
         digest = content.pop("sha256", None) if isinstance(content, dict) else None
         about = About.model_validate(content)
@@ -94,18 +96,19 @@ def _digest(about: About) -> str:
     return sha256_bytes(json.dumps(about.model_dump(), sort_keys=True).encode("ascii"))
 
 
-def described(path: Path) -> FileStat:
+def file_stat(path: Path) -> FileStat:
     """What `about.json` says of a file that was just written."""
     return FileStat(name=path.name, sha256=sha256_file(path), stamp=stamp(path))
 
 
-def made_here(folder: Path, about: About | None, what: str) -> Path | None:
+def trusted_file(folder: Path, about: About | None, what: str) -> Path | None:
     """The cache's file for `what`, if it is the very one that was written here and still has its content."""
     file = None if about is None else about.files.get(what)
     if file is None:
         return None
     path = folder / file.name
     try:
+        # The stamp has inode and time of change, which no copy keeps; the digest finds what was changed in place.
         whole = stamp(path) == file.stamp and not path.is_symlink() and sha256_file(path) == file.sha256
     except OSError:
         return None
@@ -118,14 +121,17 @@ def cache_folder(store: FeatureStore, key: str, on_wait: Callable[[], None]) -> 
 
     What a killed process was writing there is removed.
     """
+    # Enough of the key for a name: all of it is in about.json, which is compared.
     folder = store.path / FOLDER / key[:16]
     reason = None
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             if folder.is_symlink() or folder.parent.is_symlink():  # of a stranger's store, to a folder of one's own
                 raise RunFailed(f"cannot write {folder}: it is a link to elsewhere")
             make_folder(folder)
-            held.enter_context(locked(folder, RunFailed(f"{folder} is in use"), on_wait))
+            stack.enter_context(locked(folder, RunFailed(f"{folder} is in use"), on_wait))
+            # A killed process leaves a table half written, 1.9 GB of it for a million clips, and nothing else removes
+            # it.
             remove_unfinished(folder)
         except RunFailed as fault:
             reason = str(fault)
@@ -145,9 +151,10 @@ def require_whole(
     stats: dict[str, ShardStat] = {}
     for shard in shards:
         try:
-            stat = ShardStat(mark=shard_mark(shard), rows=len(shard.rows), stamp=stamp(store.path / shard.name))
+            stat = ShardStat(mark=shard_version(shard), rows=len(shard.rows), stamp=stamp(store.path / shard.name))
         except OSError:
             stat = None
+        # The features of a million clips are 12 GB, so files with the stamp of the last check are not read again.
         if stat is None or known.get(shard.name) != stat:
             _, fault = store.shard("frames", shard.group)
             if fault is not None:
@@ -157,14 +164,14 @@ def require_whole(
     return stats
 
 
-def shard_mark(shard: ShardRows) -> str:
+def shard_version(shard: ShardRows) -> str:
     """What a shard's part of an index depends on: its content, and which of its rows are searched."""
     return sha256_bytes(json.dumps([shard.sha256, shard.rows]).encode("ascii"))
 
 
 def generation(shards: Sequence[ShardRows]) -> str:
     """What all of an index depends on, beside its key, in a few letters."""
-    return sha256_bytes("".join(shard_mark(shard) for shard in shards).encode("ascii"))[:16]
+    return sha256_bytes("".join(shard_version(shard) for shard in shards).encode("ascii"))[:16]
 
 
 def remove_stale(folder: Path, pattern: str, kept: Set[Path]) -> None:
@@ -203,7 +210,7 @@ def searched_rows(store: FeatureStore) -> tuple[ShardRows, ...]:
     A clip that has left its folder is in no split any more: its features stay in their shard, unsearched.
     """
     wanted = {key for split in store.splits for key in store.split(split).ids}
-    found = []
+    shards = []
     for group in range(len(store.groups("frames"))):
         entry = store.entry("frames", group)
         if entry is None:
@@ -211,8 +218,8 @@ def searched_rows(store: FeatureStore) -> tuple[ShardRows, ...]:
         kept = [(row, key) for row, key in enumerate(store.present("frames", group)) if key in wanted]
         if kept:
             rows, ids = zip(*kept, strict=True)
-            found.append(ShardRows(group, shard_file("frames", group), entry.sha256, rows, ids))
-    return tuple(found)
+            shards.append(ShardRows(group, shard_file("frames", group), entry.sha256, rows, ids))
+    return tuple(shards)
 
 
 class MappedFrames:

@@ -1,5 +1,8 @@
 """Dot products of every frame of a collection with a few directions: all that probes need of the frames.
 
+Probes are the vectors that a sentence becomes, once for all clips: a head that has them scores a clip from their dot
+products with its frames (docs/search.md).
+
 Frames lie on disk in float16. torch multiplies them once they are float32, so they pass through the processor's cache
 in blocks. numkong, which comes with the extra `index`, multiplies float16 rows where they lie and adds up in float32.
 For a few directions on a CPU memory is the bottleneck, and numkong is faster; for many torch's matrix product is.
@@ -32,13 +35,13 @@ from calmctl.search.rows import (
     MappedFrames,
     ShardRows,
     cache_folder,
-    described,
+    file_stat,
     generation,
-    made_here,
     read_about,
     remove_stale,
     require_whole,
-    shard_mark,
+    shard_version,
+    trusted_file,
     write_about,
 )
 from calmctl.store.store import FeatureStore
@@ -68,9 +71,9 @@ def products_with(frames: MappedFrames, directions: Tensor, block: int | None = 
         block: Clips converted at once; None for what suits the cache.
     """
     few = len(directions) <= MOST_DIRECTIONS and directions.device.type == "cpu"
-    numkong = numkong_here() if few and block is None and frames.dtype == torch.float16 else None
+    numkong = usable_numkong() if few and block is None and frames.dtype == torch.float16 else None
     if numkong is not None:
-        return _where_they_lie(frames, HalfProducts(numkong, directions))
+        return _in_place(frames, HalfProducts(numkong, directions))
     return _converted(frames, directions, block or max(1, FRAMES_PER_BLOCK // frames.n_frames))
 
 
@@ -89,6 +92,7 @@ class HalfProducts:
 
     def __init__(self, numkong: Any, directions: Tensor) -> None:
         self._numkong = numkong
+        # To at most 1: float16 ends at 65,504 and loses digits below 6e-5.
         self._scale = directions.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
         unit = directions / self._scale[:, None]
         high = unit.half()
@@ -101,7 +105,7 @@ class HalfProducts:
         share = -(-len(parts) // torch.get_num_threads())
         shares = [parts[start : start + share] for start in range(0, len(parts), share)]
         with ThreadPoolExecutor(len(shares)) as threads:
-            both = torch.cat([torch.from_numpy(part) for found in threads.map(self._raw, shares) for part in found])
+            both = torch.cat([torch.from_numpy(part) for outputs in threads.map(self._raw, shares) for part in outputs])
         high, low = both.T.contiguous().chunk(2)
         return high.add_(low, alpha=1 / _LOW).mul_(self._scale[:, None])
 
@@ -109,15 +113,15 @@ class HalfProducts:
         return [np.asarray(self._numkong.dots_packed(part.numpy(), self._packed)) for part in parts]
 
 
-def _where_they_lie(frames: MappedFrames, multiply: HalfProducts) -> Products:
+def _in_place(frames: MappedFrames, multiply: HalfProducts) -> Products:
     def compute(start: int, stop: int, tell: Tell) -> Tensor:
-        found = []
+        parts = []
         for low in range(start, stop, CLIPS_AT_ONCE):
             high = min(low + CLIPS_AT_ONCE, stop)
             rows = [part.reshape(-1, frames.dim) for part in frames.stored(low, high)]
-            found.append(multiply(rows).view(-1, high - low, frames.n_frames))
+            parts.append(multiply(rows).view(-1, high - low, frames.n_frames))
             tell(high)
-        return torch.cat(found, 1)
+        return torch.cat(parts, 1)
 
     return compute
 
@@ -135,7 +139,7 @@ def _converted(frames: MappedFrames, directions: Tensor, at_once: int) -> Produc
 
 
 @cache
-def numkong_here() -> Any | None:
+def usable_numkong() -> Any | None:
     """The package; None where it is not installed, has no packed products, or does not add up in float32.
 
     Which instructions multiply is numkong's choice, by processor, and some add up in float16: that is measured here,
@@ -205,6 +209,8 @@ def choose_scorer(
         shape: (F, D) of a clip.
     """
     if isinstance(head, ProbedHead):
+        # A table larger than the features themselves would be slower to read than they are. Its size does not depend
+        # on the clip.
         table = head.video_table(torch.ones(1, *shape, device=device))
         if sum(part[0].numel() for part in table.values()) > prod(shape):
             return ProbeScorer(head, adapter, device)
@@ -279,6 +285,7 @@ def adapted(frames: Tensor, adapter: FeatureAdapter | None) -> Tensor:
 
 def table_key(way: str, head: object, adapter: FeatureAdapter | None) -> str:
     """A digest of all that a table depends on beside the features."""
+    # By weights, not by run or name: runs that share a head share its tables, and one trained further has others.
     digest = hashlib.sha256(f"{_TABLE_VERSION} {way} {type(head).__qualname__}\n".encode())
     for module in (head, adapter):
         state = module.state_dict() if isinstance(module, nn.Module) else {}
@@ -293,7 +300,7 @@ def table_key(way: str, head: object, adapter: FeatureAdapter | None) -> str:
 #
 #     STORE/search/KEY/
 #       about.json                   digests: of the file below, and of the shards that it is made of
-#       GENERATION.npy               the scorer's table, [N, W] float32: a row a clip, in it its part of every tensor
+#       GENERATION.npy               the scorer's table, [N, W] float32: one row per clip, its part of every tensor
 #
 # Nothing here is more than a cache: it follows from the store, is brought up to date shard by shard, and may be
 # deleted.
@@ -347,6 +354,7 @@ def open_index(
     Raises:
         StoreError: A shard is damaged.
     """
+    # The table's width, asked of the head itself: no head has to declare it.
     sample = scorer.table(torch.ones(store.shape("frames", 1), device=scorer.device))
     shapes = {name: tuple(part.shape[1:]) for name, part in sample.items()}
     with cache_folder(store, scorer.key, on_wait) as (folder, not_kept):
@@ -355,7 +363,7 @@ def open_index(
         frames = MappedFrames(store, shards)
         width = sum(map(prod, shapes.values()))
         kept = _kept_rows(folder, old, width)
-        new = {shard.name for shard in shards if kept.get(shard.name, (None,))[0] != shard_mark(shard)}
+        new = {shard.name for shard in shards if kept.get(shard.name, (None,))[0] != shard_version(shard)}
         made = sum(len(shard.rows) for shard in shards if shard.name in new)
         file = folder / f"{generation(shards)}.npy"
 
@@ -372,14 +380,16 @@ def open_index(
                     progress("indexing clips", done, made)
 
         def write(handle: BinaryIO) -> None:
+            # NumPy's own header, and then row by row: the table of a million clips has 1.9 GB and is never in memory.
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(frames), width)}
             np.lib.format.write_array_header_1_0(handle, header)
             for some in rows():
                 handle.write(np.ascontiguousarray(some, dtype="<f4").data)
 
         def keep() -> None:
+            # The file first: about.json never speaks of what is not there whole.
             write_atomic(file, write)
-            write_about(folder, About(key=scorer.key, shards=stats, files={_TABLE: described(file)}))
+            write_about(folder, About(key=scorer.key, shards=stats, files={_TABLE: file_stat(file)}))
             remove_stale(folder, "*.npy", {file})
 
         whole = not new and old is not None and [each.name for each in old.files.values()] == [file.name]
@@ -389,6 +399,7 @@ def open_index(
         elif old is not None and not_kept is None and old.shards != stats:  # the same content in other files
             _try(lambda: write_about(folder, old.model_copy(update={"shards": stats})))
         if whole:
+            # Copy on write, though nothing writes: torch warns of arrays that are read-only.
             table = np.load(file, mmap_mode="c", allow_pickle=False)
         else:  # for this search alone, in memory
             table = np.empty((len(frames), width), np.float32)
@@ -412,7 +423,7 @@ def _try(write: Callable[[], object]) -> str | None:
 
 def _kept_rows(folder: Path, about: About | None, width: int) -> dict[str, tuple[str, np.ndarray]]:
     """The rows of each shard in the table of before, with the mark of what they were made of."""
-    file = made_here(folder, about, _TABLE)
+    file = trusted_file(folder, about, _TABLE)
     if about is None or file is None:
         return {}
     starts = np.cumsum([0, *(stat.rows for stat in about.shards.values())])

@@ -30,7 +30,7 @@ from calmctl.search.exact import (
     search_exact,
     search_two_stage,
 )
-from calmctl.search.model import BARE_FRAMES, Seeker
+from calmctl.search.model import BARE_FRAMES, SearchModel
 from calmctl.search.scorers import Scorer, SearchIndex, choose_scorer, open_index
 from calmctl.source.encoding import encode_captions
 from calmctl.words import Progress, counted
@@ -134,13 +134,13 @@ _SHARED = 3
 
 
 class Search:
-    """A seeker over a collection; tables are made when they are first needed.
+    """A search model over a collection; tables are made when they are first needed.
 
     Attributes:
         not_kept: Why tables could not be kept for the next search, or None.
     """
 
-    def __init__(self, seeker: Seeker, collection: Collection, progress: Progress | None = None) -> None:
+    def __init__(self, seeker: SearchModel, collection: Collection, progress: Progress | None = None) -> None:
         self.seeker, self.collection = seeker, collection
         self._progress = progress
         self.not_kept: str | None = None
@@ -188,7 +188,9 @@ class Search:
         scorer, judge, index = self._open(head)
         frames = self.seeker.adapted(self.seeker.video(clip, index.frames.n_frames))
         query = head.video_table(frames)["video"].cpu()
+        # By file, not by id: the clip came by a path.
         own = {key for key, each in self.collection.clips.items() if _same(each.path, clip.path)}
+        # So many more, because so many are taken out below.
         asked = self._asked(top) + len(own)
         (best,) = search_exact(index, scorer, judge, query, asked, progress=self._progress)
         kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if index.frames.ids[p] not in own]
@@ -280,6 +282,7 @@ class Search:
         frames, collection = self._index.frames, self.collection
         moments = [self._moments(each, top) for each in scored]
         best = [each for each, _ in moments]
+        # Of what is shown alone: some files have to be measured, each in a process of its own.
         times = times_of(collection, frames, sorted({p for each in best for p in each.positions}))
         answers = []
         for number, (query, each) in enumerate(zip(queries, best, strict=True)):
@@ -316,6 +319,7 @@ def _neighbours(one: Clip, other: Clip) -> bool:
     """Whether two windows of a file overlap or adjoin."""
     if one.path != other.path:
         return False
+    # Windows that adjoin share one instant, up to rounding.
     begin, end = max(one.start_s or 0.0, other.start_s or 0.0), min(one.end_s or np.inf, other.end_s or np.inf)
     return bool(begin <= end + 1e-6)
 
@@ -354,7 +358,7 @@ class Ranked:
     shared: tuple[Shared, ...] | None = None
 
 
-def rank_sentences(seeker: Seeker, clip: Clip, sentences: Sequence[str], top: int) -> list[Ranked]:
+def rank_sentences(seeker: SearchModel, clip: Clip, sentences: Sequence[str], top: int) -> list[Ranked]:
     """The `top` best of some sentences for a clip, by the head's own score.
 
     Scores of one clip under many sentences are on one scale for that clip only: a list of sentences that all miss
@@ -362,6 +366,7 @@ def rank_sentences(seeker: Seeker, clip: Clip, sentences: Sequence[str], top: in
     """
     frames = seeker.video(clip, seeker.n_frames or BARE_FRAMES)
     texts = encode_captions(seeker.model, tuple(sentences), seeker.device)
+    # In float64 at once: for one clip no tables are made.
     scores = Judge(seeker.model.head, seeker.model.adapter).scores(texts, frames)[:, 0]
     order = np.lexsort((np.arange(len(scores)), -scores.round(12)))[:top].tolist()
     features = seeker.adapted(frames)[0].cpu()

@@ -14,23 +14,25 @@ from calmctl.search.search import Found, Hit
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_sheet(found: Found, path: Path) -> None:
+def write_sheet(result: Found, path: Path) -> None:
     """Write the page; raises `RunFailed` where the file cannot be written.
 
     A hit whose file is not at hand, or does not decode any more, has no pictures, and the page says why.
     """
     clips: dict[str, Clip] = {}
-    for answer in found.answers:
+    for answer in result.answers:
         for hit in answer.hits:
+            # A clip that answers several sentences is decoded once.
             if hit.file is not None and hit.clip not in clips:
+                # A hit counts from where the file begins, decoding from its first frame.
                 end_s = None if hit.end_s is None else hit.end_s - hit.begins_s
                 clips[hit.clip] = Clip(hit.clip, hit.file, max(hit.start_s - hit.begins_s, 0.0), end_s)
     pictures = pictures_of(list(clips.values())) if clips else {}
-    best = max((hit.score for answer in found.answers for hit in answer.hits), default=1.0)
+    best = max((hit.score for answer in result.answers for hit in answer.hits), default=1.0)
     page = render(
         "sheet.html.j2",
         _TEMPLATES,
-        found=found,
+        found=result,
         pictures=pictures,
         best=best,
         moment=moment,
@@ -46,11 +48,11 @@ def address(hit: Hit, folder: Path) -> str:
     """
     assert hit.file is not None
     try:
-        found = Path(os.path.relpath(hit.file.resolve(), folder.resolve())).as_posix()
+        relative = Path(os.path.relpath(hit.file.resolve(), folder.resolve())).as_posix()
     except ValueError:  # on Windows: another drive
         return hit.file.resolve().as_uri()
     # Without "./" a name such as "a:b.mp4" would be read as an address of its own.
-    where = quote(os.fsencode(found if found.startswith("../") else f"./{found}"))
+    where = quote(os.fsencode(relative if relative.startswith("../") else f"./{relative}"))
     end = "" if hit.end_s is None else f",{hit.end_s:.3f}".rstrip("0").rstrip(".")
     return f"{where}#t={hit.start_s:.3f}".rstrip("0").rstrip(".") + end
 

@@ -27,6 +27,7 @@ def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[t
         VideoError: There would be more than `calmctl.video.instants.MOST_PARTS`.
     """
     require_countable(duration_s, (duration_s - window_s) / stride_s, "windows")
+    # Rounding must not lose a window that just fits.
     count = max(1, int((duration_s - window_s) / stride_s + 1e-9) + 1)
     bounds = [(k * stride_s, min(k * stride_s + window_s, duration_s)) for k in range(count)]
     remains = duration_s - bounds[-1][1]
@@ -64,12 +65,14 @@ def windows_of(
         progress: Told of the files.
     """
     known = _remembered(cache)
-    seen = {clip.id: _stat(clip.path) for clip in clips}
+    stamps = {clip.id: _stat(clip.path) for clip in clips}
     passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
-    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != seen[clip.id]]
-    for clip, found in watched(measure(unknown), "measuring videos", len(unknown), progress):
-        known[clip.id] = [*seen[clip.id], *((str(found), 0.0) if isinstance(found, VideoError) else found)]
-        if isinstance(found, VideoError) and found.limit_s is not None:
+    # By the file's stamp: one that was replaced is measured again.
+    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != stamps[clip.id]]
+    for clip, extent in watched(measure(unknown), "measuring videos", len(unknown), progress):
+        # The file's stamp, and behind it its length (or why it has none) and its beginning: `_fits` reads these two.
+        known[clip.id] = [*stamps[clip.id], *((str(extent), 0.0) if isinstance(extent, VideoError) else extent)]
+        if isinstance(extent, VideoError) and extent.limit_s is not None:
             passing.add(clip.id)
     if unknown:
         with suppress(RunFailed):  # they are measured again the next time
@@ -89,6 +92,7 @@ def windows_of(
         for start, end in bounds:
             moment = ",".join(_to_ms(begins_s + each) for each in (start, end))
             windows.append(Clip(f"{clip.id}#t={moment}", clip.path, start, end, begins_s))
+        # After each file: one of a few kilobytes may claim years, and the list itself is what would take the memory.
         if len(windows) > MOST_WINDOWS:
             raise DatasetError(
                 f"more than {MOST_WINDOWS:,} windows in the folder; take longer ones with --window, or --stride"
@@ -115,6 +119,7 @@ def _remembered(cache: Path) -> dict[str, list[Any]]:
         return {}
     if not isinstance(known, dict):
         return {}
+    # Anybody may have edited it: what is no length of a file is measured.
     return {key: each for key, each in known.items() if isinstance(each, list) and len(each) > 2 and _fits(*each[-2:])}
 
 

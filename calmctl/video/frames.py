@@ -247,18 +247,18 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
         packets = (packet for packet in container.demux(video) if packet.size)
         for packet in chain(packets, [None]):  # None: the end, and the decoder hands out what it still holds
             cut = packet is not None and n_fed in source.cuts
-            for each in [None, packet] if cut else [packet]:
-                if each is not None:
+            for fed in [None, packet] if cut else [packet]:
+                if fed is not None:
                     # The one number that decoders hand on from a packet to its frame, whatever their order.
-                    each.pts = each.dts = n_fed
-                    if each.is_keyframe:
+                    fed.pts = fed.dts = n_fed
+                    if fed.is_keyframe:
                         keys.add(n_fed)
-                        unseen = unseen or each.is_discard  # before the beginning that an edit list sets
+                        unseen = unseen or fed.is_discard  # before the beginning that an edit list sets
                     n_fed += 1
                 try:
-                    frames = video.decode(each)
+                    frames = video.decode(fed)
                 except av.error.FFmpegError:
-                    if each is not None:
+                    if fed is not None:
                         yield n_fed, n_fed - 1, None
                     continue
                 for frame in frames:
@@ -272,7 +272,7 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
                     opened = opened or (unseen and any(key < number for key in keys))
                     if opened or source.codec in _KNOW_LEADING:
                         yield n_fed, number, frame
-                if cut and each is None:
+                if cut and fed is None:
                     video.codec_context.flush_buffers()
                     opened = False
                     keys.clear()
@@ -300,8 +300,7 @@ def _decord() -> Any:
 # Frames of a video file, by time; the only door between video files and the rest of the package.
 #
 # Memory does not grow with the number of frames asked for: whole frames go through a window of `WINDOW_BYTES`, and
-# what a
-# transform makes of them is kept.
+# what a transform makes of them is kept.
 
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -339,13 +338,13 @@ def read_frames(clip: Clip, n_frames: int, transform: Transform | None = None) -
     frames: np.ndarray | None = None
     done = 0
     for window in frame_windows(source, times_s):
-        made = window if transform is None else transform(window)
+        transformed = window if transform is None else transform(window)
         if frames is None:
-            if len(made) == n_frames:
-                return made
-            frames = np.empty((n_frames, *made.shape[1:]), made.dtype)
-        frames[done : done + len(made)] = made
-        done += len(made)
+            if len(transformed) == n_frames:
+                return transformed
+            frames = np.empty((n_frames, *transformed.shape[1:]), transformed.dtype)
+        frames[done : done + len(transformed)] = transformed
+        done += len(transformed)
     assert frames is not None
     return frames
 
@@ -377,7 +376,7 @@ def read_windows(
 
 def _most_open(times: Sequence[np.ndarray | VideoError]) -> int:
     """How many windows are under way at once, when all of them are read in one pass."""
-    spans = [(each[0], each[-1]) for each in times if isinstance(each, np.ndarray)]
+    spans = [(instants[0], instants[-1]) for instants in times if isinstance(instants, np.ndarray)]
     begun = np.array([start for start, _ in spans])
     ended = np.sort([end for _, end in spans])
     return int(np.max(np.arange(1, len(spans) + 1) - np.searchsorted(ended, begun), initial=0))
@@ -396,14 +395,14 @@ def _one_pass(
     order = np.argsort(every_s, kind="stable")
     under_way: dict[int, list[np.ndarray]] = {number: [] for number in chosen}
     next_one = 0
-    shown = made = np.empty(0)
+    shown = transformed = np.empty(0)
     for owner, frame in zip(owners[order], _streamed_frames(source, every_s[order]), strict=True):
         if owner < 0:
             yield None
             continue
         if frame is not shown:
-            shown, made = frame, frame if transform is None else transform(frame[None])[0]
-        under_way[owner].append(made)
+            shown, transformed = frame, frame if transform is None else transform(frame[None])[0]
+        under_way[owner].append(transformed)
         while next_one < len(times):
             reason = times[next_one]
             if isinstance(reason, np.ndarray):

@@ -1,6 +1,6 @@
 """Open a video file far enough to know whether, and how, it can be decoded.
 
-The readers of `readers.py` both start from what is found here: one time line, one orientation. Every way in
+The readers of `frames.py` both start from what is found here: one time line, one orientation. Every way in
 which a file can be unusable is told apart here too, in words that fit a list ("empty file", "audio only").
 """
 
@@ -29,7 +29,7 @@ _CONTAINERS = (
 MOST_PIXELS = 1 << 26
 """Of a frame, 8192 x 8192 (our choice): refused before it is decoded, and by the decoder where it comes later."""
 MOST_PACKETS = 10_000_000
-"""Of a file (our choice): 46 hours at 60 frames a second."""
+"""Of a file (our choice): 46 hours at 60 frames per second."""
 MOST_PACKET_BYTES = 1 << 28
 """Of one frame as it is stored (our choice): a raw one of `MOST_PIXELS`, four bytes each."""
 # These give one time a packet, and that is when to decode it.
@@ -238,33 +238,33 @@ def _read(path: Path, container: Any) -> Source:
     name = container.format.name.split(",")[0]
     rate = video.average_rate or video.guessed_rate
     gap_s = float(1 / rate) if rate else 0.0
-    found = _packets(container, video, name)
-    shown = np.isfinite(found.starts_s)
+    packets = _packets(container, video, name)
+    shown = np.isfinite(packets.starts_s)
     if not shown.any():
         raise VideoError("no frames")
     made_up = bool(container.format.flags & av.format.Flags.no_timestamps.value)
-    if made_up or not found.stamped:  # a bare stream: FFmpeg's own times go by a default until it has seen the rate
-        found.timed = False
-        found.starts_s[shown] = np.arange(shown.sum()) * (float(np.median(found.lengths_s)) or gap_s)
+    if made_up or not packets.stamped:  # a bare stream: FFmpeg's own times go by a default until it has seen the rate
+        packets.timed = False
+        packets.starts_s[shown] = np.arange(shown.sum()) * (float(np.median(packets.lengths_s)) or gap_s)
     cuts: list[int] = []
     if name == "matroska":
-        _check_order(found.starts_s, found.keys)
+        _check_order(packets.starts_s, packets.keys)
     elif name == "flv":
-        _check_order(found.orders_s, np.isfinite(found.orders_s))
+        _check_order(packets.orders_s, np.isfinite(packets.orders_s))
     elif container.format.flags & av.format.Flags.ts_discont.value and not made_up:
-        cuts = _jumps(found.orders_s)
+        cuts = _jumps(packets.orders_s)
     if name in _NO_LENGTHS:
-        found.lengths_s[~_likely(found.lengths_s, found.starts_s, name)] = 0.0
-    starts_s = _joined(found.starts_s, found.lengths_s, gap_s, cuts)
-    origin_s, end_s = float(np.nanmin(starts_s)), _end(path, container, video, found, starts_s, gap_s)
-    if found.first is None:
+        packets.lengths_s[~_likely(packets.lengths_s, packets.starts_s, name)] = 0.0
+    starts_s = _joined(packets.starts_s, packets.lengths_s, gap_s, cuts)
+    origin_s, end_s = float(np.nanmin(starts_s)), _end(path, container, video, packets, starts_s, gap_s)
+    if packets.first is None:
         # A decoder that refuses the size of its first picture while the file is opened keeps no size at all.
         large = "" if video.codec_context.width else f", or of more than the {MOST_PIXELS:,} pixels that are decoded"
         raise VideoError(f"damaged{large}: no frame can be decoded")
     # Whatever the container says of its packets: the first of them must have given a picture of its own.
-    whole_head = found.first.key_frame and (not found.timed or found.first.pts == found.first_pts)
-    orientation = _orientation(found.first)
-    size = (found.first.width, found.first.height)
+    whole_head = packets.first.key_frame and (not packets.timed or packets.first.pts == packets.first_pts)
+    orientation = _orientation(packets.first)
+    size = (packets.first.width, packets.first.height)
     begins_s = origin_s - container.start_time / 1e6 if container.start_time is not None else 0.0
     return Source(
         path=path,
@@ -276,13 +276,13 @@ def _read(path: Path, container: Any) -> Source:
         duration_s=end_s - origin_s,
         begins_s=max(begins_s, 0.0),
         packets_s=starts_s - origin_s,
-        silent=found.silent,
+        silent=packets.silent,
         cuts=frozenset(cuts),
-        timed=found.timed,
+        timed=packets.timed,
         orientation=orientation,
-        open_head=bool(video.codec_context.has_b_frames) and not found.resets,
-        keyed=bool(found.keys.any()),
-        closed_groups=found.closed and whole_head and not cuts,
+        open_head=bool(video.codec_context.has_b_frames) and not packets.resets,
+        keyed=bool(packets.keys.any()),
+        closed_groups=packets.closed and whole_head and not cuts,
     )
 
 
@@ -346,7 +346,7 @@ def _packets(container: Any, video: Any, name: str) -> _Packets:
     )
 
 
-def _end(path: Path, container: Any, video: Any, found: _Packets, starts_s: np.ndarray, gap_s: float) -> float:
+def _end(path: Path, container: Any, video: Any, packets: _Packets, starts_s: np.ndarray, gap_s: float) -> float:
     """Where the last frame ends, held against the length that the header claims.
 
     It stays as long as its packet says; but MP4's lengths are steps from one decoding to the next, and some containers
@@ -363,19 +363,19 @@ def _end(path: Path, container: Any, video: Any, found: _Packets, starts_s: np.n
     elif name in _DECLARE_FILE:
         declared_s = container.duration / 1e6 if container.duration else 0.0
     whole = name in _DECLARE_FILE and _is_whole(path, name)
-    tail_s = float(found.lengths_s[int(np.nanargmax(starts_s))]) if name != "mov" else 0.0
+    tail_s = float(packets.lengths_s[int(np.nanargmax(starts_s))]) if name != "mov" else 0.0
     if not tail_s:
         if name == "mov":  # whose length speaks of hidden frames as well
             rest_s = declared_s - (last_s - float(shown_s[0]))
             tells = len(shown_s) == len(starts_s) > 1
         else:
             rest_s = declared_s - last_s
-            tells = whole and not found.others_end_s and (name != "asf" or not len(gaps_s))
+            tells = whole and not packets.others_end_s and (name != "asf" or not len(gaps_s))
         most_s = _LONGEST_TAIL * longest_s if len(gaps_s) else _LONGEST_FRAME_S
-        made_s = float(found.lengths_s[-1]) or _last_gap(starts_s, gap_s)
-        tail_s = rest_s if tells and 1e-3 < rest_s <= most_s else made_s
+        guess_s = float(packets.lengths_s[-1]) or _last_gap(starts_s, gap_s)
+        tail_s = rest_s if tells and 1e-3 < rest_s <= most_s else guess_s
     # MP4 declares the length of what is shown, AVI and the others where it ends, ASF with the delay of reordering.
-    present_s = last_s + tail_s - float(shown_s[0]) if name == "mov" else max(last_s + tail_s, found.others_end_s)
+    present_s = last_s + tail_s - float(shown_s[0]) if name == "mov" else max(last_s + tail_s, packets.others_end_s)
     spare_s = (2 if name == "asf" else 1) * _LONGEST_TAIL * longest_s if whole else 0.0
     if present_s < _LEAST_PRESENT * declared_s and declared_s - present_s > spare_s:
         raise VideoError(f"truncated: {present_s:.1f} s of {declared_s:.1f} s are in the file")
@@ -389,7 +389,7 @@ def _likely(lengths_s: np.ndarray, starts_s: np.ndarray, name: str) -> np.ndarra
     steps_s = np.diff(np.sort(starts_s[np.isfinite(starts_s)]))
     if not len(steps_s):
         return np.full(len(lengths_s), name != "asf")
-    likely = [each for each in np.unique(lengths_s) if np.isclose(steps_s, each, rtol=0.02).any()]
+    likely = [length_s for length_s in np.unique(lengths_s) if np.isclose(steps_s, length_s, rtol=0.02).any()]
     return np.isin(lengths_s, likely)
 
 

@@ -23,7 +23,7 @@ LONG_TIMEOUT_S = 900.0
 
 
 def instants_of(length_s: float) -> int:
-    """How many instants a timeline has: two a second, at least 12 and at most 240 (our choice)."""
+    """How many instants a timeline has: two per second, at least 12 and at most 240 (our choice)."""
     return min(max(round(length_s * INSTANTS_PER_S), FEWEST_INSTANTS), MOST_INSTANTS)
 
 
@@ -77,11 +77,11 @@ def sample_video(
         VideoError: The short reason why the video cannot be decoded, has crashed its decoder or takes too long.
     """
     job = partial(_sample, n_frames=n_frames, instants=instants, transform=transform, picture=picture)
-    ((_, found),) = run_isolated(job, [clip], workers=1, timeout_s=timeout_s)
-    if isinstance(found, VideoError):
-        raise VideoError(f"{clip.path}: {found}")
+    ((_, result),) = run_isolated(job, [clip], workers=1, timeout_s=timeout_s)
+    if isinstance(result, VideoError):
+        raise VideoError(f"{clip.path}: {result}")
     # A worker hands over one array: the six travel as the bytes of an .npz, which holds nothing executable.
-    with np.load(BytesIO(found.tobytes()), allow_pickle=False) as arrays:
+    with np.load(BytesIO(result.tobytes()), allow_pickle=False) as arrays:
         start_s, end_s = arrays["window_s"].tolist()
         return Sampled(start_s, end_s, **{name: arrays[name] for name in arrays.files if name != "window_s"})
 
@@ -93,16 +93,17 @@ def _sample(
     end_s = source.duration_s if clip.end_s is None else min(clip.end_s, source.duration_s)
     count = instants or instants_of(end_s - clip.start_s)
     times_s, instants_s = (frame_times(source.duration_s, n, clip.start_s, clip.end_s) for n in (n_frames, count))
+    # Scoring and timeline share one pass: a long video is decoded once, however finely it is looked at.
     every_s = np.unique(np.concatenate([times_s, instants_s]))
     scored = np.isin(every_s, times_s)
-    seen, pictures, done = [], [], 0
+    transformed, pictures, done = [], [], 0
     for window in frame_windows(source, every_s):
-        seen.append(transform(window))
+        transformed.append(transform(window))
         chosen = window[scored[done : done + len(window)]]
         if picture is not None and len(chosen):
             pictures.append(picture(chosen))
         done += len(window)
-    frames = np.concatenate(seen)
+    frames = np.concatenate(transformed)
     buffer = BytesIO()
     np.savez(
         buffer,
@@ -120,7 +121,7 @@ def _sample(
 
 
 MOST_PARTS = 250_000
-"""Windows or segments of one file (our choice): 69 hours of one a second."""
+"""Windows or segments of one file (our choice): 69 hours of one per second."""
 
 
 class Extent(NamedTuple):
@@ -132,22 +133,22 @@ class Extent(NamedTuple):
 
 def video_extent(path: Path) -> Extent:
     """The extent of one video. Raises `VideoError`."""
-    ((_, found),) = measure([Clip(str(path), path)], workers=1)
-    if isinstance(found, VideoError):
-        raise VideoError(f"{path}: {found}")
-    return found
+    ((_, extent),) = measure([Clip(str(path), path)], workers=1)
+    if isinstance(extent, VideoError):
+        raise VideoError(f"{path}: {extent}")
+    return extent
 
 
 def measure(clips: Iterable[Clip], *, workers: int | None = None) -> Iterator[tuple[Clip, Extent | VideoError]]:
     """The extent of every clip's file, or why it has none."""
-    for clip, found in run_isolated(_extent, clips, workers=workers, timeout_s=TIMEOUT_S):
-        if isinstance(found, VideoError):
-            yield clip, found
+    for clip, result in run_isolated(_extent, clips, workers=workers, timeout_s=TIMEOUT_S):
+        if isinstance(result, VideoError):
+            yield clip, result
             continue
-        told = found.tolist() if found.dtype == np.float64 and found.shape == (2,) else []
+        numbers = result.tolist() if result.dtype == np.float64 and result.shape == (2,) else []
         # What a decoder says that a file has taken over is checked like the file.
-        fits = len(told) == 2 and all(map(is_length, told))
-        yield clip, Extent(*told) if fits else VideoError("its length is no number of seconds")
+        fits = len(numbers) == 2 and all(map(is_length, numbers))
+        yield clip, Extent(*numbers) if fits else VideoError("its length is no number of seconds")
 
 
 def is_length(value: object) -> bool:

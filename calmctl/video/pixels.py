@@ -79,7 +79,7 @@ def _overlap(length: int, size: int) -> tuple[slice, slice]:
     return slice(before, before + size), slice(0, size)
 
 
-# Training augmentation: one random crop and flip a clip, without torch (T-MASS's released settings).
+# Training augmentation: one random crop and flip per clip, without torch (T-MASS's released settings).
 
 
 SCALE = (0.5, 1.0)

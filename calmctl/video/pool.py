@@ -54,12 +54,12 @@ def decode_clips(
 
     Args:
         clips: The clips.
-        n_frames: Frames a clip, F: the centres of F equal intervals.
-        workers: Processes; None for one a core.
-        timeout_s: Time limit a clip in seconds.
+        n_frames: Frames per clip, F: the centres of F equal intervals.
+        workers: Processes; None for one per core.
+        timeout_s: Time limit per clip in seconds.
         transform: Picklable and importable by name, applied in the worker to uint8 [n, H, W, 3], some of a clip's
             frames at a time, and giving [n, ...] of one shape: for example `calmctl.video.pixels.FrameResize`.
-        ahead: Clips (or files, of windows) that may be decoded before they are asked for; None for four a worker.
+        ahead: Clips (or files, of windows) that may be decoded before they are asked for; None for four per worker.
 
     Yields:
         Each clip with its frames uint8 [F, H, W, 3] (or what `transform` made of them), or with the

@@ -99,12 +99,12 @@ class Worker:
             self._process.kill()
             status = self._process.wait()
             self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            complaints = self._errors.read().decode(errors="replace").strip().splitlines()
             self.finish()
-            if status < 0 and not words and not limit.hit:
+            if status < 0 and not complaints and not limit.hit:
                 raise WorkerDied(status)
             late = f"not ready after {_START_LIMIT_S:g} s" if limit.hit else "no reason given"
-            raise RunFailed(f"a decoding worker does not start: {words[-1] if words else late}")
+            raise RunFailed(f"a decoding worker does not start: {complaints[-1] if complaints else late}")
 
     def run(self, item: Any, timeout_s: float) -> Iterator[np.ndarray | VideoError]:
         """What the job makes of `item`: arrays, or reasons why there are none.
@@ -292,8 +292,8 @@ def main() -> None:
 
 def _results(job: Callable[[Any], Any], item: Any) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     try:
-        made = job(item)
-        for result in [made] if isinstance(made, np.ndarray) else made:
+        output = job(item)
+        for result in [output] if isinstance(output, np.ndarray) else output:
             if result is None:
                 yield {"going": True}, None
             elif isinstance(result, VideoError):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 
-from calmctl.captions.java import Java, JavaFailed, addable, meteor_process, written
+from calmctl.captions.java import Java, JavaFailed, meteor_process, statistics_lines, summable
 
 HYPOTHESES = ["a man rides a bike", "a couch and a dog", "", "some guy speaks of bicycles", "café ||| naïve", "x"]
 REFERENCES = [
@@ -49,13 +49,13 @@ def test_sums_are_scored_as_the_whole(java: Java) -> None:
     rng = np.random.default_rng(0)
     with meteor_process(java) as meteor:
         statistics = meteor.statistics(hypotheses, references)
-        numbers = addable(statistics)
-        assert meteor.scores(written(numbers.sum(axis=0, keepdims=True)))[0] == meteor.scores(statistics)[0]
+        numbers = summable(statistics)
+        assert meteor.scores(statistics_lines(numbers.sum(axis=0, keepdims=True)))[0] == meteor.scores(statistics)[0]
         for _ in range(50):
             drawn = rng.integers(0, len(hypotheses), 4)
             (total, _), (of_sum, _) = (
                 meteor.scores([statistics[number] for number in drawn]),
-                meteor.scores(written(numbers[drawn].sum(axis=0, keepdims=True))),
+                meteor.scores(statistics_lines(numbers[drawn].sum(axis=0, keepdims=True))),
             )
             assert of_sum == pytest.approx(total, abs=1e-12)
 
@@ -97,7 +97,7 @@ def test_meteor_that_is_killed_is_an_error_and_no_score(java: Java, is_running: 
     with meteor_process(java) as meteor:
         pid = meteor._process.pid
 
-        def kill_it(done: int, total: int) -> None:
+        def kill_it(what: str, done: int, total: int, left_out: int = 0, /) -> None:
             os.kill(pid, signal.SIGKILL)
 
         meteor.statistics(["a dog"], [["a dog"]], kill_it)
@@ -130,7 +130,7 @@ def test_an_answer_that_is_no_score_is_an_error(answer: str, script: Callable[[s
 @pytest.mark.usefixtures("small_meteor")
 def test_more_questions_than_pipes_hold(java: Java) -> None:
     """Neither side waits for the other when both pipes are full."""
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     with meteor_process(java) as meteor:
         statistics = meteor.statistics(
             ["a man rides"] * 1210, [["a man is riding a bicycle"] * 5] * 1210, lambda *each: told.append(each)
@@ -139,5 +139,5 @@ def test_more_questions_than_pipes_hold(java: Java) -> None:
     assert len(set(statistics)) == 1
     assert 0 < score < 1
     assert math.isfinite(score)
-    assert told[0] == (50, 1210)
-    assert told[-1] == (1210, 1210)
+    assert told[0] == ("METEOR", 50, 1210)
+    assert told[-1] == ("METEOR", 1210, 1210)

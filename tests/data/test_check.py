@@ -65,7 +65,7 @@ def test_decoding_finds_what_lists_cannot(root: Path, published: None) -> None:
         "test": ("wrong", "1 of 1 do not decode"),
     }
     assert report.undecodable is not None and "not a video" in report.undecodable["test"]["c_1_2"]
-    assert json.loads(json.dumps(report.as_json()))["complete"] is False
+    assert json.loads(json.dumps(report.to_json()))["complete"] is False
 
 
 def test_other_counts_and_other_sentences(root: Path, published: None) -> None:

@@ -13,8 +13,8 @@ from calmctl.evaluation.gap import (
     divergences,
     fit_logistic,
     measure_gap,
-    modality_told,
-    one_sentence_a_clip,
+    modality_accuracy,
+    one_sentence_per_clip,
 )
 from calmctl.source.encoding import EncodedSplit
 
@@ -85,11 +85,11 @@ def test_the_classifier_is_where_newtons_method_ends() -> None:
 
 def test_separability_is_held_out() -> None:
     apart = features(shift=50.0)
-    assert float(modality_told(*apart[:2]).mean()) == 1.0
+    assert float(modality_accuracy(*apart[:2]).mean()) == 1.0
     generator = torch.Generator().manual_seed(1)
     # Many dimensions, few clips: a classifier judged by what it was fitted on would be right every time.
     noise = [torch.randn(40, 200, generator=generator, dtype=torch.float64) for _ in range(2)]
-    told = modality_told(*noise)
+    told = modality_accuracy(*noise)
     assert 0.3 < float(told.mean()) < 0.7
     fitted = fit_logistic(torch.cat(noise), 40)
     assert (torch.cat([noise[0], torch.ones(40, 1)], 1) @ fitted > 0).all()
@@ -97,7 +97,7 @@ def test_separability_is_held_out() -> None:
 
 def test_sides_that_are_the_same_are_told_by_tossing_a_coin() -> None:
     texts = features()[0]
-    assert modality_told(texts, texts).tolist() == [0.5] * N
+    assert modality_accuracy(texts, texts).tolist() == [0.5] * N
 
 
 def test_a_rotation_of_both_changes_nothing() -> None:
@@ -114,9 +114,9 @@ def test_one_sentence_a_clip_takes_the_first_and_skips_clips_without() -> None:
     texts = torch.arange(13.0)[:, None].expand(13, D)
     encoded = EncodedSplit(texts, torch.zeros(15, 2, D), owners, tuple(map(str, range(15))), ("x",) * 13)
     videos = torch.arange(15.0)[:, None].expand(15, D)
-    chosen, clips = one_sentence_a_clip(encoded, texts, videos)
+    chosen, clips = one_sentence_per_clip(encoded, texts, videos)
     assert clips[:, 0].tolist() == [0, *range(3, 14)]
     assert chosen[:, 0].tolist() == [12, *range(11)]
     few = EncodedSplit(texts[:9], torch.zeros(15, 2, D), np.arange(9), tuple(map(str, range(15))), ("x",) * 9)
     with pytest.raises(BadInput, match="at least 10"):
-        one_sentence_a_clip(few, texts[:9], videos)
+        one_sentence_per_clip(few, texts[:9], videos)

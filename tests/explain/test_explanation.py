@@ -143,7 +143,7 @@ def test_missing_weights_name_the_ways_out(monkeypatch):
         raise CheckpointError("no such weights at hand")
 
     monkeypatch.setattr(explainer, "load_backbone", offline)
-    with pytest.raises(CheckpointError, match=r"at hand; here: .*--weights, or explain with a run"):
+    with pytest.raises(CheckpointError, match=r"at hand; here: .*--backbone-weights, or explain with a run"):
         explain_zero_shot(CPU)
 
 

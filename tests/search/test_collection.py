@@ -14,7 +14,7 @@ from calmctl.data.demo_world import encode
 from calmctl.errors import DatasetError, StoreError, VideoError
 from calmctl.samples import Clip, LeftOut
 from calmctl.search.collection import open_collection
-from calmctl.search.model import Seeker, seek_bare
+from calmctl.search.model import SearchModel, bare_search_model
 from calmctl.search.search import Search
 from calmctl.store import writer as store_writer
 from calmctl.store.extract import LOG
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def seekers(tmp_path_factory) -> list[Seeker]:
+def seekers(tmp_path_factory) -> list[SearchModel]:
     """Two bare backbones with different random weights."""
     from calmctl.model.weights import load_backbone
 
@@ -35,7 +35,7 @@ def seekers(tmp_path_factory) -> list[Seeker]:
         torch.manual_seed(seed)
         path = tmp_path_factory.mktemp("weights") / "w.safetensors"
         save_tensors(path, load_backbone("demo-clip", None).clip.state_dict(), {})
-        found.append(seek_bare(CPU, backbone="demo-clip", weights=str(path)))
+        found.append(bare_search_model(CPU, backbone="demo-clip", weights=str(path)))
     return found
 
 
@@ -132,7 +132,7 @@ def test_another_backbone_never_meets_these_features(folder, seekers):
     with pytest.raises(StoreError, match=r"parameters_sha256.*cannot be mixed"):
         open_collection(mine.store.path, seekers[1])
     assert searched(open_collection(mine.store.path, seekers[0])) == ["clip0", "clip1", "clip2"]
-    trained = Seeker("a run", seekers[0].model, 4, CPU, None)
+    trained = SearchModel("a run", seekers[0].model, 4, CPU, None)
     with pytest.raises(StoreError, match="holds 12 frames a clip, and a run was trained on 4"):
         open_collection(mine.store.path, trained)
 

@@ -9,13 +9,13 @@ import torch
 
 from calmctl.search import scorers as module
 from calmctl.search.rows import MappedFrames, searched_rows
-from calmctl.search.scorers import MOST_ERROR, HalfProducts, numkong_here, products, products_with
+from calmctl.search.scorers import MOST_ERROR, HalfProducts, products, products_with, usable_numkong
 
 
 @pytest.fixture
 def numkong():
     """The package, where it is installed and adds up in float32; it is in this project's lock."""
-    return numkong_here() or pytest.skip("no numkong that adds up in float32 on this processor")
+    return usable_numkong() or pytest.skip("no numkong that adds up in float32 on this processor")
 
 
 def mapped(store) -> MappedFrames:
@@ -82,10 +82,10 @@ def test_without_a_sound_numkong_frames_are_converted(package, write_store, draw
     features, directions = drawn(5), torch.randn(2, 16)
     frames = mapped(write_store(features))
     monkeypatch.setitem(sys.modules, "numkong", package)
-    numkong_here.cache_clear()
+    usable_numkong.cache_clear()
     try:
-        assert numkong_here() is None
+        assert usable_numkong() is None
         found = products_with(frames, directions)(0, 5, lambda _: None)
         assert found.numpy() == pytest.approx(expected(features, directions), abs=2e-5)
     finally:
-        numkong_here.cache_clear()
+        usable_numkong.cache_clear()
