@@ -362,9 +362,10 @@ def alike_neighbours(rng: Rng) -> Case:
     case = honest(rng, vectors=True)
     assert case.vectors is not None
     owners = np.repeat(np.arange(len(case.video_ids)), case.captions)
-    texts, videos = case.vectors
-    mixed = videos + rng.uniform(0.3, 0.8) * np.roll(videos, 1, axis=0)
-    return replace(case, vectors=(texts + mixed[owners] - videos[owners], mixed), similarity="cosine")
+    texts, videos = (rng.normal(size=each.shape) for each in case.vectors)
+    videos += rng.uniform(0.3, 0.8) * np.roll(videos, 1, axis=0)
+    texts = videos[owners] + rng.uniform(0.5, 2.5) * texts
+    return replace(case, vectors=(texts.astype(np.float32), videos.astype(np.float32)), similarity="cosine")
 
 
 def few_clips(rng: Rng) -> Case:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,23 +38,21 @@ app = typer.Typer(
     ),
 )
 
-PairsFile = Annotated[
-    Path | None, typer.Option("--pairs", metavar="FILE", help="Which text is of which video: two columns of ids.")
-]
+_WHO = "Which text is of which video"
+
+
+def _file(help: str, panel: str | None = _WHO) -> Any:
+    return typer.Option(metavar="FILE", help=help, rich_help_panel=panel)
+
+
+PairsFile = Annotated[Path | None, _file("Two columns of ids: texts, and their videos.")]
 Dataset = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Pairs and candidates of its test split.", rich_help_panel=options.DATA),
+    str | None, typer.Option(metavar="NAME", help="A data set: pairs and candidates of its test.", rich_help_panel=_WHO)
 ]
-TextIds = Annotated[
-    Path | None, typer.Option("--text-ids", metavar="FILE", help="Ids of the texts, one a line, in order.")
-]
-VideoIds = Annotated[
-    Path | None, typer.Option("--video-ids", metavar="FILE", help="Ids of the videos, one a line, in order.")
-]
-RanksFile = Annotated[
-    Path | None, typer.Option("--ranks", metavar="FILE", help="Write each query's rank: .json or .csv.")
-]
-SimilarityName = Annotated[str, typer.Option("--similarity", help="cosine or dot; of several vectors, the best.")]
+TextIds = Annotated[Path | None, _file("Ids of the texts, one a line, in their order.")]
+VideoIds = Annotated[Path | None, _file("Ids of the videos, one a line, in their order.")]
+RanksFile = Annotated[Path | None, _file("Write each query's rank: .json or .csv.", panel=None)]
+Similarity = Annotated[str, typer.Option(help="cosine or dot; of several vectors the best.")]
 
 
 # Retrieval: scores, embeddings, and ranks that one of the two wrote.
@@ -63,7 +61,7 @@ SimilarityName = Annotated[str, typer.Option("--similarity", help="cosine or dot
 @app.command(
     epilog=options.examples(
         "calmctl score matrix scores.npy --pairs pairs.csv",
-        "calmctl score matrix scores.npz --dataset msrvtt --root /data --ranks ranks.json",
+        "calmctl score matrix scores.npz --dataset msrvtt --root /data",
         "calmctl score matrix mine.npy --pairs pairs.csv --against theirs.npy",
     )
 )
@@ -74,13 +72,9 @@ def matrix(
     video_ids: VideoIds = None,
     transpose: Annotated[bool, typer.Option("--transpose", help="Its rows are videos.")] = False,
     distances: Annotated[bool, typer.Option("--distances", help="A low number is a good one.")] = False,
-    texts: Annotated[
-        Path | None, typer.Option("--text-embeddings", metavar="FILE", help="What S was made of, to look for a leak.")
-    ] = None,
-    videos: Annotated[
-        Path | None, typer.Option("--video-embeddings", metavar="FILE", help="The same, of the videos.")
-    ] = None,
-    similarity: SimilarityName = "cosine",
+    text_embeddings: Annotated[Path | None, _file("What S was made of, to look for a leak.", panel=None)] = None,
+    video_embeddings: Annotated[Path | None, _file("The same, of the videos.", panel=None)] = None,
+    similarity: Similarity = "cosine",
     against: options.Against = None,
     ranks: RanksFile = None,
     as_json: options.Json = False,
@@ -96,7 +90,7 @@ def matrix(
     from calmctl.evaluation.referee import Matrix
     from calmctl.evaluation.score_files import read_stored
 
-    if (texts is None) != (videos is None):
+    if (text_embeddings is None) != (video_embeddings is None):
         raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
     _check_ranks_file(ranks)
 
@@ -108,7 +102,9 @@ def matrix(
         return found, _match(found.shape, stored, given, known)
 
     known = _pairs(pairs, dataset, protocol, root, annotations)
-    beside = None if texts is None or videos is None else _embeddings(texts, videos, similarity)[0]
+    beside = None
+    if text_embeddings is not None and video_embeddings is not None:
+        beside = _embeddings(text_embeddings, video_embeddings, similarity)[0]
     found = opened(scores)
     labels = _labels(scores.name, known, given=True)
     _report(labels, *found, against or [], opened, ranks, as_json, beside)
@@ -117,7 +113,7 @@ def matrix(
 @app.command(
     epilog=options.examples(
         "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv",
-        "calmctl score embeddings texts.safetensors videos.safetensors --dataset msrvtt --root /data",
+        "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv --ranks r.csv",
     )
 )
 def embeddings(
@@ -126,7 +122,7 @@ def embeddings(
     pairs: PairsFile = None,
     text_ids: TextIds = None,
     video_ids: VideoIds = None,
-    similarity: SimilarityName = "cosine",
+    similarity: Similarity = "cosine",
     against: options.Against = None,
     ranks: RanksFile = None,
     as_json: options.Json = False,
@@ -242,7 +238,7 @@ def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings,
 
 
 def _labels(system: str, known: Pairs | None, *, given: bool) -> Labels:
-    """Of scores from a file nobody knows what their scorer saw; what calmctl computes from vectors saw the pair alone."""
+    """Nobody knows what the scorer of given scores saw; what is computed from vectors here saw the pair alone."""
     from calmctl.evaluation.result import HONEST_SCORER, Labels
 
     protocol = known.name if known is not None and known.candidates is not None else ""

@@ -172,8 +172,8 @@ class Embeddings:
             return np.asarray(texts @ videos.T)
         texts, videos = (each if each.ndim == 3 else each[:, None] for each in (texts, videos))
         products = np.einsum("tld,vfd->tvlf", texts, videos, optimize=True)
-        best = np.where(videos.any(-1)[None, :, None], products, -np.inf).max(-1)  # [t, v, l]
-        there = texts.any(-1)[:, None]
+        best = np.where(np.asarray(videos.any(-1))[None, :, None], products, -np.inf).max(-1)  # [t, v, l]
+        there = np.asarray(texts.any(-1))[:, None]
         return np.asarray(np.where(there, best, 0.0).sum(-1) / there.sum(-1))
 
 
