@@ -428,8 +428,8 @@ class Verdict:
 
 def examine(
     scores: Scores, found: Match, *, embeddings: Embeddings | None = None, progress: Progress | None = None
-) -> tuple[dict[Direction, Ranks], Ranks, list[Suspicion]]:
-    """The ranks of `rank_scores`, and all that is likely wrong; arguments as in `judge_scores`.
+) -> tuple[dict[Direction, Ranks], Ranks, list[Suspicion], list[str]]:
+    """The ranks of `rank_scores`, all that is likely wrong, and what cannot be told; arguments as in `judge_scores`.
 
     Raises:
         BadInput: The embeddings are of other numbers of texts and videos than the matrix.
@@ -452,7 +452,15 @@ def examine(
 
         suspicions = [each for each in suspicions if each.kind != "leak"]  # which can now be said for certain
         suspicions += compare_with_embeddings(survey, recomputed)
-    return ranks, captions, suspicions
+    untold = []
+    if len(ranks["video_to_text"].clips) < FEWEST_CLIPS:
+        untold.append(f"fewer than {FEWEST_CLIPS} clips: whether ids and signs are right cannot be told from scores")
+    elif embeddings is None and isinstance(scores, Matrix) and survey.advantage is None:
+        untold.append(
+            "whether the scorer knew the true pairs cannot be told from these scores alone, which do not predict one "
+            "another; give --text-embeddings and --video-embeddings, if they are products of vectors"
+        )
+    return ranks, captions, suspicions, untold
 
 
 def judge_scores(
@@ -476,12 +484,9 @@ def judge_scores(
         BadInput: As `examine`.
         RunFailed: A score is NaN: there are no ranks; the message says which.
     """
-    ranks, captions, suspicions = examine(scores, found, embeddings=embeddings, progress=progress)
+    ranks, captions, suspicions, untold = examine(scores, found, embeddings=embeddings, progress=progress)
     if nan := next((each for each in suspicions if each.kind == "nan"), None):
         raise RunFailed(f"no ranks can be made: {nan.text}")
-    notes = found.notes
-    if len(ranks["video_to_text"].clips) < FEWEST_CLIPS:
-        notes += (f"fewer than {FEWEST_CLIPS} clips: whether ids and signs are right cannot be told from scores",)
     return Verdict(
         result=retrieval_result(
             ranks, replace(labels, concerns=(*labels.concerns, *(each.text for each in found.suspicions)))
@@ -491,7 +496,7 @@ def judge_scores(
         text_ids=found.text_ids,
         video_ids=found.video_ids,
         suspicions=tuple(each for each in suspicions if each not in found.suspicions),
-        notes=notes,
+        notes=(*found.notes, *untold),
     )
 
 

@@ -1,6 +1,7 @@
 """`calmctl score matrix`, `score embeddings` and `score ranks` as their user meets them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,15 @@ def test_a_data_set_says_what_is_missing() -> None:
 def test_mistakes_are_sentences(arguments: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         call(*arguments)
+
+
+def test_the_page_shows_what_its_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/score.md: its script is run, and so are its commands, in order."""
+    monkeypatch.setenv("COLUMNS", "78")
+    page = (Path(__file__).parents[2] / "docs/score.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    blocks = re.findall(r"^    \$ calmctl score (.+)\n((?:(?:    .*)?\n)+)", page, re.MULTILINE)
+    assert len(blocks) == 4
+    for command, shown in blocks:
+        printed = {line.strip() for line in call(*command.split()).output.splitlines()}
+        assert {line.strip() for line in shown.splitlines()} <= printed, command

@@ -107,3 +107,27 @@ def test_messages_cannot_carry_markup_or_terminal_controls(capsys):
     note(printable("[red]x[/red] \x1b[2J evil \x07"))
     shown = capsys.readouterr().err
     assert "[red]x[/red]" in shown and "\x1b" not in shown and "\x07" not in shown
+
+
+def test_saved_scores_give_the_same_numbers_by_the_referee(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    own = json.loads(call("eval", "--save-scores", "all.npz", "--json").stdout)["results"][0]
+    found = json.loads(call("score", "matrix", "all.npz", "--json").stdout)
+    assert found["metrics"] == own["metrics"] and found["intervals"] == own["intervals"]
+    again = call("eval", "--save-scores", "all.npz")
+    assert again.exit_code == 0  # ours may be written anew
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--save-scores", "all.json"], "written as .npz"),
+        (["--save-scores", "tiny.npz"], "is not scores that calmctl wrote"),
+        (["--save-scores", "all.npz", "--against", "runs/tiny-001"], "one run on one test set"),
+    ],
+)
+def test_scores_that_cannot_be_saved(workplace, monkeypatch, arguments, message):
+    monkeypatch.chdir(workplace)
+    Path("tiny.npz").write_text("mine")
+    with pytest.raises(BadInput, match=message):
+        raise call("eval", *arguments).exception
