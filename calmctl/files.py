@@ -298,6 +298,10 @@ SUBTITLES = OutputKind("subtitles", _is_subtitles_of_ours)
 TABLE = OutputKind(
     "a table", lambda content: content[:2] in (b"{\n", b"# ") and (b'"legend"' in content or b"\nMade on " in content)
 )
+RANKS = OutputKind(
+    "ranks", lambda content: content.startswith((b'{\n  "calmctl_ranks": 1,', b"direction,query,clip,greater,"))
+)
+SCORES = OutputKind("scores", lambda content: content[:2] == b"PK" and b"owners.npy" in content)
 VOCABULARY = OutputKind("a vocabulary", lambda content: True)  # `anchors.publish` compares what the file holds
 
 
@@ -331,7 +335,7 @@ def _require_place(path: Path) -> None:
         raise PermissionError(errno.EACCES, f"{folder} cannot be written to")
 
 
-def write_output(path: Path, content: str, kind: OutputKind) -> None:
+def write_output(path: Path, content: str | bytes, kind: OutputKind) -> None:
     """Write the file that an option names; everything that has such an option uses this.
 
     A device, a pipe or standard output is written to. A link is followed: it stays, and what it leads to is replaced,
@@ -343,11 +347,12 @@ def write_output(path: Path, content: str, kind: OutputKind) -> None:
     """
     require_output(path, kind)
     target = _replaced(path)
+    content = content if isinstance(content, bytes) else content.encode("utf-8")
     if target is not None:
-        write_bytes(target, content.encode("utf-8"))
+        write_bytes(target, content)
         return
     try:
-        _write_into(path, content.encode("utf-8"))
+        _write_into(path, content)
     except OSError as error:
         raise _cannot_write(path, error) from error
 

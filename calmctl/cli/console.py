@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
@@ -35,6 +35,7 @@ from calmctl.words import Watcher, counted, visible
 if TYPE_CHECKING:
     from calmctl import words
     from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.evaluation.statistics import PairedDifference
     from calmctl.explain.collection import Collection
     from calmctl.explain.explainer import Explainer
     from calmctl.runs.run import Run
@@ -467,6 +468,23 @@ def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
     for clip, caption in list(evaluation.captions.items())[:count]:
         table.add_row(printable(clip), printable(caption.text), printable(evaluation.references[clip][0]))
     return table
+
+
+def print_differences(
+    what: str, one: str, other: str, found: Mapping[str, PairedDifference], names: Sequence[str]
+) -> None:
+    """Print one system minus another on the same queries, within 60 columns."""
+    out, table = stdout(), Sheet(header_style="dim")
+    out.print(f"[bold]{printable(what)}[/]: {printable(one)} minus {printable(other)}")
+    table.add_column("")
+    for heading in ("difference", "95 % interval", "p"):
+        table.add_column(heading, justify="right")
+    for name, each in zip(names, found.values(), strict=True):
+        interval = f"{each.interval.low:+.1f} to {each.interval.high:+.1f}"
+        table.add_row(name, f"{each.difference:+.1f}", interval, f"{each.p_value:.3f}")
+    out.print(table)
+    clips = next(iter(found.values())).n_clusters
+    out.print(f"[dim]paired over {counted(clips, 'clip')}; one run each: seeds differ as well[/]\n")
 
 
 def open_with_progress(explainer: Explainer, split: str) -> Collection:

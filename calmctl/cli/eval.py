@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +11,9 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import (
-    Sheet,
     loading,
     note,
+    print_differences,
     print_evaluations,
     print_json,
     print_left_out,
@@ -23,12 +23,10 @@ from calmctl.cli.console import (
     stdout,
 )
 from calmctl.errors import BadInput, RunFailed
-from calmctl.words import counted
 
 if TYPE_CHECKING:
     from calmctl.captions.evaluate import CaptionEvaluation
     from calmctl.evaluation.retrieval import Evaluation
-    from calmctl.evaluation.statistics import PairedDifference
     from calmctl.runs.run import Run
     from calmctl.source.base import SourceSpec
 
@@ -58,6 +56,9 @@ def evaluate(
     features: options.Features = None,
     split: options.Split = "test",
     require_complete: options.RequireComplete = False,
+    save_scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all scores: .npz, for calmctl score matrix.")
+    ] = None,
     weights: options.Weights = "best",
     device: options.Device = "auto",
     runs: options.Runs = Path("runs"),
@@ -85,6 +86,8 @@ def evaluate(
             raise BadInput(f"{chosen.folder} and {other.folder} are runs of two tasks, which share no number")
     if recipe.task == "caption" and scorer != "leak-free":
         raise BadInput(f"--scorer {scorer} is about retrieval; {chosen.folder} is a captioning run")
+    if save_scores is not None:
+        _check_save(save_scores, recipe.task, len(others), len(cross or []))
     if run is None:
         note(f"evaluating {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
     loading(", ".join(str(each.folder) for each in (chosen, *others)))
@@ -101,7 +104,20 @@ def evaluate(
             as_json=as_json,
         )
     else:
-        _evaluate([chosen, *others], tests, weights, split, scorer, device, require_complete, as_json)
+        _evaluate([chosen, *others], tests, weights, split, scorer, device, require_complete, as_json, save_scores)
+
+
+def _check_save(path: Path, task: str, others: int, crossed: int) -> None:
+    """Refuse, before anything is loaded, what --save-scores cannot write."""
+    from calmctl.files import SCORES, require_output
+
+    if task == "caption":
+        raise BadInput("--save-scores is about retrieval: a captioner has no scores of pairs")
+    if others or crossed > 1:
+        raise BadInput("--save-scores writes the scores of one run on one test set; leave the others out")
+    if path.suffix.lower() != ".npz":
+        raise BadInput(f"--save-scores {path}: scores are written as .npz; name such a file")
+    require_output(path, SCORES)
 
 
 def _evaluate(
@@ -113,12 +129,14 @@ def _evaluate(
     device: str,
     require_complete: bool,
     as_json: bool,
+    save_scores: Path | None,
 ) -> None:
     """Evaluate retrieval runs on the same test sets, print and keep the results, compare the first with others."""
     from calmctl.device import choose_device
     from calmctl.evaluation.retrieval import SCORERS, Retrieval
     from calmctl.evaluation.runs import compare, evaluate_run
     from calmctl.evaluation.tables import results_json, retrieval_table
+    from calmctl.files import SCORES, write_output
     from calmctl.runtime import environment
 
     evaluated = []
@@ -138,6 +156,8 @@ def _evaluate(
                 )
             )
     first, *others = evaluated
+    if save_scores is not None:
+        write_output(save_scores, first[0].saved(), SCORES)
     left_out = {each.result.labels.dataset: {clip.id: clip.reason for clip in each.encoded.left_out} for each in first}
     differences = [
         (theirs.result, run, compare(theirs, each))
@@ -173,7 +193,11 @@ def _evaluate(
                     continue
                 way = direction.replace("_", " ")
                 print_differences(
-                    f"{theirs.labels.dataset}, {way}", runs[0], run, found, ("R@1", "R@5", "R@10", "MdR", "MnR")
+                    f"{theirs.labels.dataset}, {way}",
+                    str(runs[0].folder),
+                    str(run.folder),
+                    found,
+                    ("R@1", "R@5", "R@10", "MdR", "MnR"),
                 )
     print_left_out(left_out)
     keep_evaluations(runs, weights, evaluated)
@@ -193,23 +217,6 @@ def keep_evaluations(
             note(f"[yellow]these results are not kept: {printable(str(fault))}[/]")
     if kept:
         note(f"kept with each query's result: {printable(', '.join(map(str, kept)))}")
-
-
-def print_differences(
-    what: str, run: Run, other: Run, found: Mapping[str, PairedDifference], names: Sequence[str]
-) -> None:
-    """Print one run minus another on the same queries, within 60 columns."""
-    out, table = stdout(), Sheet(header_style="dim")
-    out.print(f"[bold]{printable(what)}[/]: {printable(str(run.folder))} minus {printable(str(other.folder))}")
-    table.add_column("")
-    for heading in ("difference", "95 % interval", "p"):
-        table.add_column(heading, justify="right")
-    for name, each in zip(names, found.values(), strict=True):
-        interval = f"{each.interval.low:+.1f} to {each.interval.high:+.1f}"
-        table.add_row(name, f"{each.difference:+.1f}", interval, f"{each.p_value:.3f}")
-    out.print(table)
-    clips = next(iter(found.values())).n_clusters
-    out.print(f"[dim]paired over {counted(clips, 'clip')}; one run each: seeds differ as well[/]\n")
 
 
 # `calmctl eval` of a captioning run.
@@ -278,6 +285,7 @@ def evaluate_captioners(
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
             print_evaluations(evaluations)
         for theirs, run, found in differences:
-            print_differences(f"{theirs.labels.dataset}, times 100", runs[0], run, found, ("CIDEr", "ROUGE-L"))
+            what, names = f"{theirs.labels.dataset}, times 100", ("CIDEr", "ROUGE-L")
+            print_differences(what, str(runs[0].folder), str(run.folder), found, names)
     print_left_out(left_out)
     keep_evaluations(runs, weights, evaluated)

@@ -127,7 +127,7 @@ Timeout = Annotated[float, SECONDS("--timeout", metavar="SECONDS", help="What on
 Workers = Annotated[int | None, WORKERS(help="Processes that decode; one a core.", panel=RUNNING)]
 
 Against = Annotated[
-    list[str] | None, typer.Option(metavar="RUN", help="Compare with this run; repeatable.", show_default=False)
+    list[str] | None, typer.Option(metavar="OTHER", help="Compare with this one; repeatable.", show_default=False)
 ]
 Cross = Annotated[
     list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this data set; repeatable.")

@@ -2,21 +2,322 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calmctl.cli import options
-from calmctl.cli.console import print_json, progress_bar, readings, stdout
+from calmctl.cli.console import (
+    Sheet,
+    note,
+    print_differences,
+    print_json,
+    printable,
+    progress_bar,
+    readings,
+    stdout,
+)
+from calmctl.errors import BadInput
+
+if TYPE_CHECKING:
+    from calmctl.evaluation.referee import Embeddings, Match, Scores, Verdict
+    from calmctl.evaluation.result import Labels
+    from calmctl.evaluation.score_files import Pairs, Stored
 
 app = typer.Typer(
     cls=options.Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="Score any system's results, from files.",
-    epilog=options.examples("calmctl score captions mine.json references.json"),
+    epilog=options.examples(
+        "calmctl score matrix scores.npy --pairs pairs.csv",
+        "calmctl score captions mine.json references.json",
+    ),
 )
+
+_WHO = "Which text is of which video"
+
+
+def _file(help: str, panel: str | None = _WHO) -> Any:
+    return typer.Option(metavar="FILE", help=help, rich_help_panel=panel)
+
+
+PairsFile = Annotated[Path | None, _file("Two columns of ids: texts, and their videos.")]
+Dataset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A data set: pairs and candidates of its test.", rich_help_panel=_WHO)
+]
+TextIds = Annotated[Path | None, _file("Ids of the texts, one a line, in their order.")]
+VideoIds = Annotated[Path | None, _file("Ids of the videos, one a line, in their order.")]
+RanksFile = Annotated[Path | None, _file("Write each query's rank: .json or .csv.", panel=None)]
+Similarity = Annotated[str, typer.Option(help="cosine or dot; of several vectors the best.")]
+
+
+# Retrieval: scores, embeddings, and ranks that one of the two wrote.
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl score matrix scores.npy --pairs pairs.csv",
+        "calmctl score matrix scores.npz --dataset msrvtt --root /data",
+        "calmctl score matrix mine.npy --pairs pairs.csv --against theirs.npy",
+    )
+)
+def matrix(
+    scores: Annotated[Path, typer.Argument(metavar="S", help="Scores, texts in rows: .npy, .npz, .csv, ...")],
+    pairs: PairsFile = None,
+    text_ids: TextIds = None,
+    video_ids: VideoIds = None,
+    transpose: Annotated[bool, typer.Option("--transpose", help="Its rows are videos.")] = False,
+    distances: Annotated[bool, typer.Option("--distances", help="A low number is a good one.")] = False,
+    text_embeddings: Annotated[Path | None, _file("What S was made of, to look for a leak.", panel=None)] = None,
+    video_embeddings: Annotated[Path | None, _file("The same, of the videos.", panel=None)] = None,
+    similarity: Similarity = "cosine",
+    against: options.Against = None,
+    ranks: RanksFile = None,
+    as_json: options.Json = False,
+    dataset: Dataset = None,
+    protocol: options.Protocol = None,
+    root: options.Root = None,
+    annotations: options.Annotations = None,
+) -> None:
+    """Score a matrix of similarities both ways, and look for what is wrong with it.
+
+    Ids of rows and columns stand in the file, or in files beside it.
+    """
+    from calmctl.evaluation.referee import Matrix
+    from calmctl.evaluation.score_files import read_stored
+
+    if (text_embeddings is None) != (video_embeddings is None):
+        raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
+    _check_ranks_file(ranks)
+
+    def opened(path: Path) -> tuple[Scores, Match]:
+        stored = read_stored(path, "scores")
+        array = stored.array(("scores", "similarity", "sims", "sim", "S"), (2,), "the matrix of scores")
+        found = Matrix(array, transposed=transpose, distances=distances)
+        given = _ids(stored, found.shape, text_ids, video_ids, ("text_ids", "ids"), ("video_ids", "columns"), transpose)
+        return found, _match(found.shape, stored, given, known)
+
+    known = _pairs(pairs, dataset, protocol, root, annotations)
+    beside = None
+    if text_embeddings is not None and video_embeddings is not None:
+        beside = _embeddings(text_embeddings, video_embeddings, similarity)[0]
+    found = opened(scores)
+    labels = _labels(scores.name, known, given=True)
+    _report(labels, *found, against or [], opened, ranks, as_json, beside)
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv",
+        "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv --ranks r.csv",
+    )
+)
+def embeddings(
+    texts: Annotated[Path, typer.Argument(metavar="TEXTS", help="A vector a text, or several: .npy, .npz, ...")],
+    videos: Annotated[Path, typer.Argument(metavar="VIDEOS", help="A vector a video, or several.")],
+    pairs: PairsFile = None,
+    text_ids: TextIds = None,
+    video_ids: VideoIds = None,
+    similarity: Similarity = "cosine",
+    against: options.Against = None,
+    ranks: RanksFile = None,
+    as_json: options.Json = False,
+    dataset: Dataset = None,
+    protocol: options.Protocol = None,
+    root: options.Root = None,
+    annotations: options.Annotations = None,
+) -> None:
+    """Score texts and videos by their embeddings both ways, and look for what is wrong.
+
+    Files of three dimensions hold several vectors each: a score is the mean over the text's of the best of the video's.
+    """
+    _check_ranks_file(ranks)
+    known = _pairs(pairs, dataset, protocol, root, annotations)
+    scores, stored = _embeddings(texts, videos, similarity)
+    given = (
+        _side_ids(stored[0], ("text_ids", "ids"), scores.shape[0], text_ids, "--text-ids"),
+        _side_ids(stored[1], ("video_ids", "ids"), scores.shape[1], video_ids, "--video-ids"),
+    )
+    found = scores, _match(scores.shape, stored[0], given, known)
+
+    def refuse(path: Path) -> tuple[Scores, Match]:
+        raise BadInput(f"--against {path}: embeddings are compared with ranks; write them with --ranks ranks.json")
+
+    labels = _labels(f"{texts.name}, {videos.name}", known, given=False)
+    _report(labels, *found, against or [], refuse, ranks, as_json, None)
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl score ranks ranks.json",
+        "calmctl score ranks mine.json --against theirs.json",
+    )
+)
+def ranks(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What --ranks wrote.")],
+    against: options.Against = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score ranks that were kept, without the model and its scores; compare them with others."""
+    from calmctl.evaluation.rank_files import read_ranks
+
+    _print(read_ranks(file), [(each, read_ranks(Path(each))) for each in against or []], as_json)
+
+
+def _check_ranks_file(path: Path | None) -> None:
+    from calmctl.files import RANKS, require_output
+
+    if path is not None:
+        if path.suffix.lower() not in (".json", ".csv"):
+            raise BadInput(f"--ranks {path}: ranks are written as .json or .csv; name such a file")
+        require_output(path, RANKS)
+
+
+def _pairs(
+    pairs: Path | None, dataset: str | None, protocol: str | None, root: Path | None, annotations: Path | None
+) -> Pairs | None:
+    """What --pairs or --dataset say; None where the scores must say it themselves."""
+    from calmctl.evaluation.score_files import protocol_pairs, read_pairs
+
+    if pairs is not None and dataset is not None:
+        raise BadInput("--pairs and --dataset both say which text is of which video; give one of them")
+    if dataset is not None:
+        return protocol_pairs(dataset, protocol, root, annotations)
+    return None if pairs is None else read_pairs(pairs)
+
+
+def _side_ids(
+    stored: Stored, names: Sequence[str], count: int, sidecar: Path | None, option: str
+) -> tuple[str, ...] | None:
+    from calmctl.evaluation.score_files import ids_of
+
+    return ids_of(stored, names, count, sidecar, option)
+
+
+_Ids = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
+
+
+def _ids(
+    stored: Stored,
+    shape: tuple[int, int],
+    texts: Path | None,
+    videos: Path | None,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    transposed: bool,
+) -> _Ids:
+    """The ids of a matrix's texts and videos; a table's own are of rows and columns, whatever these are."""
+    text_names, video_names = (("text_ids", "columns"), ("video_ids", "ids")) if transposed else (rows, columns)
+    return (
+        _side_ids(stored, text_names, shape[0], texts, "--text-ids"),
+        _side_ids(stored, video_names, shape[1], videos, "--video-ids"),
+    )
+
+
+def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | None) -> Match:
+    from calmctl.evaluation.referee import match
+    from calmctl.evaluation.score_files import own_pairs
+
+    return match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
+
+
+def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings, tuple[Stored, Stored]]:
+    from calmctl.evaluation.referee import SIMILARITIES, Embeddings
+    from calmctl.evaluation.score_files import read_stored
+
+    options.require_known("--similarity", similarity, SIMILARITIES)
+    sides = read_stored(texts, "text embeddings"), read_stored(videos, "video embeddings")
+    text_vectors = sides[0].array(("texts", "text", "embeddings"), (2, 3), "the texts")
+    video_vectors = sides[1].array(("videos", "video", "embeddings"), (2, 3), "the videos")
+    chosen = next(each for each in SIMILARITIES if each == similarity)
+    return Embeddings(text_vectors, video_vectors, chosen), sides
+
+
+def _labels(system: str, known: Pairs | None, *, given: bool) -> Labels:
+    """Nobody knows what the scorer of given scores saw; what is computed from vectors here saw the pair alone."""
+    from calmctl.evaluation.result import HONEST_SCORER, Labels
+
+    protocol = known.name if known is not None and known.candidates is not None else ""
+    return Labels(dataset=protocol, system=system, scorer="given" if given else HONEST_SCORER)
+
+
+def _report(
+    labels: Labels,
+    scores: Scores,
+    found: Match,
+    against: Sequence[str],
+    opened: Callable[[Path], tuple[Scores, Match]],
+    ranks: Path | None,
+    as_json: bool,
+    beside: Embeddings | None,
+) -> None:
+    """Judge scores and what they are compared with, print it, and write the ranks where they are wanted."""
+    from calmctl.evaluation.rank_files import format_ranks, is_ranks, read_ranks
+    from calmctl.evaluation.referee import judge_scores
+    from calmctl.files import RANKS, write_output
+
+    others = []
+    with progress_bar("rows") as bar:
+        verdict = judge_scores(scores, found, labels, embeddings=beside, progress=readings(bar))
+        for other in against:
+            path = Path(other)
+            if is_ranks(path):
+                others.append((other, read_ranks(path)))
+            else:
+                its_scores, its_match = opened(path)
+                others.append((other, judge_scores(its_scores, its_match, replace(labels, system=path.name))))
+    if ranks is not None:
+        write_output(ranks, format_ranks(verdict, ranks.suffix), RANKS)
+    _print(verdict, others, as_json)
+
+
+_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR", "R@50", "nDCG@10", "MRR")
+
+
+def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], as_json: bool) -> None:
+    from calmctl.evaluation.metrics import DIRECTIONS
+    from calmctl.evaluation.referee import differences, differences_json
+    from calmctl.evaluation.tables import retrieval_table
+    from calmctl.runtime import environment
+
+    compared = [(name, differences(verdict, other)) for name, other in others]
+    if as_json:
+        found = [{"against": name, **differences_json(each)} for name, each in compared]
+        print_json({**verdict.to_json(), **({"differences": found} if found else {}), **environment()})
+        return
+    out = stdout()
+    out.print(retrieval_table([verdict.result]))
+    table = Sheet(header_style="dim")
+    table.add_column("")
+    for heading in ("R@50", "nDCG@10", "MRR"):
+        table.add_column(heading, justify="right")
+    for direction in DIRECTIONS[:2]:
+        metrics, intervals = verdict.further(direction)
+        cells = []
+        for name, bound in intervals.items():
+            spread = "" if bound is None else f" ({bound.low:.1f}-{bound.high:.1f})"
+            cells.append(f"{getattr(metrics, name):.1f}{spread}")
+        table.add_row(direction.replace("_", " "), *cells)
+    out.print(table)
+    for text in verdict.notes:
+        note(f"[yellow]{printable(text)}[/]")
+    for name, by_direction in compared:
+        for direction in DIRECTIONS[:2]:
+            what = direction.replace("_", " ")
+            print_differences(what, verdict.result.labels.system, name, by_direction[direction], _METRICS)
+    if verdict.suspicions:
+        out.print("\n[bold red]Likely wrong:[/]")
+        for each in verdict.suspicions:
+            out.print(f"[bold red]!! {each.kind}[/]: {printable(each.text)}")
+    else:
+        out.print("\nNothing looks wrong (docs/score.md tells what cannot be seen).")
+
+
+# Captions.
 
 
 @app.command(

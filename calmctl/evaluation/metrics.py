@@ -47,6 +47,24 @@ class RetrievalMetrics:
     n_candidates: int
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherMetrics:
+    """What other papers report of one direction; ties count as the mean over all orders of the equals.
+
+    R@k here is also called hit@k: a query succeeds where any of its targets is among the first k. Only in plain
+    video-to-text has a query several targets, and there alone nDCG@10 counts more than the best of them.
+
+    Attributes:
+        r50: R@50 in percent.
+        ndcg10: nDCG@10 in percent, gain 1 a target, discount 1 / log2(1 + rank).
+        mrr: Mean reciprocal rank of the best target, in percent.
+    """
+
+    r50: float
+    ndcg10: float
+    mrr: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranks:
     """Where each query's target stands, before ties are settled; one entry a query, [N].
@@ -90,6 +108,31 @@ class Ranks:
         """Each query's rank of its best target, from 1, [N]; fractional where equals are averaged."""
         before = self.equal / (self.targets + 1) if ties == "average" else 1.0 * self.equal
         return 1.0 + self.greater + (0.0 if ties == "optimistic" else before)
+
+    def reciprocal(self) -> NDArray[np.float64]:
+        """Each query's expected 1 / rank of its best target over all orders of the equals, [N].
+
+        One target among e equals stands at g + 1 ... g + e + 1 equally often: a mean of the harmonic series. Of m
+        targets the first stands at g + 1 + j where j wrong ones are drawn before any of them.
+        """
+        harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, self.n_candidates + 1))])
+        last = np.minimum(self.greater + self.equal + 1, self.n_candidates)
+        found = (harmonic[last] - harmonic[self.greater]) / (self.equal + 1)
+        for query in np.flatnonzero((self.targets > 1) & (self.equal > 0)):
+            wrong, right = int(self.equal[query]), int(self.targets[query])
+            found[query], none_yet = 0.0, 1.0
+            for j in range(wrong + 1):
+                found[query] += none_yet * right / (right + wrong - j) / (self.greater[query] + 1 + j)
+                none_yet *= (wrong - j) / (right + wrong - j)
+        alone = (self.targets > 1) & (self.equal == 0)
+        found[alone] = 1.0 / (1 + self.greater[alone])
+        return np.asarray(found, dtype=np.float64)
+
+    def gains(self, k: int = 10) -> NDArray[np.float64]:
+        """Each query's expected discounted gain within the first `k`, [N]; of one target, which makes it nDCG@k."""
+        upto = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(2.0 + np.arange(k)))])
+        first, last = np.minimum(self.greater, k), np.minimum(self.greater + self.equal + 1, k)
+        return np.asarray((upto[last] - upto[first]) / (self.equal + 1), dtype=np.float64)
 
     def metrics(self, ties: Ties = "average") -> RetrievalMetrics:
         """The metrics over all queries."""
@@ -137,6 +180,28 @@ def rank_all(
     """
     back = scores if scores_of_videos is None else scores_of_videos
     return {each: rank_queries(scores if each == "text_to_video" else back, owners, each) for each in DIRECTIONS}
+
+
+def ndcg_of_captions(places: Ranks, k: int = 10) -> NDArray[np.float64]:
+    """nDCG@k of each clip that ranks all captions, [clips in order].
+
+    Gains add up, so that each own caption's expected gain is all that is needed, whatever it is tied with.
+
+    Args:
+        places: Of each caption, its place among all captions as its own clip ranks them; one target each.
+        k: Captions that count.
+    """
+    _, cluster, sizes = np.unique(places.clips, return_inverse=True, return_counts=True)
+    ideal = np.cumsum(1.0 / np.log2(2.0 + np.arange(k)))
+    return np.asarray(np.bincount(cluster, places.gains(k)) / ideal[np.minimum(sizes, k) - 1], dtype=np.float64)
+
+
+def further_metrics(ranks: Ranks, ndcg: NDArray[np.float64] | None = None) -> FurtherMetrics:
+    """R@50, nDCG@10 and MRR of one direction; `ndcg` of each query where a query has several targets."""
+    gains = ranks.gains() if ndcg is None else ndcg
+    return FurtherMetrics(
+        100.0 * float(ranks.recall(50).mean()), 100.0 * float(gains.mean()), 100.0 * float(ranks.reciprocal().mean())
+    )
 
 
 def text_to_video(scores: ArrayLike, owners: ArrayLike, ties: Ties = "average") -> RetrievalMetrics:

@@ -15,6 +15,7 @@ HONEST_SCORER = "leak-free"
 _CAVEATS = {  # what a reader must know of every scorer but the honest one
     "tmass-released": "this scorer saw the answers: each candidate was pooled with its own caption. An audit of "
     "T-MASS's released code, never to be compared with an honest number",
+    "given": "calmctl did not compute these scores and cannot know what their scorer saw",
     "dual-softmax": "re-ranked with the whole set of test queries, which a single search does not have; compare "
     "with other re-ranked numbers only",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -241,6 +242,14 @@ class Evaluation:
         """The ranks that `scores` give; re-ranked scores are those of sentences as queries alone."""
         one_way = self.result.labels.scorer == "dual-softmax"
         return {"text_to_video": self.ranks["text_to_video"]} if one_way else self.ranks
+
+    def saved(self) -> bytes:
+        """A .npz of the scores, the ids of clips, and whose each caption is; captions are numbered as they stand."""
+        buffer = io.BytesIO()
+        texts, videos = np.arange(len(self.encoded.captions)).astype(str), np.array(self.encoded.ids, dtype=str)
+        owners = self.encoded.owners.astype(np.int64)
+        np.savez(buffer, scores=self.scores, text_ids=texts, video_ids=videos, owners=owners)
+        return buffer.getvalue()
 
     def record(self) -> dict[str, Any]:
         """The numbers, clips and captions, and each query's rank."""

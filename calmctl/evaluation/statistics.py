@@ -31,7 +31,7 @@ from calmctl.errors import BadInput
 from calmctl.evaluation.metrics import Ranks
 
 METRICS = ("r1", "r5", "r10", "mdr", "mnr")
-RECALLS = ("r1", "r5", "r10")
+RECALLS = ("r1", "r5", "r10", "r50")
 LEVEL = 0.95
 REPLICATES = 1000
 # Counts of clips in resamples that are held at once: 32 MB.
@@ -170,7 +170,7 @@ def paired_differences(
     if n_clusters < 2:
         raise BadInput("two systems cannot be compared on one clip; evaluate on at least two")
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
-    change = dict(zip(RECALLS, (100.0 * (second.recall(k) - first.recall(k)) for k in (1, 5, 10)), strict=True))
+    change = {f"r{k}": 100.0 * (second.recall(k) - first.recall(k)) for k in (1, 5, 10)}
     change["mnr"] = second.ranks() - first.ranks()
     differences = {}
     for metric, values in change.items():
@@ -178,6 +178,35 @@ def paired_differences(
         differences[metric] = judge(metric, [noise], float(values.mean()), n_clusters, level)
     differences["mdr"] = _median_difference(first, second, clusters, n_clusters, level, replicates, seed)
     return {metric: differences[metric] for metric in METRICS}
+
+
+def mean_interval(values: Doubles, clips: NDArray[np.int64], *, level: float = LEVEL) -> Interval | None:
+    """Student's t over clips of the mean of `values` [N], percents of queries of `clips` [N]; None of one clip."""
+    n_clips, cluster = len(np.unique(clips)), np.unique(clips, return_inverse=True)[1]
+    if n_clips < 2:
+        return None
+    noise = clip_noise("", _by_clip(values, cluster, n_clips), _by_clip(np.ones(len(values)), cluster, n_clips))
+    mean, half = float(values.mean()), t_quantile(level, noise.freedom) * noise.variance**0.5
+    return Interval(max(0.0, mean - half), min(100.0, mean + half))
+
+
+def recall_interval(ranks: Ranks, k: int, *, level: float = LEVEL) -> Interval | None:
+    """Wilson's interval of R@k over clips; None of one clip."""
+    clusters, n_clusters = _clusters(ranks)
+    if n_clusters < 2:
+        return None
+    sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
+    return wilson(_by_clip(ranks.recall(k), clusters, n_clusters), sizes, level=level)
+
+
+def paired_mean(
+    metric: str, first: Doubles, second: Doubles, clips: NDArray[np.int64], *, level: float = LEVEL
+) -> PairedDifference:
+    """The mean of `second` minus that of `first`, percents of the same queries of `clips`, [N] each."""
+    n_clips, cluster = len(np.unique(clips)), np.unique(clips, return_inverse=True)[1]
+    sizes, change = _by_clip(np.ones(len(clips)), cluster, n_clips), second - first
+    noise = clip_noise(metric, _by_clip(change, cluster, n_clips), sizes)
+    return judge(metric, [noise], float(change.mean()), n_clips, level)
 
 
 def wilson(hits: Doubles, sizes: Doubles, *, level: float = 0.95) -> Interval:

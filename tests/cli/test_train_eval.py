@@ -165,3 +165,27 @@ def test_what_must_be_said_of_a_number_is_said_where_it_is_shown(workplace, tiny
     assert "1 of 6 test clips was trained on" in caveat
     for result in json.loads(Path("runs/leaky-001/results.json").read_text())["test"]:
         assert result["caveats"] == [caveat]
+
+
+def test_saved_scores_give_the_same_numbers_by_the_referee(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    own = json.loads(call("eval", "--save-scores", "all.npz", "--json").stdout)["results"][0]
+    found = json.loads(call("score", "matrix", "all.npz", "--json").stdout)
+    assert found["metrics"] == own["metrics"] and found["intervals"] == own["intervals"]
+    again = call("eval", "--save-scores", "all.npz")
+    assert again.exit_code == 0  # ours may be written anew
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--save-scores", "all.json"], "written as .npz"),
+        (["--save-scores", "tiny.npz"], "is not scores that calmctl wrote"),
+        (["--save-scores", "all.npz", "--against", "runs/tiny-001"], "one run on one test set"),
+    ],
+)
+def test_scores_that_cannot_be_saved(workplace, monkeypatch, arguments, message):
+    monkeypatch.chdir(workplace)
+    Path("tiny.npz").write_text("mine")
+    with pytest.raises(BadInput, match=message):
+        raise call("eval", *arguments).exception
