@@ -309,7 +309,9 @@ def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], as_json: boo
         for direction in DIRECTIONS[:2]:
             what = direction.replace("_", " ")
             print_differences(what, verdict.result.labels.system, name, by_direction[direction], _METRICS)
-    if verdict.suspicions:
+    if verdict.suspicions is None:
+        note("[dim]ranks alone were read: whether the scores behind them are right was not looked at[/]")
+    elif verdict.suspicions:
         out.print("\n[bold red]Likely wrong:[/]")
         for each in verdict.suspicions:
             out.print(f"[bold red]!! {each.kind}[/]: {printable(each.text)}")

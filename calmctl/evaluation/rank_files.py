@@ -38,7 +38,10 @@ def format_ranks(verdict: Verdict, suffix: str) -> str:
                 | {"n_candidates": ranks.n_candidates}
                 for direction, ranks in every.items()
             },
-            "concerns": [*verdict.result.labels.concerns],
+            # What was likely wrong with the scores stays with the numbers that are made of their ranks.
+            "concerns": [
+                *dict.fromkeys([*verdict.result.labels.concerns, *(e.text for e in verdict.suspicions or ())])
+            ],
         }
         return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     out = io.StringIO()

@@ -385,7 +385,7 @@ class Verdict:
         captions: Of each caption, its place among all captions as its own clip ranks them.
         text_ids: Of the queries.
         video_ids: Of the candidates.
-        suspicions: What is likely wrong, beside what the result's own caveats say.
+        suspicions: What is likely wrong; None where ranks alone were there, in which nothing can be looked for.
         notes: What was taken for granted, and what could not be looked at.
     """
 
@@ -394,7 +394,7 @@ class Verdict:
     captions: Ranks
     text_ids: tuple[str, ...]
     video_ids: tuple[str, ...]
-    suspicions: tuple[Suspicion, ...] = ()
+    suspicions: tuple[Suspicion, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def values(self, direction: Direction) -> dict[str, Doubles]:
@@ -421,7 +421,7 @@ class Verdict:
         return {
             **self.result.to_json(),
             "further": further,
-            "suspicions": [asdict(each) for each in self.suspicions],
+            "suspicions": None if self.suspicions is None else [asdict(each) for each in self.suspicions],
             "notes": list(self.notes),
         }
 
@@ -495,7 +495,7 @@ def judge_scores(
         captions=captions,
         text_ids=found.text_ids,
         video_ids=found.video_ids,
-        suspicions=tuple(each for each in suspicions if each not in found.suspicions),
+        suspicions=tuple(suspicions),
         notes=(*found.notes, *untold),
     )
 

@@ -160,8 +160,8 @@ def _read_npz(path: Path) -> dict[str, Array]:
             members = archive.infolist()
             _check_growth(path, sum(each.file_size for each in members), path.stat().st_size)
             for member in members:
-                if not member.filename.endswith(".npy"):
-                    raise BadInput(f"{path}: it holds {shown(member.filename)}; a .npz holds arrays alone")
+                if not member.filename.endswith(".npy") or member.filename[:-4] in arrays:
+                    raise BadInput(f"{path}: it holds {shown(member.filename)}; a .npz holds arrays alone, each once")
                 with archive.open(member) as inner:
                     shape, fortran, dtype = _npy_header(inner, f"{path}: {member.filename}", member.file_size)  # type: ignore[arg-type]
                     content = inner.read()

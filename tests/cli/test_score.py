@@ -62,6 +62,10 @@ def test_a_fault_is_named_and_its_remedy_works() -> None:
     assert read("matrix", "transposed.npy", "--pairs", "pairs.csv", "--transpose")["metrics"] == honest
     shown = call("matrix", "shifted.npy", "--pairs", "pairs.csv").stdout
     assert "!! shifted: the columns are shifted by one to the right" in shown
+    call("matrix", "shifted.npy", "--pairs", "pairs.csv", "--ranks", "shifted.json")
+    again = CliRunner().invoke(app, ["score", "ranks", "shifted.json"])
+    assert "Nothing looks wrong" not in again.stdout and "!! the columns are shifted by one" in again.stdout
+    assert "was not looked at" in again.stderr
 
 
 def test_a_leak_is_seen_beside_the_embeddings() -> None:
@@ -114,6 +118,7 @@ def test_a_data_set_says_what_is_missing() -> None:
     found = read("matrix", "s.npz", "--dataset", "msrvtt", "--root", "data")
     assert found["metrics"]["text_to_video"]["n_queries"] == 40 and found["dataset"] == "msrvtt 9k"
     assert any("5 queries of 45" in each for each in found["caveats"])
+    assert {each["kind"] for each in found["suspicions"]} == {"missing queries", "other candidates"}
     assert any("ranks 45 videos, and these scores 40 (5 are missing" in each for each in found["caveats"])
 
 
