@@ -74,7 +74,10 @@ def train(
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
         from calmctl.model.spec import check_backbone
 
-        check_backbone(resolved.backbone.model, resolved.backbone.weights)
+        if resolved.head.from_run is not None:  # which has its towers
+            find_run(resolved.head.from_run, runs)
+        else:
+            check_backbone(resolved.backbone.model, resolved.backbone.weights)
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
     resolve(resolved.data.dataset, protocol_for(resolved.task, resolved.data.dataset, resolved.data.protocol))

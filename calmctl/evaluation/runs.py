@@ -195,7 +195,7 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
     """Write an evaluation of the weights `which` into the folder of `run`. Raises `RunFailed` where it cannot."""
     labels = evaluation.result.labels
     words = [labels.dataset, labels.protocol, labels.split, which]
-    words += [labels.scorer] if labels.scorer != HONEST_SCORER else []
+    words += [labels.scorer.partition(" (")[0]] if labels.scorer != HONEST_SCORER else []
     path = run.evals / f"{'-'.join(word for word in words if word)}.json"
     weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}
     write_json(path, {"run": str(run.folder), **weights, **evaluation.record(), **environment()})
