@@ -305,7 +305,10 @@ def require_output(path: Path, kind: OutputKind) -> None:
     """Refuse, before any work is done, a file that `write_output` would refuse. Raises `BadInput`."""
     try:
         target = _replaced(path)
-        if target is None or not target.exists():
+        if target is None:
+            return
+        if not target.exists():
+            _require_place(target)
             return
         ours = kind.is_ours(read_regular(target, 1 << 30)) or not target.stat().st_size
     except IsADirectoryError:
@@ -317,6 +320,15 @@ def require_output(path: Path, kind: OutputKind) -> None:
             f"{path} exists and is not {kind.name} that calmctl wrote: it is not replaced; name another file, or "
             "delete this one"
         )
+
+
+def _require_place(path: Path) -> None:
+    """Raise `OSError` where no file and no folder for it can be made."""
+    folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, f"{folder} cannot be written to")
 
 
 def write_output(path: Path, content: str, kind: OutputKind) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,8 +42,20 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": git_revision(),
-        "command": sys.argv[1:],
+        "command": [_portable(argument) for argument in sys.argv[1:]],
     }
+
+
+def _portable(argument: str) -> str:
+    """An argument, `--option=VALUE` or `key=VALUE`, without the folders of a person above the current one."""
+    key, value = re.fullmatch(r"([^/\\=]*=)?(.*)", argument, re.DOTALL).groups("")  # type: ignore[union-attr]
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    for folder, name in ((Path.cwd(), "."), (Path.home(), "~")):
+        if path.is_relative_to(folder):
+            return f"{key}{Path(name) / path.relative_to(folder)}"
+    return argument
 
 
 def git_revision() -> str | None:
@@ -69,26 +82,35 @@ def _version(name: str) -> str | None:
         return None
 
 
-# Ctrl-C, and the SIGTERM by which a scheduler takes a machine back: either ends in one sentence.
+# Ctrl-C, the SIGTERM by which a scheduler takes a machine back, and the SIGHUP of a terminal that closes: each ends in
+# one sentence. Where SIGHUP is ignored, as under nohup, it stays so.
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """SIGTERM, and SIGHUP where there is one that is not ignored."""
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return signal.SIGTERM, hangup
 
 
 @contextmanager
 def interruptible(way_on: str) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM in the block into `RunFailed`: "interrupted; " and `way_on`.
+    """Turn SIGINT and `ending_signals` in the block into `RunFailed`: "interrupted; " and `way_on`.
 
     Outside the main thread, where signals are not ours to handle, only SIGINT's own exception is turned.
     """
-    try:
-        former = signal.signal(signal.SIGTERM, _raise)
-    except ValueError:
-        former = None
+    former: dict[signal.Signals, Any] = {}
+    with suppress(ValueError):
+        for number in ending_signals():
+            former[number] = signal.signal(number, _raise)
     try:
         yield
     except KeyboardInterrupt:
         raise RunFailed(f"interrupted; {way_on}") from None
     finally:
-        if former is not None:
-            signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from calmctl.errors import BadInput, CheckpointError
 from calmctl.files import open_regular, write_atomic
@@ -107,3 +111,47 @@ def _is_whole(path: Path) -> bool | None:
         while piece := handle.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest().encode() == told
+
+
+# Models are built from what a file says of itself, and filled from its tensors afterwards. A stranger's file may say
+# anything: a layer of 65,536 x 65,536, a billion layers. So building may take little more than the tensors do.
+
+_TIMES, _SPARE_BYTES = 3, 1 << 26
+"""Of the tensors' bytes (our choice): all models tried take 1.0 times, and float16 files become float32."""
+_TENSORS_EACH = 8
+
+
+@contextmanager
+def no_larger_than(tensors: Collection[Tensor], fault: str) -> Iterator[None]:
+    """Let nothing be built in the block that is much larger than `tensors`.
+
+    A tensor that would go beyond that is not allocated: `CheckpointError` with `fault` is raised instead.
+    """
+    with _Allowance(tensors, fault):
+        yield
+
+
+class _Allowance(TorchFunctionMode):
+    # Of torch's two kinds of modes the one that sees calls from Python: the other loads the whole compiler when it
+    # is entered, five seconds before every run that is opened, and modules are built by calls from Python.
+    _FACTORIES = frozenset(
+        {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}
+    )
+
+    def __init__(self, tensors: Collection[Tensor], fault: str) -> None:
+        super().__init__()
+        self._fault = fault
+        self._bytes = _TIMES * sum(tensor.nbytes for tensor in tensors) + _SPARE_BYTES
+        self._tensors = _TENSORS_EACH * (len(tensors) + 32)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._FACTORIES and kwargs.get("out") is None:
+            self._spend(func(*args, **{**kwargs, "device": torch.device("meta")}))
+        return func(*args, **kwargs)
+
+    def _spend(self, planned: Tensor) -> None:
+        self._bytes -= planned.nbytes
+        self._tensors -= 1
+        if self._bytes < 0 or self._tensors < 0:
+            raise CheckpointError(self._fault)

@@ -172,7 +172,9 @@ def _report(modules: dict[str, Module], *, edges: bool) -> None:
     print(f"median, longest   {statistics.median(chapters):.0f}, {max(sizes)}")
     print(f"import lines      {100 * imports / total:.1f} %")
     print(f"comment lines     {100 * comments / total:.1f} %")
-    rooms = Counter(module.name.rsplit(".", 1)[0] for module in modules.values())
+    # A room's own file, its __init__, counts in no room: it says what the room is and holds nothing.
+    packages = {name.rsplit(".", 1)[0] for name in modules}
+    rooms = Counter(name.rsplit(".", 1)[0] for name in modules.keys() - packages)
     print(f"most files a room {', '.join(f'{room} {count}' for room, count in rooms.most_common(3))}")
     graph = {name: module.imports - {name} for name, module in modules.items()}
     print(f"import cycles     {len(cycles(graph))} between modules, {len(cycles(room_edges(modules)))} between rooms")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import os
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calmctl.data.annotations import expect, read_lines, read_table, read_text, shown
+from calmctl.data.annotations import expect, lower_keys, read_lines, read_table, read_text, shown
 from calmctl.errors import DatasetError
 from calmctl.files import NotJson, parse_json
 
@@ -94,7 +96,7 @@ def _by_number(
 
 # "id" comes last: beside another of them it numbers the sentences, as in coco-caption's annotations.
 _ID_KEYS = ("image_id", "video_id", "video", "file_name", "filename", "file", "path", "clip", "id")
-_CAPTION_KEYS = ("caption", "sentence", "text")
+_CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")
 # What holds the captions in files that hold more: coco-caption's, MSR-VTT's, ActivityNet's, and calmctl's own.
 _WRAPPERS = ("annotations", "sentences", "results", "predictions", "captions")
 
@@ -104,17 +106,18 @@ def read_hypotheses(path: Path, known: Collection[str] | None = None) -> dict[st
 
     Args:
         path: The file.
-        known: Ids of the references. `calmctl caption` names a clip by the path of its video, which stands for the
-            file's name, or for that without its suffix, where it is one of these.
+        known: Ids of the references. `calmctl caption` names a clip by the path of its video, which stands for any
+            end of that path, with or without its suffix, that is one of these.
 
     Raises:
         DatasetError: The file is malformed, or has no caption or more than one for an id.
     """
     captions: dict[str, str] = {}
+    ids = {unicodedata.normalize("NFC", each): each for each in known or ()} | {each: each for each in known or ()}
     for name, found in _read(path).items():
         if len(found) != 1:
             raise DatasetError(f"{path}: {shown(name)} has {len(found)} captions; exactly one an id is scored")
-        called = name if known is None else _as_known(name, known)
+        called = _as_known(name, ids)
         if called in captions:
             raise DatasetError(f"{path}: two captions are of {shown(called)}, one of them as {shown(name)}")
         captions[called] = found[0]
@@ -134,9 +137,20 @@ def read_references(path: Path) -> dict[str, list[str]]:
     return references
 
 
-def _as_known(name: str, known: Collection[str]) -> str:
-    path = PurePath(name)
-    return next((each for each in (name, path.name, path.stem) if each in known), name)
+def _as_known(name: str, known: Mapping[str, str]) -> str:
+    """The id that a caption's `name` means: itself, or the longest end of it as a path.
+
+    Args:
+        name: What the file of captions says.
+        known: Ids by themselves and in composed letters (macOS writes decomposed ones into names of files).
+    """
+    parts = PurePath(name).parts
+    ends = [str(PurePath(*parts[first:])) for first in range(len(parts))]
+    called = [name, *(form for end in ends for form in (end, os.path.splitext(end)[0]))]
+    for forms in (called, [unicodedata.normalize("NFC", each) for each in called]):
+        if (found := next((known[each] for each in forms if each in known), None)) is not None:
+            return found
+    return name
 
 
 def _read(path: Path) -> dict[str, list[str]]:
@@ -179,17 +193,20 @@ def _unwrapped(content: Any, path: Path) -> Any:
 def _records(records: list[tuple[str, Any]], place: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for where, record in records:
+        told = lower_keys(record, where) if isinstance(record, dict) else {}
         try:
-            name = next(record[key] for key in _ID_KEYS if key in record)
-            caption = next(record[key] for key in _CAPTION_KEYS if key in record)
-        except (StopIteration, TypeError):
+            name = next(told[key] for key in _ID_KEYS if key in told)
+            called = next(key for key in _CAPTION_KEYS if key in told)
+        except StopIteration:
             raise DatasetError(
                 f'{where}: expected {{"image_id" or "video_id": ..., "caption": ...}}, '
                 f"found {shown(json.dumps(record, ensure_ascii=False))}"
             ) from None
         if isinstance(name, bool) or not isinstance(name, int | str):
             raise DatasetError(f"{where}: an id must be text or a whole number, not {shown(str(name))}")
-        found.setdefault(str(name), []).append(_text(caption, where))
+        said = told[called]
+        several = said if called == "captions" and isinstance(said, list) else [said]
+        found.setdefault(str(name), []).extend(_text(each, where) for each in several)
     if not found:
         raise DatasetError(f"{place}: there are no captions in it")
     return found

@@ -109,9 +109,15 @@ class CaptionScores:
             because = f" ({self.tokenizer_reason})" if self.tokenizer_reason else ""
             caveats.append(f"tokenizer {self.tokenizer}{because}: compare with numbers made by the same tokenizer only")
         if self.empty:
-            caveats.append(f"{len(self.empty)} captions are empty and scored as such (first: {self.empty[0]})")
+            are = "is" if len(self.empty) == 1 else "are"
+            caveats.append(
+                f"{counted(len(self.empty), 'caption')} {are} empty and scored as such (first: {self.empty[0]})"
+            )
         if self.empty_references:
-            caveats.append(f"{self.empty_references} references are empty, which moves BLEU's reference length")
+            are = "is" if self.empty_references == 1 else "are"
+            caveats.append(
+                f"{counted(self.empty_references, 'reference')} {are} empty, which moves BLEU's reference length"
+            )
         if self.n == 1:
             caveats.append("one clip: CIDEr is 0 by its definition, as every word is in every document")
         return tuple(caveats)
@@ -386,7 +392,7 @@ def _heading(result: CaptionResult) -> Text:
     domain = "→ " if labels.dataset and labels.trained_on not in ("", labels.dataset) else ""
     heading = Text(f"{domain}{labels.dataset or result.name} {labels.protocol}".strip(), style="bold")
     facts = [labels.system, f"trained on {labels.trained_on}" if labels.trained_on else ""]
-    facts.append(f"{result.scores.n} captions, {result.scores.n_references} references")
+    facts.append(f"{counted(result.scores.n, 'caption')}, {counted(result.scores.n_references, 'reference')}")
     heading.append(f"  {', '.join(fact for fact in facts if fact)}", style="not bold")
     return heading
 

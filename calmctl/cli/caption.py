@@ -102,13 +102,14 @@ def caption(
         raise BadInput(f"--segment-s and --srt are for a video; {dataset} is a data set of clips")
     if srt is not None and srt.suffix == ".srt" and len(clips) != 1:
         raise BadInput(f"--srt {srt} holds the subtitles of one video, and there are {len(clips)}; name a folder")
-    if srt is not None and srt.suffix == ".srt":
-        require_output(srt, SUBTITLES)
+    files = {} if srt is None else _subtitle_files(srt, [clip.id for clip in clips])
+    for path in files.values():
+        require_output(path, SUBTITLES)
     if out is not None and segmented:
         raise BadInput("--out holds one caption a video; with --segment-s or --srt there are many, which --json has")
     if out is not None and out.suffix.lower() not in _CAPTIONS_FILES:
         raise BadInput(f"--out {out}: captions can be written as {', '.join(_CAPTIONS_FILES)}")
-    if out is not None and out.exists():
+    if out is not None and os.path.lexists(out):
         raise BadInput(f"--out {out} exists already; name a new file, so that no caption of yours is lost")
     if temperature is not None and (beam is not None or length_penalty is not None):
         raise BadInput("--temperature draws words, --beam and --length-penalty search for them; give one of the two")
@@ -157,7 +158,7 @@ def caption(
             encoded = source.encode(model, split, readings(bar))
     if segmented:
         left_out = {clip.id: clip.reason for clip in [*unreadable, *broken]}
-        _print_segments(found, left_out, about, srt, as_json)
+        _print_segments(found, left_out, about, srt, files, as_json)
     else:
         _print_clips(model, encoded, search, about, out, as_json)
 
@@ -219,23 +220,25 @@ def _segments(
                 raise
             broken.append(LeftOut(clip.id, str(fault).removeprefix(f"{clip.path}: ")))
     if not found:
-        raise VideoError(f"none of {len(clips)} videos can be decoded (first: {broken[0].id}: {broken[0].reason})")
+        what = f"none of {len(clips):,} videos can" if len(clips) > 1 else "the video cannot"
+        raise VideoError(f"{what} be decoded (first: {broken[0].id}: {broken[0].reason})")
     return found, broken
 
 
 def _print_segments(
-    found: dict[str, list[Segment]], left_out: dict[str, str], about: dict[str, Any], srt: Path | None, as_json: bool
+    found: dict[str, list[Segment]],
+    left_out: dict[str, str],
+    about: dict[str, Any],
+    srt: Path | None,
+    files: Mapping[str, Path],
+    as_json: bool,
 ) -> None:
     from calmctl.captions.generate import srt as subtitles
     from calmctl.files import write_output
 
-    written: dict[Path, list[Segment]] = {}
-    if srt is not None and srt.suffix == ".srt":
-        written[srt] = next(iter(found.values()))
-    elif srt is not None:  # a folder: one file a video, in folders like the videos' own
-        written = {srt / name: segments for name, segments in _below(found, ".srt")}
-    for path, segments in written.items():
-        write_output(path, subtitles(segments), SUBTITLES)
+    written = {name: files[name] for name in found if name in files}
+    for name, path in written.items():
+        write_output(path, subtitles(found[name]), SUBTITLES)
     if as_json:
         segments_of = {name: [s.to_json() for s in each] for name, each in found.items()}
         print_json({**about, "segments": segments_of, "left_out": left_out})
@@ -244,7 +247,17 @@ def _print_segments(
             print_segments(name, segments)
     print_left_out({"captions": left_out})
     if written:
-        note(f"wrote {printable(str(srt))}" + (f", {counted(len(written), 'file')}" if srt not in written else ""))
+        note(
+            f"wrote {printable(str(srt))}"
+            + (f", {counted(len(written), 'file')}" if srt not in written.values() else "")
+        )
+
+
+def _subtitle_files(srt: Path, videos: Sequence[str]) -> dict[str, Path]:
+    """The subtitles' file by video: `srt` itself for one, else in that folder, in folders like the videos' own."""
+    if srt.suffix == ".srt":
+        return {video: srt for video in videos}
+    return {video: srt / name for name, video in _below({video: video for video in videos}, ".srt")}
 
 
 def _print_clips(

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
@@ -172,8 +172,13 @@ class Sheet(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or its rows one below the other."""
+        if options.max_width >= UNBROKEN:  # no terminal: what folds for an eye is one cell for a program
+            for column in self.columns:
+                column.max_width = None
         if self._least(console, options) <= options.max_width:
-            yield from super().__rich_console__(console, options)
+            for line in Segment.split_lines(cast("Iterable[Segment]", super().__rich_console__(console, options))):
+                yield from _unpadded(line)
+                yield Segment.line()
             return
         if self.title:
             yield self.title if not isinstance(self.title, str) else Text.from_markup(self.title)
@@ -210,6 +215,15 @@ def section(title: str) -> Table:
     """A grid of facts, below a title that is printed at once."""
     stdout().print(f"\n[bold]{title}[/]")
     return facts_grid()
+
+
+def _unpadded(line: Sequence[Segment]) -> Iterator[Segment]:
+    """A line of a table without the blanks at its end: in a pipe the longest cell would set them."""
+    last = len(line)
+    while last and not line[last - 1].text.strip():
+        last -= 1
+    for number, segment in enumerate(line[:last], start=1):
+        yield Segment(segment.text.rstrip(), segment.style) if number == last else segment
 
 
 def note(text: str) -> None:

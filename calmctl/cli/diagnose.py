@@ -24,6 +24,7 @@ from calmctl.cli.console import (
 )
 from calmctl.errors import BadInput
 from calmctl.files import PAGE, VOCABULARY, require_output
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,7 +230,10 @@ def print_calibration(found: Calibration) -> None:
     """Print a calibration within 80 columns."""
     out = stdout()
     out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
-    out.print(f"{found.queries} sentences among {found.clips} clips, R@1 {100 * found.accuracy:z.1f} %\n")
+    out.print(
+        f"{counted(found.queries, 'sentence')} among {counted(found.clips, 'clip')}, "
+        f"R@1 {100 * found.accuracy:z.1f} %\n"
+    )
     out.print(f"[bold]{printable(found.conclusion)}[/]\n")
     for caveat in found.caveats:
         out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
@@ -326,7 +330,8 @@ def print_failures(found: Failures) -> None:
     out = stdout()
     out.print(f"[bold]{printable(found.run)}[/], {found.split} split of {found.dataset}", soft_wrap=True)
     out.print(
-        f"{found.failed} of {found.queries} sentences do not find their clip first among {found.clips} clips; "
+        f"{found.failed} of {counted(found.queries, 'sentence')} do not find their clip first among "
+        f"{counted(found.clips, 'clip')}; "
         f"the worst {len(found.worst)}:"
     )
     for caveat in found.caveats:
@@ -412,7 +417,10 @@ def print_coverage(found: Coverage) -> None:
         f"[bold]{printable(found.vocabulary)}[/], {len(found.anchors)} anchors, by {printable(found.run)}",
         soft_wrap=True,
     )
-    console.print(f"{found.clips} clips and {found.captions} captions of {found.dataset}, {found.split} split")
+    console.print(
+        f"{counted(found.clips, 'clip')} and {counted(found.captions, 'caption')} of {found.dataset}, "
+        f"{found.split} split"
+    )
     console.print(f"The mass is as on {found.effective:z.1f} anchors with equal shares.\n")
     table = Sheet(header_style="dim")
     table.add_column("anchor", ratio=1)

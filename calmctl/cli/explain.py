@@ -27,6 +27,7 @@ from calmctl.cli.console import (
 )
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import PAGE, require_output
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,7 +274,7 @@ def _print_without(out: Console, explanation: Explanation) -> None:
 
     standing, less, c = explanation.standing, explanation.without, explanation.comparison
     if standing is not None and less is None:
-        grid = section(f"Rank among the {standing.clips} clips of {explanation.collection}")
+        grid = section(f"Rank among the {counted(standing.clips, 'clip')} of {explanation.collection}")
         grid.add_row("[dim]by score[/]", f"{standing.by_score:g}")
         grid.add_row("[dim]by anchors[/]", f"{standing.by_anchors:g}  (by KL(S_p || V_p) alone)")
         out.print(grid)

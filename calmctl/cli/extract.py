@@ -24,6 +24,7 @@ from calmctl.cli.console import (
     stdout,
 )
 from calmctl.errors import BadInput
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from calmctl.samples import Dataset, LeftOut
@@ -264,12 +265,13 @@ def _listed(left_out: tuple[LeftOut, ...]) -> dict[str, str]:
 def print_merged(report: MergeReport) -> None:
     """Print what a merge did, and what is missing for a whole store."""
     stdout().print(
-        f"{report.store}: {report.clips} clips, {report.sentences} captions ({report.shards_taken} shards taken over)",
+        f"{report.store}: {counted(report.clips, 'clip')}, {counted(report.sentences, 'caption')} "
+        f"({counted(report.shards_taken, 'shard')} taken over)",
         markup=False,
         soft_wrap=True,
     )
     if report.incomplete:
-        note(f"[yellow]not complete: {len(report.incomplete)} shards are in none of the parts[/]")
+        note(f"[yellow]not complete: {counted(len(report.incomplete), 'shard')} in none of the parts[/]")
         for line in report.incomplete[:10]:
             note(f"  {printable(line)}")
         note("extract those parts, then merge again with the same command")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,16 +94,18 @@ def reproduce(
     from calmctl.device import choose_device
     from calmctl.reproduce.reproduce import as_json as table_json
     from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
-    from calmctl.reproduce.work import Cost, estimate, work_off
+    from calmctl.reproduce.work import Cost, estimate, reproducing, work_off
 
     where = choose_device(device)
     keys = rows.split(",") if rows else []
-    with progress_bar("items") as bar:
+    with progress_bar("items") as bar, ExitStack() as held:
         watcher = StageWatcher(bar)
         if str(data) == DEMO:
             from calmctl.reproduce.stand_in import find_stand_in, make_stand_in, planned_stand_in, stand_in_table
 
             chosen = [choose_rows(stand_in_table(name, runs), keys) for name in names]
+            if not dry_run:
+                held.enter_context(reproducing(runs))
             world = find_stand_in(demo_root, runs)
             made = world is not None
             if world is None:
@@ -127,6 +130,10 @@ def reproduce(
                 print_plan(plan, cost, made=made)
             return
         require_present(plan)
+        if str(data) != DEMO:
+            held.enter_context(reproducing(runs))
+            # Two that look at once would both train what is missing: look again, now that nobody else does.
+            plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
         print_plan(plan, estimate(plan.jobs), made=True, to_stderr=True)
         work_off(plan.jobs, runs, watcher=watcher)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
@@ -275,8 +282,9 @@ def demo(
     loading("the model library")
     from calmctl.demo import run_demo
     from calmctl.files import read_json
+    from calmctl.reproduce.work import reproducing
 
-    with progress_bar("items") as bar:
+    with progress_bar("items") as bar, reproducing(runs):
         done = run_demo(folder, runs, seed=seed, overrides=overrides or [], watcher=BarWatcher(bar))
     if as_json:
         print_json(read_json(done.report, what="demo report"))
@@ -308,7 +316,7 @@ def print_demo(done: Demo, root: Path) -> None:
     out.print(table)
     first = done.systems[0].results[0].metrics["text_to_video"]
     out.print(
-        f"\n{first.n_queries} test captions, {first.n_candidates} clips each; chance is "
+        f"\n{counted(first.n_queries, 'test caption')}, {counted(first.n_candidates, 'clip')} each; chance is "
         f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation.",
     )
     for test, difference in zip(("in domain", "out of domain"), done.differences, strict=True):

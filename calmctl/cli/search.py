@@ -363,7 +363,9 @@ def _say_left_out(engine: Search) -> None:
         note(f"[bold red]!! {pending:,} of {whole} are not extracted yet and cannot be found[/]")
     if engine.not_kept is not None:
         note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
-    print_left_out({str(collection.name): {clip.id: clip.reason for clip in collection.left_out}})
+    for unit in ("clip", "window"):
+        told = {each.id: each.reason for each in collection.left_out if ("#t=" in each.id) == (unit == "window")}
+        print_left_out({str(collection.name): told}, noun=unit)
     not_read = {each.id: each.reason for each in collection.unread}
     print_left_out({f"{collection.name}, not read": not_read}, noun="place")
     if collection.passed_over is not None:

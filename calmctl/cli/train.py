@@ -122,7 +122,11 @@ def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
     table.add_column()
     for key, value in plan["summary"].items():
         table.add_row(key, printable(value))
+    for sentence in plan["notes"]:
+        table.add_row("note", printable(sentence))
     stdout().print(table)
+    for caveat in plan["caveats"]:
+        stdout().print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
     print_left_out(plan["left_out"])
     note("nothing was trained")
     print_next(command)

@@ -35,10 +35,14 @@ def read_text(path: Path) -> str:
     """A whole UTF-8 file, without its byte order mark."""
     content = read_bytes(path)
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DatasetError(f"{path}:{line}: not UTF-8 but {_encoding(content)}; {_AS_UTF8}") from None
+    if "\0" in text:  # English in UTF-16 without its mark is valid UTF-8, with a zero beside each letter
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DatasetError(f"{path}:{line}: a zero byte, as in UTF-16 or in what is no text; {_AS_UTF8}")
+    return text
 
 
 def _encoding(content: bytes) -> str:
@@ -173,6 +177,8 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+_MOST_NAMED = 5
+"""Columns that a note names."""
 # A list that some program wrote into one cell: ['a man', "a guy"]. Quotes and brackets are no part of a caption.
 _LIST = re.compile(r"\s*\[\s*(['\"]).*['\"]\s*,?\s*\]\s*\Z", re.DOTALL)
 
@@ -222,7 +228,7 @@ def read_captions(path: Path, is_clip: Callable[[str], bool] = lambda name: Fals
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DatasetError(f"{path}: captions can be read from {listing(CAPTIONS_SUFFIXES)} files only")
-    records = [(place, _lower_keys(record, place)) for place, record in reader(path)]
+    records = [(place, lower_keys(record, place)) for place, record in reader(path)]
     if not records:
         raise DatasetError(f"{path}: there are no captions in it")
     keys, notes = _choice(records, is_clip)
@@ -246,11 +252,19 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     content = read_json_file(path)
     if isinstance(content, dict):
-        for video, captions in content.items():
+        for video, captions in _generated(content).items():
             yield f"{path}: {shown(video)}", {"video": video, "caption": captions}
     else:
         for i, record in enumerate(expect(content, list, str(path))):
             yield f"{path}: [{i}]", expect(record, dict, f"{path}: [{i}]")
+
+
+def _generated(content: dict[str, Any]) -> dict[str, Any]:
+    """{video: captions} of what `calmctl caption --json` prints, which holds more, and as it is of anything else."""
+    held = content.get("captions")
+    if "search" not in content or not isinstance(held, dict):
+        return content
+    return {video: each.get("caption", each) if isinstance(each, dict) else each for video, each in held.items()}
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -263,7 +277,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, expect(record, dict, place)
 
 
-def _lower_keys(record: dict[str, Any], place: str) -> dict[str, Any]:
+def lower_keys(record: dict[str, Any], place: str) -> dict[str, Any]:
+    """A row or an object by its keys in lower case; two that differ in capitals only are refused."""
     lowered = {key.strip().lower(): value for key, value in record.items()}
     if len(lowered) < len(record):
         raise DatasetError(f"{place}: {shown(', '.join(record))}: two of these differ in capitals only; rename one")
@@ -286,6 +301,12 @@ def _choice(
     told = [key for key in _CAPTION_KEYS if any(key in record for _, record in records)]
     if any(sum(key in record for key in _CAPTION_KEYS) > 1 for _, record in records):
         notes.append(f"captions are those of {told[0]!r}; {listing([repr(key) for key in told[1:]])} not taken")
+    known = (*_VIDEO_KEYS, *_CAPTION_KEYS, "split", "")
+    if other := [
+        repr(key) for key in dict.fromkeys(key for _, record in records for key in record) if key not in known
+    ]:
+        some = listing(other) if len(other) <= _MOST_NAMED else f"{', '.join(other[:_MOST_NAMED])}, ... ({len(other)})"
+        notes.append(f"columns not read: {some}")
     return tuple(found), tuple(notes)
 
 

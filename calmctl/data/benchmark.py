@@ -13,6 +13,7 @@ from calmctl.data.locate import Missing, Places, VideoFiles, listing, places
 from calmctl.errors import DatasetError
 from calmctl.files import sha256_file
 from calmctl.samples import Clip, Dataset, LeftOut, Split
+from calmctl.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,21 +355,22 @@ def _oddities(split: Annotated) -> list[str]:
     blank = sum(not sentence.strip() for _, sentence in split.captions)
     repeated = len(split.clip_ids) - len(set(split.clip_ids))
     if blank:
-        notes.append(f"{blank:,} empty captions left out")
+        notes.append(f"{counted(blank, 'empty caption')} left out")
     if repeated:
-        notes.append(f"{repeated:,} clips are listed more than once; each is taken once")
+        are = "is" if repeated == 1 else "are"
+        notes.append(f"{counted(repeated, 'clip')} {are} listed more than once; each is taken once")
     return notes
 
 
 def differences(split: Annotated, published: Published) -> list[str]:
     """In what a split that was read is not the published one; nothing where it is, as far as that is known."""
-    counted = (
-        ("clips", len(set(split.clip_ids)), published.clips),
-        ("captions", len(split.captions), published.captions),
+    sizes = (
+        ("clip", len(set(split.clip_ids)), published.clips),
+        ("caption", len(split.captions), published.captions),
     )
     differing = [
-        f"{count:,} {what} in the annotation files, {known:,} published"
-        for what, count, known in counted
+        f"{counted(count, what)} in the annotation files, {known:,} published"
+        for what, count, known in sizes
         if known is not None and count != known
     ]
     if not differing and published.sha256 not in (None, split_digest(split)):

@@ -302,7 +302,7 @@ def _annotation_files(benchmark: Benchmark, protocol: Protocol, where: Places) -
 
 
 def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
-    size = f"{len(set(annotated.clip_ids)):,} clips, {len(annotated.captions):,} captions"
+    size = f"{counted(len(set(annotated.clip_ids)), 'clip')}, {counted(len(annotated.captions), 'caption')}"
     published = protocol.published.get(name)
     if published is None:
         return Finding("split", name, "ok", f"{size}; nothing is published to compare with")
@@ -321,7 +321,7 @@ def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
 def _videos(split: str, n_found: int, missing: Mapping[str, str], owner: str | None = None) -> Finding:
     total = n_found + len(missing)
     if not missing:
-        return Finding("video files", split, "ok", f"all {total:,} are there")
+        return Finding("video files", split, "ok", f"all {total:,} are there" if total > 1 else "it is there")
     source = f": get them from {owner}" if owner else ""
     return Finding("video files", split, "missing", f"{n_found:,} of {total:,} are there{source}")
 
@@ -355,7 +355,8 @@ def _check_other(
     dataset = load_dataset(name, root, protocol=protocol, annotations=annotations, videos=videos)
     findings = []
     for split in dataset.splits.values():
-        size = f"{len(split.clips) + len(split.left_out):,} clips, {len(split.captions):,} captions"
+        clips_told = counted(len(split.clips) + len(split.left_out), "clip")
+        size = f"{clips_told}, {counted(len(split.captions), 'caption')}"
         findings.append(Finding("split", split.name, "ok", size))
     missing = {split.name: {clip.id: clip.reason for clip in split.left_out} for split in dataset.splits.values()}
     findings += [_videos(split.name, len(split.clips), missing[split.name]) for split in dataset.splits.values()]
@@ -398,5 +399,5 @@ def _nothing(frames: np.ndarray) -> np.ndarray:
 
 def _decoding(split: str, clips: list[Clip], undecodable: Mapping[str, str]) -> Finding:
     if not undecodable:
-        return Finding("decoding", split, "ok", f"all {len(clips):,} decode")
+        return Finding("decoding", split, "ok", f"all {len(clips):,} decode" if len(clips) > 1 else "it decodes")
     return Finding("decoding", split, "wrong", f"{len(undecodable):,} of {len(clips):,} do not decode")

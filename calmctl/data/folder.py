@@ -313,6 +313,9 @@ def _annotation_files(place: Path, clips: FolderClips) -> _Beside:
         if chosen is not None and path != chosen
     ]
     notes = [f"captions: {chosen.name if chosen else 'none'}", *(captions.notes if captions else ())]
+    if lists and captions is not None and any(row.split for row in captions.rows):
+        names = listing([path.name for path in lists.values()])
+        notes.append(f"{names} not read: the column split of the captions file tells the splits")
     for path, reason in other.items():
         if chosen is None:
             lost.append(LeftOut(path.name, f"a table that is not read: {reason}"))
@@ -322,6 +325,14 @@ def _annotation_files(place: Path, clips: FolderClips) -> _Beside:
         LeftOut(name, "a captions file below the folder is not read; name it with --annotations, or move it up")
         for name in clips.others
         if "/" in name and PurePosixPath(name).stem.lower() in ("captions", "metadata") and _is_table(name)
+    ]
+    lost += [
+        LeftOut(path.name, "captions of a kind that is not read; save them as .csv, .tsv, .json or .jsonl")
+        for path in files
+        if chosen is None
+        and path.name.lower().startswith(("captions.", "metadata."))
+        and not _is_table(path.name)
+        and path.suffix.lower() not in VIDEO_SUFFIXES
     ]
     read = (*lists.values(), *([chosen] if chosen else ()))
     return _Beside(captions, lists, read, tuple(notes), tuple(lost))

@@ -31,7 +31,7 @@ from calmctl.runtime import environment
 from calmctl.source.base import SourceSpec
 from calmctl.source.encoding import EncodedSplit
 from calmctl.source.source import open_source
-from calmctl.words import Progress
+from calmctl.words import Progress, counted
 
 Model = TypeVar("Model", bound=AlignedModel)
 E = TypeVar("E", covariant=True)
@@ -159,7 +159,7 @@ def check_complete(encoded: EncodedSplit, dataset: str, split: str) -> None:
     if encoded.left_out:
         first = encoded.left_out[0]
         raise DatasetError(
-            f"{dataset}: {len(encoded.left_out)} clips of the {split} split are left out "
+            f"{dataset}: {counted(len(encoded.left_out), 'clip')} of the {split} split left out "
             f"(first: {first.id}: {first.reason}); --require-complete makes this an error"
         )
 
@@ -212,8 +212,9 @@ def compare(first: Evaluation, second: Evaluation) -> Mapping[Direction, Mapping
     same = one.ids == other.ids and one.captions == other.captions and np.array_equal(one.owners, other.owners)
     if not same:
         raise BadInput(
-            f"{first.result.labels.dataset}: the two runs were tested on other clips or captions ({len(one.ids)} clips "
-            f"and {len(one.captions)} captions, {len(other.ids)} and {len(other.captions)}): they cannot be paired"
+            f"{first.result.labels.dataset}: the two runs were tested on other clips or captions "
+            f"({counted(len(one.ids), 'clip')} and {counted(len(one.captions), 'caption')}, "
+            f"{len(other.ids)} and {len(other.captions)}): they cannot be paired"
         )
     before, after = first.own_ranks(), second.own_ranks()
     return {each: paired_differences(before[each], after[each]) for each in before if each in after}

@@ -8,6 +8,7 @@ import torch
 
 from calmctl.explain.anchors import ACTIVE_NATS
 from calmctl.explain.pair import Explanation
+from calmctl.words import counted
 
 _WORTH_SAYING = 0.05  # a difference of mass that a reader should hear of
 _FLAT = 0.95  # of the largest possible entropy
@@ -54,7 +55,7 @@ def _verdict(explanation: Explanation) -> str:
         return f"{found} {score}"
     # A rank between two whole ones is shared with equals.
     place = ordinal(int(standing.by_score)) if standing.by_score % 1 == 0 else f"at rank {standing.by_score:g}"
-    return f"By score the video is {place} of {standing.clips} clips for this sentence. {found}"
+    return f"By score the video is {place} of {counted(standing.clips, 'clip')} for this sentence. {found}"
 
 
 def explain_terms(explanation: Explanation) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calmctl.errors import CheckpointError
 from calmctl.model.backbone import Backbone, encode_in_chunks
 from calmctl.model.calm import AlignedModel, AlignedParts, Batch, Losses
 from calmctl.model.losses import caption_loss
@@ -129,8 +130,20 @@ class CaptionVocabulary:
     """
 
     def __init__(self, backbone: Backbone, ids: Tensor) -> None:
-        """Take the CLIP `ids` [V]; raises `CheckpointError` where the backbone's tokenizer is not CLIP's."""
+        """Take the CLIP `ids` [V].
+
+        Raises `CheckpointError` where the backbone's tokenizer is not CLIP's, or they are no such ids: they come from
+        a weights file.
+        """
         self._bpe = backbone.bpe
+        known = torch.arange(self._bpe.vocab_size)
+        marks = torch.tensor([self._bpe.sot_token_id, self._bpe.eot_token_id])
+        if (
+            ids.dtype != torch.int64
+            or not torch.equal(ids, known[torch.isin(known, ids)])
+            or not torch.isin(marks, ids).all()
+        ):
+            raise CheckpointError("captioner.token_ids are not ids of CLIP's tokens, ascending, with both marks")
         self.ids = ids
         self._number = {int(token): number for number, token in enumerate(ids.tolist())}
         self.start = self._number[self._bpe.sot_token_id]

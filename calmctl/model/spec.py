@@ -29,6 +29,8 @@ HUB_CONFIG = "open_clip_config.json"
 """The file in which a published model says what it is, beside its weights."""
 HUB_WEIGHTS = "open_clip_model.safetensors"
 _OWN_CONFIGS = Path(__file__).parent / "configs"
+_MOST = 4096
+"""Frames, masks and tables have such sizes, of which no weight's shape may tell (our choice; most known: 1,536)."""
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 
 Count = Annotated[int, Field(gt=0)]
@@ -310,8 +312,10 @@ def _check_architecture(where: str, config: Any) -> None:
         "text_cfg.context_length": [text.get("context_length", 77)],
     }
     for key, values in numbers.items():
-        if not all(type(value) is int and value > 0 for value in values):
-            raise CheckpointError(f"backbone.model: {where}: {key} must be a positive whole number, or two for a size")
+        if not all(type(value) is int and 0 < value <= _MOST for value in values):
+            raise CheckpointError(
+                f"backbone.model: {where}: {key} must be a positive whole number up to {_MOST:,}, or two for a size"
+            )
 
 
 def _hub_tokenizer(config: dict[str, Any]) -> str | None:
@@ -343,9 +347,9 @@ def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool)
             "CLIP's tokenizer and text tower, or the name of an open_clip model"
         )
     elif find_spec("transformers") is None:
-        parts = "tokenizer and text tower" if text.get("hf_model_name") else "tokenizer"
+        parts, need = ("tokenizer and text tower", "need") if text.get("hf_model_name") else ("tokenizer", "needs")
         raise CheckpointError(
-            f"backbone.model: {name} has the {parts} of {hub}, which need the package transformers "
+            f"backbone.model: {name} has the {parts} of {hub}, which {need} the package transformers "
             f"(pip install 'transformers>=4.51') and the files of that repository (hf download {hub}) in the local "
             "cache; or use a model with CLIP's own tokenizer, such as ViT-B-32-quickgelu"
         )

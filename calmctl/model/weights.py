@@ -35,7 +35,7 @@ from calmctl.model.spec import (
     read_spec,
     sibling,
 )
-from calmctl.tensors import load_tensors
+from calmctl.tensors import load_tensors, no_larger_than
 
 TOWERS_PREFIX = "backbone.clip."
 """What the names of the two towers' weights begin with in a checkpoint of ours."""
@@ -91,7 +91,12 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
             _check_activation(architecture, weights, activation)
             pixels = _pixels_of_foreign(architecture, file, tags)
     spec = architecture.spec(pixels, **origin, weights_sha256=sha256_file(file))
-    backbone = build_backbone(spec)
+    unfit = (
+        f"{weights} does not fit {spec.model}, which is far larger than its own tensors; "
+        "name the model these weights belong to"
+    )
+    with no_larger_than(state.values(), unfit):
+        backbone = build_backbone(spec)
     backbone.load_weights(state, source=weights)
     backbone.notes = notes
     return backbone
@@ -144,6 +149,8 @@ def _building(spec: BackboneSpec) -> Iterator[None]:
         logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded later
         try:
             yield
+        except CheckpointError:
+            raise
         except Exception as fault:
             files = f"; it needs the files of {spec.tokenizer} in the local cache" if spec.tokenizer else ""
             raise CheckpointError(f"open_clip cannot build {spec.model}: {fault}{files}") from fault

@@ -13,6 +13,7 @@ from calmctl.reproduce.rows import Row, Table
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import StoredSource, open_source
 from calmctl.store.format import INDEX
+from calmctl.words import counted
 
 RecipeKey = tuple[str, str, int]
 """A table's name, a row's key, and the number of a seed: each has its recipe, which is read once, in the plan."""
@@ -120,7 +121,7 @@ def _dataset(test: SourceSpec, recipe: Recipe) -> Found:
         splits = {name: source.split(name) for name in (("train", "val", "test") if own else ("test",))}
     except CalmError as fault:
         return Found(test.dataset, False, str(fault).removeprefix(f"{test.dataset}: "))
-    counts = ", ".join(f"{name} {len(split.ids):,} clips" for name, split in splits.items())
+    counts = ", ".join(f"{name} {counted(len(split.ids), 'clip')}" for name, split in splits.items())
     left_out = sum(len(split.left_out) for split in splits.values())
     empty = [name for name, split in splits.items() if not split.captions]
     if empty:

@@ -34,7 +34,7 @@ def heading(block: Block) -> str:
 def size(block: Block) -> str:
     """How large its test set is, and what is missing of it."""
     left_out = f", {counted(block.left_out, 'clip')} left out" if block.left_out else ""
-    return f"{block.n_queries} queries, {block.n_clips} clips{left_out}"
+    return f"{counted(block.n_queries, 'query')}, {counted(block.n_clips, 'clip')}{left_out}"
 
 
 def number(value: Spread | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 
 from calmctl.captions.evaluate import CaptionEvaluation, Captioning, caption_sums
 from calmctl.captions.score import CaptionResult
+from calmctl.errors import BadInput
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import Evaluation, Retrieval
 from calmctl.evaluation.runs import evaluate_run
 from calmctl.evaluation.statistics import ClipSums, clip_sums
-from calmctl.files import read_json, sha256_file, write_json
+from calmctl.files import read_json, sha256_bytes, sha256_file, write_json
 from calmctl.recipe import Recipe
 from calmctl.runs.run import Run
 from calmctl.source.base import SourceSpec
@@ -91,7 +93,8 @@ def outcomes_of(
     if missing:
         for test, outcome in zip(missing, _measure(run, missing, device, progress), strict=True):
             found[test.dataset] = outcome
-            write_json(_file(run, test), {"weights": digest, "test_set": marks[test], **_plain(outcome)})
+            content = {"weights": digest, "test_set": marks[test], **_plain(outcome)}
+            write_json(_file(run, test), {**content, "sha256": _digest(content)})
     return [found[test.dataset] for test in tests]
 
 
@@ -165,11 +168,18 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _digest(content: Mapping[str, Any]) -> str:
+    return sha256_bytes(json.dumps(content, sort_keys=True).encode("ascii"))
+
+
 def _read(path: Path, digest: str, contents: str) -> Outcome | None:
-    """The outcome in `path`, if it is of these weights on this test set."""
-    if not path.is_file():
+    """The outcome in `path`, if it is of these weights on this test set, and as it was written."""
+    try:
+        values = read_json(path, what="outcomes of a run")
+    except BadInput:
         return None
-    values = read_json(path, what="outcomes of a run")
+    if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):  # edited, or of before
+        return None
     if values.pop("weights", None) != digest or values.pop("test_set", None) != contents:
         return None
     kept = values.pop("by_clip", None)

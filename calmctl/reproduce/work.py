@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +15,8 @@ from typing import Literal
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.identity import SplitRecord, changes
 from calmctl.device import choose_device
-from calmctl.errors import CalmError, RunFailed
-from calmctl.files import read_json, sha256_file, write_json
+from calmctl.errors import BadInput, CalmError, RunFailed
+from calmctl.files import locked, make_folder, read_json, sha256_file, write_json
 from calmctl.recipe import Recipe
 from calmctl.reproduce.datasets import RecipeKey
 from calmctl.reproduce.rows import Row, Table
@@ -187,6 +189,18 @@ def jobs_of(tables: Sequence[Table], recipes: Mapping[RecipeKey, Recipe], seeds:
     return list(jobs.values())
 
 
+@contextmanager
+def reproducing(runs: Path) -> Iterator[None]:
+    """Hold a folder of runs for this reproduction or demo alone.
+
+    A training of a recipe may go on beside it: its run is its own. Raises `RunFailed` where another one has it.
+    """
+    make_folder(runs)
+    busy = f"another calmctl reproduce or demo is at work in {runs}; wait for it, or choose another folder with --runs"
+    with locked(runs, RunFailed(busy)):
+        yield
+
+
 def work_off(
     jobs: Sequence[Job],
     runs: Path,
@@ -215,7 +229,11 @@ def work_off(
 def duration_s(run: Run) -> float | None:
     """How long an unbroken run took, its data and its test included; None where nobody noted it."""
     path = run.folder / _TIMING
-    return float(read_json(path, what="timing of a run")["duration_s"]) if path.is_file() else None
+    try:
+        seconds = float(read_json(path, what="timing of a run")["duration_s"]) if path.is_file() else math.nan
+    except (BadInput, KeyError, TypeError, ValueError):  # it only tells how long others may take
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 # How long the missing runs will take, and how much memory: from finished runs, or from a few measured steps.

@@ -11,17 +11,18 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.backbone import Backbone, fingerprint
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import AlignedModel, CalmModel
 from calmctl.model.captioner import CaptionModel
-from calmctl.model.spec import read_spec
+from calmctl.model.spec import BackboneSpec, read_spec
 from calmctl.model.weights import build_backbone, build_unrecorded
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import require_together
 from calmctl.runs.run import Run
-from calmctl.tensors import load_tensors, save_tensors
+from calmctl.tensors import load_tensors, no_larger_than, save_tensors
 
 # Checkpoints: one safetensors file holds weights, optimiser, random state and position of a run.
 
@@ -241,21 +242,29 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     # The towers' weights are in the checkpoint, and so is what they are: the model's name and the file that they once
     # started from are not asked any more.
     spec = read_spec(metadata, source=str(path))
-    keys = recipe.backbone
-    backbone = build_backbone(spec) if spec else build_unrecorded(keys.model, keys.weights)
     vocabulary = run.anchors()
     if bool(metadata.get("slim")):
         recipe = for_inference(recipe)
-    model: CalmModel | CaptionModel
-    if recipe.task == "caption":
-        tokens = state.get("captioner.token_ids")
-        if tokens is None:
-            raise CheckpointError(f"{path} holds no captioner, but the recipe beside it is one of captioning")
-        model = build_caption_model(recipe, vocabulary, tokens, backbone)
-    else:
-        model = build_model(recipe, vocabulary, backbone)
+    unfit = (
+        f"{path} does not fit the recipe and the backbone that are told of it: such a model is far larger than its own "
+        "tensors; take another copy"
+    )
+    with no_larger_than(state.values(), unfit):
+        model = _model(recipe, vocabulary, spec, state.get("captioner.token_ids"), path)
     load_weights(model, state, source=str(path))
     return model.eval().to(device)
+
+
+def _model(
+    recipe: Recipe, vocabulary: Vocabulary, spec: BackboneSpec | None, tokens: Tensor | None, path: Path
+) -> CalmModel | CaptionModel:
+    keys = recipe.backbone
+    backbone = build_backbone(spec) if spec else build_unrecorded(keys.model, keys.weights)
+    if recipe.task != "caption":
+        return build_model(recipe, vocabulary, backbone)
+    if tokens is None:
+        raise CheckpointError(f"{path} holds no captioner, but the recipe beside it is one of captioning")
+    return build_caption_model(recipe, vocabulary, tokens, backbone)
 
 
 def for_inference(recipe: Recipe) -> Recipe:

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -45,6 +46,14 @@ RUNS = Path("runs")
 PINNED = "default"
 """`ln -s msrvtt-001 runs/default` pins a run. A link and no setting (our choice): it lies beside the runs, `ls` shows
 where it leads, it goes with the folder, and it is a name for --run already."""
+
+
+_PLACES = {
+    "data": ("root", "annotations", "videos", "features"),
+    "backbone": ("weights",),
+    "anchors": ("vocabulary",),
+}
+"""Keys of a recipe that may name a file or folder, and are no part of what a run is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +122,18 @@ class Run:
         if isinstance(head, dict) and head.get("kind") == "emcl":
             head.setdefault("em_rebuild", "shares")  # EMCL before there was this key: a resumed run stays itself
         try:
-            return recipe_from_dict(values, where=str(self.recipe_file))
+            recipe = recipe_from_dict(values, where=str(self.recipe_file))
         except RecipeError as fault:
             raise RecipeError(f"{fault}{self._made_by()}") from None
+        return _with_places(recipe, self._found)
+
+    def _found(self, place: str) -> str:
+        """A place that a recipe names, from here; else from the folder above the run that has it (`places_below`)."""
+        path = Path(place)
+        if path.is_absolute() or path.exists():
+            return place
+        above = self.folder.resolve().parents
+        return next((os.path.relpath(folder / path) for folder in above if (folder / path).exists()), place)
 
     def _made_by(self) -> str:
         """For a recipe that this version cannot read: which version wrote it."""
@@ -293,6 +311,34 @@ def _exported(file: Path) -> Run:
     )
 
 
+def places_below(recipe: Recipe, runs: Path) -> Recipe:
+    """The recipe of a new run with the places of its data and weights named from the current folder, where below it.
+
+    A run is given away, and an absolute path tells whose machine it was. Where the run lies elsewhere its recipe keeps
+    the paths: from there nothing would find the data again.
+    """
+    here = Path.cwd()
+    if not runs.resolve().is_relative_to(here):
+        return recipe
+
+    def below(place: str) -> str:
+        path = Path(place)
+        return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else place
+
+    return _with_places(recipe, below)
+
+
+def _with_places(recipe: Recipe, rename: Callable[[str], str]) -> Recipe:
+    """A recipe in which the places of data, weights and anchors have other names; none of them is an identity."""
+    changed = {}
+    for section, keys in _PLACES.items():
+        values = getattr(recipe, section)
+        named = {key: getattr(values, key) for key in keys}
+        update = {key: rename(place) for key, place in named.items() if place is not None}
+        changed[section] = values.model_copy(update=update)
+    return recipe.model_copy(update=changed)
+
+
 def create_run(root: Path, recipe: Recipe) -> Run:
     """Make the next free folder `root/<name>-<number>` and write the recipe into it."""
     number = 1
@@ -335,7 +381,9 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
             if slim.is_file():
                 return _exported(slim)
         there = sorted(path.parent.name for path in root.glob("*/recipe.json"))
-        like = [each for each in there if each.startswith(f"{Path(name).name}-")] or get_close_matches(name, there, n=1)
+        wanted = re.escape(Path(name).name)  # a recipe's name before another that begins as it does
+        like = [each for each in there if re.fullmatch(rf"{wanted}-\d+", each)]
+        like = like or [each for each in there if re.match(f"{wanted}-", each)] or get_close_matches(name, there, n=1)
         hint = f"did you mean {root / like[-1]}?" if like else f"'calmctl train {recipe}' makes one"
         raise RunNotFound(f"no run at {name} or {root / name}; {hint}")
     trained = [Run(path.parent) for path in root.glob("*/recipe.json") if _is_trained(path.parent)]

@@ -23,7 +23,7 @@ from calmctl.store.store import NOT_EXTRACTED, FeatureStore, Source, read_source
 from calmctl.store.writer import is_unchanged, record_origin
 from calmctl.video.instants import measure
 from calmctl.video.pool import TIMEOUT_S
-from calmctl.words import Progress
+from calmctl.words import Progress, counted
 
 Times = tuple[float, float | None, float]
 
@@ -140,9 +140,10 @@ def _open_store(path: Path, seeker: Seeker, videos: Path | None) -> Collection:
     store = FeatureStore.open(path)
     store.require_backbone(fingerprint(seeker.model.backbone))
     if seeker.n_frames not in (None, store.header.n_frames):
+        held = counted(store.header.n_frames, "frame")
         raise StoreError(
-            f"{path} holds {store.header.n_frames} frames a clip, and {seeker.name} was trained on {seeker.n_frames}; "
-            f"extract again with --frames {seeker.n_frames}, or search with a run of {store.header.n_frames} frames"
+            f"{path} holds {held} a clip, and {seeker.name} was trained on {seeker.n_frames}; extract again with "
+            f"--frames {seeker.n_frames}, or search with a run of {held}"
         )
     shards = searched_rows(store)
     ids = [key for shard in shards for key in shard.ids]
@@ -212,9 +213,9 @@ def _open_folder(
     if store:
         left_out += [clip for clip in store.left_out if clip.id in wanted]
     if store is None or not shards:
+        what = f"none of its {len(files):,} videos could" if len(files) > 1 else "its one video could not"
         raise DatasetError(
-            f"{folder}: none of its {len(files)} videos could be decoded "
-            f"(first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
+            f"{folder}: {what} be decoded (first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
     unit = "clip" if window_s is None else "window"
     over = found.passed_over()

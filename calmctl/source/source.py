@@ -31,7 +31,7 @@ from calmctl.source.encoding import (
     stream_frames,
 )
 from calmctl.store.store import FeatureStore
-from calmctl.words import Progress
+from calmctl.words import Progress, counted
 
 
 def open_source(spec: SourceSpec, recipe: Recipe, *, val: bool = True) -> Source:
@@ -182,8 +182,8 @@ class StoredSource(Source):
         store.require_backbone(fingerprint(model.backbone))
         if store.header.n_frames != n_frames:
             raise StoreError(
-                f"{store.path} holds {store.header.n_frames} frames a clip and the recipe wants {n_frames}; set "
-                f"data.frames={store.header.n_frames}, or extract again"
+                f"{store.path} holds {counted(store.header.n_frames, 'frame')} a clip and the recipe wants {n_frames}; "
+                f"set data.frames={store.header.n_frames}, or extract again"
             )
         if store.pending:
             raise StoreError(

@@ -122,7 +122,8 @@ class StoreWriter(FeatureStore):
             held = [key for group in complete for key in self.groups("frames")[group]]
             changed = {key for group in complete for key in self.changed_clips(group, clips)}
             same = sum(key in clips and key not in changed for key in held)
-            if same * 2 < len(held):
+            # A single clip that is not here would lose its features: two folders may share most of their clips.
+            if same < len(held):
                 raise StoreError(
                     f"{self.path} holds features of another folder than {folder}: of its {len(held):,} clips "
                     f"{same:,} are here unchanged; give this folder a store of its own with --out, or delete that one"
@@ -334,6 +335,8 @@ def merge_stores(parts: Sequence[Path], out: Path) -> MergeReport:
     stores = [FeatureStore.open(part) for part in parts]
     if not stores:
         raise StoreError("nothing to merge: name the stores that `calmctl extract --shard i/n` made")
+    for store in stores:  # before anything is written
+        store.require(stores[0].header)
     with StoreWriter.create(out, stores[0].header) as merged:
         taken = sum(merged.take(store) for store in stores)
         return MergeReport(out, taken, len(merged.ids), len(merged.sentences), merged.verify())

@@ -19,6 +19,7 @@ from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import Position, load_state, random_state, save_state, save_weights
 from calmctl.runs.identity import RunIdentity, state_mark
 from calmctl.runs.run import IDENTITY, Run, export_metadata
+from calmctl.runtime import ending_signals
 from calmctl.source.base import Batches
 from calmctl.training.optim import (
     alignment_share,
@@ -229,7 +230,7 @@ def how_to_resume(run: Run) -> str:
 
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; the loop looks after each step.
+    """Collects SIGINT and `ending_signals` instead of dying of them; the loop looks after each step.
 
     A second signal falls through to the former handler, for those in a hurry.
     """
@@ -241,7 +242,7 @@ def _interruptions() -> Iterator[list[int]]:
         signal.signal(number, former[number])
 
     try:
-        for ours in (signal.SIGINT, signal.SIGTERM):
+        for ours in (signal.SIGINT, *ending_signals()):
             former[ours] = signal.signal(ours, note)
     except ValueError:  # not the main thread: signals are not ours to handle
         former.clear()

@@ -215,8 +215,9 @@ def _require_splits(recipe: Recipe, source: Source) -> None:
                 "check data.root, data.videos and data.val_clips"
             )
     if "test" in counts and counts["test"]["captions"] == 0:
-        reasons = Counter(entry.reason for entry in left_out["test"])
-        why = f" ({counts['test']['left_out']} clips are missing: {reasons.most_common(1)[0][0]})" if reasons else ""
+        reasons, gone = Counter(entry.reason for entry in left_out["test"]), counts["test"]["left_out"]
+        told = f"{counted(gone, 'clip')} {'is' if gone == 1 else 'are'} missing"
+        why = f" ({told}: {reasons.most_common(1)[0][0]})" if reasons else ""
         raise DatasetError(
             f"{recipe.data.dataset}: the test split has no clip with a caption{why}, so the training would end without "
             "a number; bring its clips, or leave the test split out of the annotations"
@@ -228,6 +229,7 @@ def _require_splits(recipe: Recipe, source: Source) -> None:
         name, entries = next(iter(missing.items()))
         total = sum(len(entries) for entries in missing.values())
         raise DatasetError(
-            f"{recipe.data.dataset}: {total} clips are missing (first: {entries[0].id} of {name}: "
+            f"{recipe.data.dataset}: {counted(total, 'clip')} {'is' if total == 1 else 'are'} missing "
+            f"(first: {entries[0].id} of {name}: "
             f"{entries[0].reason}); data.require_complete=true makes this an error"
         )

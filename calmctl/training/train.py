@@ -24,8 +24,8 @@ from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
-from calmctl.runs.identity import RunIdentity, require_unchanged, run_identity
-from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run
+from calmctl.runs.identity import RunIdentity, judge, require_unchanged, run_identity
+from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run, places_below
 from calmctl.runtime import environment, interruptible
 from calmctl.source.base import Batches, SourceSpec
 from calmctl.source.encoding import EncodedSplit
@@ -103,8 +103,9 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
     """Resolve a recipe, decode one batch, take two steps on it, and say what training would do and take.
 
     Returns:
-        "summary": facts as text, in order; "left_out": missing clips by split; "recipe": all keys; "cost": of one
-        measured step, None where no clip could be decoded.
+        "summary": facts as text, in order; "notes": on what was read of the data; "caveats": what would have to be
+        said of the training's numbers; "left_out": missing clips by split; "recipe": all keys; "cost": of one measured
+        step, None where no clip could be decoded.
     """
     # A plan decodes one batch only: filling the memory cache would be doing the work.
     lean = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": "none"})})
@@ -158,8 +159,12 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
             summary["memory"] = f"{cost.memory_bytes / 2**30:.1f} GiB at most, in that step{part}"
     left_out = {name: {e.id: e.reason for e in entries} for name, entries in prepared.source.left_out().items()}
     left_out.setdefault("train", {}).update({e.id: e.reason for e in source.left_out.values()})
+    identity = prepared.identity()
+    test = identity.splits.get("test") or identity.splits["val"]
     return {
         "summary": summary,
+        "notes": list(prepared.source.notes),
+        "caveats": list(judge(identity, test, run=None, own=True).caveats),
         "left_out": left_out,
         "recipe": recipe.model_dump(mode="json"),
         "cost": cost and asdict(cost),
@@ -216,6 +221,8 @@ def train(
         BadInput: Before the first step, for whatever the recipe names that is not there or does not fit.
         RunFailed: During training; the message says how to resume.
     """
+    if resume is None:
+        recipe = places_below(recipe, runs)
     prepared = world.together(lambda: prepare(recipe))
     run = resume or _new_run(runs, recipe, world)
     with _held(run, new=resume is None) if world.rank == 0 else nullcontext():

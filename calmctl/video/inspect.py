@@ -258,7 +258,9 @@ def _read(path: Path, container: Any) -> Source:
     starts_s = _joined(found.starts_s, found.lengths_s, gap_s, cuts)
     origin_s, end_s = float(np.nanmin(starts_s)), _end(path, container, video, found, starts_s, gap_s)
     if found.first is None:
-        raise VideoError("damaged: no frame can be decoded")
+        # A decoder that refuses the size of its first picture while the file is opened keeps no size at all.
+        large = "" if video.codec_context.width else f", or of more than the {MOST_PIXELS:,} pixels that are decoded"
+        raise VideoError(f"damaged{large}: no frame can be decoded")
     # Whatever the container says of its packets: the first of them must have given a picture of its own.
     whole_head = found.first.key_frame and (not found.timed or found.first.pts == found.first_pts)
     orientation = _orientation(found.first)

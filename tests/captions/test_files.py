@@ -74,6 +74,36 @@ def test_references_in_every_form(content: Any, file: Any) -> None:
     assert read_references(file(content)) == {"v1": ["a dog", "dög\n"], "v2": ["a cat"]}
 
 
+def test_keys_in_capitals_and_lists_of_captions(file: Any) -> None:
+    content = [{"Video": "a", "Captions": ["one", "two"], "split": "test"}, {"Video": "b", "Captions": "three"}]
+    assert read_references(file(content)) == {"a": ["one", "two"], "b": ["three"]}
+    with pytest.raises(DatasetError, match="two of these differ in capitals only"):
+        read_references(file([{"video": "a", "caption": "one", "Caption": "two"}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "called"),
+    [
+        ("N/sub/clip1.mp4", "sub/clip1.mp4", "sub/clip1.mp4"),
+        ("N/sub/clip1.mp4", "sub/clip1", "sub/clip1"),
+        ("N/sub/clip1.mp4", "clip1", "clip1"),
+        ("N/cafe\u0301.mp4", "caf\u00e9", "caf\u00e9"),
+        ("caf\u00e9", "cafe\u0301", "cafe\u0301"),
+        ("clip1", "clip10", "clip1"),
+        ("/", "clip1", "/"),
+    ],
+)
+def test_a_path_stands_for_its_ends(name: str, known: str, called: str, file: Any) -> None:
+    assert read_hypotheses(file({name: "a dog"}), {known: ["a"]}) == {called: "a dog"}
+
+
+def test_the_longest_end_of_a_path_is_meant(file: Any) -> None:
+    captions = {"N/sub/clip1.mp4": "one", "N/clip1.mp4": "two"}
+    assert read_hypotheses(file(captions), ["clip1", "sub/clip1"]) == {"sub/clip1": "one", "clip1": "two"}
+    with pytest.raises(DatasetError, match="two captions are of 'clip1'"):
+        read_hypotheses(file(captions), ["clip1"])
+
+
 def test_a_video_may_be_called_annotations(file: Any) -> None:
     assert read_references(file({"annotations": ["a dog"], "b": ["c"]})) == {"annotations": ["a dog"], "b": ["c"]}
     assert read_hypotheses(file({"annotations": "a dog"})) == {"annotations": "a dog"}

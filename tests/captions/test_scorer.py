@@ -209,7 +209,7 @@ def test_one_clip_and_odd_references() -> None:
     assert found.meteor is not None
     assert any("CIDEr is 0 by its definition" in caveat for caveat in found.caveats)
     assert found.empty_references == 1
-    assert any("1 references are empty" in caveat for caveat in found.caveats)
+    assert any("1 reference is empty" in caveat for caveat in found.caveats)
 
 
 def test_what_cannot_be_scored_is_refused() -> None:

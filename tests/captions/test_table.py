@@ -34,7 +34,7 @@ def test_numbers_stand_times_100_beside_the_papers() -> None:
     text = render(
         CaptionResult(scores(), Labels(dataset="msvd", trained_on="msvd", system="best on validation", published=True))
     )
-    assert "msvd  best on validation, trained on msvd, 2990 captions, 59800 references\n" in text
+    assert "msvd  best on validation, trained on msvd, 2,990 captions, 59,800 references\n" in text
     assert "tokenizer ptb-java; no SPICE" in text
     ours, bounds, table, *papers = text.splitlines()[3:11]
     assert ours.split() == ["ours", "50.0", "50.0", "50.0", "50.0", "31.2", "50.0", "123.5"]
@@ -97,7 +97,7 @@ def test_what_must_be_known_is_said_in_table_and_json() -> None:
         "!! hyp.json: 2 of 2992 ids with references have no caption and are not scored (first: v1)",
         "!! hyp.json: METEOR n/a: no Java: none",
         "!! hyp.json: tokenizer ptb-python (no Java: none): compare",
-        "!! hyp.json: 1 captions are empty and scored as such (first: v3)",
+        "!! hyp.json: 1 caption is empty and scored as such (first: v3)",
         "!! hyp.json: 3 clips left out",
         "!! hyp.json: the val split, not the test set",
     ):

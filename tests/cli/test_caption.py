@@ -110,3 +110,20 @@ def test_mistakes_are_sentences(workplace, told, arguments, message):
     result = call(*given, *runs)
     assert isinstance(result.exception, CalmError), result.output
     assert message in str(result.exception)
+
+
+def test_subtitles_that_cannot_be_written_are_refused_before_the_work(workplace, told, tmp_path):
+    videos, folder = sorted(told)[:2], tmp_path / "subtitles"
+    folder.mkdir()
+    (folder / f"{Path(videos[1]).stem}.srt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for place, message in ((folder, "is not subtitles that calmctl wrote"), (tmp_path / "file", "is no folder")):
+        result = call("caption", *videos, "--runs", ".", "--srt", str(place))
+        assert message in str(result.exception) and "loading" not in result.stderr
+    assert [path.read_text() for path in (*folder.iterdir(), tmp_path / "file")] == ["mine", "mine"]
+
+
+def test_a_link_to_nowhere_is_not_replaced(workplace, told, tmp_path):
+    (tmp_path / "out.csv").symlink_to("nowhere.csv")
+    result = call("caption", min(told), "--runs", ".", "--out", str(tmp_path / "out.csv"))
+    assert "exists already" in str(result.exception) and (tmp_path / "out.csv").is_symlink()

@@ -43,13 +43,26 @@ def test_no_digit_is_cut_at_any_width(capsys, monkeypatch, width):
 
 def test_a_pipe_gets_whole_lines(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS")
-    table = console.Sheet("clip", "caption")
+    table = console.Sheet()
+    table.add_column("clip", max_width=38)
+    table.add_column("caption")
     table.add_row(PATH, "word " * 60)
     lines = printed(capsys, table).splitlines()
     assert len(lines) == 2 and PATH in lines[1] and "word " * 59 in lines[1]
     monkeypatch.setenv("COLUMNS", "60")
     folded = printed(capsys, table)
     assert max(map(len, folded.splitlines())) <= 60 and len(folded.splitlines()) > 4
+
+
+def test_no_line_of_a_table_is_filled_with_blanks(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    table = console.Sheet("clip", "caption", title="all of them")
+    table.add_row("a.mp4", "a word")
+    table.add_row("b.mp4", "word " * 60)
+    table.add_row("c.mp4", "")
+    lines = printed(capsys, table).splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert lines[1:3] == ["clip   caption", "a.mp4  a word"] and lines[-1] == "c.mp4"
 
 
 def test_names_in_other_scripts_can_be_read(capsys):

@@ -111,3 +111,14 @@ def test_another_start_is_another_table(tiny_demo: Path) -> None:
     assert features is not None and features.is_dir() and "features-" in str(features)
     own = world.recipe(stand_in.stand_in_table("table7", Path("runs")).rows[0], 0)
     assert own.data.features == str(features) and own.frozen
+
+
+def test_two_at_once_do_not_train_everything_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calmctl.reproduce.work import reproducing
+
+    monkeypatch.chdir(tmp_path)
+    with reproducing(tmp_path / "runs"):
+        for command in (["reproduce", "table7", "--data", "demo"], ["demo", "--root", "data/demo"]):
+            result = CliRunner().invoke(app, [*command, "--runs", "runs"])
+            assert "another calmctl reproduce or demo is at work in runs" in str(result.exception), result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "the second one made nothing"

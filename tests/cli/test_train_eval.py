@@ -1,6 +1,9 @@
 """`calmctl train` and `calmctl eval` as their user meets them."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from calmctl.cli.main import app
-from calmctl.errors import BadInput, CalmError
+from calmctl.errors import BadInput, CalmError, RunFailed
 
 
 def call(*arguments: str) -> Result:
@@ -107,3 +110,58 @@ def test_messages_cannot_carry_markup_or_terminal_controls(capsys):
     note(printable("[red]x[/red] \x1b[2J evil \x07"))
     shown = capsys.readouterr().err
     assert "[red]x[/red]" in shown and "\x1b" not in shown and "\x07" not in shown
+
+
+def test_a_run_tells_no_path_of_the_machine_and_goes_on_from_anywhere(workplace, tiny_world, tmp_path, monkeypatch):
+    shutil.copytree(tiny_world, tmp_path / "home" / "world")
+    here = tmp_path / "home"
+    monkeypatch.chdir(here)
+    arguments = ["train", str(workplace / "tiny.yaml"), f"data.root={here}/world", "--runs", f"{here}/runs"]
+    monkeypatch.setattr("sys.argv", ["calmctl", *arguments])
+    with monkeypatch.context() as patch:
+        patch.setattr("calmctl.training.train._test", lambda *arguments, **keys: os.kill(os.getpid(), signal.SIGTERM))
+        assert isinstance(call(*arguments).exception, RunFailed)
+    run = here / "runs" / "tiny-001"
+    for name in ("recipe.json", "run.json"):
+        assert str(tmp_path) not in (run / name).read_text().replace(str(workplace), "")
+    assert json.loads((run / "recipe.json").read_text())["data"]["root"] == "world"
+    assert "data.root=world" in json.loads((run / "run.json").read_text())["command"]
+    monkeypatch.chdir("/")
+    assert call("train", "--resume", str(run)).exit_code == 0
+    assert call("eval", str(run)).exit_code == 0
+
+
+def test_a_store_each_and_under_its_own_name(workplace, tiny_world, monkeypatch):
+    """One `--features` a `--cross`: numbers stand under the name of the data that they are of."""
+    monkeypatch.chdir(workplace)
+    towers = ["--run", "runs/tiny-001", "--root", str(tiny_world)]
+    for name in ("demo", "demo-shifted"):
+        assert call("extract", name, *towers, "--out", f"features/{name}").exit_code == 0
+    asked = ["eval", "runs/tiny-001", "--cross", "demo", "--cross", "demo-shifted", "--json", "--features"]
+    both = call(*asked, "features/demo", "--features", "features/demo-shifted")
+    assert [each["dataset"] for each in json.loads(both.stdout)["results"]] == ["demo", "demo-shifted"]
+    videos = call(*asked[:-1], "--root", str(tiny_world))
+    metrics = [[each["metrics"] for each in json.loads(shown.stdout)["results"]] for shown in (both, videos)]
+    assert metrics[0] == metrics[1]
+    for stores in (["features/demo", "features/demo"], ["features/demo-shifted", "features/demo"]):
+        swapped = call(*asked, stores[0], "--features", stores[1])
+        assert "numbers on it would stand under a false name" in str(swapped.exception)
+    assert "give one --features for each --cross" in str(call(*asked, "features/demo").exception)
+    alone = call("eval", "runs/tiny-001", "--features", "features/demo-shifted")
+    assert "holds features of demo-shifted" in str(alone.exception)
+
+
+def test_what_must_be_said_of_a_number_is_said_where_it_is_shown(workplace, tiny_world, tmp_path, monkeypatch):
+    """The `!!` lines of the final tables: training's own, `eval`'s, and the same sentences in every JSON."""
+    world = Path(shutil.copytree(tiny_world, tmp_path / "world"))
+    train, test = (sorted((world / "clips").glob(f"{split}*.mp4"))[0] for split in ("train", "test"))
+    shutil.copy(train, test)
+    monkeypatch.chdir(tmp_path)
+    trained = call("train", str(workplace / "tiny.yaml"), "optim.epochs=1", "data.root=world", "name=leaky")
+    shown = call("eval", "runs/leaky-001")
+    for result in (trained, shown):
+        assert "!! demo retrieval: 1 of 6 test clips was trained on" in " ".join(result.stdout.split()), result.output
+    (caveat,) = json.loads(call("eval", "runs/leaky-001", "--json").stdout)["results"][0]["caveats"]
+    assert "1 of 6 test clips was trained on" in caveat
+    for result in json.loads(Path("runs/leaky-001/results.json").read_text())["test"]:
+        assert result["caveats"] == [caveat]

@@ -77,6 +77,33 @@ def test_keys_that_differ_in_capitals_only(folder: Path) -> None:
         load(folder)
 
 
+def test_what_is_not_read_of_a_captions_file_is_said(folder: Path) -> None:
+    (folder / "captions.csv").write_text("video,caption,caption2,url\nclip0,one,two,x\n")
+    assert "columns not read: 'caption2' and 'url'" in load(folder).notes
+    (folder / "captions.csv").write_text("video,caption,split\nclip0,one,train\nsub/clip1,two,test\n")
+    (folder / "test.txt").write_text("clip0\n")
+    dataset = load(folder)
+    assert pairs(dataset) == [("sub/clip1", "two")]
+    assert "test.txt not read: the column split of the captions file tells the splits" in dataset.notes
+
+
+@pytest.mark.parametrize("name", ["captions.xlsx", "Captions.parquet", "captions.csv.gz", "metadata.xml"])
+def test_captions_of_another_kind_are_lost_and_said_to_be(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"PK")
+    (folder / "captions.mov").touch()
+    (lost,) = load(folder).unread
+    assert lost.id == name and "save them as .csv" in lost.reason
+    assert not check_dataset("folder", folder).complete
+    (folder / "captions.csv").write_text("video,caption\nclip0,one\n")
+    assert load(folder).unread == ()
+
+
+def test_what_calmctl_caption_prints_is_read(folder: Path) -> None:
+    told = {"run": "r", "search": {"beam": 5}, "captions": {"clip0.mp4": {"caption": "one", "log_prob": -1.5}}}
+    (folder / "captions.json").write_text(json.dumps(told))
+    assert pairs(load(folder)) == [("clip0", "one")]
+
+
 # --- captions files of other names
 
 
@@ -236,6 +263,7 @@ def test_clips_that_were_encoded_anew(folder: Path) -> None:
             r"csv:2: not UTF-8 but Windows-1252 or Latin-1, it seems; save it as UTF-8",
         ),
         ("video,caption\nclip0,one\n".encode("utf-16"), r"csv:1: not UTF-8 but UTF-16; save"),
+        ("video,caption\nclip0,one\n".encode("utf-16-le"), r"csv:1: a zero byte, as in UTF-16 .*; save it as UTF-8"),
         (b"video,caption\nclip0,\"['a man', 'a guy']\"\n", r"csv:2: a list stands in one cell.*a row of its own"),
         (b'video,captions\nclip0,"[""a man"", \'a guy\']"\n', r"csv:2: a list stands in one cell"),
     ],

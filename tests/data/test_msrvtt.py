@@ -171,5 +171,5 @@ def test_repeated_and_captionless_clips_are_noted(root: Path) -> None:
     (root / "annotations/msrvtt/MSRVTT_train.9k.csv").write_text("video_id\nvideo1\nvideo1\nvideo77\n")
     dataset = load_dataset("msrvtt", root, val_clips=0)
     assert ids(dataset.splits["train"]) == ["video1"]
-    assert "train: 1 clips are listed more than once; each is taken once" in dataset.notes
+    assert "train: 1 clip is listed more than once; each is taken once" in dataset.notes
     assert dataset.splits["train"].left_out[0].reason == "no caption in the annotation files"

@@ -32,8 +32,8 @@ def test_every_caption_is_a_query(root: Path) -> None:
     assert (train.captions, train.owners) == (("a", "b"), (0, 0))
     assert (test.captions, test.owners) == (("d", "e"), (0, 0))
     assert val.clips[0].path.name == "x_1_2.mp4" and val.clips[0].end_s is None
-    assert "train: 1 empty captions left out" in dataset.notes
-    assert "val: 1 clips in the annotation files, 100 published" in dataset.notes
+    assert "train: 1 empty caption left out" in dataset.notes
+    assert "val: 1 clip in the annotation files, 100 published" in dataset.notes
 
 
 def test_clips_that_a_release_lacks_captions_of(root: Path) -> None:
@@ -93,7 +93,7 @@ def test_tokens_and_descriptions_in_place_of_the_json(root: Path) -> None:
     assert lines.splits["train"].captions == ("A squirrel eats it's peanut.", "A tab, too.")
     assert lines.splits["test"].captions == ("Two",)
     assert any("published retrieval numbers rest on captions_msvd.json" in note for note in lines.notes)
-    assert "train: 1 empty captions left out" in lines.notes
+    assert "train: 1 empty caption left out" in lines.notes
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from calmctl.reproduce import outcomes
 from calmctl.reproduce.filled import fill
 from calmctl.reproduce.outcomes import outcomes_of
 from calmctl.reproduce.rows import Row, Table
@@ -37,3 +38,13 @@ def test_a_captioner_in_a_table(captioner: "Trained") -> None:
     line = filled.blocks[0].lines[1]
     assert filled.headline == "cider" and line.gains["cider"].difference == 0 and line.numbers["meteor"] is None
     assert line.paper_gap is not None and line.paper_gap.exceeds_noise is None
+
+
+@pytest.mark.parametrize("edit", ["number", "list", "nothing", "not JSON"])
+def test_an_outcome_that_was_edited_is_measured_again(tmp_path, edit):
+    content = {"weights": "w", "test_set": "t", "numbers": {"r1": 12.5}}
+    path = tmp_path / "outcomes-demo.json"
+    written = {**content, "sha256": outcomes._digest(content)}
+    texts = {"number": json.dumps(written).replace("12.5", "92.5"), "list": "[]", "nothing": "", "not JSON": "{"}
+    path.write_text(texts[edit])
+    assert outcomes._read(path, "w", "t") is None

@@ -15,6 +15,7 @@ import yaml
 from calmctl.anchors.vocabulary import make_vocabulary, save_vocabulary
 from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, CalmError
+from calmctl.reproduce import outcomes
 from calmctl.reproduce.datasets import TableData, folder_world
 from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
 from calmctl.reproduce.rows import Row, Table
@@ -99,19 +100,29 @@ def test_the_table_is_that_of_its_runs(table: Table, world: TableData, runs: Pat
     assert any("unpaired over seeds" in line for line in told["legend"])
 
 
+def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """With a digest that fits, as calmctl would have written it."""
+    content.pop("sha256", None)
+    return {**content, "sha256": outcomes._digest(content)}
+
+
 def test_outcomes_are_read_again_and_not_trusted_for_other_weights(table: Table, world: TableData, runs: Path) -> None:
     plan = plan_tables([table], world, runs, seeds=1)
     (filled,) = measure(plan, runs, seeds=1, device=CPU)
     kept = Path(filled.blocks[0].lines[1].runs[0]) / "outcomes-demo.json"
     whole = kept.read_text()
     kept.write_text(json.dumps({**json.loads(whole), "numbers": {"r1": -1.0}}))
+    (edited,) = measure(plan, runs, seeds=1, device=CPU)
+    assert edited.blocks[0].lines[1].numbers == filled.blocks[0].lines[1].numbers  # by hand: measured again
+    assert json.loads(kept.read_text()) == json.loads(whole)
+    kept.write_text(json.dumps(_sealed({**json.loads(whole), "numbers": {"r1": -1.0}})))
     (again,) = measure(plan, runs, seeds=1, device=CPU)
     assert again.blocks[0].lines[1].numbers["r1"].mean == -1.0  # it was read, not measured
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), "weights": "of another run"}))
+    kept.write_text(json.dumps(_sealed({**json.loads(kept.read_text()), "weights": "of another run"})))
     (measured,) = measure(plan, runs, seeds=1, device=CPU)
     assert measured.blocks[0].lines[1].numbers == filled.blocks[0].lines[1].numbers
     assert json.loads(kept.read_text()) == json.loads(whole)
-    kept.write_text(json.dumps({**json.loads(whole), "a key of another version": 1}))
+    kept.write_text(json.dumps(_sealed({**json.loads(whole), "a key of another version": 1})))
     measure(plan, runs, seeds=1, device=CPU)
     assert json.loads(kept.read_text()) == json.loads(whole)
 

@@ -152,6 +152,11 @@ def test_a_name_without_its_number_is_recognised(tmp_path):
         find_run("msvd-a", tmp_path)
     with pytest.raises(RunNotFound, match=r"did you mean .*msvd-a-001\?"):
         find_run("msvd-a-01", tmp_path)
+    for name in ("demo-001", "demo-without-001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text("{}")
+    with pytest.raises(RunNotFound, match=r"did you mean .*[/\\]demo-001\?"):
+        find_run("demo", tmp_path)  # another recipe's name begins as this one
 
 
 def test_an_old_run_s_unknown_key_says_which_version_made_it(run):

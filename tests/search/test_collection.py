@@ -121,7 +121,7 @@ def test_nothing_to_search_is_a_sentence(tmp_path, monkeypatch, seekers):
         open_collection(Path("nowhere"), seekers[0])
     Path("empty/a.mp4").write_text("no video")
     for options in ({}, {"window_s": 1.0, "stride_s": 1.0}):
-        with pytest.raises(DatasetError, match=r"none of its 1 videos could be decoded \(first: a: not a video"):
+        with pytest.raises(DatasetError, match=r"its one video could not be decoded \(first: a: not a video"):
             open_collection(Path("empty"), seekers[0], **options)
 
 

@@ -3,15 +3,19 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from calmctl.errors import CheckpointError
+from calmctl.model.captioner import CaptionVocabulary
 from calmctl.model.weights import load_backbone
-from calmctl.runs.checkpoint import load_run
+from calmctl.runs.checkpoint import TRAINING_ONLY, load_run
 from calmctl.runs.identity import weights_lineage
+from calmctl.runs.run import Run, find_run
 from calmctl.tensors import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
@@ -152,4 +156,81 @@ def test_metadata_of_other_types_does_nothing(run, tmp_path, refused, value):
     if not isinstance(value, list) or value == [1]:
         with pytest.raises(CheckpointError, match="does not say in plain words"):
             weights_lineage(str(copy.weights("best")))
+    refused(KIND)
+
+
+def towers(**changes):
+    """The towers of a checkpoint's spec with other numbers."""
+
+    def change(metadata, recipe):
+        for tower, keys in changes.items():
+            metadata["backbone"]["architecture"][tower] |= keys
+        metadata["backbone"]["context_length"] = metadata["backbone"]["architecture"]["text_cfg"]["context_length"]
+
+    return change
+
+
+def in_recipe(**changes):
+    def change(metadata, recipe):
+        for section, keys in changes.items():
+            recipe[section] |= keys
+
+    return change
+
+
+BOMBS = {
+    "a layer of a tebibyte": towers(vision_cfg={"width": 1 << 19}),
+    "a billion layers": towers(text_cfg={"layers": 1_000_000_000}),
+    "ten billion tokens": towers(text_cfg={"vocab_size": 10**10}),
+    "a patch as large as a film": towers(vision_cfg={"patch_size": 48, "width": 1 << 26, "head_width": 1 << 20}),
+    "a mask that no weight tells of": towers(text_cfg={"context_length": 10**6}),
+    "a head of 65,536 frames' positions": in_recipe(head={"kind": "seqtransf", "layers": 1000, "init": "random"}),
+    "a captioner of 65,536 x 65,536": in_recipe(caption={"width": 65_536, "ffn": 65_536, "encoder_layers": 1000}),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("alone", [True, False], ids=["an export", "in its folder"])
+def test_a_model_far_larger_than_its_file_is_not_built(run, tmp_path, refused, name, alone):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    state, metadata = load_tensors(run.weights("best"), what="test")
+    recipe = run.recipe().model_dump(mode="json")
+    BOMBS[name](metadata, recipe)
+    if "captioner" in name:
+        recipe["task"], state["captioner.token_ids"] = "caption", torch.arange(49_408)
+    if alone:
+        state = {key: each for key, each in state.items() if not key.startswith(TRAINING_ONLY)}
+        metadata |= {"recipe": recipe, "vocabulary": run.vocabulary.read_text(), "slim": True}
+    copy.recipe_file.write_text(json.dumps(recipe))
+    save_tensors(copy.weights("best"), state, metadata)
+    weights = sum(each.nbytes for each in state.values())
+    asked = find_run(str(copy.weights("best")), tmp_path) if alone else copy
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"far larger than its own tensors|up to 4,096"):
+        load_run(asked, "best", CPU)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 4 * weights + (1 << 27)
+    refused(KIND)
+
+
+@pytest.mark.parametrize(
+    "ids", [[49_406], [49_407, 49_406], [-1, 49_406, 49_407], [49_406, 49_407, 1 << 40], [0.5, 49_406, 49_407]], ids=str
+)
+def test_token_ids_that_are_none(run, refused, ids):
+    with pytest.raises(CheckpointError, match="not ids of CLIP's tokens"):
+        CaptionVocabulary(load_run(run, "best", CPU).backbone, torch.tensor(ids))
+    refused(KIND)
+
+
+def test_foreign_weights_build_no_more_than_they_hold(tmp_path, refused):
+    """`--backbone their.json --weights their.safetensors`, both from a stranger."""
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 1 << 19, "image_size": 16, "patch_size": 8},
+        "text_cfg": {"layers": 1, "width": 8, "context_length": 8, "vocab_size": 49408, "heads": 1},
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    }
+    (tmp_path / "their.json").write_text(json.dumps(config))
+    save_file({"visual.proj": torch.ones(2, 2)}, tmp_path / "their.safetensors")
+    with pytest.raises(CheckpointError, match="far larger than its own tensors"):
+        load_backbone(str(tmp_path / "their.json"), str(tmp_path / "their.safetensors"))
     refused(KIND)

@@ -519,6 +519,10 @@ def test_a_second_folder_of_the_same_name_is_refused(
     before = content(store)
     with pytest.raises(StoreError, match=r"features of another folder than .*other/videos: of its 4 clips 0 are"):
         extracted(other, backbone, store)
+    # One that shares most clips, too: the features of the one that it does not have would go.
+    most = folder_of(drawn, tmp_path / "most" / "videos", "0126")
+    with pytest.raises(StoreError, match=r"features of another folder than .*most/videos: of its 4 clips 3 are"):
+        extracted(most, backbone, store)
     assert content(store) == before
     assert extracted(one, backbone, store).clips_kept == 4
 

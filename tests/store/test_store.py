@@ -411,6 +411,7 @@ def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
     fill(tmp_path / "other", data, groups=slice(1, 2), header=other)
     with pytest.raises(StoreError, match="cannot be mixed"):
         merge_stores([tmp_path / "one", tmp_path / "other"], tmp_path / "merged2")
+    assert not (tmp_path / "merged2").exists()
     fill(tmp_path / "disagrees", data, broken="a", groups=slice(0, 1))
     with pytest.raises(StoreError, match="different features of the same 2 keys"):
         merge_stores([tmp_path / "one", tmp_path / "disagrees"], tmp_path / "merged3")

@@ -29,7 +29,7 @@ from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
 from calmctl.store.extract import extract
 from calmctl.training.prepare import prepare
-from calmctl.training.train import train
+from calmctl.training.train import plan_training, train
 from calmctl.words import Watcher
 
 CPU = torch.device("cpu")
@@ -93,6 +93,22 @@ def interrupted(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     (run,) = (Run(path.parent) for path in runs.glob("*/recipe.json"))
     assert run.state.exists() and not run.results.exists()
     return run
+
+
+def test_a_plan_says_what_would_have_to_be_said_of_its_numbers(
+    folder: Path, values: dict[str, Any], tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    (data / "train1.mp4").unlink()
+    shutil.copy(data / "train0.mp4", data / "test0.mp4")
+    recipe = recipe_from_dict(values | {"data": values["data"] | {"root": str(data)}})
+    plan = plan_training(recipe)
+    assert "captions: captions.csv" in plan["notes"]
+    missing, seen = plan["caveats"]
+    assert missing == "trained on 5 of 6 training clips of folder; the rest is missing"
+    assert seen.startswith("folder: 1 of 3 test clips was trained on (folder)")
+    write_rows(data, [row for row in rows_of(data) if row[2] != "test"])
+    assert plan_training(recipe)["caveats"] == [missing]
 
 
 def copied(run: Run, folder: Path, to: Path) -> tuple[Path, Run]:

@@ -108,7 +108,7 @@ class Signal(Watcher):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("moment", "saved"), [({"step": 1}, 1), ({"step": 3}, 3), ({"epoch": 1}, 3), ({"epoch": 2}, 6)]
 )
@@ -161,6 +161,30 @@ def test_the_command_ends_with_one_sentence(recipe, tmp_path):
     *notes, last = errors.decode().splitlines()
     assert last.startswith("error: interrupted") and notes == ["loading the model library ...", "run runs/tiny-001"]
     assert "calmctl train --resume runs/tiny-001" in errors.decode() and shown == b""
+
+
+def test_sigterm_to_the_process_group_of_the_command_costs_no_clip(videos, tmp_path):
+    """Slurm, systemd and `timeout` signal decoding workers too: none of their clips may count as broken."""
+    data = videos.data.model_copy(update={"cache": "none", "workers": 2})
+    recipe = videos.model_copy(update={"data": data})
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(recipe.model_dump(mode="json")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "calmctl", "train", "tiny.yaml", "--runs", "stopped"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (tmp_path / "stopped" / "tiny-001" / "log.jsonl").exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 1 and "calmctl train --resume stopped/tiny-001" in errors, errors
+    run = find_run("tiny-001", tmp_path / "stopped")
+    stopped, unbroken = train(run.recipe_to_resume(), tmp_path, resume=run), train(recipe, tmp_path / "unbroken")
+    assert stopped.left_out == unbroken.left_out == {"train": {}, "val": {}, "test": {}}
+    for which in ("best", "last", "slim"):
+        assert run.weights(which).read_bytes() == unbroken.run.weights(which).read_bytes(), which
 
 
 # --- disks and folders ------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def test_missing_files_can_be_made_an_error(tiny_recipe, tiny_world, tmp_path):
     recipe = tiny_recipe(f"data.root={world}")
     recipe_source(recipe).split("train").clips[3].path.unlink()
     assert train(tiny_recipe(f"data.root={world}", "optim.epochs=1"), tmp_path / "runs").left_out["train"]
-    with pytest.raises(DatasetError, match="1 clips are missing"):
+    with pytest.raises(DatasetError, match="1 clip is missing"):
         train(tiny_recipe(f"data.root={world}", "data.require_complete=true"), tmp_path / "strict")
 
 
@@ -314,6 +314,7 @@ def test_a_plan_trains_nothing(tiny_recipe, tmp_path, monkeypatch):
     plan = plan_training(tiny_recipe())
     assert "(20, 2, 48, 48, 3)" in plan["summary"]["one batch"]
     assert plan["summary"]["steps"].startswith("3 an epoch, 6 in all")
+    assert plan["caveats"] == []
     assert list(tmp_path.iterdir()) == []
 
 

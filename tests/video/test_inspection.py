@@ -1,12 +1,14 @@
 """Files that cannot be decoded, each with its reason; and names that only look wrong."""
 
 import os
+import struct
 import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -201,6 +203,55 @@ def test_a_file_that_lacks_its_second_half_is_truncated_however_short(tmp_path: 
         read_frames(Clip("x", cut(path, 0.5)), 8)
 
 
+@pytest.mark.parametrize(("codec", "pixels", "b_frames"), [("mpeg4", "yuv420p", None), ("libx264", "yuv420p", 2)])
+@pytest.mark.parametrize("dropped", [1, 9, 30])
+def test_an_avi_whose_first_frames_were_dropped_is_whole(
+    tmp_path: Path, movies: Any, codec: str, pixels: str, b_frames: int | None, dropped: int
+) -> None:
+    """Chunks of no bytes stand for frames that were dropped; the header counts them, as it does in real files."""
+    path = movies.write(tmp_path / "a.avi", n_frames=20, rate=10, codec=codec, pixels=pixels, b_frames=b_frames)
+    _drop_first(path, dropped)
+    source = inspect(path)
+    assert source.duration_s == pytest.approx(2.0) and source.begins_s == pytest.approx(dropped / 10)
+    assert movies.numbers(read_frames(Clip("x", path), 4)) == [2, 7, 12, 17]
+
+
+@pytest.mark.parametrize("size", [(16_000, 16_000), (8_193, 8_192)])
+def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "large.mov"
+    with av.open(str(path), "w") as out:  # black and white, one bit a pixel: 32 MB as it is drawn, 32 kB as a file
+        stream = out.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "monob"
+        frame = av.VideoFrame(*size, "monob")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.pts = 0
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="of more than the 67,108,864 pixels that are decoded: no frame"):
+        inspect(path)
+
+
+def test_samples_that_a_header_claims(tmp_path: Path, movies: Any) -> None:
+    """30 million of the pictures are refused; of the sound, which is not decoded, they change nothing."""
+    path = movies.write(tmp_path / "a.mp4", n_frames=20, rate=10, audio_s=1.0)
+    whole = path.read_bytes()
+    for track, claimed in ((0, True), (1, False)):
+        content = bytearray(whole)
+        for box, place in (
+            ("stsz", 12),
+            ("stsc", 16),
+            ("stts", 12),
+        ):  # how many, how many a chunk, how many of a length
+            at = [number for number in range(len(whole)) if whole.startswith(box.encode(), number)][track]
+            content[at + place : at + place + 4] = (30_000_000).to_bytes(4, "big")
+        if claimed:
+            with pytest.raises(VideoError, match="claims 30,000,000 frames, more than the 10,000,000 that are read"):
+                inspect(written(path, bytes(content)))
+        else:
+            assert len(inspect(written(path, bytes(content))).starts_s) == 20
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 def test_a_frame_that_stays_for_an_age_is_no_video(tmp_path: Path, movies: Any, suffix: str) -> None:
     """A damaged header claims centuries, and windows would be cut from them."""
@@ -225,6 +276,26 @@ def test_a_turn_is_known_beside_data_that_pyav_has_no_name_for() -> None:
             raise ValueError("31 is not a valid Type")
 
     assert inspection._orientation(Frame()) == (0, 1, -1, 0)
+
+
+def _drop_first(path: Path, count: int) -> None:
+    """Put chunks of no bytes before the first frame of an AVI, and count them in its headers and its index."""
+    content = path.read_bytes()
+    begin = content.index(b"movi") + 4
+    end = begin - 4 + int.from_bytes(content[begin - 8 : begin - 4], "little")
+    frames = b"00dc\0\0\0\0" * count + content[begin:end]
+    index = content.index(b"idx1", end)
+    entries = [(b"00dc", 0, 4 + 8 * number, 0) for number in range(count)]
+    for at in range(index + 8, index + 8 + int.from_bytes(content[index + 4 : index + 8], "little"), 16):
+        chunk, flags, offset, size = struct.unpack("<4sIII", content[at : at + 16])
+        entries.append((chunk, flags, offset + 8 * count, size))
+    head = bytearray(content[: begin - 8])
+    for at in (head.index(b"avih") + 8 + 16, head.index(b"strh") + 8 + 32):
+        head[at : at + 4] = (int.from_bytes(head[at : at + 4], "little") + count).to_bytes(4, "little")
+    table = b"".join(struct.pack("<4sIII", *entry) for entry in entries)
+    body = struct.pack("<I4s", 4 + len(frames), b"movi") + frames + struct.pack("<4sI", b"idx1", len(table)) + table
+    head[4:8] = (len(head) + len(body) - 8).to_bytes(4, "little")
+    path.write_bytes(head + body)
 
 
 def _overwrite_frames(path: Path, numbers: set[int]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from calmctl.errors import BadInput, CheckpointError
 from calmctl.model.backbone import Backbone, full_precision
 from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity
+from calmctl.words import counted
 
 _POSITION_STD = 0.01  # as CLIP starts the positions of its text tower
 _HEAD_WIDTH = 64  # of every CLIP text tower
@@ -71,14 +72,16 @@ class FrameTransformer(nn.Module):
         known = len(self.positions)
         if n_frames > known:
             raise BadInput(
-                f"the head knows the positions of {known} frames and was given {n_frames}; extract {known} frames"
+                f"the head knows the positions of {counted(known, 'frame')} and was given {n_frames}; extract "
+                f"{counted(known, 'frame')}"
             )
         return self.positions[:n_frames]
 
     def attend(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
         """The layers alone over tokens [N, n, D]; nobody sees those that are not `real` [N, n] (None: all are)."""
         mask = None
-        if real is not None:
+        # A process without a row of a batch has nothing to mask, and torch cannot reshape a mask of nothing.
+        if real is not None and len(tokens):
             # As the attention wants it: what is added to its logits, [N heads, n, n].
             attention: Any = self.layers[0].attn
             heads, count = attention.num_heads, tokens.shape[1]

@@ -26,6 +26,7 @@ from calmctl.model.heads.pooling import (
     score_in_blocks,
 )
 from calmctl.parallel import SINGLE, World
+from calmctl.words import counted
 
 NoiseKind = Literal["uniform", "normal"]
 
@@ -246,8 +247,8 @@ class TMassHead(nn.Module):
     def _checked(self, frames: Tensor) -> Tensor:
         if frames.shape[1] != (wanted := self.radius.linear.in_features):
             raise BadInput(
-                f"the T-MASS head was built for {wanted} frames a video and was given {frames.shape[1]}; "
-                f"extract {wanted} frames, or use the xpool head, which takes any number"
+                f"the T-MASS head was built for {counted(wanted, 'frame')} a video and was given {frames.shape[1]}; "
+                f"extract {counted(wanted, 'frame')}, or use the xpool head, which takes any number"
             )
         return frames
 
