@@ -23,6 +23,7 @@ from calmctl.runs.identity import (
     judge,
     require_unseen,
     split_faults,
+    started_from,
     weights_identity,
     weights_lineage,
 )
@@ -147,7 +148,7 @@ def labels_of(
 
 def labels_of_start(recipe: Recipe, record: SplitRecord) -> Labels:
     """The labels of what the weights that a run started from give; of a pretrained tag only the test set is known."""
-    weights = recipe.backbone.weights
+    weights = started_from(recipe)
     caveats = tuple(split_faults(record))
     if weights_lineage(weights):
         caveats = judge(weights_identity(Path(str(weights))), record, run=None, own=False).caveats

@@ -100,6 +100,26 @@ def test_a_second_stage_is_evaluated_by_itself_and_says_both_numbers(stages, kin
         evaluate_run(first, [test], Retrieval("re-ranked"), device=CPU)
 
 
+def test_an_export_of_it_is_a_run_by_itself(stages, tmp_path):
+    """Without the name of a folder of this machine, and with the same starts of the walk."""
+    alone = find_run(str(shutil.copy(stages.second.weights("slim"), tmp_path / "slim.safetensors")), tmp_path)
+    assert alone.recipe().head.from_run == "first-001" and alone.recipe().head.base == "wti"
+    ours, theirs = load_run(alone, "best", CPU), load_run(stages.second, "best", CPU)
+    assert torch.equal(ours.head.starts, theirs.head.starts)
+    assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in ours.state_dict().items())
+
+
+def test_an_interrupted_one_ends_as_the_unbroken_one(stages, killed, stop_at, tmp_path):
+    recipe = stages.second.recipe()
+    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"save_every": 1})})
+    with pytest.raises(killed):
+        train(recipe, tmp_path, watcher=stop_at(1))
+    begun = find_run("second-001", tmp_path)
+    resumed = train(recipe, tmp_path, resume=begun).run
+    ours, theirs = (load_run(run, "last", CPU).state_dict() for run in (resumed, stages.second))
+    assert all(torch.equal(each, theirs[name]) for name, each in ours.items())
+
+
 def test_validation_goes_by_the_reranked_scores_and_logs_the_bases(stages):
     (line,) = json.loads(stages.second.results.read_text())["validation"]
     assert line["score"] == line["t2v_r1"] - 1e-6 * line["t2v_mnr"] and 0 <= line["base_t2v_r1"] <= 100

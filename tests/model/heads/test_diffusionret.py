@@ -1,18 +1,22 @@
 """DiffusionRet's second stage: what re-ranking may change and what not, and what its losses see."""
 
 import math
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from calmctl.model.build import build_head
 from calmctl.model.denoiser import frame_shares, judged_texts, judged_videos
 from calmctl.model.heads.base import Reranker
 from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqTransfHead
 from calmctl.model.heads.wti import TokenInteractionHead
-from calmctl.recipe.schema import HeadSection
+from calmctl.recipe import recipe_from_dict
+from calmctl.recipe.schema import FirstStage, HeadSection
 
 DIM, FRAMES = 16, 3
 
@@ -122,6 +126,26 @@ def test_words_are_for_the_base_and_frames_pass_its_layers():
     expected = plain.rerank_videos(words[:, 0], base.temporal(frames), scores)
     torch.testing.assert_close(videos, expected, rtol=0, atol=1e-12)
     assert head.explain(words[0], frames[0]).shares.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", get_args(FirstStage))
+def test_any_head_may_be_the_first_stage(kind):
+    """Built as a recipe says, its candidates come in an order of its own scores, and the rest stays."""
+    first = {"base": kind, "from_run": "first", "init": "random", "layers": 1, "candidates": 4}
+    values = {
+        "name": "x",
+        "data": {"dataset": "demo", "frames": FRAMES},
+        "head": {"kind": "diffusionret", **first},
+        "alignment": {"kind": "none"},
+    }
+    backbone = SimpleNamespace(dim=DIM, spec=SimpleNamespace(activation="gelu", context_length=8))
+    torch.manual_seed(0)
+    head = build_head(recipe_from_dict(values), backbone).eval()
+    assert head.base.name == kind and all("probability" not in name for name in head.state_dict())
+    texts, frames = features(5)
+    texts = (torch.randn(5, 1 + 4, DIM) if head.reads == "words" else texts).float()
+    scores, videos, found = both(head, texts, frames.float())
+    assert ((videos != scores).sum(1) == 4).all() and ((found != scores).sum(0) == 4).all()
 
 
 def test_the_losses_are_those_of_the_denoisers_and_hide_other_rows_of_a_clip():
