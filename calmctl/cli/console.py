@@ -422,6 +422,7 @@ class BarWatcher(Watcher):
         self._bar.console.print(
             f"epoch {epoch}: validation R@1 {validation['t2v_r1']:.1f}  R@5 {validation['t2v_r5']:.1f}  "
             f"R@10 {validation['t2v_r10']:.1f}  MnR {validation['t2v_mnr']:.1f}"
+            + (f"  (R@1 {validation['base_t2v_r1']:.1f} before re-ranking)" if "base_t2v_r1" in validation else "")
         )
 
     def warn(self, text: str) -> None:

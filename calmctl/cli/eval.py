@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 # As in evaluation/retrieval.py, which imports torch.
-SCORERS = ("leak-free", "tmass-released", "dual-softmax")
+SCORERS = ("leak-free", "re-ranked", "tmass-released", "dual-softmax")
 
 EXAMPLES = options.examples(
     "calmctl eval                           # the newest run, on its own test set",
@@ -47,7 +47,12 @@ def evaluate(
     run: options.RunArgument = None,
     cross: options.Cross = None,
     against: options.Against = None,
-    scorer: Annotated[str, typer.Option(help="leak-free; or, labelled: dual-softmax, tmass-released.")] = "leak-free",
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="leak-free, or re-ranked (diffusionret's); dual-softmax, tmass-released: labelled.", show_default=False
+        ),
+    ] = None,
     tokenizer: options.Tokenizer = "ptb",
     as_json: options.Json = False,
     root: options.Root = None,
@@ -75,7 +80,8 @@ def evaluate(
     chosen = find_run(run, runs)
     others = [find_run(name, runs) for name in against or []]
     check_device(device)
-    options.require_known("--scorer", scorer, SCORERS)
+    if scorer is not None:
+        options.require_known("--scorer", scorer, SCORERS)
     options.require_known("--weights", weights, WEIGHTS)
     options.require_known("--split", split, ("test", "val"))
     recipe = chosen.recipe()
@@ -84,7 +90,7 @@ def evaluate(
     for other in others:
         if other.task != chosen.task:
             raise BadInput(f"{chosen.folder} and {other.folder} are runs of two tasks, which share no number")
-    if recipe.task == "caption" and scorer != "leak-free":
+    if recipe.task == "caption" and scorer not in (None, "leak-free"):
         raise BadInput(f"--scorer {scorer} is about retrieval; {chosen.folder} is a captioning run")
     if save_scores is not None:
         _check_save(save_scores, recipe.task, len(others), len(cross or []))
@@ -125,7 +131,7 @@ def _evaluate(
     tests: list[SourceSpec],
     weights: str,
     split: str,
-    scorer: str,
+    scorer: str | None,
     device: str,
     require_complete: bool,
     as_json: bool,
@@ -146,8 +152,8 @@ def _evaluate(
                 evaluate_run(
                     run,
                     tests,
-                    # The very member of the tuple, so that the type checker knows it for one of three.
-                    Retrieval(next(known for known in SCORERS if known == scorer)),
+                    # The very member of the tuple, so that the type checker knows it for one of four.
+                    Retrieval(next((known for known in SCORERS if known == scorer), None)),
                     which=weights,
                     split=split,
                     device=choose_device(device),
@@ -165,7 +171,7 @@ def _evaluate(
         for each, theirs in zip(first, other, strict=True)
     ]
     if as_json:
-        results = results_json([each.result for each in first])
+        results = results_json([each for evaluation in first for each in evaluation.results])
         compared = [
             {
                 "dataset": theirs.labels.dataset,
@@ -182,7 +188,7 @@ def _evaluate(
         for run, evaluations in zip(runs, evaluated, strict=True):
             if len(runs) > 1:
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
-            stdout().print(retrieval_table([each.result for each in evaluations]))
+            stdout().print(retrieval_table([shown for each in evaluations for shown in each.results]))
             for each in evaluations:
                 for text in each.notes:
                     note(f"[yellow]{printable(each.result.labels.dataset)}: {text}[/]")

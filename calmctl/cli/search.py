@@ -209,7 +209,7 @@ def captions(
 
     ranked = rank_sentences(search_model, Sample(clip.stem, clip), sentences, top)
     if as_json:
-        print_json({"by": search_model.name, "video": str(clip), "sentences": [asdict(each) for each in ranked]})
+        print_json({"by": search_model.name, "video": str(clip), "sentences": [each.to_json() for each in ranked]})
     else:
         print_sentences(str(clip), ranked)
 
@@ -407,6 +407,8 @@ def print_found(result: Found) -> None:
         for hit in answer.hits:
             name = str(hit.file) if hit.file is not None else hit.clip
             table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
+            if hit.base_score is not None:
+                table.add_row("", "", f"[dim]{hit.base_score:z.3f} before re-ranking[/]", "")
             if hit.neighbours:
                 table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
             if hit.shared is not None:
@@ -426,6 +428,8 @@ def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:
     table = _table("sentence")
     for each in ranked:
         table.add_row(str(each.rank), f"{each.score:z.3f}", printable(each.sentence))
+        if each.base_score is not None:
+            table.add_row("", "", f"[dim]{each.base_score:z.3f} before re-ranking[/]")
         if each.shared is not None:
             table.add_row("", "", _anchors(each.shared))
     out.print(table)

@@ -63,7 +63,7 @@ def train(
     from calmctl.data.registry import protocol_for, resolve
     from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
-    from calmctl.runs.run import find_run
+    from calmctl.runs.run import RUNS, find_run
 
     if (recipe is None) == (resume is None):
         raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
@@ -75,7 +75,10 @@ def train(
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
         from calmctl.model.spec import check_backbone
 
-        check_backbone(resolved.backbone.model, resolved.backbone.weights)
+        if resolved.head.from_run is not None:  # which has its towers
+            find_run(resolved.head.from_run, RUNS)
+        else:
+            check_backbone(resolved.backbone.model, resolved.backbone.weights)
     # Device, anchors and data are looked up now: a name that does not exist needs no torch to be refused.
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)

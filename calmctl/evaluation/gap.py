@@ -28,6 +28,7 @@ from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import for_inference, load_run
+from calmctl.runs.identity import started_from
 from calmctl.runs.run import Run
 from calmctl.source.base import SourceSpec
 from calmctl.source.encoding import EncodedSplit
@@ -269,7 +270,7 @@ def gaps_of_runs(
     starts: dict[tuple[str, str | None, int | None], str] = {}
     for run in runs:
         recipe = run.recipe()
-        weights = recipe.backbone.weights
+        weights = started_from(recipe)
         # Without weights a run starts from the draw of its seed, which is another start for each seed.
         start = (recipe.backbone.model, weights, recipe.seed if weights is None else None)
         if start not in starts:
@@ -297,7 +298,9 @@ def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> 
     """The backbone that a run started from; the head around it is untrained and takes no part."""
     bare = for_inference(recipe)
     # An adapter belongs to the training: before it, features are the backbone's own.
-    bare = bare.model_copy(update={"backbone": bare.backbone.model_copy(update={"adapter": "none"})})
+    bare = bare.model_copy(
+        update={"backbone": bare.backbone.model_copy(update={"adapter": "none", "weights": started_from(recipe)})}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # as `prepare` does: without weights, training began with the draw of its seed
         return build_model(bare, vocabulary, recipe_backbone(recipe)).eval().to(device)

@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # CALM's tables add its loss to T-MASS alone, so only that head with it is called CALM.
-METHODS = {"meanp": "CLIP4Clip", "emcl": "EMCL", "uatvr": "UATVR", "t-mass": "T-MASS", "t-mass+calm": "CALM"}
+METHODS = {
+    "meanp": "CLIP4Clip",
+    "emcl": "EMCL",
+    "uatvr": "UATVR",
+    "diffusionret": "DiffusionRet",
+    "t-mass": "T-MASS",
+    "t-mass+calm": "CALM",
+}
 """The paper's name of a head without CALM's loss, and of the one that it adds its loss to."""
 
 

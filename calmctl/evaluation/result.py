@@ -12,10 +12,13 @@ from calmctl.evaluation.statistics import Intervals, bootstrap_intervals
 from calmctl.words import counted
 
 HONEST_SCORER = "leak-free"
+RERANKED = "re-ranked"
 _CAVEATS = {  # what a reader must know of every scorer but the honest one
     "tmass-released": "this scorer saw the answers: each candidate was pooled with its own caption. An audit of "
     "T-MASS's released code, never to be compared with an honest number",
     "given": "calmctl did not compute these scores and cannot know what their scorer saw",
+    RERANKED: "scores of a query's best candidates depend on which others are among them, as a single search has them, "
+    "but on no other query and no answer; the leak-free numbers of the first stage stand beside",
     "dual-softmax": "re-ranked with the whole set of test queries, which a single search does not have; compare "
     "with other re-ranked numbers only",
 }
@@ -32,8 +35,8 @@ class Labels:
         trained_on: Name of the dataset trained on, "" where nothing was trained or it is not known.
         trained_protocol: Its protocol.
         system: What was evaluated: "last", "best-on-validation", ...
-        scorer: How pairs were scored; anything but "leak-free" is labelled wherever it is shown. "" for captions, whose
-            scores say it themselves.
+        scorer: How pairs were scored, with a word on it in parentheses where that needs one; anything but "leak-free"
+            is labelled wherever it is shown. "" for captions, whose scores say it themselves.
         published: Whether training and test split are the published ones, as far as is known: the paper's numbers
             stand beside nothing else.
         concerns: Caveats about the data, the training and the run (`calmctl.runs.identity.judge`).
@@ -101,7 +104,8 @@ class RetrievalResult:
         """What must be said wherever these numbers are shown."""
         labels, caveats = self.labels, []
         if labels.scorer != HONEST_SCORER:
-            caveats.append(f"{labels.scorer}: {_CAVEATS.get(labels.scorer, 'not the default scorer')}")
+            why = _CAVEATS.get(labels.scorer.partition(" (")[0], "not the default scorer")
+            caveats.append(f"{labels.scorer}: {why}")
         caveats += left_out_caveats(labels.dataset, self.n_clips, self.left_out)
         if labels.split != "test":
             caveats.append(f"{labels.dataset}: the {labels.split} split, not the test set")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import Tensor
 from calmctl.errors import BadInput
 from calmctl.evaluation.metrics import Direction, Ranks, rank_all, retrieval_metrics, text_to_video
 from calmctl.evaluation.paper import METHODS
-from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
+from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
 from calmctl.model.backbone import full_precision
 from calmctl.model.calm import CalmModel
-from calmctl.model.heads.base import FusionHead, VideoTable
+from calmctl.model.heads.base import FusionHead, Reranker, VideoTable
+from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.pooling import Queries, mix, pooled_cosines, pooled_vectors, prepare_texts, score_in_blocks
 from calmctl.model.heads.tmass import PAIRS_PER_BLOCK, TMassHead
 from calmctl.model.heads.xpool import XPoolHead
@@ -213,8 +214,8 @@ def _score(head: XPoolHead | TMassHead, texts: Tensor, frames: Tensor) -> Tensor
 # Retrieval evaluated: a model, a split, honest numbers.
 
 
-Scorer = Literal["leak-free", "tmass-released", "dual-softmax"]
-SCORERS: tuple[Scorer, ...] = ("leak-free", "tmass-released", "dual-softmax")
+Scorer = Literal["leak-free", "re-ranked", "tmass-released", "dual-softmax"]
+SCORERS: tuple[Scorer, ...] = ("leak-free", "re-ranked", "tmass-released", "dual-softmax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +224,11 @@ class Evaluation:
 
     Attributes:
         result: The numbers.
-        scores: What they are from, [N_t, N_v].
+        scores: What they are from, [N_t, N_v]; where scores are re-ranked, those of sentences as queries.
         encoded: What was scored.
         ranks: Where each query's target stands, by direction.
         notes: On what was scored.
+        base: Where a head re-ranked the candidates of its first stage, the numbers of that stage alone, leak-free.
         leak_r1: R@1 of the same weights under the released T-MASS protocol, an audit of a leak, where it was asked for
             and exists.
     """
@@ -236,10 +238,16 @@ class Evaluation:
     encoded: EncodedSplit
     ranks: Mapping[Direction, Ranks]
     notes: tuple[str, ...] = ()
+    base: RetrievalResult | None = None
     leak_r1: float | None = None
 
+    @property
+    def results(self) -> tuple[RetrievalResult, ...]:
+        """All that tables must show: what re-ranking gives never stands without what it started from."""
+        return (self.result,) if self.base is None else (self.result, self.base)
+
     def own_ranks(self) -> Mapping[Direction, Ranks]:
-        """The ranks that `scores` give; re-ranked scores are those of sentences as queries alone."""
+        """The ranks of single searches; dual softmax has those of sentences as queries alone."""
         one_way = self.result.labels.scorer == "dual-softmax"
         return {"text_to_video": self.ranks["text_to_video"]} if one_way else self.ranks
 
@@ -256,6 +264,7 @@ class Evaluation:
         encoded = self.encoded
         return {
             "result": self.result.to_json(),
+            **({} if self.base is None else {"base": self.base.to_json()}),
             "clips": list(encoded.ids),
             "captions": list(encoded.captions),
             "owners": encoded.owners.tolist(),
@@ -293,20 +302,42 @@ def score_split(
     return score_all(model.head, encoded.texts, encoded.frames, device=device, progress=progress).numpy()
 
 
+def rerank_split(head: Reranker, encoded: EncodedSplit, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of `score_split` re-ranked, for sentences as queries and for clips as queries, [N_t, N_v] each."""
+    first = torch.from_numpy(scores)
+    rerank = head.rerank_videos, head.rerank_texts
+    videos, texts = (each(encoded.texts, encoded.frames, first).numpy() for each in rerank)
+    return videos, texts
+
+
 @dataclass(frozen=True, slots=True)
 class Retrieval:
     """Retrieval as a task that runs are evaluated on (`evaluation.runs.Task`).
 
     Attributes:
-        scorer: Of `SCORERS`.
+        chosen: Of `SCORERS`; None: leak-free, or re-ranked where the head does that.
         intervals: Whether to resample for confidence intervals: 2,000 times a direction, for nothing where nobody sees
             them.
         audited: Whether to look for the leak of T-MASS's released evaluation as well, where the head is T-MASS.
     """
 
-    scorer: Scorer = "leak-free"
+    chosen: Scorer | None = None
     intervals: bool = True
     audited: bool = False
+
+    @property
+    def scorer(self) -> str:
+        """What labels have before a model is looked at."""
+        return self.chosen or HONEST_SCORER
+
+    def scorer_for(self, model: CalmModel) -> Scorer:
+        """How the pairs of `model` are scored. Raises `BadInput` where its head does not re-rank and is asked to."""
+        reranks = isinstance(model.head, Reranker)
+        if self.chosen == "re-ranked" and not reranks:
+            raise BadInput(
+                f"--scorer re-ranked is for a run with head.kind=diffusionret; this run's head is {model.head.name}"
+            )
+        return self.chosen or ("re-ranked" if reranks else "leak-free")
 
     def load(self, run: Run, which: str, device: torch.device) -> CalmModel:
         """The weights `which` of a retrieval run."""
@@ -316,11 +347,19 @@ class Retrieval:
         """Numbers of the validation split, and the "score" by which the best epoch is chosen.
 
         The score is text-to-video R@1, and where that ties the mean rank decides: both are from the validation
-        split and the leak-free scorer alone (our choice).
+        split and the leak-free scorer alone, re-ranked where the head does that (our choice).
         """
-        metrics = retrieval_metrics(score_split(model, encoded, model.device), encoded.owners)
+        scores, first = score_split(model, encoded, model.device), {}
+        metrics = retrieval_metrics(scores, encoded.owners)
+        if isinstance(model.head, Reranker):
+            ours = metrics["text_to_video"]
+            first = {"base_t2v_r1": ours.r1, "base_t2v_mnr": ours.mnr}
+            videos, texts = rerank_split(model.head, encoded, scores)
+            ranks = rank_all(videos, encoded.owners, scores_of_videos=texts)
+            metrics = {direction: each.metrics() for direction, each in ranks.items()}
         ours, back = metrics["text_to_video"], metrics["video_to_text"]
         return {
+            **first,
             "score": ours.r1 - 1e-6 * ours.mnr,
             "t2v_r1": ours.r1,
             "t2v_r5": ours.r5,
@@ -334,25 +373,33 @@ class Retrieval:
         self, model: CalmModel, encoded: EncodedSplit, labels: Labels, progress: Progress | None = None
     ) -> Evaluation:
         """Score a split and measure it both ways."""
-        owners = encoded.owners
-        scores = score_split(model, encoded, model.device, scorer=self.scorer, progress=progress)
-        if progress:
-            progress("ranking, and bootstrap intervals" if self.intervals else "ranking", 0, 0)
-        back = None
-        if self.scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
+        owners, scorer = encoded.owners, self.scorer_for(model)
+        scores = score_split(model, encoded, model.device, scorer=scorer, progress=progress)
+        back, base = None, None
+        if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
             plain = torch.from_numpy(scores)
             scores, back = dual_softmax(plain).numpy(), dual_softmax(plain.T).T.numpy()
+        elif scorer == "re-ranked":
+            first = replace(labels, scorer=HONEST_SCORER)
+            base = self._result(rank_all(scores, owners), first, "", encoded)
+            if progress:
+                progress("re-ranking", 0, 0)
+            scores, back = rerank_split(model.head, encoded, scores)
+            labels = replace(labels, scorer=f"{scorer} (list-wise over {model.head.candidates})")
+        if progress:
+            progress("ranking, and bootstrap intervals" if self.intervals else "ranking", 0, 0)
         ranks = rank_all(scores, owners, scores_of_videos=back)
-        result = retrieval_result(
-            ranks,
-            labels,
-            paper_method=paper_method(model),
-            left_out=len(encoded.left_out),
-            intervals=self.intervals,
-        )
+        result = self._result(ranks, labels, paper_method(model, scorer), encoded)
         cut = model.backbone.tokens.cut(encoded.captions)
         leak = self._leak(model, encoded) if self.audited and model.head.name == "t-mass" else None
-        return Evaluation(result, scores, encoded, ranks, () if cut is None else (cut,), leak)
+        return Evaluation(result, scores, encoded, ranks, () if cut is None else (cut,), base, leak)
+
+    def _result(
+        self, ranks: Mapping[Direction, Ranks], labels: Labels, paper: str, encoded: EncodedSplit
+    ) -> RetrievalResult:
+        return retrieval_result(
+            ranks, labels, paper_method=paper, left_out=len(encoded.left_out), intervals=self.intervals
+        )
 
     @staticmethod
     def _leak(model: CalmModel, encoded: EncodedSplit) -> float | None:
@@ -363,8 +410,11 @@ class Retrieval:
         return text_to_video(leaky, encoded.owners).r1
 
 
-def paper_method(model: CalmModel) -> str:
+def paper_method(model: CalmModel, scorer: Scorer = "leak-free") -> str:
     """The method of the paper's tables that this model stands for, "" for none: CALM there is T-MASS with the loss."""
+    if isinstance(model.head, DiffusionRetHead):
+        published = scorer == "re-ranked" and model.head.base.name == "wti" and model.head.base_alignment == "none"
+        return METHODS[model.head.name] if published else ""
     match model.alignment.kind:
         case "vae":
             return METHODS.get(f"{model.head.name}+calm", "")

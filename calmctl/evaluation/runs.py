@@ -23,6 +23,7 @@ from calmctl.runs.identity import (
     judge,
     require_unseen,
     split_faults,
+    started_from,
     weights_identity,
     weights_lineage,
 )
@@ -148,7 +149,7 @@ def labels_of(
 
 def labels_of_start(recipe: Recipe, record: SplitRecord) -> Labels:
     """The labels of what the weights that a run started from give; of a pretrained tag only the test set is known."""
-    weights = recipe.backbone.weights
+    weights = started_from(recipe)
     caveats = tuple(split_faults(record))
     if weights_lineage(weights):
         caveats = judge(weights_identity(Path(str(weights))), record, run=None, own=False).caveats
@@ -196,7 +197,7 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
     """Write an evaluation of the weights `which` into the folder of `run`. Raises `RunFailed` where it cannot."""
     labels = evaluation.result.labels
     words = [labels.dataset, labels.protocol, labels.split, which]
-    words += [labels.scorer] if labels.scorer != HONEST_SCORER else []
+    words += [labels.scorer.partition(" (")[0]] if labels.scorer != HONEST_SCORER else []
     path = run.evals / f"{'-'.join(word for word in words if word)}.json"
     # A name is no identity: a run that went on has other weights under the same one.
     weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}

@@ -9,6 +9,7 @@ from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.model.backbone import Backbone, FeatureAdapter
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.captioner import Captioner, CaptionModel, CaptionVocabulary
+from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
 from calmctl.model.heads.tmass import TMassHead
@@ -19,7 +20,7 @@ from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe
 
-Head = MeanPoolHead | XPoolHead | TMassHead | EMCLHead | TokenInteractionHead | UATVRHead
+Head = MeanPoolHead | XPoolHead | TMassHead | EMCLHead | TokenInteractionHead | UATVRHead | DiffusionRetHead
 
 
 def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | None = None) -> CalmModel:
@@ -85,7 +86,7 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
                 layers, keys.bases, keys.em_steps, keys.em_weight, start=keys.em_init, rebuild=keys.em_rebuild
             )
         case "wti":
-            return TokenInteractionHead(_frame_layers(recipe, backbone))
+            return TokenInteractionHead(_frame_layers(recipe, backbone), hidden=keys.hidden)
         case "uatvr":
             uatvr = UATVRHead(
                 _frame_layers(recipe, backbone),
@@ -114,6 +115,11 @@ def build_head(recipe: Recipe, backbone: Backbone) -> Head:
                 # So that the noise of scoring belongs to the run, and not to what else is scored.
                 noise_seed=recipe.seed,
             )
+        case "diffusionret":
+            # What a first stage needs in its own training alone stays there.
+            first = keys.model_copy(update={"kind": keys.base, "prob_samples": 0})
+            base = build_head(recipe.model_copy(update={"head": first}), backbone)
+            return DiffusionRetHead(base, dim, keys, recipe.seed)
 
 
 def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:

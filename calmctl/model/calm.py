@@ -20,7 +20,7 @@ from calmctl.anchors.distribution import (
 )
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, FeatureAdapter, encode_in_chunks, require_separate_rows, split_preprocess
-from calmctl.model.heads.base import Similarity, WeightedSimilarity
+from calmctl.model.heads.base import Reranker, Similarity, WeightedSimilarity
 from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss, task_loss
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
@@ -318,7 +318,7 @@ class CalmModel(AlignedModel):
         super().__init__(backbone, parts)
         self.head: Any = head
         self.mask_same_clip = mask_same_clip
-        if self.frozen:
+        if self.frozen and not isinstance(head, Reranker):
             # The contrastive temperature belongs to the loss, not to the towers: it goes on learning.
             self.backbone.logit_scale.requires_grad_(True)
 
@@ -335,7 +335,7 @@ class CalmModel(AlignedModel):
             clips = self.world.gather(batch.clips)
             same = clips[:, None] == clips if self.mask_same_clip else None
             scale = at_least_float32(self.backbone.logit_scale).exp()
-            total, parts = task_loss(self._similarities(texts, frames), scale, same_clip=same)
+            total, parts = task_loss(self._similarities(texts, frames, clips), scale, same_clip=same)
             losses = Losses(total, parts)
             if self.aligns:
                 self.add_alignment(texts, frames, losses)
@@ -347,8 +347,11 @@ class CalmModel(AlignedModel):
         super().join(world)
         self.head.world = world
 
-    def _similarities(self, texts: Tensor, frames: Tensor) -> list[Similarity]:
-        """The head's matrices of the whole batch; of its pairs, this process computes the rows of its own texts."""
+    def _similarities(self, texts: Tensor, frames: Tensor, clips: Tensor) -> list[Similarity]:
+        """The head's matrices of the whole batch; of its pairs, this process computes the rows of its own texts.
+
+        `clips` are the clips' numbers, [B].
+        """
         world = self.world
         # Frames travel and pairs do not: B F D numbers once, and no pair is computed twice.
         frames = world.gather(frames)
@@ -358,7 +361,8 @@ class CalmModel(AlignedModel):
                 whole: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
                 return whole
         texts = world.own(texts)
-        rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)])
+        more = {"clips": clips} if isinstance(self.head, Reranker) else {}
+        rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)], **more)
         return [
             replace(part, matrix=world.gather(part.matrix)) if isinstance(part, WeightedSimilarity) else part
             for part in rows

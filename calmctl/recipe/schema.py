@@ -19,6 +19,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 # YAML has lists only; all else is taken as strictly as it stands.
 Pair = Annotated[tuple[Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
+FirstStage = Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr"]
+"""Kinds of heads that are trained from the backbone."""
 WORD_HEADS = frozenset({"wti", "uatvr"})
 """Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
 
@@ -97,8 +99,10 @@ class AnchorsSection(Section):
 class HeadSection(Section):
     """The fusion head: what a pair scores (8, 9)."""
 
-    kind: Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr"] = Field(
-        "t-mass", description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; words with frames; UATVR"
+    kind: Literal[FirstStage, "diffusionret"] = Field(
+        "t-mass",
+        description="CLIP4Clip's meanp, seqlstm, seqtransf; X-Pool; T-MASS; EMCL; words with frames; UATVR; "
+        "diffusionret: the second stage of one of these",
     )
     heads: Count = Field(1, description="xpool, t-mass: attention heads of the text-conditioned pooling")
     dropout: Share = Field(0.3, description="xpool, t-mass: dropout of the pooling's last linear branch")
@@ -109,6 +113,9 @@ class HeadSection(Section):
         20, description="t-mass: noise samples per pair; 0: no noise"
     )
     layers: Count = Field(4, description="seqtransf, emcl, wti, uatvr: transformer layers over the frames")
+    hidden: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="wti: width of the tokens' perceptrons, in D; 2: DiffusionRet's first stage"
+    )
     init: Literal["backbone", "random"] = Field(
         "backbone", description="those layers start as CLIP's first text layers, or at random"
     )
@@ -129,6 +136,32 @@ class HeadSection(Section):
     )
     mil_weight: NonNegative = Field(0.01, description="uatvr: weight of the samples' contrastive loss")
     prob_kl_weight: NonNegative = Field(1e-4, description="uatvr: weight of the Gaussians' divergence")
+
+    from_run: str | None = Field(
+        None, description="diffusionret: the finished run that is its first stage; all of it is kept as it is"
+    )
+    base: FirstStage = Field("wti", description="diffusionret: that run's head.kind; wti is the published one")
+    base_alignment: Literal["vae", "kl", "ce", "mse", "none"] = Field(
+        "none", description="diffusionret: that run's alignment.kind"
+    )
+    diffusion_steps: Annotated[int, Field(ge=2, le=1000)] = Field(50, description="diffusionret: T, steps of the noise")
+    sample_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        50, description="diffusionret: steps of the walk back; 1: one look at the candidates"
+    )
+    candidates: Annotated[int, Field(ge=2, le=1000)] = Field(
+        32, description="diffusionret: best of the base that are re-ranked"
+    )
+    samples: Annotated[int, Field(ge=0, le=100)] = Field(
+        1, description="diffusionret: starts of the walk that are averaged; 0: from zeros, without noise"
+    )
+    gen_temperature: PositiveFloat = Field(100.0, description="diffusionret: multiplies predictions in the loss")
+    rerank_weight: NonNegative = Field(1.0, description="diffusionret: weight of the term that re-ranking adds")
+    rerank_temperature: PositiveFloat = Field(1.0, description="diffusionret: multiplies predictions in that term")
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it needs words beside the sentence's feature, which a feature store does not hold."""
+        return (self.base if self.kind == "diffusionret" else self.kind) in WORD_HEADS
 
 
 class CaptionSection(Section):
@@ -234,7 +267,7 @@ class Recipe(Section):
     @property
     def frozen(self) -> bool:
         """Whether the towers are not trained."""
-        return self.backbone.freeze or self.data.features is not None
+        return self.backbone.freeze or self.data.features is not None or self.head.from_run is not None
 
     @model_validator(mode="after")
     def _cache_fits_augmentation(self) -> Recipe:
@@ -242,6 +275,27 @@ class Recipe(Section):
             raise ValueError(
                 "data.cache: memory keeps frames at the backbone's input size, and data.augment: "
                 f"{self.data.augment} needs whole frames; set data.augment=none, or data.cache=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _second_stage_has_a_first(self) -> Recipe:
+        head = self.head
+        if self.task == "retrieval" and head.kind == "diffusionret":
+            if head.from_run is None:
+                raise ValueError(
+                    "head.kind: diffusionret is the second stage of a finished run; name that with "
+                    "head.from_run=runs/NAME (recipes/msrvtt-diffusionret.yaml is the published first stage)"
+                )
+            if self.alignment.kind != "none":
+                raise ValueError(
+                    f"alignment.kind: {self.alignment.kind} could change nothing here: diffusionret trains its "
+                    "denoisers alone; set alignment.kind=none, and train the run of head.from_run with CALM's loss"
+                )
+        elif head.from_run is not None:
+            raise ValueError(
+                f"head.from_run: {head.from_run} would not be used; it is for head.kind=diffusionret in "
+                "task=retrieval, and backbone.weights starts from the towers of a run"
             )
         return self
 
@@ -261,9 +315,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _words_are_at_hand(self) -> Recipe:
-        if self.head.kind in WORD_HEADS and self.task == "retrieval" and self.data.features is not None:
+        if self.head.reads_words and self.task == "retrieval" and self.data.features is not None:
+            key, kind = "head.kind", str(self.head.kind)
+            if kind == "diffusionret":
+                key, kind = "head.base", self.head.base
             raise ValueError(
-                f"head.kind: {self.head.kind} reads words, and a feature store (data.features) holds sentences only; "
+                f"{key}: {kind} reads words, and a feature store (data.features) holds sentences only; "
                 "train from the videos with data.features=null backbone.freeze=true, or use another head"
             )
         return self

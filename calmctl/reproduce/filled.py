@@ -83,8 +83,8 @@ def legend(filled: Filled) -> Iterator[str]:
     seeds, lines = filled.seeds, [line for block in filled.blocks for line in block.lines]
     spread = "mean ± sample standard deviation over them" if len(seeds) > 1 else "one seed has no spread"
     yield f"Seeds {', '.join(map(str, seeds))}: {spread}. Best epoch on validation, never on the test split."
-    if any(block.scorer == "leak-free" for block in filled.blocks):
-        yield "Scorer: leak-free (docs/protocols.md)."
+    if scorers := dict.fromkeys(block.scorer for block in filled.blocks if block.scorer.startswith("leak-free")):
+        yield f"Scorer: {', '.join(scorers)} (docs/protocols.md)."
     if filled.comparisons:
         yield (
             f"vs. base: {NAMES[filled.headline]} minus that of the row it is held against ({_baselines(filled)}). * "
@@ -308,7 +308,7 @@ def _block(
         trained_on,
         tested_on,
         first.protocol,
-        first.scorer,
+        " and ".join(dict.fromkeys(each.scorer for outcomes in here.values() for each in outcomes)),
         first.n_queries,
         len(first.sums.clips),
         first.left_out,

@@ -18,7 +18,7 @@ from calmctl.reproduce.datasets import RecipeKey, Requirement, TableData, look, 
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
 from calmctl.reproduce.outcomes import Outcome, outcomes_of
 from calmctl.reproduce.rows import FIRST_SEED, Table
-from calmctl.reproduce.work import Job, Ledger, jobs_of
+from calmctl.reproduce.work import Job, Ledger, jobs_of, with_first
 from calmctl.runs.run import Run
 from calmctl.runtime import environment
 from calmctl.source.base import SourceSpec
@@ -51,7 +51,7 @@ class Plan:
 
 
 def choose_rows(table: Table, keys: Sequence[str]) -> Table:
-    """The rows of `table` that `keys` name, and those they are compared with; all of them for no keys.
+    """The rows of `table` that `keys` name, those they are compared with or start from; all of them for no keys.
 
     Raises:
         BadInput: A key that no row has.
@@ -60,7 +60,8 @@ def choose_rows(table: Table, keys: Sequence[str]) -> Table:
     for key in keys:
         if key not in known:
             raise BadInput(f"{table.name} has no row {key!r}; it has {', '.join(known)}")
-    wanted = {*keys, *(known[key].baseline for key in keys)}
+    wanted = {*keys, *(known[key].baseline for key in keys)} - {""}
+    wanted |= {known[key].first for key in wanted}
     return replace(table, rows=tuple(row for row in table.rows if row.key in wanted)) if keys else table
 
 
@@ -141,7 +142,9 @@ def measure(
         for row in table.rows:
             for seed in range(seeds):
                 recipe = plan.recipes[table.name, row.key, seed]
-                run = ledger.finished(recipe)
+                first = plan.recipes[table.name, row.first, seed] if row.first else None
+                staged = with_first(recipe, first, ledger)
+                run = None if staged is None else ledger.finished(staged)
                 if run is None:
                     raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
                 folders.setdefault(row.key, []).append(str(run.folder))

@@ -123,8 +123,9 @@ def _world(root: Path, runs: Path, backbone: Run) -> TableData:
 
 
 def _heads() -> Table:
+    words = {f"head.kind={kind}" for kind in (*WORD_HEADS, "diffusionret")}
     rows = [
-        replace(row, overrides=(*row.overrides, *_FROM_VIDEOS)) if row.key.partition("+")[0] in WORD_HEADS else row
+        replace(row, overrides=(*row.overrides, *_FROM_VIDEOS)) if words & set(row.overrides) else row
         for row in head_rows(RECIPE, TESTS)
     ]
     return Table("table1", "Table 1, heads with and without CALM", tuple(rows))

@@ -20,7 +20,7 @@ from calmctl.files import locked, make_folder, read_json, sha256_file, write_jso
 from calmctl.recipe import Recipe
 from calmctl.reproduce.datasets import RecipeKey
 from calmctl.reproduce.rows import Row, Table
-from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity
+from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity, started_from
 from calmctl.runs.run import Run
 from calmctl.source.source import recipe_source
 from calmctl.training.prepare import prepare, recipe_vocabulary
@@ -71,7 +71,7 @@ class Ledger:
 
     def _same(self, identity: RunIdentity, recipe: Recipe, names: tuple[str, ...]) -> bool:
         # A weights file is its content; a pretrained tag is its name, which the recipe's own digest has.
-        weights, now = recipe.backbone.weights, self._records(recipe)
+        weights, now = started_from(recipe), self._records(recipe)
         if now is None or (is_weights_file(weights) and identity.start_file != self._digest(str(weights))):
             return False
         known = [name for name in names if name in now or name in identity.splits]
@@ -112,6 +112,16 @@ class Ledger:
         return self._files[weights]
 
 
+def with_first(recipe: Recipe, first: Recipe | None, ledger: Ledger) -> Recipe | None:
+    """`recipe` as the second stage of the run of `first`, or as it is without one; None while that is not finished."""
+    if first is None:
+        return recipe
+    run = ledger.finished(first)
+    if run is None:
+        return None
+    return recipe.model_copy(update={"head": recipe.head.model_copy(update={"from_run": str(run.folder)})})
+
+
 def digest_of(recipe: Recipe) -> str:
     """`recipe_digest` of a recipe that is not written down yet."""
     return recipe_digest(recipe.model_dump(mode="json"))
@@ -143,6 +153,7 @@ class Job:
         recipe: What is trained.
         state: Whether it is there already.
         run: Its folder, where there is one.
+        first: The recipe of its first stage, where that is not finished yet.
     """
 
     row: Row
@@ -150,6 +161,7 @@ class Job:
     recipe: Recipe
     state: State
     run: Run | None
+    first: Recipe | None = None
 
 
 def jobs_of(tables: Sequence[Table], recipes: Mapping[RecipeKey, Recipe], seeds: int, runs: Path) -> list[Job]:
@@ -168,6 +180,12 @@ def jobs_of(tables: Sequence[Table], recipes: Mapping[RecipeKey, Recipe], seeds:
             digest = "\n".join(map(str, (digest_of(recipe), recipe.anchors.vocabulary, recipe.data.features)))
             if digest in jobs:
                 continue
+            first = recipes[name, row.first, seed] if row.first else None
+            staged = with_first(recipe, first, ledger)
+            if staged is None:
+                jobs[digest] = Job(row, seed, recipe, "new", None, first)
+                continue
+            recipe = staged
             if (run := ledger.finished(recipe)) is not None:
                 jobs[digest] = Job(row, seed, recipe, "finished", run)
             elif (run := ledger.unfinished(recipe)) is not None:
@@ -205,7 +223,9 @@ def work_off(
         goes_on = " goes on" if job.state == "interrupted" else ""
         watcher.stage(f"run {number} of {len(todo)}: {job.recipe.name}{goes_on}")
         started = time.perf_counter()
-        trained = train(job.recipe, runs, resume=job.run, watcher=watcher)
+        recipe = with_first(job.recipe, job.first, Ledger(runs)) if job.first else job.recipe
+        assert recipe is not None  # a first stage stands before its second
+        trained = train(recipe, runs, resume=job.run, watcher=watcher)
         # It served to go on. A finished run does not, and a table has many.
         trained.run.drop_state()
         # What went on would note its second part alone, and estimates would come out short.
@@ -249,7 +269,7 @@ def estimate(jobs: Sequence[Job]) -> Cost:
     """The cost of the jobs that are not finished.
 
     A finished run tells of its row, and of all rows with its head. Of other heads a few steps are timed on the
-    first batch; reading clips and testing come on top of those.
+    first batch; reading clips and testing come on top of those. A second stage cannot begin before its first.
 
     Raises:
         CalmError: A run could not even begin.
@@ -270,12 +290,15 @@ def estimate(jobs: Sequence[Job]) -> Cost:
         # One measurement per head: the losses of alignment change a step by a few per cent.
         if kind in known or kind in measured:
             continue
+        if job.first is not None:
+            notes.append("without the second stages")
+            continue
         measured[kind], used, note = _measure(job.recipe)
         memory = max(memory, used)
         notes.append(note)
     # A finished run is the better measure, because reading and testing are in it.
     per_run = {kind: statistics.mean(values) for kind, values in known.items()} | measured
-    total = sum(per_run[_kind(job.recipe)] for job in todo)
+    total = sum(per_run.get(_kind(job.recipe), 0.0) for job in todo)
     return Cost(total, memory or None, " and ".join(dict.fromkeys(notes)))
 
 

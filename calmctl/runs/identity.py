@@ -23,7 +23,7 @@ from calmctl.data.registry import BENCHMARKS, DATASETS
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_bytes, sha256_file
 from calmctl.recipe import Recipe
-from calmctl.runs.run import IDENTITY, ExportedRun, Run
+from calmctl.runs.run import IDENTITY, RUNS, ExportedRun, Run, find_run
 from calmctl.tensors import read_metadata
 from calmctl.words import counted
 
@@ -32,6 +32,7 @@ _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "data": ("root", "annotations", "videos", "features", "workers", "timeout_s"),
     "anchors": ("vocabulary",),
     "backbone": ("weights",),
+    "head": ("from_run",),
     "optim": ("log_every", "save_every"),
 }
 """Keys that say where, how often and under which name: what lies there has a digest of its own."""
@@ -46,7 +47,7 @@ class RunIdentity:
     Attributes:
         recipe: `recipe_digest`.
         vocabulary: Digest of the anchors.
-        start_file: SHA-256 of the weights file it started from, "" where that was a tag or nothing.
+        start_file: SHA-256 of the weights file it started from (`started_from`), "" where that was a tag or nothing.
         start: SHA-256 of the towers' parameters that it started from.
         splits: Its data.
         ancestors: The training splits of the weights it started from, and of those that they started from.
@@ -101,9 +102,20 @@ def is_weights_file(weights: str | None) -> bool:
     return weights is not None and Path(weights).suffix == ".safetensors"
 
 
+def started_from(recipe: Recipe) -> str | None:
+    """The weights that a training starts from: those of its first stage where it has one, else `backbone.weights`.
+
+    Raises:
+        RunNotFound: There is no run at `head.from_run`.
+    """
+    if recipe.head.from_run is None:
+        return recipe.backbone.weights
+    return str(find_run(recipe.head.from_run, RUNS).weights("slim"))
+
+
 def identify(recipe: Recipe, vocabulary: Vocabulary, start: str, splits: Mapping[str, SplitRecord]) -> RunIdentity:
     """The identity of a training that is about to begin; `start` is the digest of its towers' parameters."""
-    weights = recipe.backbone.weights
+    weights = started_from(recipe)
     ancestors: tuple[SplitRecord, ...] = ()
     unknown: tuple[str, ...] = ()
     if lineage := weights_lineage(weights):

@@ -41,6 +41,8 @@ WEIGHTS = {"best": "best on validation", "last": "last epoch", "slim": "best on 
 """The weights files of a run, and what to call what they evaluate to."""
 IDENTITY = "identity"
 """Where run.json and the metadata of weights have what the training was made of (`runs/identity.py`)."""
+RUNS = Path("runs")
+"""Where a recipe's `head.from_run` is looked for that is no path."""
 PINNED = "default"
 """`ln -s msrvtt-001 runs/default` pins a run. A link and no setting (our choice): it lies beside the runs, `ls` shows
 where it leads, it goes with the folder, and it is a name for --run already."""
@@ -293,6 +295,9 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
             "data": data.model_copy(update=places),
             "backbone": backbone.model_copy(update=names),
             "anchors": recipe.anchors.model_copy(update={"vocabulary": Path(recipe.anchors.vocabulary).name}),
+            "head": recipe.head.model_copy(
+                update={"from_run": None if recipe.head.from_run is None else Path(recipe.head.from_run).name}
+            ),
         }
     )
     return {"recipe": portable.model_dump(mode="json"), "vocabulary": format_vocabulary(vocabulary)}

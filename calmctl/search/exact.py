@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from calmctl.errors import BadInput, RunFailed
 from calmctl.files import write_bytes
 from calmctl.model.backbone import FeatureAdapter
-from calmctl.model.heads.base import FusionHead, ProbedHead
+from calmctl.model.heads.base import FusionHead, ProbedHead, Reranker
 from calmctl.model.heads.meanp import mean_video
 from calmctl.search.rows import (
     About,
@@ -67,7 +67,8 @@ class Judge:
 
     def __init__(self, head: FusionHead, adapter: FeatureAdapter | None) -> None:
         # A copy, because the model goes on in float32 where it is.
-        self._head: Any = deepcopy(head).cpu().double().eval() if isinstance(head, nn.Module) else head
+        self._whole: Any = deepcopy(head).cpu().double().eval() if isinstance(head, nn.Module) else head
+        self._head = scoring_head(self._whole)
         self._adapter = None if adapter is None else deepcopy(adapter).cpu().double()
 
     @torch.inference_mode()
@@ -78,6 +79,14 @@ class Judge:
         found: np.ndarray = torch.cat(parts, 1).numpy()
         return found
 
+    @torch.inference_mode()
+    def reranked(self, texts: Tensor, frames: Tensor, scores: np.ndarray, *, by_text: bool = True) -> np.ndarray:
+        """Scores float64 [N_t, n] of a head that re-ranks, from those of `scores`; arguments likewise."""
+        rerank = self._whole.rerank_videos if by_text else self._whole.rerank_texts
+        frames = adapted(frames.cpu().double(), self._adapter)
+        found: np.ndarray = rerank(texts.cpu().double(), frames, torch.from_numpy(scores)).numpy()
+        return found
+
     def _part(self, texts: Tensor, frames: Tensor) -> Tensor:
         scores: Tensor
         if isinstance(self._head, ProbedHead):
@@ -86,6 +95,23 @@ class Judge:
         else:
             scores = self._head.score(texts, self._head.video_table(frames))
         return scores
+
+
+def scoring_head(head: Any) -> Any:
+    """The head whose scores a search goes by: where a head re-ranks, its first stage."""
+    return head.base if isinstance(head, Reranker) else head
+
+
+def rerank(index: SearchIndex, judge: Judge, text: Tensor, best: Best, candidates: int) -> Best:
+    """The best clips of one query with the first `candidates` in a new order, and the rest behind them as they are."""
+    positions, scores = np.array(best.positions[:candidates]), np.array(best.scores[:candidates])
+    if not len(positions):
+        return best
+    new = judge.reranked(text[None], index.frames.rows(positions), scores[None])[0]
+    order = np.lexsort((positions, -new.round(12)))
+    return Best(
+        (*positions[order].tolist(), *best.positions[candidates:]), (*new[order].tolist(), *best.scores[candidates:])
+    )
 
 
 def search_exact(

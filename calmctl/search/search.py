@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from torch import Tensor
 from calmctl.errors import BadInput
 from calmctl.explain.anchors import compare, worth_saying
 from calmctl.explain.explainer import Explainer
-from calmctl.model.heads.base import FusionHead
+from calmctl.model.heads.base import FusionHead, Reranker
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.samples import Clip, LeftOut
 from calmctl.search.collection import WAITING, Collection, times_of
@@ -27,6 +27,8 @@ from calmctl.search.exact import (
     Recall,
     measure_recall,
     open_graph,
+    rerank,
+    scoring_head,
     search_exact,
     search_two_stage,
 )
@@ -50,7 +52,7 @@ class Hit:
 
     Attributes:
         rank: From 1.
-        score: The head's cosine, in float64.
+        score: The head's cosine, in float64; re-ranked where the head does that.
         clip: Its id.
         file: Where it lies; None where only its features are known.
         start_s: When the clip begins by its file's own clock, as a player shows it; from the file's first frame where
@@ -59,6 +61,7 @@ class Hit:
         shared: The strongest shared anchors; None where they were not asked for.
         neighbours: Windows that overlap or adjoin this one and score less: the same moment, so no hits of their own.
         begins_s: When the file's first frame is shown by that clock.
+        base_score: The score before re-ranking; None where the head does not re-rank.
     """
 
     rank: int
@@ -70,10 +73,16 @@ class Hit:
     shared: tuple[Shared, ...] | None = None
     neighbours: int = 0
     begins_s: float = 0.0
+    base_score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for programs."""
-        return {**asdict(self), "file": None if self.file is None else str(self.file)}
+        return {**without_base(self), "file": None if self.file is None else str(self.file)}
+
+
+def without_base(hit: Any) -> dict[str, Any]:
+    """A hit's fields, without the score before re-ranking where there was none."""
+    return {name: each for name, each in asdict(hit).items() if name != "base_score" or each is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +124,7 @@ class Found:
             "unit": self.unit,
             "method": self.method,
             "answers": [
-                {
-                    "query": answer.query,
-                    "hits": [
-                        {**asdict(hit), "file": None if hit.file is None else str(hit.file)} for hit in answer.hits
-                    ],
-                }
-                for answer in self.answers
+                {"query": answer.query, "hits": [hit.to_json() for hit in answer.hits]} for answer in self.answers
             ],
             "left_out": {clip.id: clip.reason for clip in self.left_out},
         }
@@ -168,8 +171,8 @@ class Search:
         Raises:
             BadInput: `approximate` without usearch.
         """
-        texts = self._texts(queries)
-        asked = self._asked(top)
+        texts, head = self._texts(queries), self.seeker.model.head
+        asked = self._asked(max(top, head.candidates) if isinstance(head, Reranker) else top)
         if approximate:
             best = self._two_stage(texts, asked, candidates)
             some = min(max(asked, candidates), len(self))
@@ -177,7 +180,13 @@ class Search:
         else:
             best = self._exact(texts, asked)
             method = f"exact: the head's score of all {self._size}"
-        return self._found(queries, best, top, method, texts)
+        if not isinstance(head, Reranker):
+            return self._found(queries, best, top, method, texts)
+        before = [dict(zip(each.positions, each.scores, strict=True)) for each in best]
+        pairs = zip(texts, best, strict=True)
+        best = [rerank(self._index, self._judge, text, each, head.candidates) for text, each in pairs]
+        method += f"; its best {min(head.candidates, len(self))} re-ranked (list-wise)"
+        return self._found(queries, best, top, method, texts, before)
 
     def similar(self, clip: Clip, top: int) -> Found:
         """The `top` clips that look most like a video: heads compare sentences with videos, so mean pooling does it.
@@ -233,7 +242,7 @@ class Search:
     def _open(self, head: FusionHead) -> tuple[Scorer, Judge, SearchIndex]:
         model, store = self.seeker.model, self.collection.store
         shape = (store.header.n_frames, store.dim)
-        scorer = choose_scorer(head, model.adapter, self.seeker.device, shape)
+        scorer = choose_scorer(scoring_head(head), model.adapter, self.seeker.device, shape)
         index = open_index(store, self.collection.shards, scorer, self._progress, self._waiting)
         self.not_kept = self.not_kept or index.not_kept
         return scorer, Judge(head, model.adapter), index
@@ -277,8 +286,15 @@ class Search:
         return Best(tuple(position for position, _, _ in kept), tuple(score for _, score, _ in kept)), beside
 
     def _found(
-        self, queries: Sequence[str], scored: Sequence[Best], top: int, method: str, texts: Tensor | None
+        self,
+        queries: Sequence[str],
+        scored: Sequence[Best],
+        top: int,
+        method: str,
+        texts: Tensor | None,
+        before: Sequence[Mapping[int, float]] | None = None,
     ) -> Found:
+        """Every query's best moments; `before` has the scores before re-ranking, by position."""
         frames, collection = self._index.frames, self.collection
         moments = [self._moments(each, top) for each in scored]
         best = [each for each, _ in moments]
@@ -294,7 +310,8 @@ class Search:
                 clip, (start_s, end_s, begins_s) = collection.clips.get(key), times[position]
                 path = clip.path if clip else None
                 why = shared[rank] if shared else None
-                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s))
+                first = None if before is None else before[number][position]
+                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s, first))
             answers.append(Answer(query, tuple(hits)))
         size, unit = len(frames), collection.unit
         return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)
@@ -356,6 +373,11 @@ class Ranked:
     score: float
     sentence: str
     shared: tuple[Shared, ...] | None = None
+    base_score: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for programs."""
+        return without_base(self)
 
 
 def rank_sentences(seeker: SearchModel, clip: Clip, sentences: Sequence[str], top: int) -> list[Ranked]:
@@ -367,7 +389,11 @@ def rank_sentences(seeker: SearchModel, clip: Clip, sentences: Sequence[str], to
     frames = seeker.video(clip, seeker.n_frames or BARE_FRAMES)
     texts = encode_captions(seeker.model, tuple(sentences), seeker.device)
     # In float64 at once: for one clip no tables are made.
-    scores = Judge(seeker.model.head, seeker.model.adapter).scores(texts, frames)[:, 0]
+    judge = Judge(seeker.model.head, seeker.model.adapter)
+    first = scores = judge.scores(texts, frames)[:, 0]
+    reranks = isinstance(seeker.model.head, Reranker)
+    if reranks:
+        scores = judge.reranked(texts, frames, first[:, None], by_text=False)[:, 0]
     order = np.lexsort((np.arange(len(scores)), -scores.round(12)))[:top].tolist()
     features = seeker.adapted(frames)[0].cpu()
     explainer = seeker.explainer
@@ -377,6 +403,7 @@ def rank_sentences(seeker: SearchModel, clip: Clip, sentences: Sequence[str], to
             float(scores[number]),
             sentences[number],
             None if explainer is None else shared_anchors(explainer, texts[number], features),
+            float(first[number]) if reranks else None,
         )
         for rank, number in enumerate(order, start=1)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ import torch
 from calmctl.anchors.shipped import resolve_vocabulary, subset
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.device import choose_device
-from calmctl.errors import DatasetError
+from calmctl.errors import BadInput, DatasetError, RunFailed
 from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
-from calmctl.runs.identity import RunIdentity, dataset_name, identify, require_unseen, weights_lineage
+from calmctl.runs.checkpoint import load_run
+from calmctl.runs.identity import RunIdentity, dataset_name, identify, require_unseen, started_from, weights_lineage
+from calmctl.runs.run import RUNS, find_run
 from calmctl.source.base import Batches, Source
 from calmctl.source.source import recipe_source
 from calmctl.words import Progress, counted
@@ -48,9 +51,9 @@ class Prepared:
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """The datasets that the weights of this training will have seen, those of `backbone.weights` first."""
+        """The datasets that the weights of this training will have seen, those of what it starts from first."""
         own = dataset_name(self.source.name, self.source.protocol)
-        return tuple(dict.fromkeys((*weights_lineage(self.recipe.backbone.weights), own)))
+        return tuple(dict.fromkeys((*weights_lineage(started_from(self.recipe)), own)))
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its data and anchors."""
@@ -106,11 +109,13 @@ def prepare(recipe: Recipe) -> Prepared:
     for name in ("train", "val"):
         if why := source.absent.get(name):  # before the model is built
             raise DatasetError(why)
-    weights = recipe.backbone.weights  # which may be known to have seen most clips of the test split
-    require_unseen(weights_lineage(weights), recipe.data.dataset, source.protocol, what=f"backbone.weights: {weights}")
+    first = _first_stage(recipe)
+    weights = started_from(recipe)  # which may be known to have seen most clips of the test split
+    what = f"backbone.weights: {weights}" if first is None else f"head.from_run: {recipe.head.from_run}"
+    require_unseen(weights_lineage(weights), recipe.data.dataset, source.protocol, what=what)
     # Between data and model: the start of the weights must not hang on what reading the data has drawn.
     torch.manual_seed(recipe.seed)
-    model = _build(recipe, vocabulary, source)
+    model = _build(recipe, vocabulary, source) if first is None else _build_on(first, recipe, vocabulary)
     # Before the splits are counted: half a store would be told as a split without captions.
     source.require_fit(model, recipe.data.frames)
     _require_splits(recipe, source)
@@ -127,6 +132,73 @@ def _build(recipe: Recipe, vocabulary: Vocabulary, source: Source) -> CalmModel 
         captions = source.split("train").captions if "train" in source.splits else ()
         tokens = training_vocabulary(backbone, captions)
     return build_caption_model(recipe, vocabulary, tokens, backbone)
+
+
+# The second stage of a run: its towers, adapter and head are taken over as they are, and a head around it trains.
+
+
+_SECOND_STAGE = (
+    "kind",
+    "init",
+    "from_run",
+    "base",
+    "base_alignment",
+    "diffusion_steps",
+    "sample_steps",
+    "candidates",
+    "samples",
+    "gen_temperature",
+    "rerank_weight",
+    "rerank_temperature",
+)
+"""Keys of the head that are the second stage's own, or without meaning where weights are taken over."""
+
+
+def _first_stage(recipe: Recipe) -> CalmModel | None:
+    """The model of `head.from_run`; None where a recipe starts from its backbone.
+
+    Raises:
+        CalmError: There is no such run, it is not finished, or it was trained with other keys than the recipe has.
+    """
+    if recipe.head.from_run is None:
+        return None
+    run = find_run(recipe.head.from_run, RUNS)
+    if run.log.exists() and not run.results.exists():
+        raise RunFailed(
+            f"head.from_run: {run.folder} is not finished, and its best epoch may still be another; "
+            f"finish it first: calmctl train --resume {run.folder}"
+        )
+    theirs, head = run.recipe(), recipe.head
+    if theirs.task == "retrieval" and theirs.head.kind == "diffusionret":
+        raise BadInput(f"head.from_run: {run.folder} is a second stage itself; name the first: {theirs.head.from_run}")
+    keys = {
+        "head.base": (head.base, theirs.head.kind),
+        "head.base_alignment": (head.base_alignment, theirs.alignment.kind),
+        "data.frames": (recipe.data.frames, theirs.data.frames),
+        "backbone.model": (Path(recipe.backbone.model).name, Path(theirs.backbone.model).name),
+        "backbone.adapter": (recipe.backbone.adapter, theirs.backbone.adapter),
+    }
+    for name in type(head).model_fields:
+        if name not in _SECOND_STAGE:
+            keys[f"head.{name}"] = (getattr(head, name), getattr(theirs.head, name))
+    if theirs.head.kind == "t-mass":  # whose noise is drawn from it
+        keys["seed"] = (recipe.seed, theirs.seed)
+    if other := [f"{key}={value}" for key, (own, value) in keys.items() if own != value]:
+        raise BadInput(
+            f"head.from_run: a second stage keeps what its first was, and {run.folder} was trained with "
+            f"{' '.join(other)}; set that, or name another run"
+        )
+    return load_run(run, "slim", torch.device("cpu"))
+
+
+def _build_on(first: CalmModel, recipe: Recipe, vocabulary: Vocabulary) -> CalmModel:
+    """A second stage, freshly initialised, around the towers, the adapter and the head of its first."""
+    model = build_model(recipe, vocabulary, first.backbone)
+    model.head.base.load_state_dict(first.head.state_dict())
+    if model.adapter is not None and first.adapter is not None:
+        model.adapter.load_state_dict(first.adapter.state_dict())
+        model.adapter.requires_grad_(False)
+    return model
 
 
 def recipe_vocabulary(recipe: Recipe) -> Vocabulary:

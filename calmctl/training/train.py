@@ -133,7 +133,7 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         },
         **{f"  {note.partition(': ')[0]} captions": note.partition(": ")[2] for note in prepared.cut_captions()},
         "backbone": recipe.backbone.model
-        + (f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights")
+        + _start(recipe)
         + (", frozen" if recipe.frozen else "")
         + "".join(f"; {note}" for note in prepared.model.backbone.notes),
         "head": recipe.head.kind if recipe.task == "retrieval" else _captioner(recipe, prepared),
@@ -173,6 +173,12 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "cost": cost and asdict(cost),
     }
+
+
+def _start(recipe: Recipe) -> str:
+    if recipe.head.from_run is not None:
+        return f", of {recipe.head.from_run}"
+    return f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights"
 
 
 def _captioner(recipe: Recipe, prepared: Prepared) -> str:
@@ -358,7 +364,7 @@ def _test(
     results: list[RetrievalResult | CaptionEvaluation] = []
     for which in ("best", "last"):
         if best_is_last and results:
-            results.append(_relabelled(results[0], WEIGHTS[which]))  # the same weights
+            results += [_relabelled(each, WEIGHTS[which]) for each in results]  # the same weights
             continue
         # From the file, not from memory: what is tested is what is left behind.
         prepared.model = task.load(run, which, prepared.device)
@@ -367,7 +373,7 @@ def _test(
         # `finished` is said here, because the file that tells it comes after the numbers.
         labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
         evaluation = task.evaluate(prepared.model, encoded, labels)
-        results.append(evaluation if isinstance(evaluation, CaptionEvaluation) else evaluation.result)
+        results += [evaluation] if isinstance(evaluation, CaptionEvaluation) else evaluation.results
     return tuple(results)
 
 

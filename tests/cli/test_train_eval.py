@@ -57,7 +57,7 @@ def test_weights_and_scorers(workplace, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "--scorer", "honest"], "leak-free, tmass-released, dual-softmax"),
+        (["eval", "--scorer", "honest"], "leak-free, re-ranked, tmass-released, dual-softmax"),
         (["eval", "--weights", "worst"], "best, last, slim"),
         (["eval", "nothing"], "no run at nothing"),
         (["eval", "--cross", "lsmdc"], "LSMDC"),

@@ -298,3 +298,38 @@ def test_mistakes_are_sentences(table: Table, world: TableData, tmp_path: Path) 
         plan_tables([table], world, tmp_path, seeds=0)
     with pytest.raises(CalmError, match="did you mean"):
         plan_tables([table], world, tmp_path, seeds=1, overrides=("head.drop=0.1",))
+
+
+def test_a_second_stage_follows_its_first(table: Table, world: TableData, runs: Path, tmp_path: Path) -> None:
+    keys = ("head.kind=diffusionret", "head.base=meanp", "head.base_alignment=vae", "alignment.kind=none")
+    more = ("head.from_run=meanp", "head.candidates=3")
+    second = Row("second", "second", table.rows[1].recipe, (*keys, *more), TESTS, "meanp", first="meanp")
+    staged = replace(table, rows=(*table.rows, second))
+    assert [row.key for row in choose_rows(replace(staged, rows=(table.rows[1], second)), ["second"]).rows] == [
+        "meanp",
+        "second",
+    ]
+    nothing = plan_tables([staged], world, tmp_path / "empty", seeds=1)
+    *_, last = nothing.jobs
+    assert last.state == "new" and last.first == nothing.recipes["table9", "meanp", 0]
+    assert estimate([last]).how == "without the second stages"
+
+    folder = Path(shutil.copytree(runs, tmp_path / "runs"))
+    plan = plan_tables([staged], world, folder, seeds=1)
+    assert [(job.row.key, job.state) for job in plan.jobs] == [
+        ("t-mass", "finished"),
+        ("meanp", "finished"),
+        ("second", "new"),
+    ]
+    assert plan.jobs[1].run is not None and plan.jobs[2].recipe.head.from_run == str(plan.jobs[1].run.folder)
+    work_off(plan.jobs, folder)
+    again = plan_tables([staged], world, folder, seeds=1)
+    assert {job.state for job in again.jobs} == {"finished"}
+    (filled,) = measure(again, folder, seeds=1, device=CPU)
+    assert {block.scorer for block in filled.blocks} == {"leak-free and re-ranked (list-wise over 3)"}
+    base, stage = filled.blocks[0].lines[-2:]
+    assert (base.row, stage.row, stage.baseline) == ("meanp", "second", "meanp") and stage.gains
+    # Another first stage is another second one: this one's run is not of it.
+    os.remove(plan.jobs[1].run.weights("slim"))
+    (plan.jobs[1].run.folder / "best.safetensors").unlink()
+    assert plan_tables([staged], world, folder, seeds=1).jobs[-1].first is not None

@@ -25,6 +25,7 @@ def test_rows_resolve_and_differ(table: Table) -> None:
     recipes = {}
     for row in table.rows:
         assert row.baseline in ("", *keys) and row.baseline != row.key
+        assert row.first in ("", *keys[: keys.index(row.key)])  # which is trained before it
         assert len(row.label) <= 20 and row.tests
         recipe = row.resolved(1)
         assert recipe.seed == FIRST_SEED + 1
@@ -43,8 +44,17 @@ def test_table_1_has_every_head_with_and_without_calm(table: Table) -> None:
         plain, calm = rows[head].resolved(0), rows[f"{head}+calm"].resolved(0)
         assert (plain.alignment.kind, calm.alignment.kind) == ("none", "vae")
         assert plain.head == calm.head and plain.optim == calm.optim and plain.data == calm.data
+    for calm, kind in (("", "none"), ("+calm", "vae")):
+        base, stage = rows[f"diffusionret-1{calm}"].resolved(0), rows[f"diffusionret{calm}"].resolved(0)
+        assert rows[f"diffusionret{calm}"].first == f"diffusionret-1{calm}" == stage.head.from_run
+        assert (base.head.kind, base.head.hidden, base.alignment.kind) == ("wti", 2, kind)
+        assert (stage.head.base, stage.head.hidden, stage.head.base_alignment) == ("wti", 2, kind)
+        assert stage.frozen and stage.alignment.kind == "none" and stage.data == base.data
+        assert stage.optim == base.optim and stage.backbone == base.backbone
+    assert rows["diffusionret"].baseline == "diffusionret-1" and rows["diffusionret+calm"].baseline == "diffusionret"
     if table.stand_in:
         return
+    assert rows["diffusionret"].paper_on("msrvtt")["r1"] == 49.0 and not rows["diffusionret-1"].paper_on("msrvtt")
     assert rows["t-mass+calm"].paper_on("didemo") == {"r1": 41.2, "r5": 66.3, "r10": 76.3, "mnr": 16.1}
     assert rows["emcl"].paper_on("lsmdc")["r1"] == 15.2 and not rows["xpool"].paper_on("msrvtt")
 

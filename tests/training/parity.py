@@ -52,6 +52,18 @@ HEADS = {
     "wti": ["head.kind=wti"],
     "uatvr": ["head.kind=uatvr"],
 }
+SECOND_STAGES = {
+    f"diffusionret {base}": [
+        "head.kind=diffusionret",
+        f"head.base={base}",
+        "head.hidden=2",
+        "head.from_run=first",
+        "head.gen_temperature=5",
+        "alignment.kind=none",
+    ]
+    for base in ("wti", "meanp")
+}
+"""Second stages of a first that is not trained: what a step does to the denoisers does not depend on that."""
 CAPTION = [
     "task=caption",
     "caption.width=16",
@@ -79,6 +91,8 @@ def _cases() -> dict[str, Case]:
     for head, keys in HEADS.items():
         cases[f"{head} unequal"] = Case(keys, first=4)
         cases[f"{head} nothing"] = Case(keys, first=6)
+    for name, keys in SECOND_STAGES.items():
+        cases |= {f"{name}{rest}": Case(keys, first) for rest, first in (("", 3), (" unequal", 4), (" nothing", 6))}
     mask = ["head.kind=xpool", "optim.mask_same_clip=true"]
     cases["mask"] = Case(mask)
     cases["mask unequal"] = Case(mask, first=5)

@@ -12,6 +12,7 @@ from calmctl.model.backbone import encode_in_chunks, split_preprocess
 HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "t-mass-support", "emcl", "emcl-gaussian", "wti", "uatvr")
 NAMES = [
     *(f"{head} {kind}" for head in HEADS for kind in ("none", "vae", "kl", "ce", "mse")),
+    *("diffusionret wti", "diffusionret meanp"),
     *("mask", "both directions", "frames", "temperature", "adapter"),
     *("caption smoothed 3", "caption symmetric 3", "caption none", "caption both", "caption kl"),
 ]

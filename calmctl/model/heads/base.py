@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -117,6 +117,38 @@ class FusionHead(Protocol):
 
     def explain(self, text: Tensor, frames: Tensor) -> Compared:
         """What makes the score of one text, [D] or [1 + L, D], and one video's frames [F, D], on their device."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """A head that puts the best candidates of a query in a new order: `score` is that of its first stage.
+
+    The new scores are list-wise: those of a query depend on which candidates there are, but on no other query. Its
+    losses are its own, so that CLIP's scale plays no part in them; `similarities` is also given the batch's `clips`.
+
+    Attributes:
+        base: The first stage, whose scores are leak-free as any head's.
+        candidates: How many of a query's best get a new score.
+    """
+
+    base: Any
+    candidates: int
+
+    def rerank_videos(self, texts: Tensor, frames: Tensor, scores: Tensor) -> Tensor:
+        """Scores [N_t, N_v] for sentences as queries, where `scores` are, from those of the first stage.
+
+        All but the best `candidates` of each row stay what they were, and below those.
+
+        Args:
+            texts: As `score` takes them.
+            frames: [N_v, F, D].
+            scores: [N_t, N_v], of `score`.
+        """
+        ...
+
+    def rerank_texts(self, texts: Tensor, frames: Tensor, scores: Tensor) -> Tensor:
+        """The same for clips as queries: a matrix [N_t, N_v] of its own, whose columns are re-ranked."""
         ...
 
 

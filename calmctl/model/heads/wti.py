@@ -18,23 +18,24 @@ class TokenInteractionHead(nn.Module):
     """Scores 1/2 [ sum_w a_w max_f cos(w, f) + sum_f b_f max_w cos(w, f) ] over the words w and the frames f.
 
     The weights a and b are softmaxes, over a sentence's words and over a video's frames, of a small perceptron
-    each (D, ReLU, 1). It reads texts as [N, 1 + L, D]: the sentence feature, then its words, then rows of zeros
+    each (hidden D, ReLU, 1). It reads texts as [N, 1 + L, D]: the sentence feature, then its words, then rows of zeros
     up to the longest sentence; those take no part, so a score does not depend on the padding.
 
     Args:
         frames: The layers over the frames.
+        hidden: The width of those perceptrons, in D: 2 is the first stage of DiffusionRet.
     """
 
     name = "wti"
     reads = "words"
     rows_are_independent = True
 
-    def __init__(self, frames: FrameTransformer) -> None:
+    def __init__(self, frames: FrameTransformer, *, hidden: int = 1) -> None:
         super().__init__()
         dim = frames.positions.shape[1]
         self.temporal = frames
-        self.word_weight = token_weight(dim)
-        self.frame_weight = token_weight(dim)
+        self.word_weight = token_weight(dim, hidden)
+        self.frame_weight = token_weight(dim, hidden)
 
     def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
         """Scores [B_t, B_v] of texts [B_t, 1 + L, D] and frames [B_v, F, D]; `paired` plays no part."""
@@ -84,13 +85,13 @@ class TokenInteractionHead(nn.Module):
         return F.normalize(frames, dim=-1), self.frame_weight(frames).squeeze(-1).softmax(-1)
 
 
-def token_weight(dim: int) -> nn.Sequential:
-    """A perceptron (D, ReLU, 1) of a token, started as UATVR and DiffusionRet do: nearly equal weights."""
-    hidden, out = nn.Linear(dim, dim), nn.Linear(dim, 1)
-    for layer in (hidden, out):
+def token_weight(dim: int, hidden: int = 1) -> nn.Sequential:
+    """A perceptron (hidden D, ReLU, 1) of a token, started as UATVR and DiffusionRet do: nearly equal weights."""
+    inner, out = nn.Linear(dim, hidden * dim), nn.Linear(hidden * dim, 1)
+    for layer in (inner, out):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return nn.Sequential(hidden, nn.ReLU(), out)
+    return nn.Sequential(inner, nn.ReLU(), out)
 
 
 def is_word(words: Tensor) -> Tensor:
