@@ -46,7 +46,7 @@ from calmctl.words import Progress, counted
 
 Similarity = Literal["cosine", "dot"]
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
-_BLOCK_ELEMENTS = 1 << 24  # scores of a block of rows: 64 MB in float32
+_BLOCK_ELEMENTS = 1 << 23  # scores of a block of rows: 32 MB in float32
 _TILE_ELEMENTS = 1 << 22  # products of vectors at a time, in float64
 Array = NDArray[Any]
 Integers = NDArray[np.int64]
