@@ -43,7 +43,7 @@ def finished(request, tmp_path_factory):
 
 def test_a_run_leaves_everything_behind(finished):
     run = finished.run
-    assert [r.system for r in finished.results] == ["best on validation", "last epoch"]
+    assert [r.labels.system for r in finished.results] == ["best on validation", "last epoch"]
     assert len(finished.validation) == 2
     about = json.loads(run.about.read_text())
     assert about["data"]["train"] == {"clips": 12, "captions": 60, "left_out": 0}
