@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from calmctl.files import write_json
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import load_run
-from calmctl.runs.identity import judge, run_identity, weights_identity
+from calmctl.runs.identity import judge, recipe_digest, require_unchanged, run_identity, weights_identity
 from calmctl.runs.run import Run
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
@@ -188,6 +189,19 @@ def test_other_dates_and_another_place_are_no_change(interrupted: Run, folder: P
         os.utime(path, (1, 1))
     with pytest.raises(Killed):
         train(run.recipe_to_resume(), tmp_path, resume=run, watcher=Stop(0))
+
+
+def test_a_key_that_came_later_is_no_edit(interrupted: Run, folder: Path, tmp_path: Path) -> None:
+    """A run that was begun before recipes had some key goes on; what it has counts, as it stands."""
+    _, run = copied(interrupted, folder, tmp_path)
+    now = run_identity(run)
+    assert now is not None
+    values = json.loads(run.recipe_file.read_text())
+    del values["head"]["extra_frames"]
+    write_json(run.recipe_file, values)
+    require_unchanged(run, replace(now, recipe=recipe_digest(values)), now)
+    with pytest.raises(RunFailed, match="recipe.json was edited"):
+        require_unchanged(run, now, now)
 
 
 def test_a_checkpoint_of_another_run_is_refused(
