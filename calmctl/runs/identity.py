@@ -168,7 +168,7 @@ def require_unchanged(run: Run, before: RunIdentity, now: RunIdentity) -> None:
     """
     faults = []
     # recipe.json as it stands and not through `Recipe`, to which a later version may have added keys.
-    if before.recipe != recipe_digest(read_json(run.recipe_file, what=f"run {run.folder}", error=RunFailed)):
+    if before.recipe != recipe_digest(read_json(run.recipe_file, what=f"run {run.folder}", error=CheckpointError)):
         faults.append("recipe.json was edited")
     if before.vocabulary != now.vocabulary:
         faults.append("its anchors are others")

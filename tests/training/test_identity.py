@@ -200,7 +200,7 @@ def test_a_key_that_came_later_is_no_edit(interrupted: Run, folder: Path, tmp_pa
     del values["head"]["extra_frames"]
     write_json(run.recipe_file, values)
     require_unchanged(run, replace(now, recipe=recipe_digest(values)), now)
-    with pytest.raises(RunFailed, match="recipe.json was edited"):
+    with pytest.raises(RunFailed, match=r"recipe\.json was edited"):
         require_unchanged(run, now, now)
 
 
