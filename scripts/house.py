@@ -91,7 +91,7 @@ def room_edges(modules: dict[str, Module]) -> dict[str, set[str]]:
     return dict(edges)
 
 
-def moves(arguments: list[str]) -> tuple[int, int, int]:
+def moves(arguments: list[str]) -> tuple[Counter[tuple[str, str]], int, int]:
     """Run `calmctl *arguments` and count: calls from one file of ours into another, files, functions."""
     from calmctl.cli.main import main
 
@@ -120,7 +120,7 @@ def moves(arguments: list[str]) -> tuple[int, int, int]:
         pass
     finally:
         sys.setprofile(None)
-    return seen.total(), len({code.co_filename for code in functions}), len(functions)
+    return seen, len({code.co_filename for code in functions}), len(functions)
 
 
 def _dotted(path: Path, package: Path) -> str:
@@ -187,7 +187,9 @@ def _report(modules: dict[str, Module], *, edges: bool) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--trace"]:
-        total, files, functions = moves(sys.argv[2:])
-        print(f"{total} moves between files, {files} files, {functions} functions", file=sys.stderr)
+        pairs, files, functions = moves(sys.argv[2:])
+        print(f"{pairs.total()} moves between files, {files} files, {functions} functions", file=sys.stderr)
+        for (caller, called), count in pairs.most_common(12):
+            print(f"{count:6d}  {Path(caller).stem} -> {Path(called).stem}", file=sys.stderr)
     else:
         _report(read_package(), edges="--edges" in sys.argv)
