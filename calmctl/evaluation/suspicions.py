@@ -241,22 +241,22 @@ def _pairing(survey: Survey) -> Iterable[Suspicion]:
         _, name, own, other, sure = max(better)
         yield Suspicion(
             "transposed" if name == TRANSPOSED else "shifted",
-            f"{name}, or so it looks: the pairs that would then be the true ones stand {other:.2f} standard deviations "
-            f"above their rows' means, and those that the ids say {own:+.2f}; "
+            f"{name}, or so it looks: the pairs that would then be the true ones stand {other:z.2f} standard deviations "
+            f"above their rows' means, and those that the ids say {own:+z.2f}; "
             + ("give --transpose" if name == TRANSPOSED else "compare the order of the ids with that of the scores"),
             {"own": own, "other": other, "standard_errors": sure},
         )
     elif errors < -4.0:
         yield Suspicion(
             "distances",
-            f"true pairs score lower than others, {-mean:.2f} standard deviations below their rows' means: these are "
+            f"true pairs score lower than others, {-mean:z.2f} standard deviations below their rows' means: these are "
             "distances, or a sign is wrong; give --distances",
             {"own": mean, "standard_errors": errors},
         )
     elif errors < _CHANCE:
         yield Suspicion(
             "chance",
-            f"true pairs score like any others ({mean:+.2f} standard deviations from their rows' means, over "
+            f"true pairs score like any others ({mean:+z.2f} standard deviations from their rows' means, over "
             f"{counted(clips, 'clip')}): the ids belong to other rows or columns, or the model has learned nothing; "
             "scores alone cannot tell which",
             {"own": mean, "standard_errors": errors},
@@ -322,7 +322,7 @@ def _filled(survey: Survey) -> Iterable[Suspicion]:
         value = float(distinct[place])
         yield Suspicion(
             "filled",
-            f"{100 * share:.1f} % of the scores are exactly {value:.4g}, and no other value is near as frequent: they "
+            f"{100 * share:z.1f} % of the scores are exactly {value:.4g}, and no other value is near as frequent: they "
             "were not computed, or only the best were kept; ranks behind them mean nothing",
             {"value": value, "share": share},
         )
@@ -377,7 +377,7 @@ def _near_one(survey: Survey) -> Iterable[Suspicion]:
     if low >= -1.001 and high <= 1.001 and len(others) > 100 and others.mean() > 0.9 and others.std() < 0.1:
         yield Suspicion(
             "near one",
-            f"all cosines are near one (wrong pairs {others.mean():.4f}, standard deviation {others.std():.1g}): the "
+            f"all cosines are near one (wrong pairs {others.mean():z.4f}, standard deviation {others.std():.1g}): the "
             "embeddings share one large component; in half precision such scores tie; subtract the mean of the "
             "training set's embeddings, or compute in float32",
             {"mean": float(others.mean()), "std": float(others.std())},
@@ -390,7 +390,7 @@ def _leak_in(survey: Survey) -> Iterable[Suspicion]:
     if found is not None and found["standard_errors"] > 8 and found["share"] > 0.02 + 20 * (1 - found["fit"]) ** 0.5:
         yield Suspicion(
             "leak",
-            f"true pairs score higher than all other scores predict, by {100 * found['share']:.0f} % of their lead, "
+            f"true pairs score higher than all other scores predict, by {100 * found['share']:z.0f} % of their lead, "
             "and wrong pairs do not: the scorer knew which pair is true",
             found,
         )
@@ -454,7 +454,7 @@ def compare_with_embeddings(survey: Survey, recomputed: Callable[[Integers, Inte
         return [
             Suspicion(
                 "other embeddings",
-                f"the scores are not those of these embeddings (correlation of wrong pairs {alike:.2f}): another "
+                f"the scores are not those of these embeddings (correlation of wrong pairs {alike:z.2f}): another "
                 "model's, or rows in another order",
                 evidence,
             )
@@ -463,7 +463,7 @@ def compare_with_embeddings(survey: Survey, recomputed: Callable[[Integers, Inte
         return [
             Suspicion(
                 "leak",
-                f"true pairs score {own.mean():.3g} higher than their embeddings give, {100 * own.mean() / lead:.0f} % "
+                f"true pairs score {own.mean():.3g} higher than their embeddings give, {100 * own.mean() / lead:z.0f} % "
                 "of their lead, and wrong pairs do not: the scorer knew which pair is true",
                 evidence | {"standard_errors": float(min(own.mean() / max(error, 1e-300), 1e6))},
             )
