@@ -241,8 +241,8 @@ def _pairing(survey: Survey) -> Iterable[Suspicion]:
         _, name, own, other, sure = max(better)
         yield Suspicion(
             "transposed" if name == TRANSPOSED else "shifted",
-            f"{name}, or so it looks: the pairs that would then be the true ones stand {other:z.2f} standard deviations "
-            f"above their rows' means, and those that the ids say {own:+z.2f}; "
+            f"{name}, or so it looks: the pairs that would then be the true ones stand {other:z.2f} standard "
+            f"deviations above their rows' means, and those that the ids say {own:+z.2f}; "
             + ("give --transpose" if name == TRANSPOSED else "compare the order of the ids with that of the scores"),
             {"own": own, "other": other, "standard_errors": sure},
         )
@@ -463,8 +463,8 @@ def compare_with_embeddings(survey: Survey, recomputed: Callable[[Integers, Inte
         return [
             Suspicion(
                 "leak",
-                f"true pairs score {own.mean():.3g} higher than their embeddings give, {100 * own.mean() / lead:z.0f} % "
-                "of their lead, and wrong pairs do not: the scorer knew which pair is true",
+                f"true pairs score {own.mean():.3g} higher than their embeddings give, "
+                f"{100 * own.mean() / lead:z.0f} % of their lead, and wrong pairs do not: the scorer knew which pair is true",
                 evidence | {"standard_errors": float(min(own.mean() / max(error, 1e-300), 1e6))},
             )
         ]
