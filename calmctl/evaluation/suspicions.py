@@ -464,7 +464,8 @@ def compare_with_embeddings(survey: Survey, recomputed: Callable[[Integers, Inte
             Suspicion(
                 "leak",
                 f"true pairs score {own.mean():.3g} higher than their embeddings give, "
-                f"{100 * own.mean() / lead:z.0f} % of their lead, and wrong pairs do not: the scorer knew which pair is true",
+                f"{100 * own.mean() / lead:z.0f} % of their lead, and wrong pairs do not: "
+                "the scorer knew which pair is true",
                 evidence | {"standard_errors": float(min(own.mean() / max(error, 1e-300), 1e6))},
             )
         ]
