@@ -33,18 +33,25 @@ settings.load_profile("untimed")
 # Files that take longest, longest first: whoever starts them last leaves one core idle (`make test` prints the ten
 # slowest tests, and these are their files). The others follow in the order of their names.
 LONGEST = (
-    "training/test_distributed.py",
     "training/test_train.py",
     "training/test_interruption.py",
-    "store/test_cluster.py",
-    "test_demo.py",
+    "training/test_distributed.py",
     "reproduce/test_reproduce.py",
-    "captions/test_scorer.py",
-    "cli/test_reproduce.py",
-    "store/test_extract.py",
+    "test_demo.py",
+    "training/test_second_stage.py",
     "training/test_caption_train.py",
+    "captions/test_scorer.py",
+    "cli/test_train_eval.py",
+    "store/test_cluster.py",
+    "runs/test_checkpoint.py",
+    "training/test_heads.py",
+    "training/test_identity.py",
+    "data/test_real_files.py",
+    "evaluation/test_gap_runs.py",
     "test_real_captions.py",
-    "test_real_clips.py",
+    "store/test_extract.py",
+    "cli/test_search.py",
+    "cli/test_reproduce.py",
 )
 
 
