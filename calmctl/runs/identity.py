@@ -167,8 +167,10 @@ def require_unchanged(run: Run, before: RunIdentity, now: RunIdentity) -> None:
         RunFailed: The message says what has changed.
     """
     faults = []
-    # recipe.json as it stands and not through `Recipe`, to which a later version may have added keys.
-    if before.recipe != recipe_digest(read_json(run.recipe_file, what=f"run {run.folder}", error=CheckpointError)):
+    # recipe.json as it stands, and not through `Recipe` alone, to which a later version may have added keys.
+    as_begun = recipe_digest(read_json(run.recipe_file, what=f"run {run.folder}", error=CheckpointError))
+    as_read = recipe_digest(run.recipe().model_dump(mode="json"))
+    if as_begun != before.recipe or now.recipe not in (before.recipe, as_read):
         faults.append("recipe.json was edited")
     if before.vocabulary != now.vocabulary:
         faults.append("its anchors are others")
