@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, full_precision
-from calmctl.model.heads.base import Compared, Similarity, VideoTable, WeightedLoss, WeightedSimilarity
+from calmctl.model.heads.base import Compared, Similarity, WeightedLoss, WeightedSimilarity
 from calmctl.model.heads.meanp import FrameTransformer, text_tower
-from calmctl.model.heads.wti import interaction, is_word, nearest_pairs, score_tokens, token_weight
+from calmctl.model.heads.wti import TokenInteractionHead, interaction, is_word, nearest_pairs
 from calmctl.parallel import SINGLE, World
 
 _STD = 0.02  # of every new matrix and position, as the reference starts them
 
 
-class UATVRHead(nn.Module):
+class UATVRHead(TokenInteractionHead):
     """Scores 1/2 [ sum_w a_w max_f x_w.y_f + sum_f b_f max_w x_w.y_f ] over words and frames, extra tokens among them.
 
         X_t = layers([w + Q, q]), X_v = layers([f + P, p]); to words and frames themselves (w, f) are added again
@@ -46,8 +46,6 @@ class UATVRHead(nn.Module):
     """
 
     name = "uatvr"
-    reads = "words"
-    rows_are_independent = True
     world: World = SINGLE
 
     def __init__(
@@ -61,14 +59,11 @@ class UATVRHead(nn.Module):
         mil_weight: float = 1e-2,
         kl_weight: float = 1e-4,
     ) -> None:
-        super().__init__()
+        super().__init__(layers)
         dim = layers.positions.shape[1]
-        self.temporal = layers
         self.extra_frames = nn.Parameter(_STD * torch.randn(extra_frames, dim))
         self.word_positions = nn.Parameter(_STD * torch.randn(words, dim))
         self.extra_words = nn.Parameter(_STD * torch.randn(extra_words, dim))
-        self.word_weight = token_weight(dim)
-        self.frame_weight = token_weight(dim)
         self.samples, self.mil_weight, self.kl_weight = samples, mil_weight, kl_weight
         self.probability = nn.ModuleDict()
         # Under one name, by which an export for inference leaves them out (`runs/checkpoint.py`).
@@ -130,19 +125,6 @@ class UATVRHead(nn.Module):
             WeightedLoss("mil", self.mil_weight, multiple_instance_loss(video_samples, text_samples)),
             WeightedLoss("kl_prob", self.kl_weight, kl),
         ]
-
-    @torch.no_grad()
-    def video_table(self, frames: Tensor) -> VideoTable:
-        """{"frames": unit tokens [N_v, F + E, D], "weights": b, [N_v, F + E]}: 29 KB per clip at D = 512, F = 12."""
-        with full_precision(frames.device):
-            tokens, weights = self.weighted_frames(frames)
-            return {"frames": tokens, "weights": weights}
-
-    @torch.no_grad()
-    def score(self, texts: Tensor, table: VideoTable) -> Tensor:
-        """Scores [N_t, N_v]."""
-        with full_precision(texts.device):
-            return score_tokens(*self.weighted_words(texts), table)
 
     @torch.no_grad()
     def explain(self, text: Tensor, frames: Tensor) -> Compared:

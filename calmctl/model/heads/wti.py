@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import full_precision
-from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity, pair_blocks
+from calmctl.model.heads.base import Compared, Similarity, VideoTable, WeightedSimilarity, pair_blocks
 from calmctl.model.heads.meanp import FrameTransformer
 
 _PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}  # words x frames numbers a pair
@@ -37,7 +37,7 @@ class TokenInteractionHead(nn.Module):
         self.word_weight = token_weight(dim, hidden)
         self.frame_weight = token_weight(dim, hidden)
 
-    def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[WeightedSimilarity]:
+    def similarities(self, texts: Tensor, frames: Tensor, paired: Tensor) -> list[Similarity]:
         """Scores [B_t, B_v] of texts [B_t, 1 + L, D] and frames [B_v, F, D]; `paired` plays no part."""
         with full_precision(texts.device):
             words, word_weights, real = self.weighted_words(texts)
