@@ -21,6 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
+    import torch
+
     from calmctl.recipe import Recipe
     from calmctl.training.train import Trained
 
@@ -65,6 +67,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests see what a terminal of 80 columns shows; in a pipe without COLUMNS lines stay whole."""
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(scope="session")
+def cuda() -> "torch.device":
+    """The GPU, where there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here; make gpu runs these tests where there is one")
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

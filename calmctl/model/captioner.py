@@ -385,9 +385,9 @@ class CaptionModel(AlignedModel):
         if self.aligns:
             # Nothing but the alignment loss reads the sentences here.
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.teaches_sentences):
-                texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
+                texts, anchors = self.texts_and_anchors(batch.texts)
             with torch.autocast(frames.device.type, enabled=False):
-                self.add_alignment(texts, frames, losses)
+                self.add_alignment(texts, frames, losses, anchors)
         losses.parts["loss"] = losses.total
         return losses
 
