@@ -194,7 +194,7 @@ def captions(
 
     By the run's own score; a list in which nothing fits has a best line, too.
     """
-    from calmctl.data.demo_world import drawn
+    from calmctl.data.locate import drawn
     from calmctl.device import check_device
     from calmctl.samples import Clip as Sample
     from calmctl.search.queries import read_sentences
@@ -289,8 +289,8 @@ def _drawn(where: Path) -> bool:
     Raises:
         DatasetError: There is nothing to search, which is said before a model is asked for.
     """
-    from calmctl.data.demo_world import drawn
     from calmctl.data.folder import FolderClips
+    from calmctl.data.locate import drawn
     from calmctl.files import read_json
     from calmctl.store.format import INDEX
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import io
 import random
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -215,17 +214,6 @@ def plan(seed: int, counts: DemoCounts) -> list[PlannedClip]:
             captions = describe(scene, SHIFTED if shifted else IN_DOMAIN, rng)
             clips.append(PlannedClip(identifier, shifted, split, scene, captions))
     return clips
-
-
-_NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
-
-
-def drawn(names: Sequence[str]) -> bool:
-    """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
-    ours = sum(_NAME.fullmatch(name) is not None for name in names)
-    # Names, because this is asked before any file is opened. Half of them, because demo clips are copied among
-    # others.
-    return ours > 0 and 2 * ours >= len(names)
 
 
 # Drawing the demo's clips: a scene in, RGB frames out, and the frames as an H.264 file.

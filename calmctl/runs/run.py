@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
-from calmctl.data.demo_world import drawn
+from calmctl.data.locate import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
