@@ -191,6 +191,30 @@ def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[
         )
 
 
+def check_places(
+    recipe: Recipe, cross: Sequence[str] | None, root: Path | None, annotations: Path | None, videos: Path | None
+) -> None:
+    """Refuse test sets of which nothing is there, before anything is loaded: in no place of `test_sets` is a folder.
+
+    Raises:
+        DatasetError: As `load_dataset` says it.
+    """
+    from calmctl.data.registry import protocol_for, require_place
+
+    data = recipe.data
+    for name, wanted in _crossed(cross):
+        roots = [root] if root else [Path(data.root), Path("data") / name]
+        require_place(name, roots, protocol_for(recipe.task, name, wanted), annotations, videos)
+    if not cross:
+        annotations, videos = annotations or _path(data.annotations), videos or _path(data.videos)
+        protocol = protocol_for(recipe.task, data.dataset, data.protocol)
+        require_place(data.dataset, [root or Path(data.root)], protocol, annotations, videos)
+
+
+def _path(place: str | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
 def test_sets(
     recipe: Recipe,
     cross: Sequence[str] | None,
