@@ -74,9 +74,10 @@ def test_a_pair_as_json_and_as_a_page(runs, video, tmp_path):
     assert page.read_text().count("<img") == 2 and "wrote" in result.stderr
 
 
-def test_without_a_run_it_is_the_bare_backbone_and_says_so(runs, video):
+def test_without_a_run_it_is_the_bare_backbone_and_says_so(runs, video, tiny_recipe):
     weights = runs / "tiny-001" / "slim.safetensors"
-    result = run("explain", video, "a man", "--backbone", "demo-clip", "--backbone-weights", weights, "--json")
+    backbone = ("--backbone", tiny_recipe().backbone.model, "--backbone-weights", weights)
+    result = run("explain", video, "a man", *backbone, "--json")
     found = json.loads(result.stdout)
     assert found["vocabulary"]["name"] == "charades@1" and len(found["anchors"]) == 157
     assert found["vae"] is None and "nothing was trained" in found["notes"][-1]
