@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types install lock clean
+.PHONY: demo test check lint types site wheel release install lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/calmctl demo
@@ -26,6 +26,18 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# The documentation as a site of its own, in build/site. Its packages have a lock of their own: nobody else needs them.
+site: $(INSTALLED)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# What a release consists of, built and tried where no checkout is; nothing is uploaded.
+release: check site
+	$(MAKE) wheel
+
+wheel: $(INSTALLED)
+	$(BIN)/python scripts/release.py
+
 install: $(INSTALLED)
 	@echo "installed; then: source $(BIN)/activate && calmctl --help"
 
@@ -42,6 +54,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --extra index --extra cluster --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra docs --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements-docs.lock
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -89,7 +89,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# A CLIP of 16 channels: what a tiny training costs is mostly the writing of its weights, 25 MB each time with demo-clip.
+# A CLIP of 16 channels: most of a tiny training is the writing of its weights, 25 MB each time with demo-clip.
 TINY_CLIP = Path(__file__).with_name("tiny-clip.json")
 
 
