@@ -39,7 +39,7 @@ def commands_page() -> str:
         parts.append(f"{'#' * (depth + 1)} {name}\n\n{_prose(command.help or '')}\n")
         rows = [_row(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
         if rows:
-            parts.append("\n".join(["| | | |", "|---|---|---|", *rows]) + "\n")
+            parts.append("\n".join(["| option | what it does | by default |", "|---|---|---|", *rows]) + "\n")
         if getattr(command, "epilog", None):
             parts.append(f"```\n{command.epilog.strip()}\n```\n")
     return "\n".join(parts)
@@ -55,7 +55,7 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _row(parameter: Any) -> str:
     names = ", ".join(f"`{each}`" for each in parameter.opts if each.startswith("-"))
     default = parameter.default
-    told = "" if default in (None, False, ()) or callable(default) else f"default `{default}`"
+    told = "" if default in (None, False, ()) or callable(default) else f"`{default}`"
     cells = (names or f"`{parameter.metavar or parameter.name.upper()}`", getattr(parameter, "help", "") or "", told)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
