@@ -44,10 +44,18 @@ EXAMPLES = options.examples(
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe file, or a shipped recipe's name.",
+            autocompletion=options.complete_recipe,
+        ),
     ] = None,
     overrides: options.Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run.", metavar="RUN")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with this unfinished run.", metavar="RUN", autocompletion=options.complete_run),
+    ] = None,
     dry_run: options.DryRun = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
     as_json: options.Json = False,
@@ -67,7 +75,7 @@ def train(
 
     if (recipe is None) == (resume is None):
         raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
-    former = find_run(str(resume), runs) if resume else None
+    former = find_run(resume, runs) if resume else None
     if former is not None:
         # The run's own recipe and not the file that it came from, which may have changed since.
         resolved = former.recipe_to_resume()
@@ -180,7 +188,12 @@ recipes = typer.Typer(
         "calmctl recipes list", "calmctl recipes keys optim", "calmctl recipes cp msrvtt mine.yaml"
     ),
 )
-Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.", metavar="RECIPE")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped recipe's name, or a path.", metavar="RECIPE", autocompletion=options.complete_recipe
+    ),
+]
 
 
 @recipes.command("list", epilog=options.examples("calmctl recipes list"))

@@ -269,7 +269,17 @@ class Evaluation:
             "captions": list(encoded.captions),
             "owners": encoded.owners.tolist(),
             "ranks": {direction: _plain(ranks) for direction, ranks in self.own_ranks().items()},
+            "rivals": self._rivals(),
         }
+
+    def _rivals(self) -> list[int]:
+        """The wrong clip that each sentence likes best, by number; nothing where there is one clip."""
+        if self.scores.shape[1] < 2:
+            return []
+        wrong, queries = self.scores.copy(), np.arange(len(self.scores))
+        wrong[queries, self.encoded.owners] = -np.inf
+        rivals: list[int] = wrong.argmax(axis=1).tolist()
+        return rivals
 
 
 def _plain(ranks: Ranks) -> dict[str, Any]:

@@ -36,6 +36,8 @@ _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "optim": ("log_every", "save_every"),
 }
 """Keys that say where, how often and under which name: what lies there has a digest of its own."""
+_STARTS = ("anchors.vocabulary", "backbone.weights", "head.from_run")
+"""Those among them that name what a training started from."""
 _HOLDS_TEST_CLIPS_OF = {"msrvtt 9k": "msrvtt full"}
 """Training lists that hold clips of another protocol's test split: 1,990 of 2,990 here (docs/data.md)."""
 
@@ -95,6 +97,15 @@ def recipe_digest(values: Mapping[str, Any]) -> str:
     features, weights = (values.get("data") or {}).get("features"), (values.get("backbone") or {}).get("weights")
     start = "a file" if is_weights_file(weights) else weights
     return sha256_bytes(json.dumps([kept, other, bool(features), start], sort_keys=True).encode())
+
+
+def is_no_result(key: str) -> bool:
+    """Whether a recipe's key, such as "data.root", says where, how often or under which name.
+
+    What a training started from is named by such keys, too, and is part of what its result is.
+    """
+    section, _, name = key.rpartition(".")
+    return name in _NOT_THE_RESULT.get(section, ()) and key not in _STARTS
 
 
 def is_weights_file(weights: str | None) -> bool:

@@ -18,7 +18,7 @@ from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.captions.evaluate import CaptionEvaluation, task_of
 from calmctl.errors import RunFailed
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.runs import labels_of
+from calmctl.evaluation.runs import keep, labels_of
 from calmctl.files import write_json
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
@@ -373,6 +373,7 @@ def _test(
         # `finished` is said here, because the file that tells it comes after the numbers.
         labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
         evaluation = task.evaluate(prepared.model, encoded, labels)
+        keep(run, which, evaluation)  # with each query's rank: two runs can be compared as soon as they are there
         results += [evaluation] if isinstance(evaluation, CaptionEvaluation) else evaluation.results
     return tuple(results)
 
