@@ -59,6 +59,12 @@ def root(version: bool = typer.Option(False, "--version", help="Show the version
         print(f"calmctl {installed('calmctl')}")
         raise typer.Exit
 
+    # Here, because any command may find that a file of a hub is not there yet.
+    from calmctl.cli.artifacts.downloads import DownloadBar
+    from calmctl.hub import watch_downloads
+
+    watch_downloads(DownloadBar())
+
 
 def main() -> None:
     """Run the command line; the process ends with 0 (fine), 1 (a failed run) or 2 (bad usage or bad input)."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,14 +11,13 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import Tensor
 
 from calmctl.errors import CheckpointError
 from calmctl.files import sha256_file
+from calmctl.hub import fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.spec import (
     CLIP_PIXELS,
@@ -71,9 +68,8 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
         # Said by open_clip itself, so known before anything is fetched.
         _check_activation(architecture, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
         repository = _repository(architecture.name, weights, tag)
-        file = _from_hub(architecture.name, weights, repository)
-        revision = file.parent.name if re.fullmatch("[0-9a-f]{40}", file.parent.name) else None
-        origin |= {"tag": weights, "source": repository, "revision": revision}
+        file = fetch(repository, HUB_WEIGHTS, what=f"backbone.weights: {architecture.name} '{weights}'")
+        origin |= {"tag": weights, "source": repository, "revision": revision_of(file)}
         state, _ = load_tensors(file, what="backbone.weights", ours=False)
     else:
         file = Path(weights)
@@ -292,31 +288,3 @@ def _repository(name: str, weights: str, tag: dict[str, Any]) -> str:
             "download it, convert it to .safetensors and give its path"
         )
     return repository
-
-
-def _from_hub(name: str, weights: str, repository: str) -> Path:
-    """The tag's safetensors file: from the local cache, else downloaded."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    # Asked first: the client goes to the network even for a file that it has.
-    cached = try_to_load_from_cache(repository, HUB_WEIGHTS)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        _require_network()
-        return Path(hf_hub_download(repository, HUB_WEIGHTS))
-    except Exception as fault:  # the hub's client raises a different class for every way of being offline
-        raise CheckpointError(
-            f"backbone.weights: {name} '{weights}' is not in the local cache and could not be downloaded "
-            f"({type(fault).__name__}). On a machine with a network: hf download {repository} {HUB_WEIGHTS} "
-            f"{HUB_CONFIG} --local-dir FOLDER; copy both files here, side by side, and set backbone.weights to "
-            "the path of the first"
-        ) from None
-
-
-def _require_network() -> None:
-    """Fail at once where the hub's name does not resolve: its client would retry for most of a minute."""
-    from huggingface_hub.constants import ENDPOINT
-
-    if not getproxies():  # a proxy resolves names itself
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
