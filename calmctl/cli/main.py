@@ -12,7 +12,7 @@ import typer
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
 from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
 from calmctl.cli import eval as evaluation
-from calmctl.cli.artifacts import runs
+from calmctl.cli.artifacts import runs, share
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.errors import CalmError
 
@@ -48,6 +48,8 @@ app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAM
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
 app.command(rich_help_panel=_USE, epilog=caption.EXAMPLES)(caption.caption)
 app.command(rich_help_panel=_USE, epilog=explain.EXAMPLES)(explain.explain)
+app.command(rich_help_panel=_USE, epilog=share.EXPORT_EXAMPLES)(share.export)
+app.command(rich_help_panel=_USE, epilog=share.PUSH_EXAMPLES)(share.push)
 
 
 @app.callback(invoke_without_command=True)

@@ -138,7 +138,7 @@ Run = Annotated[
     str | None,
     typer.Option(
         metavar="RUN",
-        help="A run: its name, folder or slim.safetensors.",
+        help="A run: its name, folder, slim file or hf://OWNER/NAME.",
         rich_help_panel=MODEL,
         autocompletion=complete_run,
     ),
@@ -184,6 +184,7 @@ Cross = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it takes; train nothing.")]
 Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+Licence = Annotated[str | None, typer.Option(help="What may be done with it.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change: optim.epochs=2.")
 ]

@@ -108,6 +108,9 @@ class KeptEvaluation:
 
     def intervals(self, way: str) -> dict[str, Interval]:
         """Intervals over clips of those numbers, as far as the evaluation has them."""
+        if way == "captions":
+            known = (self.result["scores"].get("intervals") or {}).items()
+            return {name: Interval(*(100.0 * bound for bound in bounds)) for name, bounds in known if bounds}
         bounds = (self.result.get("intervals") or {}).get(way) or {}
         return {name: Interval(**bounds[name]) for name in ("r1", "r5", "r10", "mdr", "mnr") if bounds.get(name)}
 
@@ -328,7 +331,7 @@ def _system(members: Sequence[KeptEvaluation], seeds: Sequence[int], base: Seque
             differences[way] = differences_over_seeds([each.sums[way] for each in base], sums)
     more = f" and {counted(len(members) - 1, 'other seed')}" if len(members) > 1 else ""
     return System(
-        name=f"{first.run.folder.name}{more}",
+        name=f"{first.run.name}{more}",
         runs=tuple(str(each.run.folder) for each in members),
         seeds=tuple(seeds),
         metrics=metrics,

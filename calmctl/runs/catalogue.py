@@ -103,7 +103,7 @@ def run_records(root: Path) -> list[RunRecord]:
 
 def run_record(run: Run) -> RunRecord:
     """The record of a run; what cannot be read makes it an "unreadable" one, and raises nothing."""
-    name, folder, size = run.folder.name, str(run.folder), run_bytes(run)
+    name, folder, size = run.name, str(run.folder), sum(files_of(run).values())
     try:
         return _read(run, RunRecord(name=name, folder=folder, state="unfinished", bytes=size))
     except CalmError as fault:
@@ -115,8 +115,7 @@ def run_record(run: Run) -> RunRecord:
 
 
 def _read(run: Run, record: RunRecord) -> RunRecord:
-    # The recipe as it stands and not through `Recipe`: a run of another version is listed, too.
-    values = read_json(run.recipe_file, what=f"run {run.folder}", error=RunNotFound)
+    values = run.recipe_values()
     task, about, trained_on = values.get("task", "retrieval"), run.record(), run.trained_on
     lines = _log(run)
     validated = [line for line in lines if "validation" in line]
@@ -140,7 +139,7 @@ def _read(run: Run, record: RunRecord) -> RunRecord:
         data=trained_on.dataset,
         clips=trained_on.clips,
         missing=trained_on.missing,
-        epoch=len(scores),
+        epoch=len(scores) or int(about.get("epoch", 0)),  # of an export, whose epochs are not told one by one
         epochs=values.get("optim", {}).get("epochs"),
         bytes=record.bytes,
         parameters=about.get("parameters"),
@@ -177,9 +176,14 @@ def kept_evaluations(run: Run) -> list[Path]:
     return sorted(run.evals.glob("*.json"))
 
 
-def run_bytes(run: Run) -> int:
-    """What all files of a run take."""
-    return sum(path.lstat().st_size for path in run.folder.rglob("*") if path.is_file() and not path.is_symlink())
+def files_of(run: Run) -> dict[str, int]:
+    """Bytes of every file of a run, by its path in the folder; of an exported file, itself."""
+    folder = run.folder
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    found = [path for path in paths if path.is_file() and not path.is_symlink()]
+    return {
+        path.relative_to(folder).as_posix() if path != folder else path.name: path.lstat().st_size for path in found
+    }
 
 
 # The best run.

@@ -14,6 +14,7 @@ import typer
 from calmctl.cli import options
 from calmctl.cli.console import (
     Sheet,
+    ask,
     loading,
     note,
     print_json,
@@ -91,7 +92,7 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
     """Show what a run is: its record, recipe, files, and every evaluation that is kept with it."""
     from calmctl.evaluation.compare import read_kept
     from calmctl.recipe import recipe_from_dict
-    from calmctl.runs.catalogue import flat_recipe, kept_evaluations, run_record
+    from calmctl.runs.catalogue import files_of, flat_recipe, kept_evaluations, run_record
     from calmctl.runs.run import find_run
 
     chosen = find_run(run, runs)
@@ -99,17 +100,18 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
     plain = flat_recipe(recipe_from_dict({"name": recipe.name, "data": {"dataset": recipe.data.dataset}}))
     changed = {key: value for key, value in flat_recipe(recipe).items() if value != plain[key]}
     kept = [read_kept(chosen, path) for path in kept_evaluations(chosen)]
-    files = {path.name: path.stat().st_size for path in sorted(chosen.folder.glob("[!.]*")) if path.is_file()}
+    files = {name: size for name, size in files_of(chosen).items() if not name.startswith(".")}
     if as_json:
         evaluations = [{"file": str(each.path), "weights": each.record["weights"], **each.result} for each in kept]
         plain_recipe = recipe.model_dump(mode="json")
         print_json({"run": record.to_json(), "recipe": plain_recipe, "files": files, "evaluations": evaluations})
         return
     out = stdout()
-    out.print(f"[bold]{printable(str(chosen.folder))}[/]", soft_wrap=True)
+    out.print(f"[bold]{printable(chosen.name)}[/]\n[dim]{printable(str(chosen.folder))}[/]", soft_wrap=True)
     facts = section("what it is")
     facts.add_row("task", f"{record.task}: {printable(_recipe(record))}")
-    facts.add_row("trained", f"{_when(record.time)} UTC, {record.progress} epochs, seed {record.seed}")
+    when = f"{_when(record.time)} UTC, " if record.time else ""
+    facts.add_row("trained", f"{when}{record.progress} epochs, seed {record.seed}")
     facts.add_row("data", printable(record.trained_on))
     if record.parameters:
         facts.add_row("model", f"{printable(record.backbone)}, {record.parameters:,} parameters")
@@ -189,7 +191,7 @@ def prune(
     for each in found:
         table.add_row(printable(each.run.folder.name), each.why, _size(each.bytes))
     stdout().print(table)
-    _confirm(f"Remove this, {_size(sum(each.bytes for each in found))}?", yes)
+    ask(f"Remove this, {_size(sum(each.bytes for each in found))}?", yes)
     for each in found:
         remove(each)
     note(f"freed {_size(sum(each.bytes for each in found))}")
@@ -214,7 +216,7 @@ def rm(names: options.RunNames, yes: options.Yes = False, runs: options.Runs = P
     for run in chosen:
         if users := [name for name in dependants(run, others) if name not in {each.name for each in records}]:
             note(f"[yellow]{printable(', '.join(users))} started from {printable(run.folder.name)}[/]")
-    _confirm(f"Remove {counted(len(chosen), 'run')} for good?", yes)
+    ask(f"Remove {counted(len(chosen), 'run')} for good?", yes)
     for run in chosen:
         remove_run(run)
         note(f"removed {printable(str(run.folder))}")
@@ -235,23 +237,10 @@ def _records(root: Path, task: str | None, trained_on: str | None) -> list[RunRe
     return chosen
 
 
-def _confirm(question: str, yes: bool) -> None:
-    """Ask, unless --yes has answered. Raises `BadInput` where nobody can answer."""
-    if yes:
-        return
-    if not _somebody_is_there():
-        raise BadInput(f"nobody is there to be asked: {question} Say --yes to remove it without being asked")
-    typer.confirm(question, abort=True)
-
-
-def _somebody_is_there() -> bool:
-    return sys.stdin.isatty()
-
-
 def _recipe(record: RunRecord) -> str:
     aligned = "" if record.alignment in ("", "none") else f" + {record.alignment}"
     # A folder is called by its recipe and a number, so that its name is said once.
-    recipe = "" if record.name.startswith(f"{record.recipe}-") else f"{record.recipe}: "
+    recipe = "" if f"{record.name}-".startswith(f"{record.recipe}-") else f"{record.recipe}: "
     return f"{recipe}{record.head}{aligned}, {record.backbone}"
 
 

@@ -60,7 +60,7 @@ def test_nothing_is_removed_unasked(place, monkeypatch):
     for arguments in (("runs", "prune"), ("runs", "rm", "tiny-001")):
         refused = call(*arguments)
         assert isinstance(refused.exception, BadInput) and "--yes" in str(refused.exception)
-    monkeypatch.setattr("calmctl.cli.artifacts.runs._somebody_is_there", lambda: True)
+    monkeypatch.setattr("calmctl.cli.console._somebody_is_there", lambda: True)
     asked = call("runs", "rm", "tiny-001", input="n\n")
     assert asked.exit_code == 1 and "for good?" in asked.output and (place / "runs/tiny-001/recipe.json").exists()
     pruned = call("runs", "prune", input="y\n")
