@@ -256,6 +256,9 @@ class Recipe(Section):
     task: Literal["retrieval", "caption"] = Field("retrieval", description="what is trained")
     seed: Seed = Field(24, description="of initialisation, order, dropout and noise")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    init_from: str | None = Field(
+        None, description="a finished run: its towers, adapter and head are where this training starts (train --init)"
+    )
     data: Data
     backbone: BackboneSection = BackboneSection()
     anchors: AnchorsSection = AnchorsSection()
@@ -296,6 +299,14 @@ class Recipe(Section):
             raise ValueError(
                 f"head.from_run: {head.from_run} would not be used; it is for head.kind=diffusionret in "
                 "task=retrieval, and backbone.weights starts from the towers of a run"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> Recipe:
+        if self.init_from is not None and self.head.from_run is not None:
+            raise ValueError(
+                f"init_from: {self.init_from} would not be used; a second stage starts from its first, head.from_run"
             )
         return self
 

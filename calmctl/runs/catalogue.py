@@ -331,8 +331,9 @@ def dependants(run: Run, records: Sequence[RunRecord]) -> list[str]:
         if record.name == run.folder.name or record.state == "unreadable":
             continue
         recipe = Run(Path(record.folder)).recipe()
-        starts = (recipe.backbone.weights, recipe.head.from_run)
-        places = [Path(place).resolve() for place in starts if place is not None]
-        if any(place.is_relative_to(run.folder.resolve()) for place in places):
+        starts = [start for start in (recipe.backbone.weights, recipe.head.from_run, recipe.init_from) if start]
+        # A run is named by its path, or by its name beside the others.
+        places = [place for start in starts for place in (Path(start), run.folder.parent / start)]
+        if any(place.resolve().is_relative_to(run.folder.resolve()) for place in places):
             found.append(record.name)
     return found

@@ -308,12 +308,16 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
             "data": data.model_copy(update=places),
             "backbone": backbone.model_copy(update=names),
             "anchors": recipe.anchors.model_copy(update={"vocabulary": Path(recipe.anchors.vocabulary).name}),
-            "head": recipe.head.model_copy(
-                update={"from_run": None if recipe.head.from_run is None else Path(recipe.head.from_run).name}
-            ),
+            "head": recipe.head.model_copy(update={"from_run": _without_folder(recipe.head.from_run)}),
+            "init_from": _without_folder(recipe.init_from),
         }
     )
     return {"recipe": portable.model_dump(mode="json"), "vocabulary": format_vocabulary(vocabulary)}
+
+
+def _without_folder(run: str | None) -> str | None:
+    """The name of a run; where on a hub it is, is no place of a machine."""
+    return run if run is None or run.startswith(HUB) else Path(run).name
 
 
 def _exported(file: Path) -> Run:
@@ -370,12 +374,14 @@ def places_below(recipe: Recipe, runs: Path) -> Recipe:
 
 def _with_places(recipe: Recipe, rename: Callable[[str], str]) -> Recipe:
     """A recipe in which the places of data, weights and anchors have other names; none of them is an identity."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for section, keys in _PLACES.items():
         values = getattr(recipe, section)
         named = {key: getattr(values, key) for key in keys}
         update = {key: rename(place) for key, place in named.items() if place is not None}
         changed[section] = values.model_copy(update=update)
+    if recipe.init_from is not None and not recipe.init_from.startswith(HUB):
+        changed["init_from"] = rename(recipe.init_from)
     return recipe.model_copy(update=changed)
 
 

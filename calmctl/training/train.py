@@ -176,8 +176,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
 
 
 def _start(recipe: Recipe) -> str:
-    if recipe.head.from_run is not None:
-        return f", of {recipe.head.from_run}"
+    if start := recipe.head.from_run or recipe.init_from:
+        return f", of {start}"
     return f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights"
 
 

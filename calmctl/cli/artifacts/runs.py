@@ -141,7 +141,7 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
 
 @app.command(
     epilog=options.examples(
-        "calmctl runs best --trained-on msrvtt", "calmctl eval $(calmctl runs best --trained-on demo --task retrieval)"
+        "calmctl runs best --trained-on msrvtt", "calmctl runs best --trained-on demo --task caption --json"
     )
 )
 def best(

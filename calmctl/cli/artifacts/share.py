@@ -1,4 +1,4 @@
-"""`calmctl export`, `calmctl push`: a run for others; and `calmctl report`: one page about it."""
+"""`calmctl export`, `calmctl push`: a run for others."""
 
 from __future__ import annotations
 
