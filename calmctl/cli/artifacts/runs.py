@@ -1,4 +1,4 @@
-"""`calmctl runs`: what was trained, what to keep of it; and `calmctl compare`: runs beside one another."""
+"""`calmctl runs`: what was trained, what to keep of it; `compare`: runs beside one another; `report`: a page of one."""
 
 from __future__ import annotations
 
@@ -325,6 +325,38 @@ def compare(
     else:
         for comparison in comparisons:
             print_comparison(comparison)
+
+
+REPORT_EXAMPLES = options.examples(
+    "calmctl report", "calmctl report demo-001 --html report.html", "calmctl report runs/msrvtt-001 --top 30"
+)
+
+
+def report(
+    run: options.RunArgument = None,
+    html: options.Html = None,
+    top: options.Top = 10,
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Write one page about a run, RUN/report.html where no other is named.
+
+    Curves of the training, numbers with intervals, where the right ones rank, the worst failures, the recipe.
+
+    It needs 'calmctl[report]', and what calmctl eval has kept.
+    """
+    from calmctl.files import PAGE, require_output
+    from calmctl.runs.run import describe_choice, find_run
+
+    chosen = find_run(run, runs)
+    if run is None:
+        note(f"reporting {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
+    path = html or (chosen.folder / "report.html" if chosen.folder.is_dir() else Path("report.html"))
+    require_output(path, PAGE)
+    loading(chosen.name)
+    from calmctl.explain.report import write_report
+
+    write_report(chosen, path, top=top)
+    note(f"wrote {printable(str(path))}")
 
 
 def _kept(
