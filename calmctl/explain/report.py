@@ -25,12 +25,12 @@ from calmctl.source.source import open_source
 
 # Colours of the page (templates/style.css) by the ones that matplotlib draws with: so a figure follows a dark scheme.
 _COLOURS = {
-    "#0a6c8f": "var(--video)",
-    "#b05a00": "var(--text)",
-    "#6a4bbc": "var(--hat)",
-    "#17703b": "var(--good)",
-    "#59616b": "var(--soft)",
-    "#dfe2e0": "var(--line)",
+    "#0a6c8f": "video",
+    "#b05a00": "text",
+    "#6a4bbc": "hat",
+    "#17703b": "good",
+    "#59616b": "soft",
+    "#dfe2e0": "line",
 }
 _VIDEO, _TEXT, _HAT, _GOOD, _SOFT, _LINE = _COLOURS
 _LOSSES = ("loss", "task", "rec", "kl", "caption")
@@ -329,5 +329,5 @@ def _svg(drawing: Any, axes: Any, title: str, prefix: str) -> str:
     # Several figures share one page, so their names must differ.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     for drawn, ours in _COLOURS.items():
-        text = text.replace(drawn, ours)
+        text = text.replace(drawn, f"var(--{ours})")
     return text.replace("TITLE", title)
