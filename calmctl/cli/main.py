@@ -12,6 +12,7 @@ import typer
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
 from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
 from calmctl.cli import eval as evaluation
+from calmctl.cli.artifacts import weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.errors import CalmError
 
@@ -35,6 +36,7 @@ app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=reproduce.
 app.add_typer(data.app, name="data", rich_help_panel=_DATA)
 app.command(rich_help_panel=_DATA, epilog=extract.EXAMPLES)(extract.extract)
 app.add_typer(anchors.app, name="anchors", rich_help_panel=_DATA)
+app.add_typer(weights.app, name="weights", rich_help_panel=_DATA)
 app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evaluation.evaluate)
 app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
 app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)

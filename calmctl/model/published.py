@@ -27,13 +27,126 @@ HUB, FOLDER, EMBEDDER, CLIP_EMBEDDER = PUBLISHED
 """The last two, of `model/embedder.py`, give one vector a frame and one vector a clip."""
 CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
-_PREPROCESSING = "preprocessor_config.json"
+_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 _PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin", "model.pt")
 
 
 def usual_weights(model: str) -> str:
     """What `backbone.weights` is where nobody says it: a published model's own, else OpenAI's."""
     return OWN if is_published(model) else "openai"
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """A backbone that is recommended, and what is known of its weights.
+
+    Attributes:
+        model: open_clip's name.
+        weights: Its tag.
+        repository: Where the weights are.
+        revision: The commit that is fetched.
+        sha256: Of the weights' file there; None where it is known to nobody here.
+        parameters: Numbers in both towers, scale and bias; four bytes each.
+        image_size: Height and width of the frames.
+        dim: Width D of the joint space.
+        needs: The extra that it needs.
+        remark: Why one takes it.
+    """
+
+    model: str
+    weights: str
+    repository: str
+    revision: str
+    sha256: str | None
+    parameters: int
+    image_size: int
+    dim: int
+    needs: str | None
+    remark: str
+
+
+# Counts are those of the towers as they are built here (docs/backbones.md has the line that counts). Commits and digests are as
+# others have published them: this table was written where no hub can be reached, so they count as "published" and not
+# as verified. Whoever downloads verifies them: a file with another digest is refused.
+RECOMMENDED = (
+    Recommended(
+        "ViT-B-32-quickgelu",
+        "openai",
+        "timm/vit_base_patch32_clip_224.openai",
+        "a6f597a30f7b82c51704746581f9a4e41421e878",
+        "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
+        151_277_313,
+        224,
+        512,
+        None,
+        "the papers' backbone, and the default",
+    ),
+    Recommended(
+        "ViT-B-16-quickgelu",
+        "openai",
+        "timm/vit_base_patch16_clip_224.openai",
+        "977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+        "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
+        149_620_737,
+        224,
+        512,
+        None,
+        "four times as many patches: the papers' second",
+    ),
+    Recommended(
+        "ViT-L-14-quickgelu",
+        "openai",
+        "timm/vit_large_patch14_clip_224.openai",
+        "18d0535469bb561bf468d76c1d73aa35156c922b",
+        "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
+        427_616_513,
+        224,
+        768,
+        None,
+        "OpenAI's largest at this frame",
+    ),
+    Recommended(
+        "ViT-B-16-SigLIP2",
+        "webli",
+        "timm/ViT-B-16-SigLIP2",
+        "eee10eff6dd8cabae2d7f379d4e8cfcd352030aa",
+        "d0a51069d2fa6c95b371b3bffd2a2c765c1815004798ee99f075290dbca73041",
+        375_187_970,
+        224,
+        768,
+        "hf",
+        "sigmoid-trained, many languages",
+    ),
+    Recommended(
+        "PE-Core-B-16",
+        "meta",
+        "timm/PE-Core-B-16",
+        "0038414f37721c5eafc1a5e0da802d291c909de3",
+        None,
+        447_660_545,
+        224,
+        1024,
+        None,
+        "trained on images, then on videos",
+    ),
+    Recommended(
+        "MobileCLIP2-S0",
+        "dfndr2b",
+        "timm/MobileCLIP2-S0-OpenCLIP",
+        "095906d28bf54d7584dc411e8ffe448f34289e05",
+        "ab91a1a0c4330d6b1913e24d5035dfdea15423316aaec649610c6b1c6ddd0e95",
+        74_835_073,
+        256,
+        512,
+        None,
+        "small and quick; its licence is for research only",
+    ),
+)
+
+
+def recommended(model: str, weights: str) -> Recommended | None:
+    """What is known of a tag that is recommended; None for others."""
+    return next((each for each in RECOMMENDED if (each.model, each.weights) == (model, weights)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +209,9 @@ class Published:
         values = read_json(path, what="backbone.model", error=CheckpointError)
         if path.name == CONFIGS[0]:
             return values, path
-        pixels = self.file(_PREPROCESSING)
+        pixels = self.file(*_PREPROCESSING)
         said = read_json(pixels, what="backbone.model", error=CheckpointError) if pixels else {}
+        said = said.get("image_processor", said) if isinstance(said, dict) else {}
         return clip_of_transformers(values, said, where=str(path)), path
 
     def weights(self) -> Path:

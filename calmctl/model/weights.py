@@ -17,11 +17,11 @@ from torch import Tensor
 
 from calmctl.errors import CheckpointError
 from calmctl.files import read_json, sha256_file
-from calmctl.hub import fetch, revision_of
+from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.convert import in_open_clips_names, looks_like_openai
 from calmctl.model.embedder import load_embedder
-from calmctl.model.published import OWN, Published, is_embedder, tokenizer_digest, tokenizer_folder
+from calmctl.model.published import OWN, Published, is_embedder, recommended, tokenizer_digest, tokenizer_folder
 from calmctl.model.spec import (
     CLIP_PIXELS,
     HUB_CONFIG,
@@ -74,15 +74,14 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
         return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
-    tag = _tag(architecture, weights)
+    tag = tag_of(architecture, weights)
     notes: tuple[str, ...] = ()
     origin: dict[str, str | None] = {"weights": Path(weights).name}
     if tag:
         pixels, file = read_pixels(tag, where=f"the tag {weights}"), Path()
         # Said by open_clip itself, so known before anything is fetched.
         _check_activation(architecture, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
-        repository = _repository(architecture.name, weights, tag)
-        file = fetch(repository, HUB_WEIGHTS, what=f"backbone.weights: {architecture.name} '{weights}'")
+        repository, file = fetch_tag(architecture.name, weights, tag)
         origin |= {"tag": weights, "source": repository, "revision": revision_of(file)}
         state, _ = load_tensors(file, what="backbone.weights", ours=False)
     else:
@@ -91,10 +90,7 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
         if place:
             origin |= {"weights": file.name, "source": place.repository, "revision": revision_of(file)}
         if not file.is_file():
-            raise CheckpointError(
-                f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
-                f"(tags: {', '.join(tags) or 'none'})"
-            )
+            raise _no_tag(architecture, weights)
         state, metadata = load_tensors(file, what="backbone.weights", ours=False)
         if isinstance(metadata.get("backbone"), dict):
             pixels = _pixels_of_ours(architecture, file, metadata)
@@ -264,11 +260,18 @@ def build_unrecorded(model: str, weights: str | None) -> Backbone:
 
 
 def _unrecorded_pixels(architecture: Architecture, weights: object) -> Pixels:
-    tag = _tag(architecture, weights) if isinstance(weights, str) else {}
+    tag = tag_of(architecture, weights) if isinstance(weights, str) else {}
     return read_pixels(tag, where=f"the tag {weights}") if tag else CLIP_PIXELS
 
 
-def _tag(architecture: Architecture, weights: str) -> dict[str, Any]:
+def _no_tag(architecture: Architecture, weights: str) -> CheckpointError:
+    return CheckpointError(
+        f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
+        f"(tags: {', '.join(_tags(architecture)) or 'none'})"
+    )
+
+
+def tag_of(architecture: Architecture, weights: str) -> dict[str, Any]:
     """What open_clip says of a pretrained tag; {} where `weights` is none."""
     from calmctl.model.openclip import open_clip
 
@@ -281,7 +284,7 @@ def _tags(architecture: Architecture) -> dict[str, Pixels]:
     from calmctl.model.openclip import open_clip
 
     names = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.published else []
-    return {name: read_pixels(_tag(architecture, name), where=f"the tag {name}") for name in names}
+    return {name: read_pixels(tag_of(architecture, name), where=f"the tag {name}") for name in names}
 
 
 def _agreed(tags: dict[str, Pixels]) -> Pixels | None:
@@ -365,11 +368,42 @@ def _check_activation(architecture: Architecture, weights: str, trained_with: ob
     )
 
 
-def _repository(name: str, weights: str, tag: dict[str, Any]) -> str:
+def known_tag(architecture: Architecture, weights: str) -> dict[str, Any]:
+    """What open_clip says of a pretrained tag. Raises `CheckpointError` where `weights` is none of the model's."""
+    tag = tag_of(architecture, weights)
+    if not tag:
+        raise _no_tag(architecture, weights)
+    return tag
+
+
+def repository_of(name: str, weights: str, tag: dict[str, Any]) -> str:
+    """The hub's repository of a tag. Raises `CheckpointError` where it is published as a pickle only."""
     repository = str(tag.get("hf_hub", "")).rpartition("/")[0]
     if not repository:
         raise CheckpointError(
             f"backbone.weights: the tag {weights!r} of {name} is published only as a pickle; "
-            "download it, convert it to .safetensors and give its path"
+            "download it, convert it (calmctl weights convert FILE) and give its path"
         )
     return repository
+
+
+def cached_tag(name: str, weights: str, repository: str) -> Path | None:
+    """The weights of a tag in the local cache, None where they are not; nobody is asked."""
+    known = recommended(name, weights)
+    at_known = cached(repository, HUB_WEIGHTS, revision=known.revision) if known else None
+    return cached(repository, HUB_WEIGHTS) or at_known
+
+
+def fetch_tag(name: str, weights: str, tag: dict[str, Any]) -> tuple[str, Path]:
+    """The repository and the weights of a tag: from the local cache, else downloaded at the commit that is known.
+
+    Raises:
+        CheckpointError: It is published as a pickle only.
+        HubError: It cannot be had, or is another file than is known.
+    """
+    repository, known = repository_of(name, weights, tag), recommended(name, weights)
+    what = f"backbone.weights: {name} '{weights}'"
+    file = cached_tag(name, weights, repository)
+    if file is None and known is not None:
+        file = fetch(repository, HUB_WEIGHTS, revision=known.revision, sha256=known.sha256, what=what)
+    return repository, file or fetch(repository, HUB_WEIGHTS, what=what)
