@@ -112,7 +112,7 @@ def cached(repository: str, name: str, *, revision: str | None = None) -> Path |
     """The file where it lies in the cache, None where it does not; nobody is asked."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repository, name, revision=revision)
+    path = try_to_load_from_cache(repository, name, None, revision)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -234,7 +234,7 @@ class _Fetch:
         """See `fetch`."""
         assert self.name is not None
         if is_offline():
-            raise self._error("is not in the local cache, and HF_HUB_OFFLINE forbids to ask", offline=True)
+            raise self._error("HF_HUB_OFFLINE forbids to ask", offline=True)
         blobs = self.folder / "blobs"
         locks = self.folder.parent / ".locks" / self.folder.name
         try:
@@ -359,7 +359,7 @@ class _Fetch:
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         if is_offline():
-            raise self._error("cannot be asked for: HF_HUB_OFFLINE forbids it", offline=True)
+            raise self._error("HF_HUB_OFFLINE forbids to ask", offline=True)
         session: Any = get_session()
         # As it is: a length and a place in the file mean nothing in a compressed answer.
         headers = {**build_hf_headers(), "accept-encoding": "identity"}
@@ -422,7 +422,7 @@ class _Fetch:
         if any("Timeout" in type(reason).__name__ for reason in reasons):
             return self._silent()
         if "OfflineModeIsEnabled" in {type(reason).__name__ for reason in reasons}:
-            return self._error("cannot be asked for: HF_HUB_OFFLINE forbids it", offline=True)
+            return self._error("HF_HUB_OFFLINE forbids to ask", offline=True)
         last = reasons[-1]
         said = (last.strerror if isinstance(last, OSError) else None) or str(last) or type(last).__name__
         return self._error(f"{self.host} cannot be reached ({said})", network=True)
@@ -473,12 +473,16 @@ class _Fetch:
         )
 
     def _wrong(self, found: str) -> HubError:
-        return self._error(f"{found}; nothing of it was kept. Run again, and if that helps not, without HF_ENDPOINT")
+        return self._error(
+            f"{found}; nothing of it was kept. Run again, and if that helps not, without HF_ENDPOINT", came=True
+        )
 
     def _cut(self, have: int, size: int | None, fault: Exception | None) -> HubError:
         why = f" ({fault})" if fault and str(fault) else ""
         whole = f" of {size:,}" if size is not None else ""
-        return self._error(f"the download was cut after {have:,}{whole} bytes{why}; run again: it goes on from there")
+        return self._error(
+            f"the download was cut after {have:,}{whole} bytes{why}; run again: it goes on from there", came=True
+        )
 
     def _cannot_write(self, fault: OSError, size: int | None = None) -> HubError:
         if fault.errno == errno.ENOSPC:
@@ -487,10 +491,13 @@ class _Fetch:
             why = f"the disk is full: {need}, {free:,.0f} MB are free in {self.folder}"
         else:
             why = f"the cache {self.folder.parent} cannot be written ({fault.strerror or fault})"
-        return self._error(f"{why}; set HF_HUB_CACHE to another folder")
+        return self._error(f"{why}; set HF_HUB_CACHE to another folder", came=True)
 
-    def _error(self, reason: str, *, network: bool = False, offline: bool = False, mirror: bool = False) -> HubError:
-        """The sentence: what, why, and the ways out that apply."""
+    def _error(
+        self, reason: str, *, network: bool = False, offline: bool = False, mirror: bool = False, came: bool = False
+    ) -> HubError:
+        """The sentence: what, why, and the ways out that apply; `came` where an answer to the request did."""
+        what = f"{self.what}: " if came or self.name is None else f"{self.what} is not in the local cache, and "
         file = self.name or "[FILE]"
         ways = []
         if network or mirror:
@@ -506,7 +513,7 @@ class _Fetch:
         elif network:
             ways.append("with HF_HUB_OFFLINE=1 nobody is asked")
         return HubError(
-            f"{self.what}: {reason}" + ("." if ways else "") + "".join(f" {way[0].upper()}{way[1:]}." for way in ways)
+            f"{what}{reason}" + ("." if ways else "") + "".join(f" {way[0].upper()}{way[1:]}." for way in ways)
         )
 
 

@@ -12,7 +12,7 @@ import typer
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
 from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
 from calmctl.cli import eval as evaluation
-from calmctl.cli.artifacts import runs, share
+from calmctl.cli.artifacts import runs, share, weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.errors import CalmError
 
@@ -37,6 +37,7 @@ app.add_typer(runs.app, name="runs", rich_help_panel=_TRAIN)
 app.add_typer(data.app, name="data", rich_help_panel=_DATA)
 app.command(rich_help_panel=_DATA, epilog=extract.EXAMPLES)(extract.extract)
 app.add_typer(anchors.app, name="anchors", rich_help_panel=_DATA)
+app.add_typer(weights.app, name="weights", rich_help_panel=_DATA)
 app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evaluation.evaluate)
 app.command(rich_help_panel=_NUMBERS, epilog=runs.COMPARE_EXAMPLES)(runs.compare)
 app.command(rich_help_panel=_NUMBERS, epilog=runs.REPORT_EXAMPLES)(runs.report)

@@ -218,8 +218,8 @@ def check_bare(backbone: str | None, weights: str | None) -> None:
     from calmctl.model.spec import check_backbone
     from calmctl.recipe.schema import BackboneSection
 
-    usual = BackboneSection()
-    check_backbone(backbone or usual.model, weights or usual.weights)
+    model = backbone or BackboneSection().model
+    check_backbone(model, weights or BackboneSection(model=model).weights)
 
 
 def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[Path] | None) -> None:

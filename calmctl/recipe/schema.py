@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -23,6 +23,15 @@ FirstStage = Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl",
 """Kinds of heads that are trained from the backbone."""
 WORD_HEADS = frozenset({"wti", "uatvr"})
 """Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
+
+
+PUBLISHED = ("hf-hub:", "local-dir:", "sentence-transformers:", "sentence-transformers-clip:")
+"""What `backbone.model` begins with where it names a published model with its weights (`model/published.py`)."""
+
+
+def is_published(model: str) -> bool:
+    """Whether `backbone.model` names a published model, whose weights are its own."""
+    return model.startswith(PUBLISHED)
 
 
 class Section(BaseModel):
@@ -61,14 +70,32 @@ class Data(Section):
 class BackboneSection(Section):
     """The CLIP model under everything."""
 
-    model: str = Field("ViT-B-32-quickgelu", description="open_clip model name, demo-clip, or a config file")
-    weights: str | None = Field("openai", description="pretrained tag, .safetensors path, or null: from nothing")
+    model: str = Field(
+        "ViT-B-32-quickgelu",
+        description="open_clip model name, demo-clip, a config file, hf-hub:OWNER/NAME, local-dir:FOLDER, or "
+        "sentence-transformers:NAME",
+    )
+    weights: str | None = Field(
+        "openai",
+        description="pretrained tag, .safetensors path, own: what lies beside a published model (its default), or "
+        "null: from nothing",
+    )
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="frames of this height and width: position embeddings are interpolated; null: the model's"
+    )
     freeze: bool = Field(False, description="keep the towers as they are; implied by data.features")
     # Not in the paper, so "none": numbers with it are not CALM's. On frozen towers the loss can change nothing else.
     adapter: Literal["none", "linear"] = Field(
         "none", description="linear: x + Wx on frame and text features, W = 0 at first (our choice)"
     )
     checkpoint_activations: bool = Field(False, description="less memory, more time in the backward pass (18)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_models_have_their_own_weights(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(model := values.get("model"), str) and is_published(model):
+            return {"weights": "own", **values}
+        return values
 
 
 class AnchorsSection(Section):
@@ -87,7 +114,9 @@ class AnchorsSection(Section):
     # Eq. 6 gives no number. At 1 the likeliest of K anchors is hardly likelier than the rest and L_rec nearly constant;
     # 100 is what CLIP was trained to.
     temperature: PositiveFloat | Literal["clip", "learned"] = Field(
-        100.0, description="tau, times the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
+        100.0,
+        description="tau, times the cosines (1); clip: exp(logit_scale) of the backbone, whatever loss trained it, "
+        "detached; learned: from 100",
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
     video: Literal["mean", "frames"] = Field(

@@ -35,6 +35,7 @@ from calmctl.data.demo_world import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
+from calmctl.recipe.schema import PUBLISHED
 from calmctl.words import counted
 
 WEIGHTS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
@@ -294,6 +295,14 @@ def _trained_on(dataset: str, record: Mapping[str, Any]) -> TrainedOn:
     return TrainedOn(dataset, None, 0, shapes)
 
 
+def _without_folder(model: str) -> str:
+    """The name of a backbone without a folder of this machine; OWNER/NAME of a hub stays."""
+    kind = next((kind for kind in PUBLISHED if model.startswith(kind)), "")
+    name = model.removeprefix(kind)
+    on_hub = kind and kind != "local-dir:" and not Path(name).is_dir()
+    return f"{kind}{name if on_hub else Path(name).name}"
+
+
 def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a slim file needs beside its weights to be a run by itself: no path of the machine that trained it."""
     data, backbone = recipe.data, recipe.backbone
@@ -302,7 +311,7 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
     # Names without folders: a path would tell whose machine it was, and leads nowhere on another.
     weights = None if backbone.weights is None else Path(backbone.weights).name
     # Towers may be frozen because features were trained on. An export names no store, so it must say it itself.
-    names = {"model": Path(backbone.model).name, "weights": weights, "freeze": recipe.frozen}
+    names = {"model": _without_folder(backbone.model), "weights": weights, "freeze": recipe.frozen}
     portable = recipe.model_copy(
         update={
             "data": data.model_copy(update=places),
