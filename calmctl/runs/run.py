@@ -317,14 +317,14 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
             "data": data.model_copy(update=places),
             "backbone": backbone.model_copy(update=names),
             "anchors": recipe.anchors.model_copy(update={"vocabulary": Path(recipe.anchors.vocabulary).name}),
-            "head": recipe.head.model_copy(update={"from_run": _without_folder(recipe.head.from_run)}),
-            "init_from": _without_folder(recipe.init_from),
+            "head": recipe.head.model_copy(update={"from_run": _run_name(recipe.head.from_run)}),
+            "init_from": _run_name(recipe.init_from),
         }
     )
     return {"recipe": portable.model_dump(mode="json"), "vocabulary": format_vocabulary(vocabulary)}
 
 
-def _without_folder(run: str | None) -> str | None:
+def _run_name(run: str | None) -> str | None:
     """The name of a run; where on a hub it is, is no place of a machine."""
     return run if run is None or run.startswith(HUB) else Path(run).name
 
