@@ -29,7 +29,7 @@ from typing import Any
 
 from calmctl.anchors.label_lists import read_labels
 from calmctl.anchors.vocabulary import load_vocabulary
-from calmctl.data.msvd import read_pickle
+from calmctl.data.benchmarks.msvd import read_pickle
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import CalmError
 from calmctl.recipe.load import load_recipe

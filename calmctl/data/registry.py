@@ -10,12 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from calmctl.data.benchmark import load_benchmark
-from calmctl.data.didemo import DIDEMO
+from calmctl.data.benchmarks.didemo import DIDEMO
+from calmctl.data.benchmarks.lsmdc import LSMDC
+from calmctl.data.benchmarks.msrvtt import MSRVTT
+from calmctl.data.benchmarks.msvd import MSVD
 from calmctl.data.folder import load_folder
 from calmctl.data.locate import listing
-from calmctl.data.lsmdc import LSMDC
-from calmctl.data.msrvtt import MSRVTT
-from calmctl.data.msvd import MSVD
 from calmctl.errors import DatasetError
 from calmctl.samples import Dataset
 

@@ -9,9 +9,9 @@ import pytest
 
 from calmctl.data.annotations import read_ids, read_object
 from calmctl.data.benchmark import Annotated, Benchmark, differences, split_digest
-from calmctl.data.didemo import DIDEMO, clip_id_of
-from calmctl.data.msrvtt import MSRVTT
-from calmctl.data.msvd import MSVD
+from calmctl.data.benchmarks.didemo import DIDEMO, clip_id_of
+from calmctl.data.benchmarks.msrvtt import MSRVTT
+from calmctl.data.benchmarks.msvd import MSVD
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import DatasetError
 from calmctl.samples import Clip
