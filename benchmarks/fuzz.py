@@ -12,6 +12,7 @@ the folder of clips. Everything else is printed with the seed that makes it agai
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,17 @@ CLIPS = ("a", "b", "video0")
 
 _VIDEOS = [{"video_id": clip, "split": split} for clip, split in zip(CLIPS, ("train", "validate", "test"), strict=True)]
 _SENTENCES = [{"video_id": clip, "caption": f"{clip} does, it"} for clip in CLIPS]
-_MOMENTS = [{"video": f"{clip}.mp4", "description": "first, it"} for clip in CLIPS]
+_MOMENTS = [{"video": f"{clip}.mp4", "description": "first, it", "times": [[0, 0], [1, 2]]} for clip in CLIPS]
+_PARAGRAPHS = [{"video": f"{clip}.mp4", "caption": ["first, it", "then"]} for clip in CLIPS]
+_TIMED = {clip: {"duration": 9.5, "timestamps": [[0, 1.5]], "sentences": [" first, it"]} for clip in CLIPS}
+_RECIPES = {
+    clip: {"subset": subset, "annotations": [{"id": 0, "segment": [0, 5], "sentence": "first, it"}]}
+    for clip, subset in zip(CLIPS, ("training", "validation", "training"), strict=True)
+}
+_SEGMENTS = [
+    {"id": 0, "youtube_id": clip, "segment": [0.0, 5.0], "sentence": "it", "video_path": clip} for clip in CLIPS
+]
+_VATEX = [{"videoID": clip, "enCap": ["one", "two"]} for clip in CLIPS]
 _TOKENS = {clip: [["one", "word"], ["two"]] for clip in CLIPS}
 _LSMDC = "".join(f"{clip}\t0\t1\t0\t1\tSOMEONE does, it\n" for clip in CLIPS).encode()
 _VOCABULARY = b"""schema_version: 1
@@ -77,6 +89,19 @@ WELL_FORMED = {
     "_data.json": json.dumps(_MOMENTS).encode(),
     "_label.csv": b'video_path,text\n/x/a.mp4,"one\ntwo"\n/x/b.mp4,two\n',
     "_list.txt": b"a\nb",
+    "vatex_training_v1.0.json": json.dumps(_VATEX).encode(),
+    "vatex_validation_v1.0.json": json.dumps(_VATEX).encode(),
+    "vatex_public_test_english_v1.1.json": json.dumps(_VATEX).encode(),
+    "_ids.json": json.dumps(CLIPS).encode(),
+    "ref_captions.json": json.dumps({clip: ["one", "two"] for clip in CLIPS}).encode(),
+    "charades_sta_train.txt": b"".join(f"{clip} 0.0 6.9##does, it.\n".encode() for clip in CLIPS),
+    "charades_sta_test.txt": b"".join(f"{clip} 1 2##does, it.\n".encode() for clip in CLIPS),
+    "youcookii_annotations_trainval.json": json.dumps({"database": _RECIPES}).encode(),
+    "anet_ret_train.json": json.dumps(_PARAGRAPHS).encode(),
+    "anet_ret_val_1.json": json.dumps(_PARAGRAPHS).encode(),
+    "val_1.json": json.dumps(_TIMED).encode(),
+    "val_2.json": json.dumps(_TIMED).encode(),
+    "train.json": json.dumps(_TIMED).encode(),
     "captions.csv": b"video,caption,split\na,one,train\nb,two,train\nvideo0,three,test\n",
     "captions.json": json.dumps(_SENTENCES).encode(),
     "captions.jsonl": "\n".join(map(json.dumps, _SENTENCES)).encode(),
@@ -115,9 +140,8 @@ class Reader:
 def readers() -> dict[str, Reader]:
     result = {}
     for name, benchmark in BENCHMARKS.items():
-        for protocol, content in benchmark.protocols.items():
-            files = sorted({file for split in content.files.values() for choice in split for file in choice})
-            result[f"{name} {protocol}".strip()] = Reader(tuple(files), _dataset(name, protocol))
+        for protocol in benchmark.protocols:
+            result[f"{name} {protocol}".strip()] = Reader(tuple(file_names(name, protocol)), _dataset(name, protocol))
     for captions in ("captions.csv", "captions.json", "captions.jsonl"):
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
     result["pickled captions"] = Reader(("raw-captions.pkl",), lambda root, _: read_pickle(root / "raw-captions.pkl"))
@@ -138,8 +162,29 @@ def _dataset(name: str, protocol: str) -> Callable[[Path, Path], Dataset]:
     return lambda root, videos: load_dataset(name, None, protocol=protocol, annotations=root, videos=videos)
 
 
+@cache
 def well_formed(file: str) -> bytes:
+    if file.endswith(".parquet"):
+        return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as parquet; nothing where pyarrow is not there."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return b""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def file_names(name: str, protocol: str) -> list[str]:
+    """The annotation files of a protocol, patterns as the first of several shards."""
+    choices = BENCHMARKS[name].protocols[protocol].files.values()
+    return sorted({file.replace("*", "00000-of-00001") for split in choices for choice in split for file in choice})
 
 
 def mutated(file: str, rng: random.Random) -> bytes | None:
@@ -184,6 +229,7 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[Counter[str], float, l
             for file in reader.files:
                 content = mutated(file, rng) if file in touched else well_formed(file)
                 (root / file).unlink(missing_ok=True)
+                (root / file).parent.mkdir(exist_ok=True)
                 if content is not None:
                     (root / file).write_bytes(content)
             started = time.perf_counter()

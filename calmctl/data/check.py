@@ -263,11 +263,10 @@ def _check_benchmark(
         listed = list_videos(benchmark, where, annotated_splits.values())
         unread = listed.unread
         for split, annotated in annotated_splits.items():
-            files_of = {clip_id: listed.find(clip_id) for clip_id in dict.fromkeys(annotated.clip_ids)}
-            window = annotated.start_s, annotated.end_s
-            # With the protocol's window: decoding is tried on what will be read, not on whole files.
-            clips[split] = [Clip(key, path, *window) for key, path in files_of.items() if isinstance(path, Path)]
-            missing[split] = {key: file.reason for key, file in files_of.items() if isinstance(file, Missing)}
+            # With the protocol's windows: decoding is tried on what will be read, not on whole files.
+            placed = {each: annotated.place(each, listed.find) for each in dict.fromkeys(annotated.clip_ids)}
+            clips[split] = [each for each in placed.values() if isinstance(each, Clip)]
+            missing[split] = {key: each.reason for key, each in placed.items() if isinstance(each, Missing)}
             owner_named = any(map(missing.get, list(missing)[:-1]))  # who has them need only be said once
             findings.append(
                 _videos(split, len(clips[split]), missing[split], None if owner_named else benchmark.owners["clips"])
@@ -317,13 +316,13 @@ def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
     notes = "".join(f"; {note}" for note in annotated.notes)
     # A difference is a fault even if every clip is there: numbers on another split stand beside no published ones.
     if differing := differences(annotated, published):
-        return Finding("split", name, "wrong", "; ".join(differing) + notes)
+        state: Literal["ok", "wrong"] = "ok" if published.reported else "wrong"
+        return Finding("split", name, state, "; ".join(differing) + notes)
     if published.sha256:
         same = f"the published split (SHA-256 {published.sha256[:12]})"
-    elif published.clips is None:
-        same = "as many captions as published"
     else:
-        same = "as many as published"
+        how = "others report" if published.reported else "published"
+        same = f"as many captions as {how}" if published.clips is None else f"as many as {how}"
     return Finding("split", name, "ok", f"{size}: {same}{notes}")
 
 

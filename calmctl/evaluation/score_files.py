@@ -243,7 +243,7 @@ def _read_parquet(path: Path) -> Stored:
         import pyarrow.parquet
     except ImportError:
         raise BadInput(
-            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[cluster]', or save it as .npy or .csv"
+            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]', or save it as .npy or .csv"
         ) from None
     with open_regular(path) as handle:
         try:

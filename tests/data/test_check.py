@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from calmctl.data import benchmark, msvd
+from calmctl.data import benchmark
 from calmctl.data.benchmark import Annotated, Published, split_digest
+from calmctl.data.benchmarks import msvd
 from calmctl.data.check import CheckReport, check_dataset, explain_dataset, overview
 from calmctl.data.registry import BENCHMARKS, DATASETS
 from calmctl.errors import DatasetError

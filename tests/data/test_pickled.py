@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.data import msvd as pickled
+from calmctl.data.benchmarks import msvd as pickled
 from calmctl.data.benchmarks.msvd import read_pickle
 from calmctl.errors import DatasetError
 

@@ -10,10 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from calmctl.data.annotations import read_ids, read_object, read_table, text_fields
+from calmctl.data.annotations import field, read_ids, read_object, read_table, shown, text_fields
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
+from calmctl.errors import DatasetError
+from calmctl.samples import Span
 
 _WINDOW_S = (0.0, 31.0)
+_PIECE_S, _PIECES = 5.0, 6
 
 
 def clip_id_of(file_name: str) -> str:
@@ -65,6 +68,26 @@ def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) 
     )
 
 
+def _read_moments(name: str, files: Mapping[str, Path]) -> Annotated:
+    """Every description with the spans that its annotators chose, each of one piece of 5 s or of several in a row."""
+    path = files[f"{name}_data.json"]
+    captions: list[tuple[str, str]] = []
+    moments: list[tuple[Span, ...]] = []
+    for number, record in enumerate(read_object(path, list)):
+        place = f"{path}: [{number}]"
+        captions.append((clip_id_of(field(record, "video", place)), field(record, "description", place)))
+        chosen = []
+        for pieces in field(record, "times", place, list):
+            match pieces:
+                case [int() as first, int() as last] if 0 <= first <= last < _PIECES:
+                    chosen.append((_PIECE_S * first, _PIECE_S * (last + 1)))
+                case _:
+                    raise DatasetError(f"{place}.times: expected two pieces from 0 to 5, found {shown(str(pieces))}")
+        moments.append(tuple(chosen))
+    clips = list(dict.fromkeys(clip for clip, _ in captions))
+    return Annotated(clips, captions, *_WINDOW_S, moments=moments)
+
+
 def _names(*names: str) -> list[str]:
     return [name.format(split) for split in ("train", "val", "test") for name in names]
 
@@ -109,6 +132,15 @@ DIDEMO = Benchmark(
                 "train": Published(8362, 8362),
                 "val": Published(1062, 1062),
                 "test": Published(1004, 1004, "f09c4d8d70a1a38c1ba6ce25fb020e9922f58973b9c628b7e5d98d9f06a77c13"),
+            },
+        ),
+        "moments": Protocol(
+            files=_files("{0}_data.json"),
+            read=_read_moments,
+            published={
+                "train": Published(None, 33_005, reported=True),
+                "val": Published(1065, 4180, "e3e05884dda5631784e2c3970c279eb55c211bdfd54bb6b34fa0a9c789bb32e1"),
+                "test": Published(1004, 4021, "9e31bfbbab1a8ab6ee666f6f0dcb70a9413cdb281cf7f7c59a0b8360b6457d6f"),
             },
         ),
     },
