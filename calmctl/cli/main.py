@@ -37,6 +37,7 @@ app.command(rich_help_panel=_DATA, epilog=extract.EXAMPLES)(extract.extract)
 app.add_typer(anchors.app, name="anchors", rich_help_panel=_DATA)
 app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evaluation.evaluate)
 app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
+app.command(rich_help_panel=_NUMBERS, epilog=score.CARD_EXAMPLES)(score.card)
 app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)
 app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
 # Names of two words, which `options.Group` resolves.

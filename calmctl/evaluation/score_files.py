@@ -293,12 +293,14 @@ class Pairs:
         videos: For each text id its video's.
         candidates: The videos of the protocol, where one says it; None: those that the scores have.
         also: Other names that texts go by (clip ids, sentences), to the id in `videos`.
+        sentences: Of each text id, where they are known.
     """
 
     name: str
     videos: Mapping[str, str]
     candidates: tuple[str, ...] | None = None
     also: Mapping[str, str] | None = None
+    sentences: Mapping[str, str] | None = None
 
 
 def ids_of(
@@ -415,4 +417,6 @@ def protocol_pairs(name: str, protocol: str | None, root: Path | None, annotatio
         called = [pair[position] for pair in pairs]
         if len(set(called)) == len(called):  # else it does not say which of them is meant
             also |= {each: str(number) for number, each in enumerate(called)}
-    return Pairs(f"{name} {protocol}".strip(), {str(n): clip for n, (clip, _) in enumerate(pairs)}, clips, also)
+    videos = {str(n): clip for n, (clip, _) in enumerate(pairs)}
+    sentences = {str(n): sentence for n, (_, sentence) in enumerate(pairs)}
+    return Pairs(f"{name} {protocol}".strip(), videos, clips, also, sentences)
