@@ -18,10 +18,13 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ from typing import Any
 from calmctl.anchors.label_lists import read_labels
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.benchmarks.msvd import read_pickle
+from calmctl.data.packed import Unpacked, archive_of, list_archive, unpack
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import CalmError
 from calmctl.recipe.load import load_recipe
@@ -78,7 +82,14 @@ head:
 optim: {epochs: 5, lr_head: 1e-5}
 """
 
+_ROWS = json.dumps([{"video": f"DIR/{clip}.mp4", "caption": ["one", "two"]} for clip in CLIPS]).encode()
+
 WELL_FORMED = {
+    **{f"raw_data/didemo_{split}.json": json.dumps(_MOMENTS).encode() for split in ("train", "val", "test")},
+    **{
+        f"{name}_{split}.json": _ROWS for name in ("didemo", "didemo_ret", "msvd") for split in ("train", "val", "test")
+    },
+    **{f"{split}.json": _ROWS for split in ("train_9k", "train_7k", "test_1k", "train9k", "train7k", "test1k")},
     "videodatainfo.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
     "MSRVTT_data.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
     "JSFUSION_test.csv": b"key,vid_key,video_id,sentence\n0,0,a,one\n1,1,b,two\n",
@@ -144,6 +155,8 @@ def readers() -> dict[str, Reader]:
             result[f"{name} {protocol}".strip()] = Reader(tuple(file_names(name, protocol)), _dataset(name, protocol))
     for captions in ("captions.csv", "captions.json", "captions.jsonl"):
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
+    for packed in ("packed.zip", "packed.tar", "packed.parquet"):
+        result[f"unpack, {packed}"] = Reader((packed,), _unpack(packed))
     result["pickled captions"] = Reader(("raw-captions.pkl",), lambda root, _: read_pickle(root / "raw-captions.pkl"))
     result["vocabulary"] = Reader(
         ("vocabulary.yaml",), lambda root, _: load_vocabulary(root / "vocabulary.yaml", check_digest=False)
@@ -152,6 +165,23 @@ def readers() -> dict[str, Reader]:
         result[f"labels, {labels}"] = Reader((labels,), _labels(labels))
     result["recipe"] = Reader(("recipe.yaml",), lambda root, _: load_recipe(root / "recipe.yaml"))
     return result
+
+
+def _unpack(file: str) -> Callable[[Path, Path], Unpacked]:
+    """Unpack into a folder of its own, in which nothing but plain files below it may then lie."""
+
+    def read(root: Path, _: Path) -> Unpacked:
+        out = root.parent / "unpacked" / "here"
+        shutil.rmtree(out.parent, ignore_errors=True)
+        try:
+            list_archive(archive_of(root / file)) if not file.endswith(".parquet") else None
+            return unpack([root / file], out, most_bytes=1 << 20)
+        finally:
+            strays = [path for path in out.parent.rglob("*") if path != out and out not in path.parents]
+            size = sum(path.lstat().st_size for path in out.rglob("*") if not path.is_dir())
+            assert not strays and size < 2 << 20 and not any(path.is_symlink() for path in out.rglob("*"))
+
+    return read
 
 
 def _labels(file: str) -> Callable[[Path, Path], Any]:
@@ -164,9 +194,30 @@ def _dataset(name: str, protocol: str) -> Callable[[Path, Path], Dataset]:
 
 @cache
 def well_formed(file: str) -> bytes:
+    if file.startswith("packed"):
+        return _packed(file)
     if file.endswith(".parquet"):
         return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))
+
+
+def _packed(file: str) -> bytes:
+    """An archive with a video, one with a bad name, and a caption."""
+    members = {"a.mp4": b"video" * 9, "../b.mp4": b"x", "a.txt": b"one, it"}
+    stream = io.BytesIO()
+    if file.endswith(".zip"):
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    elif file.endswith(".tar"):
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    else:
+        return _parquet([{"video": {"bytes": b"video" * 9, "path": "a.mp4"}, "caption": "one, it"}])
+    return stream.getvalue()
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -282,6 +333,7 @@ def main() -> None:
         name: reader for name, reader in readers().items() if not options.only or name.startswith(tuple(options.only))
     }
     signal.signal(signal.SIGALRM, out_of_time)
+    well_formed("data/val-00000-of-00001.parquet")  # its library takes more memory to load than a reader may have
     limit_memory()
     total, failed = 0, False
     print(f"{'reader':<24}{'inputs':>8}{'results':>9}{'our errors':>12}{'else':>6}{'slowest ms':>12}{'peak + MB':>11}")

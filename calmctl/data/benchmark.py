@@ -10,6 +10,7 @@ from pathlib import Path
 
 from calmctl.data.annotations import shown
 from calmctl.data.locate import Missing, Places, VideoFiles, listing, places
+from calmctl.data.packed import find_archives
 from calmctl.errors import DatasetError
 from calmctl.files import sha256_file
 from calmctl.samples import Clip, Dataset, LeftOut, Span, Split
@@ -264,6 +265,7 @@ class Benchmark:
         default_protocol: The one taken where none is named.
         caption_protocol: The one for captioning, which needs all references of every clip; None where any does.
         id_of: Clip id of a video file's name, where that is not the name without its last suffix.
+        copies: Who has each file of another layout, in words; such files are read, and not asked for.
     """
 
     name: str
@@ -274,6 +276,13 @@ class Benchmark:
     default_protocol: str = ""
     caption_protocol: str | None = None
     id_of: Callable[[str], str] | None = None
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, choices: Sequence[Sequence[str]], where: Places) -> list[list[str]]:
+        """The files of its owners to get, one way or another; ways that only ask for more than another are left out."""
+        own = [choice for choice in choices if not any(name in self.copies for name in choice)]
+        ways = [[name for name in choice if where.find(name) is None] for choice in own]
+        return [way for way in ways if not any(set(other) < set(way) for other in ways)]
 
 
 def load_benchmark(
@@ -320,7 +329,7 @@ def load_benchmark(
         n_clips = len({clip_id for split in annotated_splits.values() for clip_id in split.clip_ids})
         raise DatasetError(
             f"{title}: not one of its {n_clips:,} clips is in {listing(where.videos)}; get them from "
-            f"{benchmark.owners['clips']}, or say where they are with --videos"
+            f"{benchmark.owners['clips']}, or say where they are with --videos{_packed(where)}"
         )
     notes = [f"annotations: {listing([f'{file.name} (SHA-256 {sha256_file(file)[:12]})' for file in used])}"]
     for name, split in annotated_splits.items():
@@ -340,6 +349,15 @@ def load_benchmark(
     return Dataset(benchmark.name, protocol_name, Splits(splits, absent), tuple(notes), listed.unread)
 
 
+def _packed(where: Places) -> str:
+    """What to do about archives that lie where clips are looked for, "" where there are none."""
+    archives = find_archives(where.videos)
+    if not archives:
+        return ""
+    lie = "lies" if len(archives) == 1 else "lie"
+    return f"; {listing([each.name for each in archives])} {lie} there packed: see calmctl data unpack --help"
+
+
 def read_splits(
     benchmark: Benchmark, protocol_name: str, where: Places
 ) -> Iterator[tuple[str, Mapping[str, Path], Annotated | DatasetError]]:
@@ -352,15 +370,17 @@ def read_splits(
         # A complete set alone is read: half of one with half of another would be a split that nobody published.
         files = first_complete(choices, where)
         if files is None:
-            ways = missing_ways(choices, where)
+            ways = benchmark.missing(choices, where)
             owners = dict.fromkeys(benchmark.owners[file] for way in ways for file in way)
+            told = any(file in benchmark.copies for choice in choices for file in choice)
+            copies = f"; calmctl data where {benchmark.name} names copies that are read as well" if told else ""
             yield (
                 name,
                 {},
                 DatasetError(
                     f"{title}: no {name} split, because {', or '.join(map(listing, ways))} cannot be found in "
                     f"{listing(where.annotations)}; get it from {', or '.join(owners)}, or say where it is with "
-                    "--annotations"
+                    f"--annotations{copies}"
                 ),
             )
             continue
@@ -380,12 +400,6 @@ def first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str,
         if len(files) == len(choice):
             return files
     return None
-
-
-def missing_ways(choices: Sequence[Sequence[str]], where: Places) -> list[list[str]]:
-    """The files to get, one way or another; ways that only ask for more than another one are left out."""
-    ways = [[name for name in choice if where.find(name) is None] for choice in choices]
-    return [way for way in ways if not any(set(other) < set(way) for other in ways)]
 
 
 def _check_names(split: Annotated, place: str) -> None:

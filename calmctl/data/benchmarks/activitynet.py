@@ -100,12 +100,14 @@ ACTIVITYNET = Benchmark(
     description="ActivityNet Captions: 20,000 videos of 2 min, timed sentences, one paragraph each",
     owners={
         **{f"{split}.json": _OWNER for split in _SHORT},
+        **dict.fromkeys(("train_ids.json", "val_ids.json"), "the CLIP4Clip project (its ActivityNet lists)"),
+        "clips": "the ActivityNet project (a form on its site gives access to all of them)",
+    },
+    copies={
         **{
             f"raw_data/{split}.json": "friedrichor/ActivityNet_Captions on the Hub (the same files)" for split in _SHORT
         },
-        **dict.fromkeys(("train_ids.json", "val_ids.json"), "the CLIP4Clip project (its ActivityNet lists)"),
         **dict.fromkeys(("anet_ret_train.json", "anet_ret_val_1.json"), "the UMT and VindLU projects"),
-        "clips": "the ActivityNet project (a form on its site gives access to all of them)",
     },
     clip_names="v_YOUTUBEID.mp4, or without the v_; any other suffix will do",
     default_protocol="paragraphs",

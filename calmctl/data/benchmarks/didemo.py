@@ -7,10 +7,10 @@ holds another dot, so what precedes the first one is the clip.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from calmctl.data.annotations import field, read_ids, read_object, read_table, shown, text_fields
+from calmctl.data.annotations import field, read_ids, read_object, read_table, row_captions, shown, text_fields
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 from calmctl.errors import DatasetError
 from calmctl.samples import Span
@@ -28,7 +28,7 @@ def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
     """Paragraphs by clip: every description of it, whatever file name it is under; those of a list, if any."""
     # Lists and JSON have one clip under two suffixes, so they meet by what precedes the dot.
     listed = {clip_id_of(file_name): None for file_name in _listed(files)}
-    json_file = files[f"{name}_data.json"]
+    (json_file,) = (path for path in files.values() if path.suffix == ".json")
     return _paragraphs(json_file, lambda file_name: not listed or clip_id_of(file_name) in listed, listed)
 
 
@@ -56,7 +56,7 @@ def _listed(files: Mapping[str, Path]) -> list[str]:
 def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) -> Annotated:
     """One paragraph per clip, of its descriptions under kept file names; listed clips without any come last."""
     descriptions: dict[str, list[str]] = {}
-    for file_name, description in text_fields(read_object(path, list), ["video", "description"], f"{path}: "):
+    for file_name, description in _described(path):
         if keep(file_name):
             descriptions.setdefault(clip_id_of(file_name), []).append(description)
     n_joined = sum(map(len, descriptions.values()))
@@ -68,9 +68,18 @@ def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) 
     )
 
 
+def _described(path: Path) -> Iterator[tuple[str, str]]:
+    """Every file's name and a description: the owners' rows, or those of copies, which have whole paragraphs."""
+    rows = read_object(path, list)
+    if rows and isinstance(rows[0], dict) and "caption" in rows[0] and "description" not in rows[0]:
+        yield from ((name, text) for name, texts in row_captions(path) for text in texts)
+    else:
+        yield from text_fields(rows, ["video", "description"], f"{path}: ")  # type: ignore[misc]
+
+
 def _read_moments(name: str, files: Mapping[str, Path]) -> Annotated:
     """Every description with the spans that its annotators chose, each of one piece of 5 s or of several in a row."""
-    path = files[f"{name}_data.json"]
+    (path,) = files.values()
     captions: list[tuple[str, str]] = []
     moments: list[tuple[Span, ...]] = []
     for number, record in enumerate(read_object(path, list)):
@@ -110,6 +119,13 @@ DIDEMO = Benchmark(
         **dict.fromkeys(_names("didemo_{0}_label.csv"), "the T-MASS project (its data folder)"),
         "clips": "the LocalizingMoments project of Hendricks et al. (which says where to get them)",
     },
+    copies={
+        **dict.fromkeys(
+            _names("didemo_{0}.json", "raw_data/didemo_{0}.json"),
+            "friedrichor/DiDeMo on the Hub, also as VLM2Vec/DiDeMo (copies whose licence nobody states)",
+        ),
+        **dict.fromkeys(_names("didemo_ret_{0}.json"), "the UMT and VindLU projects"),
+    },
     clip_names=(
         "as in the JSON files, whose names have many suffixes and some none; what precedes the first dot counts, so "
         "that re-encoded copies are found"
@@ -117,7 +133,10 @@ DIDEMO = Benchmark(
     default_protocol="official",
     protocols={
         "official": Protocol(
-            files=_files("{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt", "{0}_data.json"),
+            files=_files(
+                *("{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt", "{0}_data.json"),
+                *("raw_data/didemo_{0}.json", "didemo_{0}.json", "didemo_ret_{0}.json"),
+            ),
             read=_read_official,
             published={
                 "train": Published(8392, 8392),
@@ -135,7 +154,7 @@ DIDEMO = Benchmark(
             },
         ),
         "moments": Protocol(
-            files=_files("{0}_data.json"),
+            files=_files("{0}_data.json", "raw_data/didemo_{0}.json"),
             read=_read_moments,
             published={
                 "train": Published(None, 33_005, reported=True),

@@ -62,8 +62,10 @@ VATEX = Benchmark(
             for split in ("train", "val", "test")
         },
         _REFERENCES: "the HGR project (hgr_v2t), or the projects that descend from X-Pool",
-        _HUB_TEST: "lmms-lab/VATEX on the Hub (4,478 of the public test; a copy whose licence nobody states)",
         "clips": "nobody: cut from YouTube by their ids; the VATEX project gives out features",
+    },
+    copies={
+        _HUB_TEST: "lmms-lab/VATEX on the Hub (4,478 of the public test; a copy whose licence nobody states)",
     },
     clip_names=(
         "YOUTUBEID_START_END.mp4, already cut to 10 s, as in the files; or the whole video, YOUTUBEID.mp4, of which "

@@ -54,8 +54,10 @@ YOUCOOK2 = Benchmark(
     description="YouCook2: 14,000 parts of cooking videos, one sentence each",
     owners={
         _OFFICIAL: "the YouCook2 project (University of Michigan)",
-        _HUB: "lmms-lab/YouCook2 on the Hub, copied by VLM2Vec/YouCook2 (copies whose licence nobody states)",
         "clips": "nobody: from YouTube by their ids; or cut already, lmms-lab/YouCook2 on the Hub",
+    },
+    copies={
+        _HUB: "lmms-lab/YouCook2 on the Hub, copied by VLM2Vec/YouCook2 (copies whose licence nobody states)",
     },
     clip_names=(
         "YOUTUBEID.mp4, the whole video, of which each segment is shown; or YOUTUBEID_NUMBER.mp4, cut already; any "
