@@ -42,6 +42,7 @@ app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evalua
 app.command(rich_help_panel=_NUMBERS, epilog=runs.COMPARE_EXAMPLES)(runs.compare)
 app.command(rich_help_panel=_NUMBERS, epilog=runs.REPORT_EXAMPLES)(runs.report)
 app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
+app.command(rich_help_panel=_NUMBERS, epilog=score.CARD_EXAMPLES)(score.card)
 app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)
 app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
 # Names of two words, which `options.Group` resolves.

@@ -12,12 +12,14 @@ import torch
 from calmctl.data.identity import SplitRecord
 from calmctl.data.registry import protocol_for
 from calmctl.errors import BadInput, DatasetError
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.result import HONEST_SCORER, Labels
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
-from calmctl.files import read_json, sha256_file, unused, write_json
+from calmctl.files import read_json, sha256_bytes, sha256_file, unused, write_json
 from calmctl.model.calm import AlignedModel
+from calmctl.model.spec import read_spec
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import (
     judge,
@@ -28,10 +30,11 @@ from calmctl.runs.identity import (
     weights_lineage,
 )
 from calmctl.runs.run import WEIGHTS, Run
-from calmctl.runtime import environment
+from calmctl.runtime import environment, installed_reader
 from calmctl.source.base import SourceSpec
 from calmctl.source.encoding import EncodedSplit
 from calmctl.source.source import open_source
+from calmctl.tensors import read_metadata
 from calmctl.words import Progress, counted
 
 Model = TypeVar("Model", bound=AlignedModel)
@@ -133,7 +136,19 @@ def labels_of(
     trained = (data.dataset, protocol_for(recipe.task, data.dataset, data.protocol))
     if identity is not None:
         trained = (identity.train.dataset, identity.train.protocol)
+    spec = read_spec(read_metadata(weights, what="weights"), source=str(weights))
+    card = Card(
+        frames=data.frames,
+        # Of features nobody knows what decoded them; which features they are is known.
+        reader=f"features {record.features[:12]}" if record.features else installed_reader(),
+        files=sha256_bytes(record.contents.encode()) if record.knows_files else None,
+        pixels=None if spec is None else spec.frame_resize.described(),
+        selection=WEIGHTS[which].partition(",")[0],  # how they were chosen, and not in which file they lie
+        weights=sha256_file(weights),
+        seeds=(recipe.seed,),
+    )
     return Labels(
+        card=card,
         dataset=record.dataset,
         protocol=record.protocol,
         split=record.name,

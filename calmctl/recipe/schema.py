@@ -44,7 +44,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where clips and captions come from."""
 
-    dataset: str = Field(description="msrvtt, msvd, didemo, lsmdc, demo, demo-shifted, or folder")
+    dataset: str = Field(description="folder, or a data set of calmctl data where")
     protocol: str | None = Field(None, description="the published protocol, e.g. 9k or 7k; null: its default")
     root: str = Field("data", description="folder that holds annotations and videos")
     annotations: str | None = Field(None, description="folder of the annotation files, when not under root")

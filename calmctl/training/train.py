@@ -380,9 +380,8 @@ def _test(
 
 def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> RetrievalResult | CaptionEvaluation:
     if isinstance(result, CaptionEvaluation):
-        labels = replace(result.result.labels, system=system)
-        return replace(result, result=replace(result.result, labels=labels))
-    return replace(result, labels=replace(result.labels, system=system))
+        return replace(result, result=replace(result.result, labels=result.result.labels.of_system(system)))
+    return replace(result, labels=result.labels.of_system(system))
 
 
 def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:
