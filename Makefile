@@ -52,7 +52,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # The lock covers Linux, macOS and Windows, Python 3.11 and newer, with a hash for every file and no addresses.
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --extra index --extra cluster --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --extra index --extra cluster --extra report --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra docs --constraint requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements-docs.lock

@@ -12,24 +12,30 @@ the folder of clips. Everything else is printed with the seed that makes it agai
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from calmctl.anchors.label_lists import read_labels
 from calmctl.anchors.vocabulary import load_vocabulary
-from calmctl.data.msvd import read_pickle
+from calmctl.data.benchmarks.msvd import read_pickle
+from calmctl.data.packed import Unpacked, archive_of, list_archive, unpack
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import CalmError
 from calmctl.recipe.load import load_recipe
@@ -41,7 +47,17 @@ CLIPS = ("a", "b", "video0")
 
 _VIDEOS = [{"video_id": clip, "split": split} for clip, split in zip(CLIPS, ("train", "validate", "test"), strict=True)]
 _SENTENCES = [{"video_id": clip, "caption": f"{clip} does, it"} for clip in CLIPS]
-_MOMENTS = [{"video": f"{clip}.mp4", "description": "first, it"} for clip in CLIPS]
+_MOMENTS = [{"video": f"{clip}.mp4", "description": "first, it", "times": [[0, 0], [1, 2]]} for clip in CLIPS]
+_PARAGRAPHS = [{"video": f"{clip}.mp4", "caption": ["first, it", "then"]} for clip in CLIPS]
+_TIMED = {clip: {"duration": 9.5, "timestamps": [[0, 1.5]], "sentences": [" first, it"]} for clip in CLIPS}
+_RECIPES = {
+    clip: {"subset": subset, "annotations": [{"id": 0, "segment": [0, 5], "sentence": "first, it"}]}
+    for clip, subset in zip(CLIPS, ("training", "validation", "training"), strict=True)
+}
+_SEGMENTS = [
+    {"id": 0, "youtube_id": clip, "segment": [0.0, 5.0], "sentence": "it", "video_path": clip} for clip in CLIPS
+]
+_VATEX = [{"videoID": clip, "enCap": ["one", "two"]} for clip in CLIPS]
 _TOKENS = {clip: [["one", "word"], ["two"]] for clip in CLIPS}
 _LSMDC = "".join(f"{clip}\t0\t1\t0\t1\tSOMEONE does, it\n" for clip in CLIPS).encode()
 _VOCABULARY = b"""schema_version: 1
@@ -66,7 +82,14 @@ head:
 optim: {epochs: 5, lr_head: 1e-5}
 """
 
+_ROWS = json.dumps([{"video": f"DIR/{clip}.mp4", "caption": ["one", "two"]} for clip in CLIPS]).encode()
+
 WELL_FORMED = {
+    **{f"raw_data/didemo_{split}.json": json.dumps(_MOMENTS).encode() for split in ("train", "val", "test")},
+    **{
+        f"{name}_{split}.json": _ROWS for name in ("didemo", "didemo_ret", "msvd") for split in ("train", "val", "test")
+    },
+    **{f"{split}.json": _ROWS for split in ("train_9k", "train_7k", "test_1k", "train9k", "train7k", "test1k")},
     "videodatainfo.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
     "MSRVTT_data.json": json.dumps({"videos": _VIDEOS, "sentences": _SENTENCES}).encode(),
     "JSFUSION_test.csv": b"key,vid_key,video_id,sentence\n0,0,a,one\n1,1,b,two\n",
@@ -77,6 +100,19 @@ WELL_FORMED = {
     "_data.json": json.dumps(_MOMENTS).encode(),
     "_label.csv": b'video_path,text\n/x/a.mp4,"one\ntwo"\n/x/b.mp4,two\n',
     "_list.txt": b"a\nb",
+    "vatex_training_v1.0.json": json.dumps(_VATEX).encode(),
+    "vatex_validation_v1.0.json": json.dumps(_VATEX).encode(),
+    "vatex_public_test_english_v1.1.json": json.dumps(_VATEX).encode(),
+    "_ids.json": json.dumps(CLIPS).encode(),
+    "ref_captions.json": json.dumps({clip: ["one", "two"] for clip in CLIPS}).encode(),
+    "charades_sta_train.txt": b"".join(f"{clip} 0.0 6.9##does, it.\n".encode() for clip in CLIPS),
+    "charades_sta_test.txt": b"".join(f"{clip} 1 2##does, it.\n".encode() for clip in CLIPS),
+    "youcookii_annotations_trainval.json": json.dumps({"database": _RECIPES}).encode(),
+    "anet_ret_train.json": json.dumps(_PARAGRAPHS).encode(),
+    "anet_ret_val_1.json": json.dumps(_PARAGRAPHS).encode(),
+    "val_1.json": json.dumps(_TIMED).encode(),
+    "val_2.json": json.dumps(_TIMED).encode(),
+    "train.json": json.dumps(_TIMED).encode(),
     "captions.csv": b"video,caption,split\na,one,train\nb,two,train\nvideo0,three,test\n",
     "captions.json": json.dumps(_SENTENCES).encode(),
     "captions.jsonl": "\n".join(map(json.dumps, _SENTENCES)).encode(),
@@ -115,11 +151,12 @@ class Reader:
 def readers() -> dict[str, Reader]:
     result = {}
     for name, benchmark in BENCHMARKS.items():
-        for protocol, content in benchmark.protocols.items():
-            files = sorted({file for split in content.files.values() for choice in split for file in choice})
-            result[f"{name} {protocol}".strip()] = Reader(tuple(files), _dataset(name, protocol))
+        for protocol in benchmark.protocols:
+            result[f"{name} {protocol}".strip()] = Reader(tuple(file_names(name, protocol)), _dataset(name, protocol))
     for captions in ("captions.csv", "captions.json", "captions.jsonl"):
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
+    for packed in ("packed.zip", "packed.tar", "packed.parquet"):
+        result[f"unpack, {packed}"] = Reader((packed,), _unpack(packed))
     result["pickled captions"] = Reader(("raw-captions.pkl",), lambda root, _: read_pickle(root / "raw-captions.pkl"))
     result["vocabulary"] = Reader(
         ("vocabulary.yaml",), lambda root, _: load_vocabulary(root / "vocabulary.yaml", check_digest=False)
@@ -130,6 +167,23 @@ def readers() -> dict[str, Reader]:
     return result
 
 
+def _unpack(file: str) -> Callable[[Path, Path], Unpacked]:
+    """Unpack into a folder of its own, in which nothing but plain files below it may then lie."""
+
+    def read(root: Path, _: Path) -> Unpacked:
+        out = root.parent / "unpacked" / "here"
+        shutil.rmtree(out.parent, ignore_errors=True)
+        try:
+            list_archive(archive_of(root / file)) if not file.endswith(".parquet") else None
+            return unpack([root / file], out, most_bytes=1 << 20)
+        finally:
+            strays = [path for path in out.parent.rglob("*") if path != out and out not in path.parents]
+            size = sum(path.lstat().st_size for path in out.rglob("*") if not path.is_dir())
+            assert not strays and size < 2 << 20 and not any(path.is_symlink() for path in out.rglob("*"))
+
+    return read
+
+
 def _labels(file: str) -> Callable[[Path, Path], Any]:
     return lambda root, _: read_labels(root / file)
 
@@ -138,8 +192,50 @@ def _dataset(name: str, protocol: str) -> Callable[[Path, Path], Dataset]:
     return lambda root, videos: load_dataset(name, None, protocol=protocol, annotations=root, videos=videos)
 
 
+@cache
 def well_formed(file: str) -> bytes:
+    if file.startswith("packed"):
+        return _packed(file)
+    if file.endswith(".parquet"):
+        return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))
+
+
+def _packed(file: str) -> bytes:
+    """An archive with a video, one with a bad name, and a caption."""
+    members = {"a.mp4": b"video" * 9, "../b.mp4": b"x", "a.txt": b"one, it"}
+    stream = io.BytesIO()
+    if file.endswith(".zip"):
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    elif file.endswith(".tar"):
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    else:
+        return _parquet([{"video": {"bytes": b"video" * 9, "path": "a.mp4"}, "caption": "one, it"}])
+    return stream.getvalue()
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as parquet; nothing where pyarrow is not there."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return b""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def file_names(name: str, protocol: str) -> list[str]:
+    """The annotation files of a protocol, patterns as the first of several shards."""
+    choices = BENCHMARKS[name].protocols[protocol].files.values()
+    return sorted({file.replace("*", "00000-of-00001") for split in choices for choice in split for file in choice})
 
 
 def mutated(file: str, rng: random.Random) -> bytes | None:
@@ -184,6 +280,7 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[Counter[str], float, l
             for file in reader.files:
                 content = mutated(file, rng) if file in touched else well_formed(file)
                 (root / file).unlink(missing_ok=True)
+                (root / file).parent.mkdir(exist_ok=True)
                 if content is not None:
                     (root / file).write_bytes(content)
             started = time.perf_counter()
@@ -236,6 +333,7 @@ def main() -> None:
         name: reader for name, reader in readers().items() if not options.only or name.startswith(tuple(options.only))
     }
     signal.signal(signal.SIGALRM, out_of_time)
+    well_formed("data/val-00000-of-00001.parquet")  # its library takes more memory to load than a reader may have
     limit_memory()
     total, failed = 0, False
     print(f"{'reader':<24}{'inputs':>8}{'results':>9}{'our errors':>12}{'else':>6}{'slowest ms':>12}{'peak + MB':>11}")

@@ -1,12 +1,14 @@
 """Fixtures that every test may use."""
 
 import csv
+import importlib.util
 import os
 import shutil
 import signal
 import struct
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests see what a terminal of 80 columns shows; in a pipe without COLUMNS lines stay whole."""
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A hub of models on the loopback address (tests/hub.py) that the client library takes for the only one."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    spec = importlib.util.spec_from_file_location("loopback_hub", Path(__file__).parent / "hub.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["loopback_hub"] = module
+    spec.loader.exec_module(module)
+    served = module.Hub()
+    # Proxies and tokens of this machine are none of the tests'.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    # Subprocesses read the variables, and this process has read them already.
+    for name, value in {
+        "HF_ENDPOINT": served.endpoint,
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+    }.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, name.removeprefix("HF_") if name == "HF_ENDPOINT" else name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    close_session()  # or a client of another test's proxy is used
+    yield served
+    close_session()
+    served.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
@@ -29,7 +30,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.errors import RunFailed, RunNotFound
+from calmctl.errors import BadInput, RunFailed, RunNotFound
 from calmctl.words import Watcher, counted, visible
 
 if TYPE_CHECKING:
@@ -314,6 +315,22 @@ def print_next(*commands: str) -> None:
     out.print("Next:")
     for line in lines:
         out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
+
+
+def ask(question: str, yes: bool) -> None:
+    """Ask before what cannot be taken back, unless --yes has answered; no ends the command.
+
+    Raises `BadInput` where nobody can answer.
+    """
+    if yes:
+        return
+    if not _somebody_is_there():
+        raise BadInput(f"nobody is there to be asked: {question} Say --yes to do it without being asked")
+    typer.confirm(question, abort=True)
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 class RateColumn(ProgressColumn):

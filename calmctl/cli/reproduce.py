@@ -233,7 +233,8 @@ def print_tables(filled: list[Filled]) -> None:
         out.print(Text(f"\n{table.table.title}", style="bold"))
         for block in table.blocks:
             out.print()
-            out.print(Text.assemble((cells.heading(block), "bold"), f"  {cells.size(block)}"))
+            scorer = "" if block.scorer.startswith(("leak-free", "pycocoevalcap")) else f", {block.scorer}"
+            out.print(Text.assemble((cells.heading(block), "bold"), f"  {cells.size(block)}{scorer}"))
             out.print(_grid(block, stand_in=table.table.stand_in))
         out.print()
         for line in cells.legend(table):

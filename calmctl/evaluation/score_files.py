@@ -243,7 +243,7 @@ def _read_parquet(path: Path) -> Stored:
         import pyarrow.parquet
     except ImportError:
         raise BadInput(
-            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[cluster]', or save it as .npy or .csv"
+            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]', or save it as .npy or .csv"
         ) from None
     with open_regular(path) as handle:
         try:
@@ -293,12 +293,14 @@ class Pairs:
         videos: For each text id its video's.
         candidates: The videos of the protocol, where one says it; None: those that the scores have.
         also: Other names that texts go by (clip ids, sentences), to the id in `videos`.
+        sentences: Of each text id, where they are known.
     """
 
     name: str
     videos: Mapping[str, str]
     candidates: tuple[str, ...] | None = None
     also: Mapping[str, str] | None = None
+    sentences: Mapping[str, str] | None = None
 
 
 def ids_of(
@@ -415,4 +417,6 @@ def protocol_pairs(name: str, protocol: str | None, root: Path | None, annotatio
         called = [pair[position] for pair in pairs]
         if len(set(called)) == len(called):  # else it does not say which of them is meant
             also |= {each: str(number) for number, each in enumerate(called)}
-    return Pairs(f"{name} {protocol}".strip(), {str(n): clip for n, (clip, _) in enumerate(pairs)}, clips, also)
+    videos = {str(n): clip for n, (clip, _) in enumerate(pairs)}
+    sentences = {str(n): sentence for n, (_, sentence) in enumerate(pairs)}
+    return Pairs(f"{name} {protocol}".strip(), videos, clips, also, sentences)

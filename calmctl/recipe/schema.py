@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -25,6 +25,15 @@ WORD_HEADS = frozenset({"wti", "uatvr"})
 """Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
 
 
+PUBLISHED = ("hf-hub:", "local-dir:", "sentence-transformers:", "sentence-transformers-clip:")
+"""What `backbone.model` begins with where it names a published model with its weights (`model/published.py`)."""
+
+
+def is_published(model: str) -> bool:
+    """Whether `backbone.model` names a published model, whose weights are its own."""
+    return model.startswith(PUBLISHED)
+
+
 class Section(BaseModel):
     """A group of keys: frozen, and an unknown key is an error."""
 
@@ -35,7 +44,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where clips and captions come from."""
 
-    dataset: str = Field(description="msrvtt, msvd, didemo, lsmdc, demo, demo-shifted, or folder")
+    dataset: str = Field(description="folder, or a data set of calmctl data where")
     protocol: str | None = Field(None, description="the published protocol, e.g. 9k or 7k; null: its default")
     root: str = Field("data", description="folder that holds annotations and videos")
     annotations: str | None = Field(None, description="folder of the annotation files, when not under root")
@@ -61,14 +70,32 @@ class Data(Section):
 class BackboneSection(Section):
     """The CLIP model under everything."""
 
-    model: str = Field("ViT-B-32-quickgelu", description="open_clip model name, demo-clip, or a config file")
-    weights: str | None = Field("openai", description="pretrained tag, .safetensors path, or null: from nothing")
+    model: str = Field(
+        "ViT-B-32-quickgelu",
+        description="open_clip model name, demo-clip, a config file, hf-hub:OWNER/NAME, local-dir:FOLDER, or "
+        "sentence-transformers:NAME",
+    )
+    weights: str | None = Field(
+        "openai",
+        description="pretrained tag, .safetensors path, own: what lies beside a published model (its default), or "
+        "null: from nothing",
+    )
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="frames of this height and width: position embeddings are interpolated; null: the model's"
+    )
     freeze: bool = Field(False, description="keep the towers as they are; implied by data.features")
     # Not in the paper, so "none": numbers with it are not CALM's. On frozen towers the loss can change nothing else.
     adapter: Literal["none", "linear"] = Field(
         "none", description="linear: x + Wx on frame and text features, W = 0 at first (our choice)"
     )
     checkpoint_activations: bool = Field(False, description="less memory, more time in the backward pass (18)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_models_have_their_own_weights(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(model := values.get("model"), str) and is_published(model):
+            return {"weights": "own", **values}
+        return values
 
 
 class AnchorsSection(Section):
@@ -87,7 +114,9 @@ class AnchorsSection(Section):
     # Eq. 6 gives no number. At 1 the likeliest of K anchors is hardly likelier than the rest and L_rec nearly constant;
     # 100 is what CLIP was trained to.
     temperature: PositiveFloat | Literal["clip", "learned"] = Field(
-        100.0, description="tau, times the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
+        100.0,
+        description="tau, times the cosines (1); clip: exp(logit_scale) of the backbone, whatever loss trained it, "
+        "detached; learned: from 100",
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
     video: Literal["mean", "frames"] = Field(
@@ -256,6 +285,9 @@ class Recipe(Section):
     task: Literal["retrieval", "caption"] = Field("retrieval", description="what is trained")
     seed: Seed = Field(24, description="of initialisation, order, dropout and noise")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    init_from: str | None = Field(
+        None, description="a finished run: its towers, adapter and head are where this training starts (train --init)"
+    )
     data: Data
     backbone: BackboneSection = BackboneSection()
     anchors: AnchorsSection = AnchorsSection()
@@ -296,6 +328,14 @@ class Recipe(Section):
             raise ValueError(
                 f"head.from_run: {head.from_run} would not be used; it is for head.kind=diffusionret in "
                 "task=retrieval, and backbone.weights starts from the towers of a run"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> Recipe:
+        if self.init_from is not None and self.head.from_run is not None:
+            raise ValueError(
+                f"init_from: {self.init_from} would not be used; a second stage starts from its first, head.from_run"
             )
         return self
 

@@ -245,4 +245,4 @@ for model, weights in (("ViT-B32", "openai"), ("ViT-B-16-SigLIP", "webli"), ("de
 assert not {"torch", "open_clip"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert check_backbone("ViT-B-32-quickgelu", "openai").name == "ViT-B-32-quickgelu"
+    check_backbone("ViT-B-32-quickgelu", "openai")
