@@ -188,6 +188,32 @@ class Backbone(nn.Module):
         features: Tensor = self.clip.encode_image(pixels.flatten(0, 1))
         return features.view(*pixels.shape[:2], self.dim)
 
+    def encode_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame features [N, D] of prepared pixels [N, 3, H, W], and their patches [N, P, width] before any norm.
+
+        Raises:
+            CheckpointError: The vision tower is not CLIP's own transformer.
+        """
+        visual, width = self.clip.visual, self.vision_width
+        found = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+        (patches,) = found["image_intermediates"]
+        assert patches.shape[-1] == width
+        return found["image_features"], patches
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the vision transformer. Raises `CheckpointError` where the tower is none of CLIP's."""
+        from calmctl.model.openclip import open_clip
+
+        visual = self.clip.visual
+        if not isinstance(visual, open_clip.transformer.VisionTransformer):
+            raise CheckpointError(
+                f"backbone.model: {self.spec.model} has another vision tower than CLIP's transformer, whose patches "
+                "CoCap needs; use a ViT of CLIP's"
+            )
+        width: int = visual.conv1.out_channels
+        return width
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Sentence features [N, D] of token ids [N, L]: the end token's projected output (Eq. 3)."""
         if not self._pads_short:

@@ -9,7 +9,8 @@ from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import RecipeError
 from calmctl.model.backbone import Backbone, FeatureAdapter
 from calmctl.model.calm import AlignedParts, CalmModel
-from calmctl.model.captioner import Captioner, CaptionModel, CaptionVocabulary
+from calmctl.model.captioner import CaptionDecoder, Captioner, CaptionModel, CaptionVocabulary
+from calmctl.model.cocap import CocapDecoder, CocapModel
 from calmctl.model.embedder import Embedder
 from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.emcl import EMCLHead
@@ -55,12 +56,19 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     Raises:
         CheckpointError: The backbone's tokens are not CLIP's.
     """
-    keys = recipe.caption
-    captioner = Captioner(keys, backbone.dim, recipe.data.frames, CaptionVocabulary(backbone, tokens))
+    keys, read = recipe.caption, recipe.data.compressed
+    writes = CaptionVocabulary(backbone, tokens)
+    decoder: CaptionDecoder
+    if keys.system == "cocap":
+        decoder = CocapDecoder(keys, backbone.dim, read.gops, writes)
+    else:
+        decoder = Captioner(keys, backbone.dim, recipe.data.frames, writes)
     # Behind the random start, which draws the same numbers with this key and without.
     if keys.init_tokens == "backbone":
-        captioner.start_from(backbone.token_embedding)
-    return CaptionModel(backbone, captioner, keys, _parts(recipe, vocabulary, backbone))
+        decoder.start_from(backbone.token_embedding)
+    if keys.system == "cocap":
+        return CocapModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone), read)
+    return CaptionModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone))
 
 
 def recipe_backbone(recipe: Recipe) -> Backbone:

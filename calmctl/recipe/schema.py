@@ -41,6 +41,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_max_length=4096)
 
 
+class CompressedSection(Section):
+    """What CoCap reads of a clip (docs/captioning.md); other models read frames."""
+
+    gops: Count = Field(8, description="groups of pictures of a clip, each with its I picture")
+    pictures: Count = Field(59, description="pictures of a group that vectors and residuals are read of")
+    vectors: Literal["quarter", "whole", "none"] = Field(
+        "quarter", description="motion vectors in quarter pels, cut to whole ones as CoCap's reader, or left out"
+    )
+    residual: bool = Field(True, description="whether residuals are read; neither they nor vectors: I pictures alone")
+    reencode: bool = Field(False, description="re-encode clips each time they are read; false: data reencode did")
+
+
 class Data(Section):
     """Where clips and captions come from."""
 
@@ -65,6 +77,7 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
+    compressed: CompressedSection = CompressedSection()
 
 
 class BackboneSection(Section):
@@ -196,6 +209,9 @@ class HeadSection(Section):
 class CaptionSection(Section):
     """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
+    system: Literal["transformer", "cocap"] = Field(
+        "transformer", description="an encoder and a decoder over frames (CLIP4Caption's too), or CoCap"
+    )
     width: Wide = Field(768, description="of the transformer's layers")
     encoder_layers: Count = Field(1, description="transformer layers over the frames")
     decoder_layers: Count = Field(3, description="transformer layers over the words")
@@ -301,6 +317,11 @@ class Recipe(Section):
         """Whether the towers are not trained."""
         return self.backbone.freeze or self.data.features is not None or self.head.from_run is not None
 
+    @property
+    def reads_compressed(self) -> bool:
+        """Whether clips are read as their codec keeps them, and not as frames."""
+        return self.task == "caption" and self.caption.system == "cocap"
+
     @model_validator(mode="after")
     def _cache_fits_augmentation(self) -> Recipe:
         if self.data.cache == "memory" and self.data.augment != "none":
@@ -362,6 +383,15 @@ class Recipe(Section):
             raise ValueError(
                 f"{key}: {kind} reads words, and a feature store (data.features) holds sentences only; "
                 "train from the videos with data.features=null backbone.freeze=true, or use another head"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cocap_reads_files(self) -> Recipe:
+        if self.reads_compressed and self.data.features is not None:
+            raise ValueError(
+                "caption.system: cocap reads vectors and residuals, and a feature store (data.features) holds frames "
+                "only; set data.features=null"
             )
         return self
 

@@ -184,7 +184,11 @@ def _start(recipe: Recipe) -> str:
 def _captioner(recipe: Recipe, prepared: Prepared) -> str:
     assert isinstance(prepared.model, CaptionModel)
     keys, tokens = recipe.caption, len(prepared.model.captioner.vocabulary)
-    return f"captioner, {keys.encoder_layers} + {keys.decoder_layers} layers of {keys.width}, {tokens:,} tokens"
+    layers = f"{keys.encoder_layers} + {keys.decoder_layers}"
+    what = "captioner"
+    if keys.system == "cocap":
+        what, layers = f"CoCap, {prepared.model.reader(0)}", str(keys.decoder_layers)
+    return f"{what}, {layers} layers of {keys.width}, {tokens:,} tokens"
 
 
 # Training from start to finish: prepare, loop, test, record.
