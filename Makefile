@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types site wheel release install lock clean
+.PHONY: demo test gpu check lint types site wheel release install lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/calmctl demo
@@ -16,6 +16,10 @@ demo: $(INSTALLED)
 # them, because what its tests share (a trained run, a world) is made once a process; the longest files come first.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=1
+
+# Where a CUDA device is: the tests marked gpu and the GPU's benchmarks, into the folder OUT, in about five minutes.
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(or $(OUT),gpu)
 
 check: lint types test
 

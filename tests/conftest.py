@@ -23,6 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
+    import torch
+
     from calmctl.recipe import Recipe
     from calmctl.training.train import Trained
 
@@ -98,6 +100,16 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     yield served
     close_session()
     served.close()
+
+
+@pytest.fixture(scope="session")
+def cuda() -> "torch.device":
+    """The GPU, where there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here; make gpu runs these tests where there is one")
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,9 @@ from calmctl.runs.run import Run
 from calmctl.source.encoding import EncodedSplit
 from calmctl.words import Progress
 
+_CHUNKS = {"cpu": (1024, 128), "cuda": (1 << 14, 1024)}
+"""Texts and videos at once."""
+
 
 @torch.no_grad()
 def score_all(
@@ -36,8 +39,8 @@ def score_all(
     texts: Tensor,
     frames: Tensor,
     *,
-    text_chunk: int = 1024,
-    video_chunk: int = 128,
+    text_chunk: int | None = None,
+    video_chunk: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -50,8 +53,8 @@ def score_all(
         head: A fusion head, on `device`.
         texts: Raw sentence features [N_t, D].
         frames: Raw frame features [N_v, F, D]. N_t and N_v are unrelated.
-        text_chunk: Texts at once.
-        video_chunk: Videos at once.
+        text_chunk: Texts at once; None: as many as suit the device.
+        video_chunk: Videos at once; likewise.
         device: Where to compute; default: where `texts` are.
         progress: Told of the pairs after every chunk.
 
@@ -65,6 +68,10 @@ def score_all(
     _check_finite(frames, "video")
     device = texts.device if device is None else torch.device(device)
     n_texts, n_videos = len(texts), len(frames)
+    # On a GPU the few hundred MB that suit it: every chunk is some fifty kernels and a copy to the host, whatever it
+    # holds, and the host waits for that copy.
+    chunks = _CHUNKS.get(device.type, _CHUNKS["cpu"])
+    text_chunk, video_chunk = text_chunk or chunks[0], video_chunk or chunks[1]
     scores = torch.empty(n_texts, n_videos)
     done = 0
     for j in range(0, n_videos, video_chunk):

@@ -289,6 +289,10 @@ class OptimSection(Section):
     # Accumulating gradients is no key: smaller batches have fewer negatives, which is another loss. `chunk` is exact.
     # bf16 is for the towers only: a cosine times 100 needs more than its three digits.
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the towers; CALM is always float32")
+    # Two compilations a run, a minute together: a tenth of a second saved in each of 7,000 steps.
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="transformer blocks of towers that train, by torch.compile; auto: on CUDA"
+    )
     mask_same_clip: bool = Field(False, description="other captions of a clip are not its negatives (24)")
     save_every: PositiveInt = Field(500, description="steps between checkpoints, beside those of epochs")
     log_every: PositiveInt = Field(10, description="steps between lines of diagnostics")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from calmctl.model.calm import AlignedModel
 from calmctl.recipe.schema import OptimSection
@@ -71,13 +71,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def gradient_norms(model: AlignedModel) -> dict[str, float]:
-    """L2 norm of the gradients per learning-rate group."""
-    squares = dict.fromkeys(GROUPS, 0.0)
+def gradient_norms(model: AlignedModel) -> dict[str, Tensor]:
+    """L2 norm of the gradients per learning-rate group, on their device."""
+    squares: dict[str, list[Tensor]] = {group: [model.backbone.logit_scale.new_zeros(())] for group in GROUPS}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            squares[group_of(name)] += float(parameter.grad.float().square().sum())
-    return {f"grad_{group}": math.sqrt(square) for group, square in squares.items()}
+            squares[group_of(name)].append(parameter.grad.float().square().sum())
+    return {f"grad_{group}": torch.stack(values).sum().sqrt() for group, values in squares.items()}
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,30 @@ def prepare(recipe: Recipe) -> Prepared:
     # Before the splits are counted: half a store would be told as a split without captions.
     source.require_fit(model, recipe.data.frames)
     _require_splits(recipe, source)
-    return Prepared(recipe, vocabulary, model.to(device), device, source)
+    model.to(device)
+    _compile(recipe, model, device)
+    return Prepared(recipe, vocabulary, model, device, source)
+
+
+def _compile(recipe: Recipe, model: CalmModel | CaptionModel, device: torch.device) -> None:
+    """Compile the towers' blocks where `optim.compile` wants it; nothing is compiled before the first step.
+
+    Raises:
+        BadInput: It is wanted, and a compiler is missing here. With `auto` that is a note.
+    """
+    wanted = recipe.optim.compile
+    if recipe.frozen or not wanted or (wanted == "auto" and device.type != "cuda"):
+        return
+    missing = [] if any(map(shutil.which, ("cc", "gcc", "clang", "cl"))) else ["a C compiler (gcc or clang)"]
+    if device.type == "cuda" and find_spec("triton") is None:
+        missing.append("the package triton")
+    if not missing:
+        model.backbone.compile_blocks()
+        return
+    lacks = f"optim.compile={str(wanted).lower()}: torch.compile needs {' and '.join(missing)}, missing here"
+    if wanted is True:
+        raise BadInput(f"{lacks}; install that, or set optim.compile=false")
+    model.backbone.notes += (f"{lacks}; steps are not compiled, and slower",)
 
 
 def _build(
