@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Ranks
 from calmctl.evaluation.statistics import (
     ClipSums,
@@ -75,6 +76,11 @@ class KeptEvaluation:
     def test_set(self) -> str:
         """Digest of the clips and captions that it is of, "" where that was not recorded."""
         return str((self.result.get("test_set") or {}).get("digest", ""))
+
+    @property
+    def card(self) -> Card:
+        """How the numbers were made; an empty one for an evaluation from before there were cards."""
+        return Card.from_dict(self.result.get("card") or {}, str(self.path))
 
     @cached_property
     def sums(self) -> dict[str, ClipSums]:
@@ -176,6 +182,7 @@ class Comparison:
         clips, captions: How many it has.
         left_out: Clips of it that could not be evaluated, the same for all.
         test_set: Digest of its clips and captions, "" where that was not recorded.
+        card: The column of the first run's protocol card, "" where there is none.
         systems: In the order in which their runs were named.
         recipe: The keys in which recipes differ, with the value of each system; the seed is told by the systems.
         caveats: What must be said of these numbers.
@@ -189,6 +196,7 @@ class Comparison:
     captions: int
     left_out: int
     test_set: str
+    card: str
     systems: tuple[System, ...]
     recipe: Mapping[str, Sequence[Any]]
     caveats: tuple[str, ...]
@@ -265,6 +273,10 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
     result = first.result
     captions = result.get("n_captions") or result["scores"]["n_references"]
     caveats = [caveat for each in evaluations for caveat in each.result.get("caveats", ())]
+    for other in evaluations[1:]:
+        # The same queries, but seen in another way: what a system sees may be what is compared, so it is said.
+        if differs := first.card.differences(other.card):
+            caveats.append(f"the protocol of {first.run.name} and {other.run.name} differs: {'; '.join(differs)}")
     if all(len(group) == 1 for group in groups):
         caveats.append("one run a system: another seed differs as well, and no interval over clips knows by how much")
     if not first.test_set:
@@ -278,6 +290,7 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
         captions=int(captions),
         left_out=int(result.get("left_out", 0)),
         test_set=first.test_set,
+        card=first.card.column if first.result.get("card") else "",
         systems=tuple(systems),
         recipe=differing,
         caveats=tuple(dict.fromkeys(caveats)),
@@ -350,6 +363,7 @@ def paper_notes(comparison: Comparison) -> list[str]:
         f"{name}, {comparison.split} split: {counted(comparison.captions, 'caption')}, "
         f"{counted(comparison.clips, 'clip')}; weights: {comparison.weights}"
         + ("" if "captions" in comparison.ways else "; leak-free scoring, ties averaged")
+        + (f"; protocol card {comparison.card}" if comparison.card else "")
         + "."
     ]
     missing = comparison.left_out

@@ -192,9 +192,14 @@ def prune(
         table.add_row(printable(each.run.folder.name), each.why, _size(each.bytes))
     stdout().print(table)
     ask(f"Remove this, {_size(sum(each.bytes for each in found))}?", yes)
+    freed = 0
     for each in found:
-        remove(each)
-    note(f"freed {_size(sum(each.bytes for each in found))}")
+        try:
+            remove(each)
+            freed += each.bytes
+        except RunFailed as fault:  # somebody trains it just now: it is as it should be, and the others go on
+            note(f"[yellow]left as it is: {printable(str(fault))}[/]")
+    note(f"freed {_size(freed)}")
 
 
 @app.command(epilog=options.examples("calmctl runs rm demo-001", "calmctl runs rm demo-001 demo-002 --yes"))
