@@ -176,6 +176,8 @@ def translated(what: str, repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     asked = _Fetch(repository, None, "main", None, what)
+    asked.uploads = True
+    asked.require_hub()  # the client itself would wait for ever where a firewall swallows what is sent
     try:
         yield
     except HfHubHTTPError as fault:
@@ -191,7 +193,7 @@ class _Fetch:
         from huggingface_hub import constants
 
         self.repository, self.name, self.revision, self.what = repository, name, revision, what
-        self.sha256 = sha256
+        self.sha256, self.uploads = sha256, False
         self.endpoint = endpoint()
         self.host = urlsplit(self.endpoint).netloc
         self.folder = cache_folder() / f"models--{repository.replace('/', '--')}"
@@ -229,6 +231,15 @@ class _Fetch:
         if not _SHA1.fullmatch(commit) or any(_leads_out(name) for name in names):
             raise self._no_hub(response)
         return Listing(commit, names)
+
+    def require_hub(self) -> None:
+        """Raise `HubError` unless a hub answers within `ANSWER_S`, whatever it says of the repository."""
+        response = self._open(f"{self.endpoint}/api/models/{self.repository}", refuse=False)
+        response.close()
+        if response.status_code in (407, 429) or response.status_code >= 500:
+            raise self.refused(response)
+        if response.status_code < 400 and "json" not in response.headers.get("content-type", ""):
+            raise self._no_hub(response)
 
     def run(self) -> Path:
         """See `fetch`."""
@@ -354,8 +365,8 @@ class _Fetch:
             raise self._no_hub(response)
         return commit, digest, int(size) if size is not None and size.isdigit() else None
 
-    def _open(self, url: str, start: int = 0) -> Any:
-        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`."""
+    def _open(self, url: str, start: int = 0, *, refuse: bool = True) -> Any:
+        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`, for a refusal if asked to."""
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         if is_offline():
@@ -388,7 +399,7 @@ class _Fetch:
             raise self._silent() from None
         if isinstance(response, Exception):
             raise self.unreachable(response) from response
-        if response.status_code >= 400:
+        if refuse and response.status_code >= 400:
             response.close()
             raise self.refused(response)
         return response
@@ -502,7 +513,7 @@ class _Fetch:
         ways = []
         if network or mirror:
             ways.append("name a mirror that this machine reaches: HF_ENDPOINT=https://MIRROR")
-        if network or offline:
+        if (network or offline) and not self.uploads:
             at = "" if self.revision == "main" else f" --revision {self.revision}"
             ways.append(
                 f"where there is a network: hf download {self.repository} {file}{at}, and copy its folder "
@@ -510,7 +521,7 @@ class _Fetch:
             )
         if offline:
             ways.append("or unset HF_HUB_OFFLINE")
-        elif network:
+        elif network and not self.uploads:
             ways.append("with HF_HUB_OFFLINE=1 nobody is asked")
         return HubError(
             f"{what}{reason}" + ("." if ways else "") + "".join(f" {way[0].upper()}{way[1:]}." for way in ways)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from calmctl.evaluation.statistics import (
     mean_intervals,
     spread,
 )
-from calmctl.files import read_json, sha256_file
+from calmctl.files import read_json, sha256_file, stamp
 from calmctl.recipe import Recipe
 from calmctl.runs.catalogue import kept_evaluations, recipe_differences
 from calmctl.runs.run import Run
@@ -71,6 +71,12 @@ class KeptEvaluation:
         """The numbers with their labels, as `RetrievalResult.to_json` or `CaptionResult.to_json` gave them."""
         result: Mapping[str, Any] = self.record["result"]
         return result
+
+    @cached_property
+    def is_current(self) -> bool:
+        """Whether it is of the weights that the run has now; a run that went on has others under the same name."""
+        path = self.run.trained_weights(str(self.record["weights"]))
+        return path.is_file() and self.record.get("weights_sha256") == _sha256(str(path), tuple(stamp(path)))
 
     @property
     def test_set(self) -> str:
@@ -131,9 +137,6 @@ def read_kept(run: Run, path: Path) -> KeptEvaluation:
 
 def find_kept(run: Run, dataset: str, protocol: str, *, split: str, weights: str) -> KeptEvaluation | None:
     """The evaluation of a run's weights, as they are now, on a test set; None where it has to be made first."""
-    if not run.trained_weights(weights).is_file():
-        return None
-    digest = None
     for path in kept_evaluations(run):
         kept = read_kept(run, path)
         labels = kept.result
@@ -141,11 +144,14 @@ def find_kept(run: Run, dataset: str, protocol: str, *, split: str, weights: str
         scorer = str(labels.get("scorer", "")).partition(" (")[0]
         if not wanted or kept.record["weights"] != weights or scorer in _NOT_COMPARED:
             continue
-        # A run that went on has other weights under the same name.
-        digest = digest or sha256_file(run.trained_weights(weights))
-        if kept.record.get("weights_sha256") == digest:
+        if kept.is_current:
             return kept
     return None
+
+
+@lru_cache(maxsize=64)  # several evaluations are of the same weights
+def _sha256(path: str, stamped: tuple[int, ...]) -> str:
+    return sha256_file(Path(path))
 
 
 # A comparison.

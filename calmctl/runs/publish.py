@@ -154,7 +154,9 @@ def published_results(run: Run, name: str) -> dict[str, Any]:
     for each in tests:
         cleaned = _cleaned(each, str(run.folder), name)
         results[json.dumps([cleaned.get(key) for key in _WHAT])] = cleaned
-    return {"name": name, "validation": finished.get("validation", []), "results": list(results.values())}
+    ended = bool(finished) or not run.log.exists()  # weights that were given away come without either
+    validation = finished.get("validation", [])
+    return {"name": name, "finished": ended, "validation": validation, "results": list(results.values())}
 
 
 def _cleaned(result: Mapping[str, Any], folder: str, name: str) -> dict[str, Any]:
@@ -262,6 +264,7 @@ def model_card(
         f"A model of calmctl that {what}: {recipe.backbone.model} and {head}{aligned}; {parameters:,} parameters.",
         "## Use",
         f"    calmctl {use} --run hf://{repository}\n    calmctl eval hf://{repository} --root /data",
+        *([] if results["finished"] else ["**This training had not ended when it was exported.**"]),
         "## Numbers",
         *(_results_tables(results["results"]) or ["Nothing was measured."]),
         "## Training data",

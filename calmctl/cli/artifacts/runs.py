@@ -133,7 +133,7 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
         title = f"{labels['dataset']} {labels['protocol']}".strip() + f", {labels['split']}"
         clips = len(each.sums[way].clips)
         value = f"{each.metrics(way)[name]:z.1f}"
-        weights = str(each.record["weights"])
+        weights = f"{each.record['weights']}{'' if each.is_current else ', earlier'}"
         table.add_row(printable(title), weights, printable(str(labels.get("scorer", ""))), f"{clips:,}", value)
     out.print("\n[bold]kept evaluations[/]")
     out.print(table if kept else "none; calmctl eval makes one")
