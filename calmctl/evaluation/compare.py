@@ -20,6 +20,7 @@ from calmctl.errors import BadInput
 from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Ranks
 from calmctl.evaluation.statistics import (
+    RECALLS,
     ClipSums,
     Interval,
     PairedDifference,
@@ -135,8 +136,15 @@ def read_kept(run: Run, path: Path) -> KeptEvaluation:
     return KeptEvaluation(run, path, record)
 
 
-def find_kept(run: Run, dataset: str, protocol: str, *, split: str, weights: str) -> KeptEvaluation | None:
-    """The evaluation of a run's weights, as they are now, on a test set; None where it has to be made first."""
+def find_kept(
+    run: Run, dataset: str, protocol: str, *, split: str, weights: str, like: KeptEvaluation | None = None
+) -> KeptEvaluation | None:
+    """The evaluation of a run's weights, as they are now, on a test set; None where it has to be made first.
+
+    Of several, such as captions scored by two tokenizers, the one whose protocol is that of `like`, then the one of
+    which the least has to be said.
+    """
+    found = []
     for path in kept_evaluations(run):
         kept = read_kept(run, path)
         labels = kept.result
@@ -145,8 +153,9 @@ def find_kept(run: Run, dataset: str, protocol: str, *, split: str, weights: str
         if not wanted or kept.record["weights"] != weights or scorer in _NOT_COMPARED:
             continue
         if kept.is_current:
-            return kept
-    return None
+            differs = bool(like is not None and like.card.differences(kept.card))
+            found.append((differs, len(labels.get("caveats", ())), path.name, kept))
+    return min(found)[-1] if found else None
 
 
 @lru_cache(maxsize=64)  # several evaluations are of the same weights
@@ -345,7 +354,7 @@ def _system(members: Sequence[KeptEvaluation], seeds: Sequence[int], base: Seque
         metrics[way] = {name: spread([each[name] for each in values]) for name in shared}
         # One run has the intervals that `eval` printed of it.
         own = first.intervals(way) if len(members) == 1 else {}
-        intervals[way] = own or mean_intervals(sums)
+        intervals[way] = own or {name: _possible(name, each) for name, each in mean_intervals(sums).items()}
         if base is not None:
             differences[way] = differences_over_seeds([each.sums[way] for each in base], sums)
     more = f" and {counted(len(members) - 1, 'other seed')}" if len(members) > 1 else ""
@@ -357,6 +366,12 @@ def _system(members: Sequence[KeptEvaluation], seeds: Sequence[int], base: Seque
         intervals=intervals,
         differences=differences,
     )
+
+
+def _possible(metric: str, interval: Interval) -> Interval:
+    """An interval without what no number can be: Student's t knows of no least rank and no largest share."""
+    least, most = (1.0 if metric == "mnr" else 0.0), (100.0 if metric in RECALLS else np.inf)
+    return Interval(max(least, interval.low), float(min(most, interval.high)))
 
 
 # A comparison as a table for papers and pages. What a reader must know of its numbers stands below it.

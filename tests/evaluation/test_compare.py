@@ -70,6 +70,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_system(tmp_path):
     values = [each[1].result.metrics["text_to_video"].r1 for each in three]
     assert one.metrics["text_to_video"]["r1"].mean == pytest.approx(np.mean(values))
     assert one.metrics["text_to_video"]["r1"].std == pytest.approx(np.std(values, ddof=1))
+    bounds = one.intervals["text_to_video"].values()
+    assert all(0 <= each.low <= each.high for each in bounds) and one.intervals["text_to_video"]["r10"].high <= 100
     sums = [[each[2].sums["text_to_video"] for each in group] for group in (three, two)]
     assert other.differences["text_to_video"] == differences_over_seeds(*sums)
     assert comparison.recipe == {"optim.epochs": [5, 9]} and not comparison.caveats
@@ -108,11 +110,14 @@ def test_every_evaluation_is_kept(tmp_path):
     _, _, again = evaluated(tmp_path, "a", 1, run=run)
     _, _, moved = evaluated(tmp_path, "a", 1, run=run, ids="other")
     _, _, later = evaluated(tmp_path, "a", 1, run=run, weights=b"it went on")
+    _, _, other = evaluated(tmp_path, "a", 1, run=run, weights=b"it went on", frames=4)
     assert first.path == again.path, "the same weights on the same clips"
-    names = ["demo-retrieval-test-best.json", "demo-retrieval-test-best-2.json", "demo-retrieval-test-best-3.json"]
-    assert [each.path.name for each in (first, moved, later)] == names
-    found = find_kept(run, "demo", "retrieval", split="test", weights="best")
-    assert found is not None and found.path == later.path
+    names = ["demo-retrieval-test-best.json", *(f"demo-retrieval-test-best-{n}.json" for n in (2, 3, 4))]
+    assert [each.path.name for each in (first, moved, later, other)] == names
+    assert [each.is_current for each in (first, moved, later, other)] == [False, False, True, True]
+    for like in (later, other):
+        found = find_kept(run, "demo", "retrieval", split="test", weights="best", like=like)
+        assert found is not None and found.path == like.path, "by the same protocol"
 
 
 def test_the_wrong_clip_that_a_sentence_likes_best_is_kept(tmp_path):
