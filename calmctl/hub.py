@@ -501,20 +501,18 @@ class _Fetch:
         file = self.name or "[FILE]"
         ways = []
         if network or mirror:
-            ways.append("name a mirror that this machine reaches: HF_ENDPOINT=https://MIRROR")
+            ways.append("name a mirror that this machine reaches (HF_ENDPOINT=https://MIRROR)")
         if network or offline:
             at = "" if self.revision == "main" else f" --revision {self.revision}"
             ways.append(
-                f"where there is a network: hf download {self.repository} {file}{at}, and copy its folder "
+                f"where there is a network, run: hf download {self.repository} {file}{at}, and copy its folder "
                 f"{self.folder.name} into {self.folder.parent} here"
             )
         if offline:
             ways.append("or unset HF_HUB_OFFLINE")
         elif network:
-            ways.append("with HF_HUB_OFFLINE=1 nobody is asked")
-        return HubError(
-            f"{what}{reason}" + ("." if ways else "") + "".join(f" {way[0].upper()}{way[1:]}." for way in ways)
-        )
+            ways.append("with HF_HUB_OFFLINE=1 nobody is asked again")
+        return HubError("; ".join([f"{what}{reason}", *ways]))
 
 
 _LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
