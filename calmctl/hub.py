@@ -177,7 +177,11 @@ def translated(what: str, repository: str) -> Iterator[None]:
 
     asked = _Fetch(repository, None, "main", None, what)
     asked.uploads = True
-    asked.require_hub()  # the client itself would wait for ever where a firewall swallows what is sent
+    response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)  # the client waits without end
+    response.close()
+    code, is_json = response.status_code, "json" in response.headers.get("content-type", "")
+    if not (is_json if code < 400 else code in (401, 403, 404)):
+        raise asked.refused(response) if code >= 400 else asked._no_hub(response)
     try:
         yield
     except HfHubHTTPError as fault:
@@ -231,15 +235,6 @@ class _Fetch:
         if not _SHA1.fullmatch(commit) or any(_leads_out(name) for name in names):
             raise self._no_hub(response)
         return Listing(commit, names)
-
-    def require_hub(self) -> None:
-        """Raise `HubError` unless a hub answers within `ANSWER_S`, whatever it says of the repository."""
-        response = self._open(f"{self.endpoint}/api/models/{self.repository}", refuse=False)
-        response.close()
-        if response.status_code in (407, 429) or response.status_code >= 500:
-            raise self.refused(response)
-        if response.status_code < 400 and "json" not in response.headers.get("content-type", ""):
-            raise self._no_hub(response)
 
     def run(self) -> Path:
         """See `fetch`."""
@@ -512,20 +507,18 @@ class _Fetch:
         file = self.name or "[FILE]"
         ways = []
         if network or mirror:
-            ways.append("name a mirror that this machine reaches: HF_ENDPOINT=https://MIRROR")
+            ways.append("name a mirror that this machine reaches (HF_ENDPOINT=https://MIRROR)")
         if (network or offline) and not self.uploads:
             at = "" if self.revision == "main" else f" --revision {self.revision}"
             ways.append(
-                f"where there is a network: hf download {self.repository} {file}{at}, and copy its folder "
+                f"where there is a network, run: hf download {self.repository} {file}{at}, and copy its folder "
                 f"{self.folder.name} into {self.folder.parent} here"
             )
         if offline:
             ways.append("or unset HF_HUB_OFFLINE")
         elif network and not self.uploads:
-            ways.append("with HF_HUB_OFFLINE=1 nobody is asked")
-        return HubError(
-            f"{what}{reason}" + ("." if ways else "") + "".join(f" {way[0].upper()}{way[1:]}." for way in ways)
-        )
+            ways.append("with HF_HUB_OFFLINE=1 nobody is asked again")
+        return HubError("; ".join([f"{what}{reason}", *ways]))
 
 
 _LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
