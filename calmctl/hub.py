@@ -176,6 +176,12 @@ def translated(what: str, repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     asked = _Fetch(repository, None, "main", None, what)
+    asked.uploads = True
+    response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)  # the client waits without end
+    response.close()
+    code, is_json = response.status_code, "json" in response.headers.get("content-type", "")
+    if not (is_json if code < 400 else code in (401, 403, 404)):
+        raise asked.refused(response) if code >= 400 else asked._no_hub(response)
     try:
         yield
     except HfHubHTTPError as fault:
@@ -191,7 +197,7 @@ class _Fetch:
         from huggingface_hub import constants
 
         self.repository, self.name, self.revision, self.what = repository, name, revision, what
-        self.sha256 = sha256
+        self.sha256, self.uploads = sha256, False
         self.endpoint = endpoint()
         self.host = urlsplit(self.endpoint).netloc
         self.folder = cache_folder() / f"models--{repository.replace('/', '--')}"
@@ -354,8 +360,8 @@ class _Fetch:
             raise self._no_hub(response)
         return commit, digest, int(size) if size is not None and size.isdigit() else None
 
-    def _open(self, url: str, start: int = 0) -> Any:
-        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`."""
+    def _open(self, url: str, start: int = 0, *, refuse: bool = True) -> Any:
+        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`, for a refusal if asked to."""
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         if is_offline():
@@ -388,7 +394,7 @@ class _Fetch:
             raise self._silent() from None
         if isinstance(response, Exception):
             raise self.unreachable(response) from response
-        if response.status_code >= 400:
+        if refuse and response.status_code >= 400:
             response.close()
             raise self.refused(response)
         return response
@@ -501,20 +507,18 @@ class _Fetch:
         file = self.name or "[FILE]"
         ways = []
         if network or mirror:
-            ways.append("name a mirror that this machine reaches: HF_ENDPOINT=https://MIRROR")
-        if network or offline:
+            ways.append("name a mirror that this machine reaches (HF_ENDPOINT=https://MIRROR)")
+        if (network or offline) and not self.uploads:
             at = "" if self.revision == "main" else f" --revision {self.revision}"
             ways.append(
-                f"where there is a network: hf download {self.repository} {file}{at}, and copy its folder "
+                f"where there is a network, run: hf download {self.repository} {file}{at}, and copy its folder "
                 f"{self.folder.name} into {self.folder.parent} here"
             )
         if offline:
             ways.append("or unset HF_HUB_OFFLINE")
-        elif network:
-            ways.append("with HF_HUB_OFFLINE=1 nobody is asked")
-        return HubError(
-            f"{what}{reason}" + ("." if ways else "") + "".join(f" {way[0].upper()}{way[1:]}." for way in ways)
-        )
+        elif network and not self.uploads:
+            ways.append("with HF_HUB_OFFLINE=1 nobody is asked again")
+        return HubError("; ".join([f"{what}{reason}", *ways]))
 
 
 _LOGIN = "log in with 'hf auth login' or set HF_TOKEN"

@@ -43,8 +43,7 @@ class Hub:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.lets_go = threading.Event()
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server = server
         self.endpoint = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -72,6 +71,13 @@ def refused_endpoint() -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: clients that leave in the middle are what is tested."""
 
 
 class _Handler(BaseHTTPRequestHandler):

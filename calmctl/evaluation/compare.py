@@ -10,15 +10,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Ranks
 from calmctl.evaluation.statistics import (
+    RECALLS,
     ClipSums,
     Interval,
     PairedDifference,
@@ -28,7 +30,7 @@ from calmctl.evaluation.statistics import (
     mean_intervals,
     spread,
 )
-from calmctl.files import read_json, sha256_file
+from calmctl.files import read_json, sha256_file, stamp
 from calmctl.recipe import Recipe
 from calmctl.runs.catalogue import kept_evaluations, recipe_differences
 from calmctl.runs.run import Run
@@ -71,10 +73,21 @@ class KeptEvaluation:
         result: Mapping[str, Any] = self.record["result"]
         return result
 
+    @cached_property
+    def is_current(self) -> bool:
+        """Whether it is of the weights that the run has now; a run that went on has others under the same name."""
+        path = self.run.trained_weights(str(self.record["weights"]))
+        return path.is_file() and self.record.get("weights_sha256") == _sha256(str(path), tuple(stamp(path)))
+
     @property
     def test_set(self) -> str:
         """Digest of the clips and captions that it is of, "" where that was not recorded."""
         return str((self.result.get("test_set") or {}).get("digest", ""))
+
+    @property
+    def card(self) -> Card:
+        """How the numbers were made; an empty one for an evaluation from before there were cards."""
+        return Card.from_dict(self.result.get("card") or {}, str(self.path))
 
     @cached_property
     def sums(self) -> dict[str, ClipSums]:
@@ -123,11 +136,15 @@ def read_kept(run: Run, path: Path) -> KeptEvaluation:
     return KeptEvaluation(run, path, record)
 
 
-def find_kept(run: Run, dataset: str, protocol: str, *, split: str, weights: str) -> KeptEvaluation | None:
-    """The evaluation of a run's weights, as they are now, on a test set; None where it has to be made first."""
-    if not run.trained_weights(weights).is_file():
-        return None
-    digest = None
+def find_kept(
+    run: Run, dataset: str, protocol: str, *, split: str, weights: str, like: KeptEvaluation | None = None
+) -> KeptEvaluation | None:
+    """The evaluation of a run's weights, as they are now, on a test set; None where it has to be made first.
+
+    Of several, such as captions scored by two tokenizers, the one whose protocol is that of `like`, then the one of
+    which the least has to be said.
+    """
+    found = []
     for path in kept_evaluations(run):
         kept = read_kept(run, path)
         labels = kept.result
@@ -135,11 +152,15 @@ def find_kept(run: Run, dataset: str, protocol: str, *, split: str, weights: str
         scorer = str(labels.get("scorer", "")).partition(" (")[0]
         if not wanted or kept.record["weights"] != weights or scorer in _NOT_COMPARED:
             continue
-        # A run that went on has other weights under the same name.
-        digest = digest or sha256_file(run.trained_weights(weights))
-        if kept.record.get("weights_sha256") == digest:
-            return kept
-    return None
+        if kept.is_current:
+            differs = bool(like is not None and like.card.differences(kept.card))
+            found.append((differs, len(labels.get("caveats", ())), path.name, kept))
+    return min(found)[-1] if found else None
+
+
+@lru_cache(maxsize=64)  # several evaluations are of the same weights
+def _sha256(path: str, stamped: tuple[int, ...]) -> str:
+    return sha256_file(Path(path))
 
 
 # A comparison.
@@ -176,6 +197,7 @@ class Comparison:
         clips, captions: How many it has.
         left_out: Clips of it that could not be evaluated, the same for all.
         test_set: Digest of its clips and captions, "" where that was not recorded.
+        card: The column of the first run's protocol card, "" where there is none.
         systems: In the order in which their runs were named.
         recipe: The keys in which recipes differ, with the value of each system; the seed is told by the systems.
         caveats: What must be said of these numbers.
@@ -189,6 +211,7 @@ class Comparison:
     captions: int
     left_out: int
     test_set: str
+    card: str
     systems: tuple[System, ...]
     recipe: Mapping[str, Sequence[Any]]
     caveats: tuple[str, ...]
@@ -265,6 +288,10 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
     result = first.result
     captions = result.get("n_captions") or result["scores"]["n_references"]
     caveats = [caveat for each in evaluations for caveat in each.result.get("caveats", ())]
+    for other in evaluations[1:]:
+        # The same queries, but seen in another way: what a system sees may be what is compared, so it is said.
+        if differs := first.card.differences(other.card):
+            caveats.append(f"the protocol of {first.run.name} and {other.run.name} differs: {'; '.join(differs)}")
     if all(len(group) == 1 for group in groups):
         caveats.append("one run a system: another seed differs as well, and no interval over clips knows by how much")
     if not first.test_set:
@@ -278,6 +305,7 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
         captions=int(captions),
         left_out=int(result.get("left_out", 0)),
         test_set=first.test_set,
+        card=first.card.column if first.result.get("card") else "",
         systems=tuple(systems),
         recipe=differing,
         caveats=tuple(dict.fromkeys(caveats)),
@@ -326,7 +354,7 @@ def _system(members: Sequence[KeptEvaluation], seeds: Sequence[int], base: Seque
         metrics[way] = {name: spread([each[name] for each in values]) for name in shared}
         # One run has the intervals that `eval` printed of it.
         own = first.intervals(way) if len(members) == 1 else {}
-        intervals[way] = own or mean_intervals(sums)
+        intervals[way] = own or {name: _possible(name, each) for name, each in mean_intervals(sums).items()}
         if base is not None:
             differences[way] = differences_over_seeds([each.sums[way] for each in base], sums)
     more = f" and {counted(len(members) - 1, 'other seed')}" if len(members) > 1 else ""
@@ -340,6 +368,12 @@ def _system(members: Sequence[KeptEvaluation], seeds: Sequence[int], base: Seque
     )
 
 
+def _possible(metric: str, interval: Interval) -> Interval:
+    """An interval without what no number can be: Student's t knows of no least rank and no largest share."""
+    least, most = (1.0 if metric == "mnr" else 0.0), (100.0 if metric in RECALLS else np.inf)
+    return Interval(max(least, interval.low), float(min(most, interval.high)))
+
+
 # A comparison as a table for papers and pages. What a reader must know of its numbers stands below it.
 
 
@@ -350,6 +384,7 @@ def paper_notes(comparison: Comparison) -> list[str]:
         f"{name}, {comparison.split} split: {counted(comparison.captions, 'caption')}, "
         f"{counted(comparison.clips, 'clip')}; weights: {comparison.weights}"
         + ("" if "captions" in comparison.ways else "; leak-free scoring, ties averaged")
+        + (f"; protocol card {comparison.card}" if comparison.card else "")
         + "."
     ]
     missing = comparison.left_out

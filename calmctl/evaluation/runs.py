@@ -187,7 +187,7 @@ def check_complete(encoded: EncodedSplit, dataset: str, split: str) -> None:
 #
 # A number alone cannot be compared with another: whether two runs differ is a question about the queries that both
 # answered (docs/protocols.md). So the ranks are kept. An evaluation of the same weights on the same clips replaces the
-# one before; of other weights, or of other clips under the same name, it stands beside it as NAME-2.json.
+# one before; of other weights, or by another protocol under the same name, it stands beside it as NAME-2.json.
 
 
 class Result(Protocol):
@@ -230,12 +230,14 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
     return path
 
 
-def _what_it_is_of(record: Any) -> tuple[Any, Any]:
-    """Digests of weights and test set; whatever else a file holds is something else."""
+def _what_it_is_of(record: Any) -> tuple[Any, ...]:
+    """Digests of weights, test set and protocol; whatever else a file holds is something else."""
     try:
-        return record["weights_sha256"], (record["result"]["test_set"] or {}).get("digest")
+        result = record["result"]
+        test_set, card = result["test_set"] or {}, result.get("card") or {}
+        return record["weights_sha256"], test_set.get("digest"), card.get("column")
     except (KeyError, TypeError, AttributeError):
-        return None, None
+        return ()
 
 
 def compare(first: Evaluation, second: Evaluation) -> Mapping[Direction, Mapping[str, PairedDifference]]:

@@ -116,11 +116,12 @@ def write_report(run: Run, path: Path, *, top: int = 10) -> None:
 def _main(kept: Sequence[KeptEvaluation]) -> KeptEvaluation:
     """The evaluation that ranks and failures are of: the best weights' on the run's own test set, else the first."""
 
-    def order(each: KeptEvaluation) -> tuple[bool, bool, bool, bool]:
+    def order(each: KeptEvaluation) -> tuple[bool, bool, bool, bool, bool]:
         result = each.result
         own = result.get("dataset") == result.get("trained_on")
         audit = str(result.get("scorer", "")).startswith(("dual-softmax", "tmass-released"))
-        return not own, result.get("split") != "test", each.record["weights"] != "best", audit
+        other = result.get("split") != "test", each.record["weights"] != "best"
+        return not each.is_current, not own, *other, audit
 
     return min(kept, key=order)
 
@@ -159,7 +160,8 @@ def _table(kept: KeptEvaluation) -> dict[str, Any]:
             for name, value in kept.metrics(way).items()
         ]
         rows.append({"name": WAYS[way], "cells": cells})
-    facts = [f"{result['split']} split", f"weights: {kept.record['weights']}"]
+    earlier = "" if kept.is_current else ", as they were earlier"
+    facts = [f"{result['split']} split", f"weights: {kept.record['weights']}{earlier}"]
     facts += [f"scorer: {result['scorer']}"] if result.get("scorer") else []
     facts.append(f"{len(next(iter(kept.sums.values())).clips):,} clips, {result.get('left_out', 0):,} left out")
     return {"title": f"{result['dataset']} {result['protocol']}".strip(), "facts": facts, "rows": rows}

@@ -361,7 +361,7 @@ class Backbone(nn.Module):
             )
         self.clip.load_state_dict(state)
         if "logit_bias" in state:
-            # The sigmoid loss has no such limit, and its models begin above: SigLIP's scales are about 110 to 120.
+            # The sigmoid loss has no such limit, and the first step must not change what it has learned.
             self.most_scale = max(LN_100, float(self.logit_scale.detach()))
 
 

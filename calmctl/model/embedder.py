@@ -177,6 +177,7 @@ def load_embedder(model: str, weights: str | None = OWN, *, recorded: BackboneSp
     per_clip = model.startswith(CLIP_EMBEDDER)
     name = model.removeprefix(CLIP_EMBEDDER if per_clip else EMBEDDER)
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar as hide_bars
 
     folder, source, revision = _folder(name, recorded)
     # A model may bring Python that its loading would run.
@@ -185,6 +186,7 @@ def load_embedder(model: str, weights: str | None = OWN, *, recorded: BackboneSp
             f"backbone.model: {name} brings code of its own ({code[0]}), and nothing of that is run here"
         )
     try:
+        hide_bars()
         embedder: Any = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
@@ -263,14 +265,14 @@ def _frames(
 ) -> tuple[tuple[int, int], Literal["shortest", "squash"], Literal["bicubic", "bilinear"]]:
     """Size, resizing and filter of frames, so that the processor's own resizing finds nothing left to do."""
     pictures = getattr(processor, "image_processor", processor)
-    crop, size = getattr(pictures, "crop_size", None), getattr(pictures, "size", None)
     crops = bool(getattr(pictures, "do_center_crop", False))
-    for said in (crop if crops else None, size):
-        height, width = (_side(said, key) for key in ("height", "width"))
-        if height and width:
-            break
-    else:
-        height = width = _side(size, "shortest_edge") or _SIZE
+    said = getattr(pictures, "crop_size" if crops else "size", None)
+    # Some have "shortest_edge" for the least number of pixels: it is a length only where a crop follows.
+    height, width = (
+        _side(said, key) or (_side(said, "shortest_edge") if crops else None) for key in ("height", "width")
+    )
+    if not (height and width):
+        height = width = _SIZE
         crops = True
     filter_ = "bilinear" if getattr(pictures, "resample", 3) == 2 else "bicubic"
     return (height, width), "shortest" if crops else "squash", filter_  # type: ignore[return-value]

@@ -65,9 +65,9 @@ class Recommended:
     remark: str
 
 
-# Counts are those of the towers as they are built here (docs/backbones.md has the line that counts). Commits and digests are as
-# others have published them: this table was written where no hub can be reached, so they count as "published" and not
-# as verified. Whoever downloads verifies them: a file with another digest is refused.
+# Counts are those of the towers as they are built here (docs/backbones.md has the line that counts). Commits and
+# digests are as others have published them: this table was written where no hub can be reached, so they count as
+# "published" and not as verified. Whoever downloads verifies them: a file with another digest is refused.
 RECOMMENDED = (
     Recommended(
         "ViT-B-32-quickgelu",

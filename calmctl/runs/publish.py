@@ -41,7 +41,7 @@ _CARRIED = ("step", "epoch", "trained_on", "identity", "recipe", "vocabulary", "
 """Of a weights file's metadata, what an export carries: a list of what goes, so that nothing goes by accident."""
 _RESULT = (
     *("dataset", "protocol", "split", "trained_on", "trained_protocol", "system", "scorer", "n_clips", "n_captions"),
-    *("left_out", "metrics", "intervals", "scores", "search", "test_set", "caveats"),
+    *("left_out", "metrics", "intervals", "scores", "search", "test_set", "card", "caveats"),
 )
 """Of a result; captions, and whatever else quotes a data set, stay behind."""
 _WHAT = ("dataset", "protocol", "split", "scorer")
@@ -154,7 +154,9 @@ def published_results(run: Run, name: str) -> dict[str, Any]:
     for each in tests:
         cleaned = _cleaned(each, str(run.folder), name)
         results[json.dumps([cleaned.get(key) for key in _WHAT])] = cleaned
-    return {"name": name, "validation": finished.get("validation", []), "results": list(results.values())}
+    ended = bool(finished) or not run.log.exists()  # weights that were given away come without either
+    validation = finished.get("validation", [])
+    return {"name": name, "finished": ended, "validation": validation, "results": list(results.values())}
 
 
 def _cleaned(result: Mapping[str, Any], folder: str, name: str) -> dict[str, Any]:
@@ -262,6 +264,7 @@ def model_card(
         f"A model of calmctl that {what}: {recipe.backbone.model} and {head}{aligned}; {parameters:,} parameters.",
         "## Use",
         f"    calmctl {use} --run hf://{repository}\n    calmctl eval hf://{repository} --root /data",
+        *([] if results["finished"] else ["**This training had not ended when it was exported.**"]),
         "## Numbers",
         *(_results_tables(results["results"]) or ["Nothing was measured."]),
         "## Training data",
@@ -332,9 +335,21 @@ def _results_tables(results: Sequence[Mapping[str, Any]]) -> list[str]:
         facts += [f"test set {digest[:12]}"] if digest else []
         parts.append(f"**{title}** ({'; '.join(facts)})")
         parts.append("\n".join(_table(each)))
+        if card := each.get("card"):
+            shown = [
+                f"{name.replace('_', ' ')} {_short(value)}" for name, value in card.items() if value not in (None, "")
+            ]
+            parts.append(f"Protocol card: {'; '.join(shown)}.")
         if each["caveats"]:
             parts.append("\n".join(f"- {caveat}" for caveat in each["caveats"]))
     return [*parts, "In parentheses: 95 % intervals over clips."] if parts else []
+
+
+def _short(value: Any) -> str:
+    """A value of a protocol card: digests by their first twelve digits, lists as what they are."""
+    if isinstance(value, list):
+        return ", ".join(map(str, dict.fromkeys(value)))
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", str(value))
 
 
 def _table(result: Mapping[str, Any]) -> Iterator[str]:

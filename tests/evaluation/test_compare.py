@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.compare import compare_kept, find_kept, latex, markdown, read_kept
 from calmctl.evaluation.metrics import rank_all
 from calmctl.evaluation.result import Labels, retrieval_result
@@ -21,7 +22,9 @@ CLIPS = 30
 OWNERS = np.repeat(np.arange(CLIPS), 2)
 
 
-def evaluated(root, name, seed, *, signal=1.0, ids="clip", left_out=0, weights=b"weights", run=None, recipe=()):
+def evaluated(
+    root, name, seed, *, signal=1.0, ids="clip", left_out=0, weights=b"weights", run=None, recipe=(), frames=12
+):
     """A run whose kept evaluation ranks by noise with a signal."""
     if run is None:
         values = {"name": name, "data": {"dataset": "demo"}}
@@ -33,7 +36,8 @@ def evaluated(root, name, seed, *, signal=1.0, ids="clip", left_out=0, weights=b
     names, captions = tuple(f"{ids}{n}" for n in range(CLIPS)), tuple(f"caption {n}" for n in range(2 * CLIPS))
     encoded = EncodedSplit(torch.zeros(60, 4), torch.zeros(CLIPS, 2, 4), OWNERS, names, captions)
     ranks = rank_all(scores, OWNERS)
-    labels = Labels(dataset="demo", protocol="retrieval", test_set={"digest": ids})
+    card = Card(frames=frames)
+    labels = Labels(dataset="demo", protocol="retrieval", test_set={"digest": ids}, card=card)
     evaluation = Evaluation(retrieval_result(ranks, labels, left_out=left_out), scores, encoded, ranks)
     return run, evaluation, read_kept(run, keep(run, "best", evaluation))
 
@@ -66,6 +70,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_system(tmp_path):
     values = [each[1].result.metrics["text_to_video"].r1 for each in three]
     assert one.metrics["text_to_video"]["r1"].mean == pytest.approx(np.mean(values))
     assert one.metrics["text_to_video"]["r1"].std == pytest.approx(np.std(values, ddof=1))
+    bounds = one.intervals["text_to_video"].values()
+    assert all(0 <= each.low <= each.high for each in bounds) and one.intervals["text_to_video"]["r10"].high <= 100
     sums = [[each[2].sums["text_to_video"] for each in group] for group in (three, two)]
     assert other.differences["text_to_video"] == differences_over_seeds(*sums)
     assert comparison.recipe == {"optim.epochs": [5, 9]} and not comparison.caveats
@@ -77,6 +83,16 @@ def test_other_clips_are_refused(tmp_path):
         compare_kept([first[2], second[2]])
     with pytest.raises(BadInput, match="at least two"):
         compare_kept([first[2]])
+
+
+def test_another_protocol_on_the_same_queries_is_told(tmp_path):
+    first, second = evaluated(tmp_path, "a", 1), evaluated(tmp_path, "b", 2, frames=4)
+    (told,) = [each for each in compare_kept([first[2], second[2]]).caveats if "protocol" in each]
+    assert told == "the protocol of a-001 and b-001 differs: frames a clip: 12 and 4"
+    again = evaluated(tmp_path, "c", 3)
+    comparison = compare_kept([first[2], again[2]])
+    assert not any("protocol of" in each for each in comparison.caveats)
+    assert comparison.card == first[1].result.card.column and comparison.card in markdown(comparison)
 
 
 def test_an_evaluation_of_other_weights_is_not_taken(tmp_path):
@@ -94,11 +110,14 @@ def test_every_evaluation_is_kept(tmp_path):
     _, _, again = evaluated(tmp_path, "a", 1, run=run)
     _, _, moved = evaluated(tmp_path, "a", 1, run=run, ids="other")
     _, _, later = evaluated(tmp_path, "a", 1, run=run, weights=b"it went on")
+    _, _, other = evaluated(tmp_path, "a", 1, run=run, weights=b"it went on", frames=4)
     assert first.path == again.path, "the same weights on the same clips"
-    names = ["demo-retrieval-test-best.json", "demo-retrieval-test-best-2.json", "demo-retrieval-test-best-3.json"]
-    assert [each.path.name for each in (first, moved, later)] == names
-    found = find_kept(run, "demo", "retrieval", split="test", weights="best")
-    assert found is not None and found.path == later.path
+    names = ["demo-retrieval-test-best.json", *(f"demo-retrieval-test-best-{n}.json" for n in (2, 3, 4))]
+    assert [each.path.name for each in (first, moved, later, other)] == names
+    assert [each.is_current for each in (first, moved, later, other)] == [False, False, True, True]
+    for like in (later, other):
+        found = find_kept(run, "demo", "retrieval", split="test", weights="best", like=like)
+        assert found is not None and found.path == like.path, "by the same protocol"
 
 
 def test_the_wrong_clip_that_a_sentence_likes_best_is_kept(tmp_path):

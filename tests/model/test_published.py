@@ -255,6 +255,24 @@ class TestTokenizersOfTransformers:
             assert first.encode_text(first.tokenize(["a dog runs"])).shape == (1, 16)
 
 
+def test_a_sigmoid_trained_model_trains_with_calm_and_its_bias_stays(tiny_recipe, tmp_path):
+    from calmctl.runs.checkpoint import load_run
+    from calmctl.training.train import train
+
+    text = SIGMOID["text_cfg"] | {"vocab_size": 49408, "context_length": 16}
+    first = build(SIGMOID | {"text_cfg": text})
+    first.clip.logit_scale.data.fill_(math.log(117.0))
+    for name, content in published_files(SIGMOID | {"text_cfg": text}, first).items():
+        (tmp_path / name).write_bytes(content)
+    keys = [f"backbone.model=local-dir:{tmp_path}", "backbone.weights=own", "optim.epochs=1", "head.kind=meanp"]
+    done = train(tiny_recipe(*keys, "anchors.temperature=clip", "optim.lr_backbone=1e-4"), tmp_path / "runs")
+    model = load_run(done.run, "last", torch.device("cpu"))
+    assert model.backbone.clip.logit_bias.item() == -10 and not same(first, model.backbone)
+    assert 110 < model.backbone.logit_scale.exp().item() <= 117.001
+    log = [json.loads(line) for line in (done.run.folder / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(each["loss"]) for each in log if "loss" in each)
+
+
 class TestAnotherResolution:
     def test_position_embeddings_are_interpolated(self, tmp_path):
         path = tmp_path / "small.json"

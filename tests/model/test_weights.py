@@ -114,7 +114,8 @@ def test_a_checkpoint_of_ours_states_its_activation(tmp_path):
         ("missing.json", None, "does not exist"),
     ],
 )
-def test_mistakes_are_told(model, weights, message):
+def test_mistakes_are_told(model, weights, message, monkeypatch):
+    monkeypatch.setattr("calmctl.model.spec.has_transformers", lambda: False)
     with pytest.raises(CheckpointError, match=message):
         load_backbone(model, weights)
 

@@ -157,8 +157,34 @@ def test_a_repository_without_a_run_and_a_hub_that_refuses_are_sentences(place, 
         find_run("hf://me/other", Path("runs"))
     with pytest.raises(HubError, match="run hf://me/missing"):
         find_run("hf://me/missing", Path("runs"))
-    hub.fault = "gated"
-    with pytest.raises(HubError, match="pushing to me/my-model"):
-        push_run(Run(place / "runs/tiny-001"), "me/my-model")
     with pytest.raises(BadInput, match="OWNER/NAME"):
         push_run(Run(place / "runs/tiny-001"), "my-model")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("silent", "did not answer within 0.3 s"),
+        ("portal", "a web page that is no file of a hub"),
+        ("503", "out of order"),
+        ("407", "the proxy wants a name and a password"),
+        ("gated", "403"),
+        ("private", "HF_TOKEN"),
+    ],
+)
+def test_a_hub_that_does_not_take_it_is_a_sentence_at_once(place, hub, monkeypatch, fault, message):
+    monkeypatch.setattr("calmctl.hub.ANSWER_S", 0.3)
+    hub.fault = fault
+    with pytest.raises(HubError, match=rf"pushing to me/my-model: .*{message}") as refused:
+        push_run(Run(place / "runs/tiny-001"), "me/my-model")
+    assert "hf download" not in str(refused.value), "there is nothing to download"
+
+
+def test_an_unfinished_training_is_told(place, tmp_path):
+    run = Run(place / "runs/tiny-001")
+    export_run(run, tmp_path / "whole")
+    run.results.unlink()
+    export_run(run, tmp_path / "half")
+    sentence = "This training had not ended when it was exported."
+    assert sentence in (tmp_path / "half/README.md").read_text()
+    assert sentence not in (tmp_path / "whole/README.md").read_text()

@@ -133,7 +133,7 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
         title = f"{labels['dataset']} {labels['protocol']}".strip() + f", {labels['split']}"
         clips = len(each.sums[way].clips)
         value = f"{each.metrics(way)[name]:z.1f}"
-        weights = str(each.record["weights"])
+        weights = f"{each.record['weights']}{'' if each.is_current else ', earlier'}"
         table.add_row(printable(title), weights, printable(str(labels.get("scorer", ""))), f"{clips:,}", value)
     out.print("\n[bold]kept evaluations[/]")
     out.print(table if kept else "none; calmctl eval makes one")
@@ -192,9 +192,14 @@ def prune(
         table.add_row(printable(each.run.folder.name), each.why, _size(each.bytes))
     stdout().print(table)
     ask(f"Remove this, {_size(sum(each.bytes for each in found))}?", yes)
+    freed = 0
     for each in found:
-        remove(each)
-    note(f"freed {_size(sum(each.bytes for each in found))}")
+        try:
+            remove(each)
+            freed += each.bytes
+        except RunFailed as fault:  # somebody trains it just now: it is as it should be, and the others go on
+            note(f"[yellow]left as it is: {printable(str(fault))}[/]")
+    note(f"freed {_size(freed)}")
 
 
 @app.command(epilog=options.examples("calmctl runs rm demo-001", "calmctl runs rm demo-001 demo-002 --yes"))
@@ -284,7 +289,9 @@ def compare(
     device: options.Device = "auto",
     runs: options.Runs = Path("runs"),
 ) -> None:
-    """Compare runs on one test set: numbers, paired differences from the first, and what their recipes differ in.
+    """Compare runs on one test set, paired over its clips.
+
+    Numbers, differences from the first run, and the keys in which recipes differ.
 
     Runs that differ in the seed alone are one system, with mean and spread.
 
@@ -338,9 +345,11 @@ def report(
     top: options.Top = 10,
     runs: options.Runs = Path("runs"),
 ) -> None:
-    """Write one page about a run, RUN/report.html where no other is named.
+    """Write one page about a run.
 
     Curves of the training, numbers with intervals, where the right ones rank, the worst failures, the recipe.
+
+    It is RUN/report.html where no other is named.
 
     It needs 'calmctl[report]', and what calmctl eval has kept.
     """
@@ -365,7 +374,10 @@ def _kept(
     """An evaluation of each run on a test set: the kept one, or one that is made now."""
     from calmctl.evaluation.compare import KeptEvaluation, find_kept, read_kept
 
-    kept = [find_kept(run, spec.dataset, protocol, split=split, weights=weights) for run in chosen]
+    kept: list[KeptEvaluation | None] = []
+    for run in chosen:
+        like = kept[0] if kept else None
+        kept.append(find_kept(run, spec.dataset, protocol, split=split, weights=weights, like=like))
     missing = [run for run, each in zip(chosen, kept, strict=True) if each is None]
     if missing:
         loading(", ".join(str(run.folder) for run in missing))
@@ -418,6 +430,8 @@ def print_comparison(comparison: Comparison) -> None:
             # Two numbers below one: the interval in whole points, which is what it is good for.
             table.add_row("", *("" if each is None else f"[dim]{each.low:z.0f}–{each.high:z.0f}[/]" for each in bounds))  # noqa: RUF001
         out.print(table, "")
+        if len(comparison.systems) == 1:
+            continue
         table = Sheet(header_style="dim")
         for heading in ("minus A", ""):
             table.add_column(heading)
@@ -439,7 +453,8 @@ def print_comparison(comparison: Comparison) -> None:
             table.add_row(*map(printable, row))
         out.print(table, "")
     else:
-        out.print("[dim]recipes do not differ[/]\n")
+        how = "differ in the seed alone" if len(comparison.systems[0].seeds) > 1 else "do not differ"
+        out.print(f"[dim]recipes {how}[/]\n")
     for number, system in enumerate(comparison.systems):
         seeds = ", ".join(map(str, system.seeds))
         out.print(f"[dim]{_letter(number)} {printable(', '.join(system.runs))}; seed {seeds}[/]")

@@ -64,9 +64,9 @@ def push(
     yes: options.Yes = False,
     runs: options.Runs = Path("runs"),
 ) -> None:
-    """Export a run to a hub of models; it says what goes where, and asks.
+    """Export a run to a hub of models.
 
-    HF_TOKEN, or 'hf auth login', says who you are. Others then take it as --run hf://OWNER/NAME.
+    It says what goes where, and asks. HF_TOKEN, or 'hf auth login', says who you are. Others then take it as --run hf://OWNER/NAME.
     """
     from calmctl.hub import endpoint
     from calmctl.runs.run import find_run

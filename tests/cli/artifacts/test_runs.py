@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from calmctl.cli import options
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, CalmError, RunNotFound
+from calmctl.runs.run import Run
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -63,6 +64,9 @@ def test_nothing_is_removed_unasked(place, monkeypatch):
     monkeypatch.setattr("calmctl.cli.console._somebody_is_there", lambda: True)
     asked = call("runs", "rm", "tiny-001", input="n\n")
     assert asked.exit_code == 1 and "for good?" in asked.output and (place / "runs/tiny-001/recipe.json").exists()
+    with Run(place / "runs/tiny-001").locked():
+        busy = call("runs", "prune", "--yes")
+    assert "in use by another process" in busy.stderr and "freed 0.0 kB" in busy.stderr and busy.exit_code == 0
     pruned = call("runs", "prune", input="y\n")
     assert pruned.exit_code == 0 and "freed 2.0 MB" in pruned.stderr
     assert not (place / "runs/tiny-001/state.safetensors").exists()
