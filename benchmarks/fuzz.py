@@ -32,12 +32,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save
+
 from calmctl.anchors.label_lists import read_labels
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.benchmarks.msvd import read_pickle
 from calmctl.data.packed import Unpacked, archive_of, list_archive, unpack
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import CalmError
+from calmctl.evaluation.card import cards_in
+from calmctl.evaluation.moments import read_answers, read_truth, score_moments
+from calmctl.evaluation.rank_files import format_ranks, read_ranks
+from calmctl.evaluation.referee import Matrix, judge_scores, match
+from calmctl.evaluation.result import Labels
+from calmctl.evaluation.score_files import Pairs, read_pairs, read_stored
 from calmctl.recipe.load import load_recipe
 from calmctl.samples import Dataset
 
@@ -122,6 +131,20 @@ WELL_FORMED = {
     "LSMDC16_annos_val.csv": _LSMDC,
     "publictect.csv": _LSMDC,
     "publictest.csv": _LSMDC,
+    "pairs.csv": b"text_id,video_id\n0,a\n1,b\n2,b\n",
+    "pairs.json": b'{"0": "a", "1": "b", "2": "b"}',
+    "pairs.jsonl": b'["0", "a"]\n["1", "b"]\n{"text_id": "2", "video_id": "b"}\n',
+    "s.csv": b"text_id,a,b\n0,0.5,0.25\n1,0.125,1\n",
+    "timed.jsonl": b"".join(
+        json.dumps({"qid": n, "query": "it", "vid": clip, "relevant_windows": [[0, 2.5]]}).encode() + b"\n"
+        for n, clip in enumerate(CLIPS)
+    ),
+    "timed.txt": b"a 0.0 6.9##does, it.\nb 1 2##does.\n",
+    "timed.json": json.dumps(_MOMENTS).encode(),
+    "answers.jsonl": b"".join(
+        json.dumps({"qid": n, "pred_relevant_windows": [[0, 2, 0.5], [1, 9.5, 0.25]]}).encode() + b"\n"
+        for n in range(3)
+    ),
     "vocabulary.yaml": _VOCABULARY,
     "labels.txt": b"c0 Holding some clothes\nc1 Closing a door\n",
     "labels.csv": b"id,name\nc0,Holding some clothes\nc1,Closing a door\n",
@@ -157,6 +180,15 @@ def readers() -> dict[str, Reader]:
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
     for packed in ("packed.zip", "packed.tar", "packed.parquet"):
         result[f"unpack, {packed}"] = Reader((packed,), _unpack(packed))
+    for file in ("s.npy", "s.npz", "s.csv", "s.parquet", "s.safetensors"):
+        result[f"scores, {file}"] = Reader((file,), _scores(file))
+    for file in ("pairs.csv", "pairs.json", "pairs.jsonl"):
+        result[f"pairs, {file}"] = Reader((file,), _pairs(file))
+    for file in ("ranks.json", "ranks.csv"):
+        result[f"ranks, {file}"] = Reader((file,), _ranks(file))
+    result["protocol cards"] = Reader(("ranks.json",), lambda root, _: list(cards_in(root / "ranks.json")))
+    for file in ("timed.jsonl", "timed.txt", "timed.json"):
+        result[f"moments, {file}"] = Reader((file, "answers.jsonl"), _moments(file))
     result["pickled captions"] = Reader(("raw-captions.pkl",), lambda root, _: read_pickle(root / "raw-captions.pkl"))
     result["vocabulary"] = Reader(
         ("vocabulary.yaml",), lambda root, _: load_vocabulary(root / "vocabulary.yaml", check_digest=False)
@@ -184,6 +216,26 @@ def _unpack(file: str) -> Callable[[Path, Path], Unpacked]:
     return read
 
 
+def _scores(file: str) -> Callable[[Path, Path], Any]:
+    return lambda root, _: read_stored(root / file, "scores").array(("scores",), (2,), "the matrix")
+
+
+def _pairs(file: str) -> Callable[[Path, Path], Any]:
+    return lambda root, _: read_pairs(root / file)
+
+
+def _ranks(file: str) -> Callable[[Path, Path], Any]:
+    return lambda root, _: read_ranks(root / file)
+
+
+def _moments(file: str) -> Callable[[Path, Path], Any]:
+    def read(root: Path, _: Path) -> Any:
+        truth = read_truth(root / file)
+        return score_moments(read_answers(root / "answers.jsonl", truth), truth).to_json()
+
+    return read
+
+
 def _labels(file: str) -> Callable[[Path, Path], Any]:
     return lambda root, _: read_labels(root / file)
 
@@ -196,9 +248,34 @@ def _dataset(name: str, protocol: str) -> Callable[[Path, Path], Dataset]:
 def well_formed(file: str) -> bytes:
     if file.startswith("packed"):
         return _packed(file)
+    if file.startswith(("s.np", "s.safetensors")):
+        return _array(file)
+    if file == "s.parquet":
+        return _parquet([{"text_id": "0", "a": 0.5, "b": 0.25}, {"text_id": "1", "a": 0.125, "b": 1.0}])
+    if file.startswith("ranks."):
+        return _kept_ranks(file)
     if file.endswith(".parquet"):
         return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))
+
+
+def _array(file: str) -> bytes:
+    """Scores of two texts and two videos."""
+    scores, stream = np.array([[0.5, 0.25], [0.125, 1.0]], np.float32), io.BytesIO()
+    if file.endswith(".npy"):
+        np.save(stream, scores)
+    elif file.endswith(".npz"):
+        np.savez(stream, scores=scores, text_ids=np.array(["0", "1"]), owners=np.array([0, 1]))
+    else:
+        return save({"scores": scores})
+    return stream.getvalue()
+
+
+def _kept_ranks(file: str) -> bytes:
+    """What `score matrix --ranks` writes of them."""
+    found = match((2, 2), Pairs("pairs", {"0": "0", "1": "1"}))
+    verdict = judge_scores(Matrix(np.array([[0.5, 0.25], [0.125, 1.0]])), found, Labels(scorer="given"))
+    return format_ranks(verdict, Path(file).suffix).encode()
 
 
 def _packed(file: str) -> bytes:
@@ -333,7 +410,11 @@ def main() -> None:
         name: reader for name, reader in readers().items() if not options.only or name.startswith(tuple(options.only))
     }
     signal.signal(signal.SIGALRM, out_of_time)
-    well_formed("data/val-00000-of-00001.parquet")  # its library takes more memory to load than a reader may have
+    for reader in readers().values():  # libraries take more memory to load than a reader may have
+        for file in reader.files:
+            well_formed(file)
+    import calmctl.tensors  # noqa: F401
+
     limit_memory()
     total, failed = 0, False
     print(f"{'reader':<24}{'inputs':>8}{'results':>9}{'our errors':>12}{'else':>6}{'slowest ms':>12}{'peak + MB':>11}")

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
@@ -36,6 +37,7 @@ from calmctl.words import Watcher, counted, visible
 if TYPE_CHECKING:
     from calmctl import words
     from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.evaluation.moments import MomentResult
     from calmctl.evaluation.statistics import PairedDifference
     from calmctl.explain.collection import Collection
     from calmctl.explain.explainer import Explainer
@@ -513,3 +515,28 @@ def open_with_progress(explainer: Explainer, split: str) -> Collection:
         collection = open_collection(explainer, split, readings(bar))
     print_left_out({split: {entry.id: entry.reason for entry in collection.encoded.left_out}})
     return collection
+
+
+def print_moments(result: MomentResult, others: Sequence[tuple[str, MomentResult]], as_json: bool) -> None:
+    """Print moments with their intervals, and what `result` has more than each of the others."""
+    from calmctl.runtime import environment
+
+    compared = [(name, result.minus(other)) for name, other in others]
+    if as_json:
+        found = [{"against": name, **{metric: asdict(e) for metric, e in each.items()}} for name, each in compared]
+        print_json({**result.to_json(), **({"differences": found} if found else {}), **environment()})
+        return
+    out, table, intervals = (
+        stdout(),
+        Sheet("", result.truth.name, "95 % interval", header_style="dim"),
+        result.intervals(),
+    )
+    for name, value in result.means().items():
+        bound = intervals[name]
+        table.add_row(name, f"{value:.1f}", "" if bound is None else f"{bound.low:.1f} to {bound.high:.1f}")
+    out.print(printable(f"{result.system}: {len(result.truth.queries):,} queries, each of its own video"), style="bold")
+    out.print(table)
+    for text in result.notes:
+        note(f"[yellow]{printable(text)}[/]")
+    for name, each in compared:
+        print_differences(result.truth.name, result.system, name, each, list(each))

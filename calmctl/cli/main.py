@@ -48,6 +48,7 @@ app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
 # Names of two words, which `options.Group` resolves.
 app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPLES)(search.similar)
 app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
+app.command("search moments", rich_help_panel=_USE, epilog=search.MOMENTS_EXAMPLES)(search.moments)
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
 app.command(rich_help_panel=_USE, epilog=caption.EXAMPLES)(caption.caption)
 app.command(rich_help_panel=_USE, epilog=explain.EXAMPLES)(explain.explain)

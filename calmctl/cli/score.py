@@ -15,6 +15,7 @@ from calmctl.cli.console import (
     note,
     print_differences,
     print_json,
+    print_moments,
     printable,
     progress_bar,
     readings,
@@ -36,6 +37,7 @@ app = typer.Typer(
     epilog=options.examples(
         "calmctl score matrix scores.npy --pairs pairs.csv",
         "calmctl score captions mine.json references.json",
+        "calmctl score moments mine.jsonl charades_sta_test.txt",
     ),
 )
 
@@ -363,6 +365,33 @@ def captions(
         print_json({"captions": str(hypotheses), "references": str(references), **result.to_json(), **environment()})
     else:
         stdout().print(caption_table([result]))
+
+
+# Moments.
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl score moments mine.jsonl highlight_val_release.jsonl",
+        "calmctl score moments mine.jsonl charades_sta_test.txt --against theirs.jsonl",
+    )
+)
+def moments(
+    answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Windows a query, as QVHighlights has them.")],
+    truth: Annotated[Path, typer.Argument(metavar="TIMED", help="Timed sentences: .txt, .json or .jsonl.")],
+    against: options.Against = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score where in its video a sentence is answered: R@1 and R@5 at IoU 0.5 and 0.7, mIoU, mAP.
+
+    TIMED is QVHighlights' JSONL, Charades-STA's text, DiDeMo's or ActivityNet Captions' JSON.
+    """
+    from calmctl.evaluation.moments import read_answers, read_truth, score_moments
+
+    known = read_truth(truth)
+    result = score_moments(read_answers(answers, known), known)
+    others = [(each, score_moments(read_answers(Path(each), known), known)) for each in against or []]
+    print_moments(result, others, as_json)
 
 
 # The protocol card of any number.

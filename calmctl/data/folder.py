@@ -469,7 +469,7 @@ def _require_clips(folder: Path, splits: dict[str, Split], files: _AnnotationFil
         return
     left_out = next((split.left_out[0] for split in splits.values() if split.left_out), None)
     named = f" that {listing([path.name for path in files.read])} names" if files.read else ""
-    first = f" (first of those named: {left_out.id}: {left_out.reason})" if left_out else ""
+    first = f" (first of those named: {shown(left_out.id)}: {left_out.reason})" if left_out else ""
     raise DatasetError(f"{folder}: there is no video in it{named}{first}")
 
 
