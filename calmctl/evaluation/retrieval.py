@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import list_facts
 from calmctl.evaluation.metrics import Direction, Ranks, rank_all, retrieval_metrics, text_to_video
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
@@ -276,7 +277,17 @@ class Evaluation:
             "captions": list(encoded.captions),
             "owners": encoded.owners.tolist(),
             "ranks": {direction: _plain(ranks) for direction, ranks in self.own_ranks().items()},
+            "rivals": self._rivals(),
         }
+
+    def _rivals(self) -> list[int]:
+        """The wrong clip that each sentence likes best, by number; nothing where there is one clip."""
+        if self.scores.shape[1] < 2:
+            return []
+        wrong, queries = self.scores.copy(), np.arange(len(self.scores))
+        wrong[queries, self.encoded.owners] = -np.inf
+        rivals: list[int] = wrong.argmax(axis=1).tolist()
+        return rivals
 
 
 def _plain(ranks: Ranks) -> dict[str, Any]:
@@ -381,6 +392,9 @@ class Retrieval:
     ) -> Evaluation:
         """Score a split and measure it both ways."""
         owners, scorer = encoded.owners, self.scorer_for(model)
+        labels = replace(
+            labels, card=replace(labels.card, **list_facts(encoded.ids, encoded.captions, owners.tolist()))
+        )
         scores = score_split(model, encoded, model.device, scorer=scorer, progress=progress)
         back, base = None, None
         if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves

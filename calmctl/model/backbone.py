@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # Tokens: all of a sentence as text, and how many sentences do not fit.
 
+
+LN_100 = math.log(100.0)
+"""What CLIP's log temperature is clamped to in training (docs/science.md, The heads)."""
 
 # CLIP's tokenizer turns these into its own marks wherever they stand, and a text tower pools at the first end mark.
 _MARK = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
@@ -65,11 +69,17 @@ class Tokens:
         n = 0
         for start in range(0, len(candidates), _AT_ONCE):
             some = candidates[start : start + _AT_ONCE]
-            # One place more: where the sentence ends before, that place is padding and the others are the same.
+            # One place more: where the sentence ends before, that place is padding and the others are the same. Both,
+            # because some end every sentence with a mark, which moves, and some with nothing.
             wider: Tensor = self.tokenizer(some, context_length=self.context_length + 1)
-            cut = (wider[:, : self.context_length] != self(some)).any(dim=1)
+            cut = (wider[:, : self.context_length] != self(some)).any(dim=1) | (wider[:, -1] != self._padding)
             n += sum(times[some[place]] for place in torch.nonzero(cut).flatten().tolist())
         return n
+
+    @property
+    def _padding(self) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return getattr(inner, "pad_token_id", None) or 0
 
     def cut(self, sentences: Sequence[str], noun: str = "caption") -> str | None:
         """A sentence about those that are not read to their end, None where all are."""
@@ -151,7 +161,12 @@ class Backbone(nn.Module):
         dim: Width D of the joint space.
         tokens: What makes tokens of sentences.
         notes: What a person must know of the weights that were loaded.
+        unchanging: The digest of weights that nothing here changes, once it is taken; else None.
+        most_scale: What the log temperature never exceeds in training.
     """
+
+    unchanging: str | None = None
+    most_scale: float = LN_100
 
     def __init__(self, clip: nn.Module, tokenizer: Any, spec: BackboneSpec) -> None:
         super().__init__()
@@ -160,6 +175,9 @@ class Backbone(nn.Module):
         self.dim = spec.dim
         self.tokens = Tokens(tokenizer, spec.context_length)
         self.notes: tuple[str, ...] = ()
+        # Of the sigmoid loss. In a softmax over a row it cancels: it would be a weight that never gets a gradient.
+        if isinstance(bias := getattr(clip, "logit_bias", None), nn.Parameter):
+            bias.requires_grad_(False)
         first = getattr(getattr(clip, "visual", None), "conv1", None)
         if PatchEmbedding.embeds(first):
             first.__class__ = PatchEmbedding  # its weights, their names and their place stay
@@ -210,6 +228,32 @@ class Backbone(nn.Module):
         """Frame features [B, F, D] of prepared pixels [B, F, 3, H, W] (Eq. 1)."""
         features: Tensor = self.clip.encode_image(pixels.flatten(0, 1))
         return features.view(*pixels.shape[:2], self.dim)
+
+    def encode_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame features [N, D] of prepared pixels [N, 3, H, W], and their patches [N, P, width] before any norm.
+
+        Raises:
+            CheckpointError: The vision tower is not CLIP's own transformer.
+        """
+        visual, width = self.clip.visual, self.vision_width
+        found = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+        (patches,) = found["image_intermediates"]
+        assert patches.shape[-1] == width
+        return found["image_features"], patches
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the vision transformer. Raises `CheckpointError` where the tower is none of CLIP's."""
+        from calmctl.model.openclip import open_clip
+
+        visual = self.clip.visual
+        if not isinstance(visual, open_clip.transformer.VisionTransformer):
+            raise CheckpointError(
+                f"backbone.model: {self.spec.model} has another vision tower than CLIP's transformer, whose patches "
+                "CoCap needs; use a ViT of CLIP's"
+            )
+        width: int = visual.conv1.out_channels
+        return width
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Sentence features [N, D] of token ids [N, L]: the end token's projected output (Eq. 3)."""
@@ -316,6 +360,9 @@ class Backbone(nn.Module):
                 "name the model these weights belong to"
             )
         self.clip.load_state_dict(state)
+        if "logit_bias" in state:
+            # The sigmoid loss has no such limit, and the first step must not change what it has learned.
+            self.most_scale = max(LN_100, float(self.logit_scale.detach()))
 
 
 def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -394,6 +441,8 @@ def parameters_digest(backbone: Backbone) -> str:
     The scale of the contrastive loss is left out: it goes on learning over frozen towers, and no feature
     depends on it.
     """
+    if backbone.unchanging is not None:
+        return backbone.unchanging
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.clip.state_dict().items()):
         if name in ("logit_scale", "logit_bias"):

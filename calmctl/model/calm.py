@@ -26,6 +26,8 @@ from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, r
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+from calmctl.video.compressed import CompressedReader
+from calmctl.video.pixels import FrameReader
 
 # What a training step takes and what it yields.
 
@@ -36,7 +38,8 @@ class Batch:
 
     Attributes:
         texts: Token ids [B, L], or features of the sentences where they were made before (`encode_texts`).
-        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D].
+        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D]; whatever the
+            model's `reader` reads.
         clips: The number of each sample's clip, [B]; equal numbers are captions of one clip.
         captions: For captioning: the sentences as the decoder's tokens, [B, T] (`CaptionVocabulary.encode`).
     """
@@ -204,6 +207,15 @@ class AlignedModel(nn.Module):
     def caption_tokens(self, sentences: Sequence[str]) -> Tensor | None:
         """What a caption decoder learns of sentences, [N, T]; None where the model writes no captions."""
         return None
+
+    def reader(self, n_frames: int) -> FrameReader | CompressedReader:
+        """What reads clips for it: `n_frames` frames at the backbone's input size."""
+        return FrameReader(n_frames, self.backbone.spec.frame_resize)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether a clip gives the same features in every epoch, before any adapter, so that they can be kept."""
+        return self.frozen
 
     @property
     def reads_words(self) -> bool:

@@ -12,7 +12,6 @@ from calmctl.recipe.schema import OptimSection
 from calmctl.runs.checkpoint import TRAINING_ONLY
 
 GROUPS = ("backbone", "head", "alignment")
-LN_100 = math.log(100.0)
 
 
 def group_of(name: str) -> str:
@@ -83,5 +82,5 @@ def gradient_norms(model: AlignedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def clamp_logit_scale(model: AlignedModel) -> None:
-    """CLIP's logit scale never exceeds ln 100 (docs/science.md, The heads)."""
-    model.backbone.logit_scale.clamp_(max=LN_100)
+    """CLIP's logit scale never exceeds ln 100, or where a sigmoid loss left it (docs/science.md, The heads)."""
+    model.backbone.logit_scale.clamp_(max=model.backbone.most_scale)
