@@ -74,7 +74,8 @@ class Data(Section):
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
     cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one per core")
+    # They give way to the training (`nice`), so that every core may decode.
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
     compressed: CompressedSection = CompressedSection()
