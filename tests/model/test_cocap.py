@@ -134,7 +134,13 @@ def test_the_action_encoder_is_its_formula(trained) -> None:
 
 def small_decoder(trained, **keys: object) -> CocapDecoder:
     section = CaptionSection(
-        system="cocap", width=16, decoder_layers=2, heads=4, ffn=24, max_tokens=6, **keys  # type: ignore[arg-type]
+        system="cocap",
+        width=16,
+        decoder_layers=2,
+        heads=4,
+        ffn=24,
+        max_tokens=6,
+        **keys,  # type: ignore[arg-type]
     )
     return trained(CocapDecoder(section, 12, 2, Words(30)).double()).eval()  # type: ignore[arg-type]
 
