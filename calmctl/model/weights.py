@@ -20,7 +20,7 @@ from calmctl.files import read_json, sha256_file
 from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.convert import in_open_clips_names, looks_like_openai
-from calmctl.model.embedder import load_embedder
+from calmctl.model.embedder import BYTES, Bytes, load_embedder
 from calmctl.model.published import OWN, Published, is_embedder, recommended, tokenizer_digest, tokenizer_folder
 from calmctl.model.spec import (
     CLIP_PIXELS,
@@ -119,6 +119,9 @@ def load_tokens(model: str) -> Tokens:
     Raises:
         CheckpointError: Unknown name, or a tokenizer that is not at hand.
     """
+    if is_embedder(model):
+        check_backbone(model, OWN)
+        return Tokens(Bytes(), BYTES)
     architecture = read_architecture(model)
     spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
     with _building(spec):
