@@ -150,12 +150,15 @@ def published_results(run: Run, name: str) -> dict[str, Any]:
         # Of these weights alone; an evaluation before the run went on is of others.
         if record.get("weights_sha256") in digests:
             tests += [record["result"], *([record["base"]] if "base" in record else [])]
-    # The training's own test and its kept evaluation are one; the kept one, which comes later, may know more.
-    results = {}
-    for each in tests:
-        cleaned = _cleaned(each, run.folder.name, name)
-        protocol = (cleaned.get("card") or {}).get("column")
-        results[json.dumps([*(cleaned.get(key) for key in _WHAT), protocol])] = cleaned
+    # The training's own test and its kept evaluation are one; the kept one, which comes later, may know more, and a
+    # number without a protocol card gives way to the same one with it.
+    results: dict[str, dict[str, Any]] = {}
+    for each in [_cleaned(each, run.folder.name, name) for each in tests]:
+        what = json.dumps([each.get(key) for key in _WHAT])
+        protocol = (each.get("card") or {}).get("column", "")
+        if protocol:
+            results.pop(what, None)
+        results[what + protocol] = each
     ended = bool(finished) or not run.log.exists()  # weights that were given away come without either
     validation = finished.get("validation", [])
     return {"name": name, "finished": ended, "validation": validation, "results": list(results.values())}

@@ -189,7 +189,9 @@ def test_every_protocol_s_numbers_are_published_and_caveats_name_no_path(place):
         "runs/tiny-001: old",
         "of runs/tiny-0012 nothing",
     ]
-    run.results.write_text(json.dumps({**finished, "test": [test, {**test, "card": {"column": "b"}}, test]}))
+    from_before = {key: value for key, value in test.items() if key != "card"}
+    tests = [from_before, test, {**test, "card": {"column": "b"}}, test]
+    run.results.write_text(json.dumps({**finished, "test": tests}))
     first, second = published_results(run, "my-model")["results"]
     assert [first["card"]["column"], second["card"]["column"]] == ["a", "b"]
     assert first["caveats"] == ["my-model was made before", "my-model: old", "of runs/tiny-0012 nothing"]
