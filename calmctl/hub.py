@@ -169,9 +169,8 @@ def translated(what: str, repository: str) -> Iterator[None]:
     asked.uploads = True
     response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)  # the client waits without end
     response.close()
-    code, is_json = response.status_code, "json" in response.headers.get("content-type", "")
-    if not (is_json if code < 400 else code in (401, 403, 404)):
-        raise asked.refused(response) if code >= 400 else asked.no_hub(response)
+    if response.status_code < 400 and "json" not in response.headers.get("content-type", ""):
+        raise asked.no_hub(response)
     try:
         yield
     except HfHubHTTPError as fault:
@@ -342,7 +341,7 @@ class _Fetch(Asked):
         return commit, digest, int(size) if size is not None and size.isdigit() else None
 
     def _open(self, url: str, start: int = 0, *, refuse: bool = True) -> Any:
-        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`."""
+        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`, for 401, 403 and 404 if asked."""
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         if is_offline():
@@ -375,7 +374,7 @@ class _Fetch(Asked):
             raise self.silent() from None
         if isinstance(response, Exception):
             raise self.unreachable(response) from response
-        if refuse and response.status_code >= 400:
+        if response.status_code >= 400 and (refuse or response.status_code not in (401, 403, 404)):
             response.close()
             raise self.refused(response)
         return response
