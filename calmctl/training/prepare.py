@@ -17,6 +17,7 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
+from calmctl.model.semsynan import SemSynModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import load_run
@@ -73,6 +74,7 @@ class Prepared:
             },
             "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
+            **({"concepts": list(self.model.concept_words)} if isinstance(self.model, SemSynModel) else {}),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
 
@@ -131,7 +133,11 @@ def _build(recipe: Recipe, vocabulary: Vocabulary, source: Source) -> CalmModel 
         # Without such a split there are none, which is refused soon.
         captions = source.split("train").captions if "train" in source.splits else ()
         tokens = training_vocabulary(backbone, captions)
-    return build_caption_model(recipe, vocabulary, tokens, backbone)
+    model = build_caption_model(recipe, vocabulary, tokens, backbone)
+    if isinstance(model, SemSynModel) and "train" in source.splits:
+        train = source.split("train")  # and no other: what is tested must not be among the concepts by itself
+        model.learn_from(train.captions, train.owners)
+    return model
 
 
 # The second stage of a run: its towers, adapter and head are taken over as they are, and a head around it trains.
