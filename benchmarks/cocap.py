@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=1000, help="of the training split")
     parser.add_argument("--tests", type=int, default=200, help="test clips")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--time", type=int, metavar="SIDE", help="time captioners of this input size instead")
     arguments = parser.parse_args()
