@@ -66,6 +66,7 @@ ACTORS = Range(0, 10_000)
 SEED = Range(0, 2**63 - 1)
 SEEDS = Range(1, 1000)
 BEAMS = Range(1, 100)
+SIDE = Range(2, 4096)
 LENGTH_PENALTY = Range(0, 10)
 TEMPERATURE = Range(0.01, 100)
 

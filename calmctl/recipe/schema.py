@@ -210,8 +210,8 @@ class HeadSection(Section):
 class CaptionSection(Section):
     """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
-    system: Literal["transformer", "cocap"] = Field(
-        "transformer", description="an encoder and a decoder over frames (CLIP4Caption's too), or CoCap"
+    system: Literal["transformer", "cocap", "semsynan"] = Field(
+        "transformer", description="encoder and decoder over frames (CLIP4Caption's too), CoCap, or SemSynAN over CLIP"
     )
     width: Wide = Field(768, description="of the transformer's layers")
     encoder_layers: Count = Field(1, description="transformer layers over the frames")
@@ -224,6 +224,10 @@ class CaptionSection(Section):
     )
     input_norm: bool = Field(False, description="LayerNorms before and behind the linear layer over the frames")
     output_transform: bool = Field(False, description="linear, GELU and LayerNorm before the output, as BERT has")
+    concepts: Wide = Field(300, description="semsynan: most frequent nouns, verbs, adjectives of training captions")
+    semantics: Literal["both", "concepts", "syntax"] = Field(
+        "both", description="semsynan: what steers the words; concepts or syntax alone has one cell of three"
+    )
     vocabulary: Literal["all", "train"] = Field(
         "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
     )
@@ -397,6 +401,15 @@ class Recipe(Section):
             raise ValueError(
                 "caption.system: cocap reads vectors and residuals, and a feature store (data.features) holds frames "
                 "only; set data.features=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _semsynan_has_an_output(self) -> Recipe:
+        if self.caption.system == "semsynan" and self.caption.tied:
+            raise ValueError(
+                "caption.tied: true has no meaning for caption.system=semsynan, whose words are narrower than its "
+                "cells; set caption.tied=false"
             )
         return self
 

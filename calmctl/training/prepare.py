@@ -19,6 +19,7 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
+from calmctl.model.semsynan import SemSynModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run
@@ -75,6 +76,7 @@ class Prepared:
             },
             "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
+            **({"concepts": list(self.model.concept_words)} if isinstance(self.model, SemSynModel) else {}),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
 
@@ -162,7 +164,11 @@ def _build(
         # Without such a split there are none, which is refused soon.
         captions = source.split("train").captions if "train" in source.splits else ()
         tokens = training_vocabulary(backbone, captions)
-    return build_caption_model(recipe, vocabulary, tokens, backbone)
+    model = build_caption_model(recipe, vocabulary, tokens, backbone)
+    if isinstance(model, SemSynModel) and "train" in source.splits:
+        train = source.split("train")  # and no other: what is tested must not be among the concepts by itself
+        model.learn_from(train.captions, train.owners)
+    return model
 
 
 # A run that goes on under another recipe: its towers, adapter and head are the start, anchors and VAE begin anew.

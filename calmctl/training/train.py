@@ -188,6 +188,8 @@ def _captioner(recipe: Recipe, prepared: Prepared) -> str:
     what = "captioner"
     if keys.system == "cocap":
         what, layers = f"CoCap, {prepared.model.reader(0)}", str(keys.decoder_layers)
+    if keys.system == "semsynan":
+        return f"SemSynAN over CLIP features, {keys.semantics}, cells of {keys.width}, {tokens:,} tokens"
     return f"{what}, {layers} layers of {keys.width}, {tokens:,} tokens"
 
 
