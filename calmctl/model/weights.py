@@ -26,6 +26,7 @@ from calmctl.model.spec import (
     CLIP_PIXELS,
     HUB_CONFIG,
     HUB_WEIGHTS,
+    SHIPPED_TAGS,
     Architecture,
     BackboneSpec,
     Pixels,
@@ -33,6 +34,7 @@ from calmctl.model.spec import (
     read_architecture,
     read_pixels,
     read_spec,
+    shipped_weights,
     sibling,
 )
 from calmctl.tensors import load_tensors, no_larger_than
@@ -51,8 +53,8 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
 
     Args:
         model: An open_clip model name, one of ours ("demo-clip"), or a path to an open_clip config JSON.
-        weights: A pretrained tag of that model ("openai"), a path to a .safetensors file, or None for
-            random weights (only sensible where training starts from nothing).
+        weights: A pretrained tag of that model ("openai"; "drawn-2" of demo-clip, whose file ships), a path to a
+            .safetensors file, or None for random weights (only sensible where training starts from nothing).
 
     Raises:
         CheckpointError: Unknown name or tag, weights that do not fit, the wrong activation for the
@@ -63,10 +65,14 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
         return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
-    tag = _tag(architecture, weights)
+    shipped, tag = shipped_weights(architecture, weights), _tag(architecture, weights)
     notes: tuple[str, ...] = ()
     origin: dict[str, str | None] = {"weights": Path(weights).name}
-    if tag:
+    if shipped:
+        pixels, file = architecture.pixels or CLIP_PIXELS, shipped
+        origin |= {"tag": weights, "source": "calmctl"}
+        state, _ = load_tensors(file, what="backbone.weights")
+    elif tag:
         pixels, file = read_pixels(tag, where=f"the tag {weights}"), Path()
         # Said by open_clip itself, so known before anything is fetched.
         _check_activation(architecture, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
@@ -80,7 +86,7 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
         if not file.is_file():
             raise CheckpointError(
                 f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
-                f"(tags: {', '.join(tags) or 'none'})"
+                f"(tags: {', '.join([*tags, *_own_tags(architecture)]) or 'none'})"
             )
         state, metadata = load_tensors(file, what="backbone.weights", ours=False)
         if isinstance(metadata.get("backbone"), dict):
@@ -189,6 +195,12 @@ def _tags(architecture: Architecture) -> dict[str, Pixels]:
 
     names = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.published else []
     return {name: read_pixels(_tag(architecture, name), where=f"the tag {name}") for name in names}
+
+
+def _own_tags(architecture: Architecture) -> list[str]:
+    """The tags whose weights ship with calmctl."""
+    tag = SHIPPED_TAGS.get(architecture.name)
+    return [tag] if tag and shipped_weights(architecture, tag) else []
 
 
 def _agreed(tags: dict[str, Pixels]) -> Pixels | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import BadInput, CalmError
+from calmctl.model.spec import SHIPPED_TAGS
 from calmctl.recipe import Recipe
 from calmctl.reproduce.rows import Row, Table
 from calmctl.source.base import SourceSpec
@@ -157,6 +158,8 @@ def _weights(recipe: Recipe) -> Requirement:
     what = f"{model} {weights}"
     if weights is None or Path(weights).is_file():
         return Requirement(what, True, "random" if weights is None else "a file")
+    if SHIPPED_TAGS.get(model) == weights:
+        return Requirement(what, True, "ships with calmctl")
     from huggingface_hub import try_to_load_from_cache
 
     from calmctl.model.openclip import open_clip
