@@ -1,6 +1,7 @@
 """The public Python API: lazy, complete, typed as it says, and the documentation's examples run."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -108,3 +109,20 @@ def test_the_documentations_examples_run(
 
 def test_there_are_examples() -> None:
     assert len(examples()) >= 10
+
+
+def test_a_captioner_describes_a_video_as_the_command_does(tiny_world: Path) -> None:
+    golden = Path(__file__).parent / "golden"
+    ((clip, expected),) = json.loads((golden / "expected/caption.json").read_text())["captions"].items()
+    (video,) = (tiny_world / "clips").glob(f"{Path(clip).stem}-*.mp4")
+    captioner = calmctl.Captioner(golden / "runs/told-001", device="cpu")
+    caption = captioner.caption(video)
+    assert caption.text == expected["caption"]
+    assert caption.log_prob == pytest.approx(expected["log_prob"], rel=1e-3)
+    with pytest.raises(calmctl.CalmError, match=r"usable \(1 left out"):
+        captioner.caption(golden / "tiny.yaml")
+
+
+def test_overrides_are_for_a_recipe_that_is_read(tiny_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(calmctl.CalmError, match="change this one's keys"):
+        calmctl.train(tiny_recipe(), ["optim.epochs=1"])

@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-FOUNDATION = {"errors", "files", "yaml_strict", "words", "samples", "runtime", "tensors", "device", "parallel"}
+FOUNDATION = {"errors", "files", "yaml_strict", "words", "samples", "runtime", "tensors", "device", "parallel", "hub"}
 """Files at the top that any room may import; they import nothing but one another."""
 
 MAY_IMPORT = {
@@ -77,7 +77,9 @@ def test_the_foundation_carries_and_is_not_carried(modules: dict[str, "house.Mod
 def test_files_are_chapters(modules: dict[str, "house.Module"]) -> None:
     long = {name: module.lines for name, module in modules.items() if module.lines > 550}
     assert long == {}
-    rooms = Counter(name.rsplit(".", 1)[0] for name in modules)
+    # A room within a room is no file of it.
+    inner = {name.rsplit(".", 1)[0] for name in modules}
+    rooms = Counter(name.rsplit(".", 1)[0] for name in modules if name not in inner)
     del rooms["calmctl"]  # the foundation's files and the rooms themselves
     assert {room: count for room, count in rooms.items() if count > 14} == {}
 

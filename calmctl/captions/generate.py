@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,12 +16,11 @@ from torch import Tensor
 
 from calmctl.captions.search import CachedSteps, Hypotheses, beam_search, follow, greedy, sampler
 from calmctl.errors import VideoError
-from calmctl.model.backbone import split_preprocess
 from calmctl.model.captioner import CaptionModel
 from calmctl.recipe.schema import CaptionSection
 from calmctl.samples import Clip
 from calmctl.video.instants import LONG_TIMEOUT_S, require_countable, video_extent
-from calmctl.video.pool import decode_clips
+from calmctl.video.pool import read_clips
 from calmctl.words import Progress
 
 CLIPS_PER_BATCH = 64
@@ -125,6 +125,8 @@ def _captions(model: CaptionModel, hypotheses: Hypotheses) -> Iterator[Caption]:
 
 SEGMENTS_PER_BATCH = 64
 """Segments whose frames are held at once: at 12 frames of 224 pixels a side, 115 MB (our choice)."""
+_SEGMENT_BYTES = 1 << 28
+"""What CoCap reads of them is larger, and may hold no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +172,13 @@ def caption_segments(
     duration_s, begins_s = video_extent(video)
     bounds = segment_bounds(duration_s, segment_s)
     clips = [Clip(f"{start_s:.3f}", video, start_s, end_s) for start_s, end_s in bounds]
-    resize = split_preprocess(model.backbone)[0]
     # The segments of one file are one pass over it, which one worker makes.
-    decoded = decode_clips(clips, n_frames, workers=1, timeout_s=LONG_TIMEOUT_S, transform=resize)
+    reader = model.reader(n_frames)
+    decoded = read_clips(clips, reader, workers=1, timeout_s=LONG_TIMEOUT_S)
+    at_once = max(1, min(SEGMENTS_PER_BATCH, _SEGMENT_BYTES // math.prod(reader.shape)))
     segments: list[Segment] = []
     with closing(decoded):
-        while some := [_frames(video, frames) for _, frames in islice(decoded, SEGMENTS_PER_BATCH)]:
+        while some := [_frames(video, frames) for _, frames in islice(decoded, at_once)]:
             captions = caption_features(model, _features(model, np.stack(some)), search)
             windows = bounds[len(segments) : len(segments) + len(some)]
             segments += [

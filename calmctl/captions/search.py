@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calmctl.model.captioner import Captioner
+from calmctl.model.captioner import CaptionDecoder
 
 
 class CachedSteps:
     """Computes each new token only; what earlier tokens left in the attentions is kept."""
 
-    def __init__(self, captioner: Captioner, memory: Tensor) -> None:
+    def __init__(self, captioner: CaptionDecoder, memory: Tensor) -> None:
         """Begin sentences for memory [N, F, width]."""
         self._captioner = captioner
         self._device = memory.device
@@ -31,7 +31,7 @@ class CachedSteps:
         self._cache.select(rows)
 
 
-def next_log_probs(captioner: Captioner, logits: Tensor) -> Tensor:
+def next_log_probs(captioner: CaptionDecoder, logits: Tensor) -> Tensor:
     """Log-probabilities [N, V] of the next token; the start mark, which never comes next, has none."""
     # A sentence's log-probability is a sum over its tokens, for which 16 bits have too few digits.
     logits = logits if logits.dtype == torch.float64 else logits.float()

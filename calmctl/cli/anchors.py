@@ -59,7 +59,7 @@ def build(
     version: Version = None,
     prompt: Prompt = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the labels are from.")] = None,
-    licence: Annotated[str | None, typer.Option(help="What may be done with them.")] = None,
+    licence: options.Licence = None,
     note: Note = None,
     column: Annotated[str | None, typer.Option(help="Label column of a CSV: header, or number.")] = None,
     keep_first: Annotated[

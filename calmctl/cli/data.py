@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 from calmctl.cli import options
 from calmctl.cli.console import Sheet, note, print_json, print_left_out, printable, progress_bar, readings, stdout
 from calmctl.errors import BadInput
+from calmctl.words import counted
 
 if TYPE_CHECKING:
     from calmctl.data.check import CheckReport
@@ -137,6 +139,44 @@ def _print(report: CheckReport) -> None:
         note("[dim]clips were looked for, not opened; --decode opens them[/]")
 
 
+@app.command(
+    epilog=options.examples(
+        "calmctl data reencode data/msvd/YouTubeClips data/msvd/reencoded",
+        "calmctl data reencode holidays /tmp/holidays --workers 4 --json",
+    )
+)
+def reencode(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="A folder of videos, with those below it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where they go: the same names, with .mp4.")],
+    side: Annotated[int, typer.Option(min=16, max=2160, help="Short side in pixels, even.")] = 240,
+    as_json: options.Json = False,
+    workers: options.Workers = None,
+    timeout_s: options.Timeout = 600.0,
+) -> None:
+    """Re-encode videos as CoCap reads them: what a codec keeps of motion, exactly.
+
+    H.264 with a key frame every 60 pictures, one reference, no B pictures, no loop filter; without sound.
+
+    What is in OUT already is kept, so a call can be repeated. Train on it with data.videos=OUT.
+
+    Exit code 0: all are there. 1: some could not be re-encoded; they are listed.
+    """
+    from calmctl.data.folder import reencode_folder
+
+    if side % 2:
+        raise BadInput(f"--side {side}: H.264 needs even sizes; give {side + 1}")
+    with progress_bar("clips") as bar:
+        done = reencode_folder(root, out, side=side, workers=workers, timeout_s=timeout_s, progress=readings(bar))
+    if as_json:
+        print_json({"folder": str(out), "side": side, **asdict(done)})
+    else:
+        before = f", {done.kept:,} there before" if done.kept else ""
+        stdout().print(f"{out}: {counted(done.made, 'video')} re-encoded{before}", markup=False, soft_wrap=True)
+        print_left_out({"not re-encoded": done.left_out})
+    if done.left_out:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=options.examples("calmctl data where", "calmctl data where didemo"))
 def where(
     dataset: Annotated[
@@ -150,3 +190,39 @@ def where(
         explain_dataset(dataset) if dataset else "\n\n".join(part for part in (overview(), kept_for_searches()) if part)
     )
     stdout().print(text, markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl data unpack MSRVTT_Videos.zip --out data/msrvtt/videos",
+        "calmctl data unpack DiDeMo_Videos_mp4_test.tar data/test-*.parquet --out mine",
+    )
+)
+def unpack(
+    archives: Annotated[list[Path], typer.Argument(metavar="ARCHIVE...", help=".zip, .tar or parts of one, .parquet.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write videos and captions.jsonl to.")],
+    limit_gb: Annotated[
+        float | None, options.Range(0.001, 1e6)(metavar="GB", help="Write no more; three times the archives' size.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Unpack the videos of archives, webdataset's too, and the captions beside them.
+
+    What is written is a folder that calmctl reads. Names cannot lead out of it; links and other files stay packed.
+    """
+    from dataclasses import asdict
+
+    from calmctl.data.packed import unpack as unpack_archives
+
+    with progress_bar("MB") as bar:
+        done = unpack_archives(
+            archives, out, most_bytes=None if limit_gb is None else int(limit_gb * 1e9), progress=readings(bar)
+        )
+    if as_json:
+        print_json(asdict(done))
+        return
+    captions = f", {done.captions:,} captions" if done.captions else ""
+    stdout().print(f"{out}: {done.videos:,} videos, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
+    if done.others:
+        note(f"[dim]{done.others:,} others are neither videos nor texts and stay packed[/]")
+    print_left_out({"not unpacked": {each.id: each.reason for each in done.refused}}, noun="member")

@@ -309,7 +309,7 @@ def plan_json(plan: Plan, cost: Cost) -> dict[str, Any]:
         "tables": [table.name for table in plan.tables],
         "data": plan.world.name,
         "found": [asdict(each) for each in plan.found.values()],
-        "left_out": plan.left_out,
+        "left_out": plan.not_run,
         "runs": [
             {"name": job.recipe.name, "state": job.state, "folder": str(job.run.folder) if job.run else None}
             for job in plan.jobs
@@ -345,7 +345,7 @@ def print_plan(plan: Plan, cost: Cost, *, world_exists: bool, to_stderr: bool = 
     kinds = ", ".join(f"{states[state]} {state}" for state in ("finished", "interrupted", "new") if states[state])
     out.print(f"{counted(len(plan.jobs), 'run')} ({kinds}); rows that several tables share run once")
     _print_cost(out, cost, world_exists=world_exists)
-    for name, reasons in plan.left_out.items():
+    for name, reasons in plan.not_run.items():
         for what, why in reasons.items():
             out.print(f"[yellow]left out of {name}[/]: {printable(what)}: {printable(why)}", soft_wrap=True)
     out.print()
@@ -360,7 +360,8 @@ def print_tables(filled: list[Filled]) -> None:
         out.print(Text(f"\n{table.table.title}", style="bold"))
         for block in table.blocks:
             out.print()
-            out.print(Text.assemble((cells.heading(block), "bold"), f"  {cells.size(block)}"))
+            scorer = "" if block.scorer.startswith(("leak-free", "pycocoevalcap")) else f", {block.scorer}"
+            out.print(Text.assemble((cells.heading(block), "bold"), f"  {cells.size(block)}{scorer}"))
             out.print(_grid(block, stand_in=table.table.stand_in))
         out.print()
         for line in cells.legend(table):

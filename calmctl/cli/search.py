@@ -17,6 +17,7 @@ from calmctl.cli.console import (
     note,
     print_json,
     print_left_out,
+    print_moments,
     printable,
     progress_bar,
     readings,
@@ -75,6 +76,10 @@ SIMILAR_EXAMPLES = options.examples(
 CAPTIONS_EXAMPLES = options.examples(
     "calmctl search captions captions.csv clip.mp4",
     "calmctl search captions sentences.txt clip.mp4 --top 3 --why",
+)
+MOMENTS_EXAMPLES = options.examples(
+    "calmctl search moments charades_sta_test.txt --in videos --window 8",
+    "calmctl search moments val.jsonl --in videos --window 10 --out mine.jsonl",
 )
 RECALL_EXAMPLES = options.examples(
     "calmctl search recall --in features/msrvtt",
@@ -254,6 +259,63 @@ def recall(
         measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
     _note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
+
+
+def moments(
+    file: Annotated[Path, typer.Argument(metavar="TIMED", help="Timed sentences: .txt, .json or .jsonl.")],
+    top: options.Top = 10,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the windows: .jsonl.")] = None,
+    as_json: options.Json = False,
+    where: Where = Path("."),
+    window: Window = None,
+    stride: Stride = None,
+    cache: Cache = CACHE,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Ask timed sentences of their own videos, window by window, and score where the answers are.
+
+    R@1 and R@5 at IoU 0.5 and 0.7, mIoU and mAP; --out is what calmctl score moments and QVHighlights' evaluation read.
+    """
+    import json
+
+    from calmctl.data.locate import require_folder
+    from calmctl.device import check_device
+    from calmctl.evaluation.moments import Answers, own_videos, read_truth, score_moments
+    from calmctl.files import MOMENTS, write_output
+    from calmctl.search.windows import check_windows
+
+    stride_s = check_windows(window, stride)
+    if window is None:
+        raise BadInput("moments are windows of videos; say how long they are with --window SECONDS")
+    options.is_bare(run, backbone, weights)
+    truth = read_truth(file)
+    require_folder(where, "name a folder of videos with --in")
+    if out is not None:
+        require_output(out, MOMENTS)
+    check_device(device)
+    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
+    _note_cut(search_model, [query.sentence for query in truth.queries])
+    with progress_bar("items") as bar:
+        engine = _open(search_model, where, window, stride_s, None, cache, bar)
+        names = dict.fromkeys(name.rpartition("#t=")[0] for name in engine.collection.clips)
+        videos = own_videos(truth, names)
+        asked = [query for query in truth.queries if query.video in videos]
+        if not asked:
+            raise DatasetError(f"{where}: not one of the {len(truth.queries):,} timed sentences is of a video in it")
+        found = engine.within([(query.sentence, videos[query.video]) for query in asked], top)
+    _note_left_out(engine)
+    if out is not None:
+        rows = [
+            {"qid": query.id, "query": query.sentence, "vid": query.video, "pred_relevant_windows": windows}
+            for query, windows in zip(asked, found, strict=True)
+        ]
+        write_output(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), MOMENTS)
+    spans = {q.id: tuple((s, e) for s, e, _ in windows) for q, windows in zip(asked, found, strict=True)}
+    print_moments(score_moments(Answers(search_model.name, spans), truth), [], as_json)
 
 
 def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:

@@ -39,9 +39,13 @@ class Places:
     videos: tuple[Path, ...]
 
     def find(self, name: str) -> Path | None:
-        """The first annotation file of that name."""
+        """The first annotation file of that name, or that a pattern such as data/val-*.parquet fits."""
         # Joined only here: the name is one that a declaration has, and none that a file says.
-        return next((folder / name for folder in self.annotations if os.path.isfile(folder / name)), None)
+        for folder in self.annotations:
+            fitting = sorted(folder.glob(name)) if "*" in name else [folder / name]
+            if found := next(filter(os.path.isfile, fitting), None):
+                return found
+        return None
 
 
 def places(name: str, root: Path | None, annotations: Path | None, videos: Path | None) -> Places:

@@ -10,16 +10,21 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from calmctl.data.benchmark import load_benchmark
-from calmctl.data.didemo import DIDEMO
+from calmctl.data.benchmarks.activitynet import ACTIVITYNET
+from calmctl.data.benchmarks.charades_sta import CHARADES_STA
+from calmctl.data.benchmarks.didemo import DIDEMO
+from calmctl.data.benchmarks.lsmdc import LSMDC
+from calmctl.data.benchmarks.msrvtt import MSRVTT
+from calmctl.data.benchmarks.msvd import MSVD
+from calmctl.data.benchmarks.vatex import VATEX
+from calmctl.data.benchmarks.youcook2 import YOUCOOK2
 from calmctl.data.folder import load_folder
 from calmctl.data.locate import listing
-from calmctl.data.lsmdc import LSMDC
-from calmctl.data.msrvtt import MSRVTT
-from calmctl.data.msvd import MSVD
 from calmctl.errors import DatasetError
 from calmctl.samples import Dataset
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (MSRVTT, MSVD, DIDEMO, LSMDC)}
+PUBLISHED = (MSRVTT, MSVD, DIDEMO, LSMDC, ACTIVITYNET, VATEX, YOUCOOK2, CHARADES_STA)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in PUBLISHED}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,12 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import AnchorBank
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.errors import RecipeError
 from calmctl.model.backbone import Backbone, FeatureAdapter
 from calmctl.model.calm import AlignedParts, CalmModel
-from calmctl.model.captioner import Captioner, CaptionModel, CaptionVocabulary
+from calmctl.model.captioner import CaptionDecoder, Captioner, CaptionModel, CaptionVocabulary
+from calmctl.model.cocap import CocapDecoder, CocapModel
+from calmctl.model.embedder import Embedder
 from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
@@ -53,17 +56,25 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     Raises:
         CheckpointError: The backbone's tokens are not CLIP's.
     """
-    keys = recipe.caption
-    captioner = Captioner(keys, backbone.dim, recipe.data.frames, CaptionVocabulary(backbone, tokens))
+    keys, read = recipe.caption, recipe.data.compressed
+    writes = CaptionVocabulary(backbone, tokens)
+    decoder: CaptionDecoder
+    if keys.system == "cocap":
+        decoder = CocapDecoder(keys, backbone.dim, read.gops, writes)
+    else:
+        decoder = Captioner(keys, backbone.dim, recipe.data.frames, writes)
     # Behind the random start, which draws the same numbers with this key and without.
     if keys.init_tokens == "backbone":
-        captioner.start_from(backbone.token_embedding)
-    return CaptionModel(backbone, captioner, keys, _parts(recipe, vocabulary, backbone))
+        decoder.start_from(backbone.token_embedding)
+    if keys.system == "cocap":
+        return CocapModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone), read)
+    return CaptionModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone))
 
 
 def recipe_backbone(recipe: Recipe) -> Backbone:
     """The backbone of a recipe with its weights. Raises `CheckpointError`, see `load_backbone`."""
-    return load_backbone(recipe.backbone.model, recipe.backbone.weights)
+    keys = recipe.backbone
+    return load_backbone(keys.model, keys.weights, image_size=keys.image_size)
 
 
 def build_head(recipe: Recipe, backbone: Backbone) -> Head:
@@ -133,6 +144,11 @@ def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:
 
 def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> AlignedParts:
     """The towers and CALM's modules."""
+    if isinstance(backbone, Embedder) and not recipe.frozen:
+        raise RecipeError(
+            f"backbone.model: {recipe.backbone.model} is used as it is and not trained; set backbone.freeze=true, or "
+            "train on a feature store (data.features)"
+        )
     if recipe.backbone.checkpoint_activations:
         backbone.checkpoint_activations()
     # Without CALM's loss nothing of it is built: a baseline has the parameters of its own paper.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calmctl.anchors.distribution import (
@@ -32,6 +33,8 @@ from calmctl.model.losses import (
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+from calmctl.video.compressed import CompressedReader
+from calmctl.video.pixels import FrameReader
 
 # What a training step takes and what it yields.
 
@@ -42,7 +45,8 @@ class Batch:
 
     Attributes:
         texts: Token ids [B, L], or features of the sentences where they were made before (`encode_texts`).
-        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D].
+        frames: Pixels at the backbone's input size, uint8 [B, F, S, S, 3], or frame features [B, F, D]; whatever the
+            model's `reader` reads.
         clips: The number of each sample's clip, [B]; equal numbers are captions of one clip.
         captions: For captioning: the sentences as the decoder's tokens, [B, T] (`CaptionVocabulary.encode`).
     """
@@ -54,14 +58,25 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        texts, frames, clips = (part.to(device, non_blocking=True) for part in (self.texts, self.frames, self.clips))
-        captions = None if self.captions is None else self.captions.to(device, non_blocking=True)
-        return Batch(texts, frames, clips, captions)
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def first(self, count: int) -> Batch:
         """Its first `count` samples."""
-        captions = None if self.captions is None else self.captions[:count]
-        return Batch(self.texts[:count], self.frames[:count], self.clips[:count], captions)
+        return self._each(lambda part: part[:count])
+
+    def pinned(self) -> Batch:
+        """The same batch where a GPU can fetch it while it computes."""
+        return self._each(lambda part: part.pin_memory())
+
+    def used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a batch that another stream has made until `stream` is done with it."""
+        for part in (self.texts, self.frames, self.clips, self.captions):
+            if part is not None:
+                part.record_stream(stream)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        captions = None if self.captions is None else change(self.captions)
+        return Batch(change(self.texts), change(self.frames), change(self.clips), captions)
 
 
 @dataclass(slots=True)
@@ -183,10 +198,22 @@ class AlignedModel(nn.Module):
             require_separate_rows(self, "training with several processes")
         self.world = world
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
-        texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
-        return texts, encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+    def texts_and_anchors(self, texts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The texts of a training batch as `encode_texts` gives them, and the anchors P [K, D].
+
+        None in their place where they need a pass of their own (`anchor_features`), or are not needed.
+        """
+        anchors, encode = self.anchors, partial(encode_in_chunks, self.encode_texts, chunk=self.chunk)
+        if anchors is None or not self.aligns or anchors.encode != "gradient":
+            return encode(texts), None
+        if texts.is_floating_point() or not torch.is_grad_enabled():
+            return encode(texts), None
+        # Prompts are sentences like others: one pass of the text tower for both, padded to the longer, which changes
+        # nothing (`Backbone.tokenize`). A GPU waits for its host in a text tower, and now does so once.
+        length = max(texts.shape[1], anchors.tokens.shape[1])
+        both = encode(torch.cat([F.pad(rows, (0, length - rows.shape[1])) for rows in (texts, anchors.tokens)]))
+        own, prompts = both[: len(texts)], self.sentences(both[len(texts) :])
+        return own[:, : 1 + texts.shape[1]] if self.reads_words else own, prompts + anchors.position
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +223,15 @@ class AlignedModel(nn.Module):
     def caption_tokens(self, sentences: Sequence[str]) -> Tensor | None:
         """What a caption decoder learns of sentences, [N, T]; None where the model writes no captions."""
         return None
+
+    def reader(self, n_frames: int) -> FrameReader | CompressedReader:
+        """What reads clips for it: `n_frames` frames at the backbone's input size."""
+        return FrameReader(n_frames, self.backbone.spec.frame_resize)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether a clip gives the same features in every epoch, before any adapter, so that they can be kept."""
+        return self.frozen
 
     @property
     def reads_words(self) -> bool:
@@ -267,9 +303,13 @@ class AlignedModel(nn.Module):
             prompts = adapter.texts(prompts)
         return prompts + self.anchors.position
 
-    def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Log S_p and log V_p, [B, K] each, of `encode_texts` and of frames [B, F, D] (Eq. 6, 7)."""
-        anchors, tau, keys = self.anchor_features(), self.temperature(), self.keys
+    def distributions(self, texts: Tensor, frames: Tensor, anchors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log S_p and log V_p, [B, K] each, of `encode_texts` and of frames [B, F, D] (Eq. 6, 7).
+
+        `anchors` are P, [K, D], where they are at hand.
+        """
+        anchors = self.anchor_features() if anchors is None else anchors
+        tau, keys = self.temperature(), self.keys
         video_tau = keys.video_temperature or tau
         return (
             anchor_log_probabilities(self.sentences(texts), anchors, tau),
@@ -313,9 +353,9 @@ class AlignedModel(nn.Module):
                 f"({fault}); choose another target, or name anchors.temperature"
             ) from None
 
-    def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses) -> None:
+    def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses, anchors: Tensor | None = None) -> None:
         """Add the alignment loss of texts and frames [B, F, D], its parts and its diagnostics to `losses`."""
-        log_s, log_v = self.distributions(texts, frames)
+        log_s, log_v = self.distributions(texts, frames, anchors)
         loss, posterior = self._align(log_v, log_s, self.vae, losses.parts)
         if self.alignment.direction == "both":
             # p(V_p | S_p) is another law than p(S_p | V_p): one network cannot be both, so it has a VAE of its own.
@@ -377,7 +417,9 @@ class CalmModel(AlignedModel):
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one step (docs/science.md)."""
-        texts, frames = self.features(batch)
+        # Frames first: while a GPU is busy with them, its host gets ahead with all the small things that follow.
+        frames = encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+        texts, anchors = self.texts_and_anchors(batch.texts)
         # The towers may have run in bf16. Cosines, softmaxes and losses do not: a cosine times 100 needs more digits.
         with torch.autocast(texts.device.type, enabled=False):
             clips = self.world.gather(batch.clips)
@@ -386,7 +428,7 @@ class CalmModel(AlignedModel):
             total, parts = task_loss(self._similarities(texts, frames, clips), scale, same_clip=same)
             losses = Losses(total, parts)
             if self.aligns:
-                self.add_alignment(texts, frames, losses)
+                self.add_alignment(texts, frames, losses, anchors)
         losses.parts["loss"] = losses.total
         return losses
 

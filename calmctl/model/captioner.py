@@ -25,11 +25,12 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention."""
+    """Multi-head scaled dot-product attention; `dropout` acts on its weights."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -39,9 +40,14 @@ class Attention(nn.Module):
         """Keys and values of what is attended to, [N, length, width]."""
         return self._split(self.key(source)), self._split(self.value(source))
 
-    def forward(self, x: Tensor, keys_values: KeysValues, *, causal: bool = False) -> Tensor:
-        """Attend from `x` [N, T, width]; `causal`: query i sees keys up to i only."""
-        attended = F.scaled_dot_product_attention(self._split(self.query(x)), *keys_values, is_causal=causal)
+    def forward(
+        self, x: Tensor, keys_values: KeysValues, *, causal: bool = False, sees: Tensor | None = None
+    ) -> Tensor:
+        """Attend from `x` [N, T, width]; `causal`: query i sees keys up to i only; `sees` [T, length]: where True."""
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(x)), *keys_values, attn_mask=sees, is_causal=causal, dropout_p=dropout
+        )
         projected: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return projected
 
@@ -215,8 +221,8 @@ class Cache:
     """What a half-written batch of N captions has computed so far.
 
     Attributes:
-        memory: Each layer's keys and values of the encoded frames; computed once.
-        past: Each layer's keys and values of the tokens so far.
+        memory: Each layer's keys and values of the encoded frames, or what else is computed once.
+        past: Each layer's keys and values of the tokens so far, or a recurrent cell's state.
         length: How many tokens those are.
     """
 
@@ -230,58 +236,27 @@ class Cache:
         self.past = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.past]
 
 
-class Captioner(nn.Module):
-    """Encoder and decoder over frame features.
+class CaptionDecoder(nn.Module):
+    """What writes captions of frame features: the losses and the search know nothing else of it.
+
+    To add one, inherit and write the methods without a body; `build_caption_model` chooses it.
 
     Attributes:
         vocabulary: The tokens it writes.
         max_tokens: The longest caption in tokens, its end mark counted.
+        tokens: Their embeddings; a subclass makes them.
+        output: Their rows of the output; None where those are the embeddings'.
     """
 
     token_ids: Tensor
+    tokens: nn.Embedding
+    output: nn.Linear | None
 
-    def __init__(self, keys: CaptionSection, dim: int, frames: int, vocabulary: CaptionVocabulary) -> None:
-        """Make the layers for features [N, `frames`, `dim`].
-
-        Args:
-            keys: Sizes; the recipe's schema explains them.
-            dim: D.
-            frames: F.
-            vocabulary: The tokens to write.
-        """
+    def __init__(self, vocabulary: CaptionVocabulary, max_tokens: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
-        self.max_tokens = keys.max_tokens
+        self.max_tokens = max_tokens
         self.register_buffer("token_ids", vocabulary.ids)  # a checkpoint tells by it what its rows stand for
-        sizes = (keys.width, keys.heads, keys.ffn, keys.dropout)
-        # CLIP's projected features are about ten long, far from what a transformer's layers are started for.
-        self.feature_norm = nn.LayerNorm(dim) if keys.input_norm else nn.Identity()
-        self.visual = nn.Linear(dim, keys.width)
-        self.frame_position = nn.Parameter(torch.empty(frames, keys.width))
-        self.frame_norm = nn.LayerNorm(keys.width) if keys.input_norm else nn.Identity()
-        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(keys.encoder_layers))
-        self.memory_norm = nn.LayerNorm(keys.width)
-        self.tokens = nn.Embedding(len(vocabulary), keys.width)
-        self.token_position = nn.Parameter(torch.empty(keys.max_tokens, keys.width))
-        self.decoder: Any = nn.ModuleList(DecoderLayer(*sizes) for _ in range(keys.decoder_layers))
-        self.output_norm = nn.LayerNorm(keys.width)
-        self.output_transform = _output_transform(keys.width) if keys.output_transform else nn.Identity()
-        # Tied, the output has no weights of its own, only a bias.
-        self.output = None if keys.tied else nn.Linear(keys.width, len(vocabulary), bias=False)
-        self.output_bias = nn.Parameter(torch.zeros(len(vocabulary)))
-        self.dropout = nn.Dropout(keys.dropout)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for weight in (self.frame_position, self.token_position, self.tokens.weight):
-            nn.init.normal_(weight, std=INIT_STD)
-        if self.output is not None:
-            nn.init.normal_(self.output.weight, std=INIT_STD)
 
     @torch.no_grad()
     def start_from(self, embedding: Tensor) -> None:
@@ -299,6 +274,66 @@ class Captioner(nn.Module):
         self.tokens.weight.copy_(rows)
         if self.output is not None:
             self.output.weight.copy_(rows)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """What sentences are written from, [N, ...], of frame features [N, F, D]."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Logits [N, T, V] of the token after each prefix of `tokens` [N, T], for what `encode` gave."""
+        raise NotImplementedError
+
+    def start_cache(self, memory: Tensor) -> Cache:
+        """An empty cache for captions of what `encode` gave."""
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits [N, V] after the newest `tokens` [N], the earlier ones being in `cache`, which grows by them."""
+        raise NotImplementedError
+
+
+class Captioner(CaptionDecoder):
+    """Encoder and decoder over frame features."""
+
+    def __init__(self, keys: CaptionSection, dim: int, frames: int, vocabulary: CaptionVocabulary) -> None:
+        """Make the layers for features [N, `frames`, `dim`].
+
+        Args:
+            keys: Sizes; the recipe's schema explains them.
+            dim: D.
+            frames: F.
+            vocabulary: The tokens to write.
+        """
+        super().__init__(vocabulary, keys.max_tokens)
+        sizes = (keys.width, keys.heads, keys.ffn, keys.dropout)
+        # CLIP's projected features are about ten long, far from what a transformer's layers are started for.
+        self.feature_norm = nn.LayerNorm(dim) if keys.input_norm else nn.Identity()
+        self.visual = nn.Linear(dim, keys.width)
+        self.frame_position = nn.Parameter(torch.empty(frames, keys.width))
+        self.frame_norm = nn.LayerNorm(keys.width) if keys.input_norm else nn.Identity()
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(keys.encoder_layers))
+        self.memory_norm = nn.LayerNorm(keys.width)
+        self.tokens = nn.Embedding(len(vocabulary), keys.width)
+        self.token_position = nn.Parameter(torch.empty(keys.max_tokens, keys.width))
+        self.decoder: Any = nn.ModuleList(DecoderLayer(*sizes) for _ in range(keys.decoder_layers))
+        self.output_norm = nn.LayerNorm(keys.width)
+        self.output_transform = output_transform(keys.width) if keys.output_transform else nn.Identity()
+        # Tied, the output has no weights of its own, only a bias.
+        self.output = None if keys.tied else nn.Linear(keys.width, len(vocabulary), bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(len(vocabulary)))
+        self.dropout = nn.Dropout(keys.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for weight in (self.frame_position, self.token_position, self.tokens.weight):
+            nn.init.normal_(weight, std=INIT_STD)
+        if self.output is not None:
+            nn.init.normal_(self.output.weight, std=INIT_STD)
 
     def encode(self, frames: Tensor) -> Tensor:
         """The decoder's memory [N, F, width] of frame features [N, F, D]."""
@@ -340,7 +375,7 @@ class Captioner(nn.Module):
         return F.linear(self.output_transform(self.output_norm(x)), weight, self.output_bias)
 
 
-def _output_transform(width: int) -> nn.Sequential:
+def output_transform(width: int) -> nn.Sequential:
     """BERT's and UniVL's layers before the output: linear, GELU, LayerNorm."""
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
 
@@ -357,7 +392,9 @@ class CaptionModel(AlignedModel):
 
     scores_sentences = False
 
-    def __init__(self, backbone: Backbone, captioner: Captioner, keys: CaptionSection, parts: AlignedParts) -> None:
+    def __init__(
+        self, backbone: Backbone, captioner: CaptionDecoder, keys: CaptionSection, parts: AlignedParts
+    ) -> None:
         super().__init__(backbone, parts)
         self.captioner = captioner
         self.caption_keys = keys
@@ -385,9 +422,9 @@ class CaptionModel(AlignedModel):
         if self.aligns:
             # Nothing but the alignment loss reads the sentences here.
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.teaches_sentences):
-                texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
+                texts, anchors = self.texts_and_anchors(batch.texts)
             with torch.autocast(frames.device.type, enabled=False):
-                self.add_alignment(texts, frames, losses)
+                self.add_alignment(texts, frames, losses, anchors)
         losses.parts["loss"] = losses.total
         return losses
 
@@ -396,4 +433,5 @@ class CaptionModel(AlignedModel):
 def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the tokens `targets` [N, T], without padding, that are the likeliest of logits [N, T, V]."""
     real = targets != PAD
-    return (logits.argmax(dim=-1) == targets)[real].float().mean()
+    # Counted and not picked out: a GPU would have to say first how many there are.
+    return ((logits.argmax(dim=-1) == targets) & real).sum() / real.sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -25,6 +25,15 @@ WORD_HEADS = frozenset({"wti", "uatvr"})
 """Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
 
 
+PUBLISHED = ("hf-hub:", "local-dir:", "sentence-transformers:", "sentence-transformers-clip:")
+"""What `backbone.model` begins with where it names a published model with its weights (`model/published.py`)."""
+
+
+def is_published(model: str) -> bool:
+    """Whether `backbone.model` names a published model, whose weights are its own."""
+    return model.startswith(PUBLISHED)
+
+
 class Section(BaseModel):
     """A group of keys: frozen, and an unknown key is an error."""
 
@@ -32,10 +41,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_max_length=4096)
 
 
+class CompressedSection(Section):
+    """What CoCap reads of a clip (docs/captioning.md); other models read frames."""
+
+    gops: Count = Field(8, description="groups of pictures of a clip, each with its I picture")
+    pictures: Count = Field(59, description="pictures of a group that vectors and residuals are read of")
+    vectors: Literal["quarter", "whole", "none"] = Field(
+        "quarter", description="motion vectors in quarter pels, cut to whole ones as CoCap's reader, or left out"
+    )
+    residual: bool = Field(True, description="whether residuals are read; neither they nor vectors: I pictures alone")
+    reencode: bool = Field(False, description="re-encode clips each time they are read; false: data reencode did")
+
+
 class Data(Section):
     """Where clips and captions come from."""
 
-    dataset: str = Field(description="msrvtt, msvd, didemo, lsmdc, demo, demo-shifted, or folder")
+    dataset: str = Field(description="folder, or a data set of calmctl data where")
     protocol: str | None = Field(None, description="the published protocol, e.g. 9k or 7k; null: its default")
     root: str = Field("data", description="folder that holds annotations and videos")
     annotations: str | None = Field(None, description="folder of the annotation files, when not under root")
@@ -56,19 +77,38 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
+    compressed: CompressedSection = CompressedSection()
 
 
 class BackboneSection(Section):
     """The CLIP model under everything."""
 
-    model: str = Field("ViT-B-32-quickgelu", description="open_clip model name, demo-clip, or a config file")
-    weights: str | None = Field("openai", description="pretrained tag, .safetensors path, or null: from nothing")
+    model: str = Field(
+        "ViT-B-32-quickgelu",
+        description="open_clip model name, demo-clip, a config file, hf-hub:OWNER/NAME, local-dir:FOLDER, or "
+        "sentence-transformers:NAME",
+    )
+    weights: str | None = Field(
+        "openai",
+        description="pretrained tag, .safetensors path, own: what lies beside a published model (its default), or "
+        "null: from nothing",
+    )
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="frames of this height and width: position embeddings are interpolated; null: the model's"
+    )
     freeze: bool = Field(False, description="keep the towers as they are; implied by data.features")
     # Not in the paper, so "none": numbers with it are not CALM's. On frozen towers the loss can change nothing else.
     adapter: Literal["none", "linear"] = Field(
         "none", description="linear: x + Wx on frame and text features, W = 0 at first (our choice)"
     )
     checkpoint_activations: bool = Field(False, description="less memory, more time in the backward pass (18)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_models_have_their_own_weights(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(model := values.get("model"), str) and is_published(model):
+            return {"weights": "own", **values}
+        return values
 
 
 class AnchorsSection(Section):
@@ -88,8 +128,8 @@ class AnchorsSection(Section):
     # 100 is what CLIP was trained to.
     temperature: PositiveFloat | Literal["clip", "learned", "auto"] = Field(
         100.0,
-        description="tau, times the cosines (1); clip: exp(logit_scale), detached; learned: from 100; auto: so that "
-        "S_p has the entropy below",
+        description="tau, times the cosines (1); clip: exp(logit_scale) of the backbone, whatever loss trained it, "
+        "detached; learned: from 100; auto: so that S_p has the entropy below",
     )
     entropy: PositiveFloat = Field(
         2.0, description="temperature: auto: mean entropy of S_p over training captions at the start, nats (our choice)"
@@ -172,6 +212,9 @@ class HeadSection(Section):
 class CaptionSection(Section):
     """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
+    system: Literal["transformer", "cocap"] = Field(
+        "transformer", description="an encoder and a decoder over frames (CLIP4Caption's too), or CoCap"
+    )
     width: Wide = Field(768, description="of the transformer's layers")
     encoder_layers: Count = Field(1, description="transformer layers over the frames")
     decoder_layers: Count = Field(3, description="transformer layers over the words")
@@ -254,6 +297,10 @@ class OptimSection(Section):
     # Accumulating gradients is no key: smaller batches have fewer negatives, which is another loss. `chunk` is exact.
     # bf16 is for the towers only: a cosine times 100 needs more than its three digits.
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the towers; CALM is always float32")
+    # Two compilations a run, a minute together: a tenth of a second saved in each of 7,000 steps.
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="transformer blocks of towers that train, by torch.compile; auto: on CUDA"
+    )
     mask_same_clip: bool = Field(False, description="other captions of a clip are not its negatives (24)")
     save_every: PositiveInt = Field(500, description="steps between checkpoints, beside those of epochs")
     log_every: PositiveInt = Field(10, description="steps between lines of diagnostics")
@@ -266,6 +313,9 @@ class Recipe(Section):
     task: Literal["retrieval", "caption"] = Field("retrieval", description="what is trained")
     seed: Seed = Field(24, description="of initialisation, order, dropout and noise")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    init_from: str | None = Field(
+        None, description="a finished run: its towers, adapter and head are where this training starts (train --init)"
+    )
     data: Data
     backbone: BackboneSection = BackboneSection()
     anchors: AnchorsSection = AnchorsSection()
@@ -278,6 +328,11 @@ class Recipe(Section):
     def frozen(self) -> bool:
         """Whether the towers are not trained."""
         return self.backbone.freeze or self.data.features is not None or self.head.from_run is not None
+
+    @property
+    def reads_compressed(self) -> bool:
+        """Whether clips are read as their codec keeps them, and not as frames."""
+        return self.task == "caption" and self.caption.system == "cocap"
 
     @model_validator(mode="after")
     def _cache_fits_augmentation(self) -> Recipe:
@@ -310,6 +365,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _starts_once(self) -> Recipe:
+        if self.init_from is not None and self.head.from_run is not None:
+            raise ValueError(
+                f"init_from: {self.init_from} would not be used; a second stage starts from its first, head.from_run"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _alignment_can_act(self) -> Recipe:
         """CALM's loss must reach something that scores or captions are made of; bare frozen features are nothing."""
         acts = self.alignment.kind != "none" and self.alignment.weight > 0
@@ -332,6 +395,15 @@ class Recipe(Section):
             raise ValueError(
                 f"{key}: {kind} reads words, and a feature store (data.features) holds sentences only; "
                 "train from the videos with data.features=null backbone.freeze=true, or use another head"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cocap_reads_files(self) -> Recipe:
+        if self.reads_compressed and self.data.features is not None:
+            raise ValueError(
+                "caption.system: cocap reads vectors and residuals, and a feature store (data.features) holds frames "
+                "only; set data.features=null"
             )
         return self
 

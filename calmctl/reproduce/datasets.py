@@ -10,6 +10,7 @@ from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import BadInput, CalmError
 from calmctl.model.spec import SHIPPED_TAGS
 from calmctl.recipe import Recipe
+from calmctl.recipe.schema import is_published
 from calmctl.reproduce.rows import Row, Table
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import StoredSource, open_source
@@ -36,11 +37,22 @@ class TableData:
 
     def recipe(self, row: Row, seed: int, overrides: tuple[str, ...] = ()) -> Recipe:
         """The recipe of `row` for the seed number `seed`: the world's data, the row's own keys, then `overrides`."""
-        dataset = row.resolved(seed, overrides).data.dataset
+        recipe = row.resolved(seed, overrides)
+        dataset = recipe.data.dataset
+        own = self.overrides.get(dataset, ())
+        if (videos := self._reencoded(dataset, recipe)) is not None:
+            own = (*own, f"data.videos={videos}")
         # The later of two wins: a row may ask for other data than the world has, and a person for other keys than the
         # row.
-        here = replace(row, overrides=(*self.overrides.get(dataset, ()), *row.overrides))
+        here = replace(row, overrides=(*own, *row.overrides))
         return here.resolved(seed, overrides)
+
+    def _reencoded(self, dataset: str, recipe: Recipe) -> Path | None:
+        """Where a dataset's clips are that `calmctl data reencode` has made; None for a row that does without."""
+        test = self.tests.get(dataset)
+        if test is None or test.root is None or not reads_reencoded(recipe):
+            return None
+        return test.root / "reencoded"
 
     def tests_of(self, row: Row, recipe: Recipe) -> list[SourceSpec]:
         """Where `row` is tested: on the dataset of its own recipe as that says, elsewhere as this world says.
@@ -53,8 +65,19 @@ class TableData:
                 tests.append(SourceSpec.of(recipe.data))
             else:
                 test = self.tests[name]
-                tests.append(test if recipe.data.features else replace(test, features=None))
+                test = test if recipe.data.features else replace(test, features=None)
+                tests.append(replace(test, videos=self._reencoded(name, recipe) or test.videos))
         return tests
+
+
+def reads_reencoded(recipe: Recipe) -> bool:
+    """Whether a recipe needs clips that `calmctl data reencode` has made."""
+    return recipe.reads_compressed and not recipe.data.compressed.reencode
+
+
+def clips_of(dataset: str, recipe: Recipe) -> str:
+    """The clips of a dataset that a recipe reads, by the name that `look` gives them."""
+    return f"{dataset}, re-encoded" if reads_reencoded(recipe) else dataset
 
 
 def folder_world(root: Path, tables: Sequence[Table]) -> TableData:
@@ -93,9 +116,9 @@ def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) ->
         recipe = recipes[table.name, row.key, 0]
         # Once each, however many rows need it: reading a data set takes seconds.
         for test in world.tests_of(row, recipe):
-            requirements.setdefault(test.dataset, _dataset(test, recipe))
-        if recipe.data.dataset not in requirements:
-            requirements[recipe.data.dataset] = _dataset(SourceSpec.of(recipe.data), recipe)
+            requirements.setdefault(clips_of(test.dataset, recipe), _dataset(test, recipe))
+        if (own := clips_of(recipe.data.dataset, recipe)) not in requirements:
+            requirements[own] = _dataset(SourceSpec.of(recipe.data), recipe)
         vocabulary = recipe.anchors.vocabulary
         if vocabulary not in requirements:
             requirements[vocabulary] = _vocabulary(vocabulary)
@@ -108,13 +131,21 @@ def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) ->
 def needs(recipe: Recipe) -> tuple[str, ...]:
     """What a row of this recipe needs, by the names of `look`, the datasets that it is only tested on left aside."""
     return (
-        recipe.data.dataset,
+        clips_of(recipe.data.dataset, recipe),
         recipe.anchors.vocabulary,
         f"{recipe.backbone.model} {recipe.backbone.weights}",
     )
 
 
 def _dataset(test: SourceSpec, recipe: Recipe) -> Requirement:
+    found = _looked_up(test, recipe)
+    if not reads_reencoded(recipe):
+        return found
+    says = found.says if found.present else f"'calmctl data reencode VIDEOS {test.videos}' makes them"
+    return replace(found, what=clips_of(test.dataset, recipe), says=says)
+
+
+def _looked_up(test: SourceSpec, recipe: Recipe) -> Requirement:
     if test.features is not None and not (test.features / INDEX).is_file():
         return Requirement(test.dataset, False, f"no feature store in {test.features}")
     own = test.dataset == recipe.data.dataset
@@ -160,16 +191,16 @@ def _weights(recipe: Recipe) -> Requirement:
         return Requirement(what, True, "random" if weights is None else "a file")
     if SHIPPED_TAGS.get(model) == weights:
         return Requirement(what, True, "ships with calmctl")
-    from huggingface_hub import try_to_load_from_cache
+    from calmctl.model.spec import read_architecture
+    from calmctl.model.weights import cached_tag, repository_of, tag_of
 
-    from calmctl.model.openclip import open_clip
-
-    repository = str((open_clip.get_pretrained_cfg(model, weights) or {}).get("hf_hub", "")).rpartition("/")[0]
-    if not repository:
+    if is_published(model):
+        return Requirement(what, True, "its own; the first run downloads what is not here", online=True)
+    tag = tag_of(read_architecture(model), weights)
+    if not tag:
         return Requirement(what, False, f"neither a file nor a pretrained tag of {model}")
     # The cache alone is asked: looking reaches no network.
-    cached = isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
-    if cached:
+    if cached_tag(model, weights, repository_of(model, weights, tag)) is not None:
         return Requirement(what, True, "in the local cache")
     # There all the same, because the first run fetches it: missing is what a person has to bring.
     return Requirement(what, True, "not in the local cache: the first run downloads them", online=True)

@@ -14,7 +14,7 @@ import torch
 from calmctl.errors import BadInput
 from calmctl.files import TABLE, read_json, write_output
 from calmctl.recipe import Recipe
-from calmctl.reproduce.datasets import RecipeKey, Requirement, TableData, look, needs
+from calmctl.reproduce.datasets import RecipeKey, Requirement, TableData, clips_of, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
 from calmctl.reproduce.outcomes import Outcome, outcomes_of
 from calmctl.reproduce.rows import FIRST_SEED, Table
@@ -43,6 +43,11 @@ class Plan:
     found: Mapping[str, Requirement]
     left_out: Mapping[str, Mapping[str, str]]
     jobs: tuple[Job, ...]
+
+    @property
+    def not_run(self) -> dict[str, dict[str, str]]:
+        """Everything of a table that is not run, with the reason: what nobody can run, and what is missing here."""
+        return {table.name: {**(table.left_out or {}), **self.left_out[table.name]} for table in self.tables}
 
     @property
     def missing(self) -> tuple[Requirement, ...]:
@@ -220,8 +225,9 @@ def _without_missing(
 ) -> Table:
     rows = []
     for row in table.rows:
-        lacking = [name for name in needs(recipes[table.name, row.key, 0]) if not requirements[name].present]
-        tests = tuple(name for name in row.tests if requirements[name].present)
+        recipe = recipes[table.name, row.key, 0]
+        lacking = [name for name in needs(recipe) if not requirements[name].present]
+        tests = tuple(name for name in row.tests if requirements[clips_of(name, recipe)].present)
         if lacking or not tests:
             left_out[row.key] = f"{', '.join(lacking or row.tests)} is missing"
             continue

@@ -22,7 +22,7 @@ from calmctl.model.build import recipe_backbone
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
 from calmctl.recipe.schema import WORD_HEADS
 from calmctl.reproduce.datasets import TableData
-from calmctl.reproduce.rows import CHOICES, Row, Table, anchor_rows, choice_rows, head_rows, loss_rows
+from calmctl.reproduce.rows import CHOICES, NO_CAPTIONER, Row, Table, anchor_rows, choice_rows, head_rows, loss_rows
 from calmctl.source.base import SourceSpec
 from calmctl.store.extract import extract
 from calmctl.store.format import INDEX
@@ -132,6 +132,26 @@ def _losses() -> Table:
     return Table("table7", "Table 7, generative and discriminative alignment", tuple(loss_rows(RECIPE, TESTS)))
 
 
+def _captions(name: str, title: str, tests: tuple[str, ...]) -> Table:
+    """The captioners of Tables 4 and 5, small; all of them read the videos, with the same frozen CLIP."""
+    clip4caption = (
+        "caption.input_norm=true", "caption.output_transform=true", "caption.encoder_layers=2",
+        "caption.decoder_layers=2", "caption.tied=true", "caption.smoothing=0", "caption.length_penalty=0",
+    )  # fmt: skip
+    systems = (
+        ("captioner", "our captioner", "demo-caption", ()),
+        ("clip4caption", "CLIP4Caption", "demo-caption", clip4caption),
+        ("cocap", "CoCap", "demo-cocap", ()),
+    )
+    rows = []
+    for key, label, recipe, own in systems:
+        own = (*own, *_FROM_VIDEOS)
+        rows.append(Row(key, label, recipe, (*own, "alignment.kind=none", "backbone.adapter=none"), tests))
+        with_calm = (*own, "alignment.kind=vae", "backbone.adapter=linear")
+        rows.append(Row(f"{key}+calm", "  with CALM", recipe, with_calm, tests, key))
+    return Table(name, title, tuple(rows), left_out=NO_CAPTIONER)
+
+
 def _ablations() -> Table:
     calm = ("head.kind=t-mass", "alignment.kind=vae")
     rows = [
@@ -150,6 +170,8 @@ def _ablations() -> Table:
 
 _TABLES: dict[str, Callable[[], Table]] = {
     "table1": _heads,
+    "table4": lambda: _captions("table4", "Table 4, captions in domain", TESTS[:1]),
+    "table5": lambda: _captions("table5", "Table 5, captions out of domain", TESTS[1:]),
     "table6": _anchors,
     "table7": _losses,
     "ablations": _ablations,

@@ -304,7 +304,7 @@ def estimate(jobs: Sequence[Job]) -> Cost:
 
 def _kind(recipe: Recipe) -> str:
     """Runs that cost about the same: the alignment loss is a few per cent of a step."""
-    head = recipe.head.kind if recipe.task == "retrieval" else "captioner"
+    head = recipe.head.kind if recipe.task == "retrieval" else recipe.caption.system
     return f"{recipe.backbone.model} {recipe.data.dataset} {head}"
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from calmctl.errors import CheckpointError, VideoError
-from calmctl.explain.explainer import ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS, Explainer, explain_with_run, explain_zero_shot
+from calmctl.explain.explainer import ZERO_SHOT_MODEL, Explainer, explain_with_run, explain_zero_shot
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.published import usual_weights
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
 from calmctl.runs.checkpoint import load_run
@@ -91,7 +92,8 @@ def bare_search_model(
         CheckpointError: The weights are not at hand; the message names the ways out.
     """
     named = backbone is not None or weights is not None
-    backbone, weights = backbone or ZERO_SHOT_MODEL, weights or ZERO_SHOT_WEIGHTS
+    backbone = backbone or ZERO_SHOT_MODEL
+    weights = weights or usual_weights(backbone)
     try:
         explainer = explain_zero_shot(device, backbone=backbone, weights=weights) if why else None
         model = explainer.model if explainer else _bare_model(backbone, weights, device)

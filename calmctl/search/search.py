@@ -28,9 +28,11 @@ from calmctl.search.exact import (
     measure_recall,
     open_graph,
     rerank,
+    score_rows,
     scoring_head,
     search_exact,
     search_two_stage,
+    select,
 )
 from calmctl.search.model import BARE_FRAMES, SearchModel
 from calmctl.search.scorers import Scorer, SearchIndex, choose_scorer, open_index
@@ -187,6 +189,45 @@ class Search:
         best = [rerank(self._index, self._judge, text, each, head.candidates) for text, each in pairs]
         method += f"; its best {min(head.candidates, len(self))} re-ranked (list-wise)"
         return self._found(queries, best, top, method, texts, before)
+
+    def within(self, queries: Sequence[tuple[str, str]], top: int) -> list[list[tuple[float, float, float]]]:
+        """The best windows of one video each: start and end by its own clock, in seconds, and score, the best first.
+
+        Windows that overlap or adjoin a better one are the same moment, as in every search of windows.
+
+        Args:
+            queries: Sentences, each with the file, by its id, that it is asked of.
+            top: Windows a query.
+
+        Raises:
+            BadInput: Whole clips are searched, which have no moments.
+        """
+        if self.collection.unit != "window":
+            raise BadInput("moments are windows of videos; say how long they are with --window")
+        of_video: dict[str, list[int]] = {}
+        for position, key in enumerate(self._index.frames.ids):
+            of_video.setdefault(key.rpartition("#t=")[0], []).append(position)
+        head, found = self.seeker.model.head, []
+        texts = self._texts([sentence for sentence, _ in queries])
+        for number, (text, (_, video)) in enumerate(zip(texts, queries, strict=True)):
+            positions = np.array(of_video.get(video, ()), dtype=np.int64)
+            best = Best((), ())
+            if len(positions):
+                scores = score_rows(self._index, self._scorer, text, positions)
+                best = select(self._index, self._judge, text, scores, positions, len(positions))
+                if isinstance(head, Reranker):
+                    best = rerank(self._index, self._judge, text, best, head.candidates)
+            kept, _ = self._moments(best, top)
+            windows = [self.collection.clips[self._index.frames.ids[position]] for position in kept.positions]
+            found.append(
+                [
+                    ((each.begins_s or 0.0) + each.start_s, (each.begins_s or 0.0) + (each.end_s or 0.0), score)
+                    for each, score in zip(windows, kept.scores, strict=True)
+                ]
+            )
+            if self._progress is not None:
+                self._progress("asking videos", number + 1, len(queries))
+        return found
 
     def similar(self, clip: Clip, top: int) -> Found:
         """The `top` clips that look most like a video: heads compare sentences with videos, so mean pooling does it.

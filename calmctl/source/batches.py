@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from typing import Protocol
 
@@ -17,7 +17,8 @@ from calmctl.model.calm import Batch
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import Clip, LeftOut, Split
-from calmctl.video.pixels import CropFlip, FrameResize
+from calmctl.video.compressed import CompressedReader
+from calmctl.video.pixels import FrameReader
 from calmctl.video.pool import run_isolated
 
 # Frames of a training's clips: decoded when they are due, or kept in memory. Decoding processes need no torch.
@@ -25,12 +26,15 @@ from calmctl.video.pool import run_isolated
 
 Decoded = np.ndarray | VideoError
 
+AHEAD, AHEAD_BYTES = 256, 1 << 30
+"""Clips decoded before they are due: two batches of the paper's size, and less where they are large (our choice)."""
+
 
 class FrameSource(Protocol):
     """Frames of clips by their number in the split."""
 
     def stream(self, clips: Sequence[int], places: Sequence[int], epoch: int) -> Iterator[Decoded]:
-        """Frames uint8 [F, S, S, 3] of `clips` in order, each with its place in the epoch."""
+        """Frames of `clips` in order as the model's reader has them, uint8, each with its place in the epoch."""
         ...
 
     def blank(self) -> np.ndarray:
@@ -43,28 +47,28 @@ class StreamedFrames:
     """Decodes each clip when its pair is due, in worker processes, augmented there."""
 
     clips: tuple[Clip, ...]
-    resize: FrameResize
+    reader: FrameReader | CompressedReader
     data: Data
     seed: int
 
     def stream(self, clips: Sequence[int], places: Sequence[int], epoch: int) -> Iterator[Decoded]:
         """Frames of `clips` in order."""
-        jobs = [(self.clips[clip], self._transform(epoch, place)) for clip, place in zip(clips, places, strict=True)]
-        job = partial(_decode_augmented, n_frames=self.data.frames)
-        ahead = 256  # about two batches of the paper's size: decoding goes on while a step computes
+        jobs = [(self.clips[clip], self._reader(epoch, place)) for clip, place in zip(clips, places, strict=True)]
+        # Decoding goes on while a step computes.
+        ahead = max(1, min(AHEAD, AHEAD_BYTES // math.prod(self.reader.shape)))
         workers, timeout_s = self.data.workers or None, self.data.timeout_s
-        for _, frames in run_isolated(job, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
+        for _, frames in run_isolated(_read, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
             yield frames
 
     def blank(self) -> np.ndarray:
         """Gray frames."""
-        return np.full((self.data.frames, *self.resize.shape, 3), 128, np.uint8)
+        return np.full(self.reader.shape, 128, np.uint8)
 
-    def _transform(self, epoch: int, position: int) -> FrameResize | CropFlip:
+    def _reader(self, epoch: int, position: int) -> FrameReader | CompressedReader:
         if self.data.augment == "none":
-            return self.resize
+            return self.reader
         # By place in the epoch: the same draws for a run that goes on, and others for each caption of a clip.
-        return CropFlip(self.resize.size, self.data.flip, (self.seed, epoch, position))
+        return self.reader.augmented((self.seed, epoch, position), flip=self.data.flip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,9 @@ class CachedFrames:
         return np.full_like(example, 128 if example.dtype == np.uint8 else 1)
 
 
-def _decode_augmented(item: tuple[Clip, Callable[[np.ndarray], np.ndarray]], *, n_frames: int) -> np.ndarray:
-    from calmctl.video.frames import read_frames
-
-    clip, transform = item
-    return read_frames(clip, n_frames, transform)
+def _read(item: tuple[Clip, FrameReader | CompressedReader]) -> np.ndarray:
+    clip, reader = item
+    return reader(clip)
 
 
 # Batches: pairs in an order that is a function of seed and epoch.

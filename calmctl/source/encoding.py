@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from calmctl.errors import DatasetError, VideoError
-from calmctl.model.backbone import split_preprocess
 from calmctl.model.calm import AlignedModel
 from calmctl.recipe.schema import Data
 from calmctl.samples import LeftOut, Split
-from calmctl.video.pool import decode_clips
+from calmctl.video.pool import read_clips
 from calmctl.words import Progress, watched
 
 TEXTS_PER_BATCH = 256
 FRAMES_PER_BATCH = 384
+BYTES_PER_BATCH = 1 << 28
+"""Clips that wait for the encoder hold no more than both of these (our choice)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,10 @@ class EncodedSplit:
 def stream_frames(
     split: Split, model: AlignedModel, data: Data, what: str = "clips", progress: Progress | None = None
 ) -> Iterator[np.ndarray | VideoError]:
-    """Frames uint8 [F, S, S, 3] of a split's clips in order, or the reason why a clip has none; `what` names them."""
+    """What the model's reader has of a split's clips, uint8, in order, or why a clip has nothing; `what` names them."""
     # Resized where they are decoded, so that frames of input size are all that is handed over.
-    decoded = decode_clips(
-        split.clips,
-        data.frames,
-        workers=data.workers or None,
-        timeout_s=data.timeout_s,
-        transform=split_preprocess(model.backbone)[0],
-    )
+    reader = model.reader(data.frames)
+    decoded = read_clips(split.clips, reader, workers=data.workers or None, timeout_s=data.timeout_s)
     return watched((frames for _, frames in decoded), what, len(split.clips), progress)
 
 
@@ -84,7 +80,7 @@ def encode_split(
             continue
         kept.append(number)
         waiting.append(decoded)
-        if len(waiting) * len(decoded) >= FRAMES_PER_BATCH:
+        if len(waiting) * len(decoded) >= FRAMES_PER_BATCH or len(waiting) * decoded.nbytes >= BYTES_PER_BATCH:
             features.append(_encode(model, waiting, device))
             waiting = []
     if progress:

@@ -14,7 +14,7 @@ from calmctl.data.benchmark import Splits
 from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.errors import DatasetError, StoreError
-from calmctl.model.backbone import fingerprint, split_preprocess
+from calmctl.model.backbone import fingerprint
 from calmctl.model.calm import AlignedModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
@@ -133,7 +133,7 @@ class VideoSource(Source):
     ) -> PairBatches:
         """Pairs whose clips are decoded when they are due, or all of them now, for a cache in memory."""
         chosen = self.split(split)
-        frames: FrameSource = StreamedFrames(chosen.clips, split_preprocess(model.backbone)[0], self._data, seed)
+        frames: FrameSource = StreamedFrames(chosen.clips, model.reader(self._data.frames), self._data, seed)
         tokenize: Callable[[list[str]], Tensor] = model.backbone.tokenize
         if self._data.cache == "memory":
             frames = self._cached(model, chosen, f"decoding {split} clips", progress)
@@ -157,7 +157,7 @@ class VideoSource(Source):
         frames = stream_frames(split, model, self._data, what, progress)
         # Features of frozen towers are a fraction of the frames: 24 KB of 12 frames at D = 512, where pixels have 1.8
         # MB.
-        return CachedFrames(list(frozen_features(model, frames, model.device) if model.frozen else frames))
+        return CachedFrames(list(frozen_features(model, frames, model.device) if model.keeps_features else frames))
 
 
 class StoredSource(Source):

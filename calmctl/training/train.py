@@ -18,7 +18,7 @@ from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.captions.evaluate import CaptionEvaluation, task_of
 from calmctl.errors import RunFailed
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.runs import labels_of
+from calmctl.evaluation.runs import keep, labels_of
 from calmctl.files import write_json
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
@@ -177,15 +177,19 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
 
 
 def _start(recipe: Recipe) -> str:
-    if recipe.head.from_run is not None:
-        return f", of {recipe.head.from_run}"
+    if start := recipe.head.from_run or recipe.init_from:
+        return f", of {start}"
     return f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights"
 
 
 def _captioner(recipe: Recipe, prepared: Prepared) -> str:
     assert isinstance(prepared.model, CaptionModel)
     keys, tokens = recipe.caption, len(prepared.model.captioner.vocabulary)
-    return f"captioner, {keys.encoder_layers} + {keys.decoder_layers} layers of {keys.width}, {tokens:,} tokens"
+    layers = f"{keys.encoder_layers} + {keys.decoder_layers}"
+    what = "captioner"
+    if keys.system == "cocap":
+        what, layers = f"CoCap, {prepared.model.reader(0)}", str(keys.decoder_layers)
+    return f"{what}, {layers} layers of {keys.width}, {tokens:,} tokens"
 
 
 # Training from start to finish: prepare, loop, test, record.
@@ -374,15 +378,15 @@ def _test(
         # `finished` is said here, because the file that tells it comes after the numbers.
         labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
         evaluation = task.evaluate(prepared.model, encoded, labels)
+        keep(run, which, evaluation)  # with each query's rank: two runs can be compared as soon as they are there
         results += [evaluation] if isinstance(evaluation, CaptionEvaluation) else evaluation.results
     return tuple(results)
 
 
 def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> RetrievalResult | CaptionEvaluation:
     if isinstance(result, CaptionEvaluation):
-        labels = replace(result.result.labels, system=system)
-        return replace(result, result=replace(result.result, labels=labels))
-    return replace(result, labels=replace(result.labels, system=system))
+        return replace(result, result=replace(result.result, labels=result.result.labels.of_system(system)))
+    return replace(result, labels=result.labels.of_system(system))
 
 
 def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:

@@ -146,7 +146,7 @@ def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarra
     """
     n_shown = 0
     on_screen: Any = None
-    with reasons(), closing(_decoded(source)) as decoded:
+    with reasons(), closing(decoded_frames(source)) as decoded:
         for start_s, frame in decoded:
             # Every instant before this frame starts belongs to the one on the screen.
             n_more = instants_before(start_s, times_s) - n_shown if on_screen is not None else 0
@@ -161,7 +161,7 @@ def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarra
         yield from repeat(_rgb(on_screen, source), len(times_s) - n_shown)
 
 
-def _decoded(source: Source) -> Generator[tuple[float, Any], None, None]:
+def decoded_frames(source: Source) -> Generator[tuple[float, Any], None, None]:
     """All frames in display order, each with its start in seconds from the first."""
     if source.timed:
         yield from _by_time(source, source.packets_s)

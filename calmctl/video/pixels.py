@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from calmctl.samples import Clip
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -37,6 +39,11 @@ class FrameResize:
     def shape(self) -> tuple[int, int]:
         """Height and width of the result."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def described(self) -> str:
+        """In words, for a protocol card."""
+        height, width = self.shape
+        return f"{height} x {width}, {self.mode}, {self.interpolation}"
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Resize uint8 RGB frames of any one size to uint8 [F, H, W, 3]."""
@@ -126,6 +133,37 @@ def _box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, i
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+# How a clip is read: as frames, here; as what a codec keeps of it, in `compressed`.
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReader:
+    """Reads a clip as `n_frames` frames, cut to size by `transform`: uint8 [F, S, S, 3].
+
+    Attributes:
+        transform: `FrameResize`, or `CropFlip` for one draw of the augmentation.
+    """
+
+    n_frames: int
+    transform: FrameResize | CropFlip
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of what it gives."""
+        size = self.transform.size
+        return self.n_frames, *((size, size) if isinstance(size, int) else size), 3
+
+    def augmented(self, seed: tuple[int, ...], *, flip: bool) -> FrameReader:
+        """The same reader with a crop of its own."""
+        return FrameReader(self.n_frames, CropFlip(self.transform.size, flip, seed))
+
+    def __call__(self, clip: Clip) -> np.ndarray:
+        """The clip's frames. Raises `VideoError`."""
+        from calmctl.video.frames import read_frames
+
+        return read_frames(clip, self.n_frames, self.transform)
 
 
 # Frames as small pictures for people, without torch: what a worker makes of them for a page.

@@ -22,6 +22,8 @@ import numpy as np
 
 from calmctl.errors import BadInput, RunFailed, VideoError
 from calmctl.samples import Clip
+from calmctl.video.compressed import CompressedReader
+from calmctl.video.pixels import FrameReader
 from calmctl.video.worker import Result, Worker, WorkerDied
 
 Item = TypeVar("Item")
@@ -74,6 +76,19 @@ def decode_clips(
                 if isinstance(result, VideoError):
                     last = result  # where a pass over a file ends early, the reason is that of all that remains
                 yield clip, result
+
+
+def read_clips(
+    clips: Iterable[Clip],
+    reader: FrameReader | CompressedReader,
+    *,
+    workers: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Generator[tuple[Clip, np.ndarray | VideoError], None, None]:
+    """What `reader` reads of each clip, or the reason why there is nothing, as `decode_clips` does it."""
+    if isinstance(reader, FrameReader):
+        return decode_clips(clips, reader.n_frames, workers=workers, timeout_s=timeout_s, transform=reader.transform)
+    return run_isolated(reader, clips, workers=workers, timeout_s=timeout_s)
 
 
 def _decode(clips: tuple[Clip, ...], *, n_frames: int, transform: Transform | None) -> np.ndarray | Iterator[Result]:

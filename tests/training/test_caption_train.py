@@ -66,6 +66,48 @@ def test_other_captioners_train(tiny_recipe, tmp_path, overrides):
     assert load_captioner(trained.run, "last", CPU).captioner.output is None or "caption.tied=true" not in overrides
 
 
+COCAP = (
+    "caption.system=cocap",
+    "caption.decoder_layers=1",
+    "data.compressed.gops=2",
+    "data.compressed.pictures=3",
+    "data.compressed.reencode=true",
+)
+
+
+@pytest.mark.usefixtures("no_java")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim.save_every=2", "data.cache=none", "data.augment=crop-flip", "optim.epochs=1"],
+        ["backbone.freeze=true", "alignment.kind=none", "data.compressed.vectors=none"],
+    ],
+)
+def test_cocap_trains_from_files_and_resumes_bit_for_bit(tiny_recipe, tmp_path, stop_at, killed, overrides):
+    recipe = tiny_recipe(*SMALL, *COCAP, "optim.batch_size=30", *overrides)
+    whole = train(recipe, tmp_path / "a")
+    assert len(whole.results[0].captions) == 6 and not whole.left_out.get("train")
+    with pytest.raises(killed):
+        train(recipe, tmp_path / "b", watcher=stop_at(2))
+    stopped = find_run("tiny-001", tmp_path / "b")
+    resumed = train(stopped.recipe_to_resume(), tmp_path / "b", resume=stopped)
+    ours, theirs = (load_tensors(each.run.weights("last"), what="test")[0] for each in (whole, resumed))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.usefixtures("no_java")
+def test_cocap_without_reencoding_has_no_clip_and_says_the_command(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(*SMALL, *COCAP, "data.compressed.reencode=false")
+    with pytest.raises(DatasetError, match="calmctl data reencode ROOT OUT"):
+        train(recipe, tmp_path)
+
+
+def test_a_plan_tells_cocap(tiny_recipe):
+    summary = plan_training(tiny_recipe(*SMALL, *COCAP))["summary"]
+    assert "CoCap, 2 groups of 3 pictures, quarter-pel vectors and residuals, 1 layers of 32" in summary["head"]
+
+
 def test_a_plan_tells_the_captioner(tiny_recipe):
     summary = plan_training(tiny_recipe(*SMALL))["summary"]
     assert summary["data"] == "demo captioning"
