@@ -127,10 +127,13 @@ class AnchorsSection(Section):
     position_std: PositiveFloat = Field(0.02, description="standard deviation of that start")
     # Eq. 6 gives no number. At 1 the likeliest of K anchors is hardly likelier than the rest and L_rec nearly constant;
     # 100 is what CLIP was trained to.
-    temperature: PositiveFloat | Literal["clip", "learned"] = Field(
+    temperature: PositiveFloat | Literal["clip", "learned", "auto"] = Field(
         100.0,
         description="tau, times the cosines (1); clip: exp(logit_scale) of the backbone, whatever loss trained it, "
-        "detached; learned: from 100",
+        "detached; learned: from 100; auto: so that S_p has the entropy below",
+    )
+    entropy: PositiveFloat = Field(
+        2.0, description="temperature: auto: mean entropy of S_p over training captions at the start, nats (our choice)"
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
     video: Literal["mean", "frames"] = Field(
@@ -254,6 +257,11 @@ class AlignmentSection(Section):
         "video-to-text", description="both: V_p is also reconstructed from S_p, by a VAE of its own (29)"
     )
     kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
+    # Both against posterior collapse, and neither in the paper.
+    kl_warmup: Share = Field(0.0, description="share of all steps over which alpha rises from 0 (31)")
+    free_bits: NonNegative = Field(
+        0.0, description="nats of KL that each latent unit has for free, as a mean over the batch (31)"
+    )
     latent: Wide = Field(256, description="d, the latent dimension")
     layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, docs/science.md")
     activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the VAE's layers (11)")

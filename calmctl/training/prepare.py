@@ -58,6 +58,12 @@ class Prepared:
         own = dataset_name(self.source.name, self.source.protocol)
         return tuple(dict.fromkeys((*weights_lineage(started_from(self.recipe)), own)))
 
+    @property
+    def tau(self) -> float | None:
+        """The tau that `anchors.temperature: auto` came to; None where the recipe says another."""
+        fitted = self.model.auto_temperature
+        return None if fitted is None else float(fitted)
+
     def describe(self) -> dict[str, Any]:
         """What a run records of its data and anchors."""
         return {
@@ -74,6 +80,7 @@ class Prepared:
                 "anchors": len(self.vocabulary),
                 "digest": self.vocabulary.digest,
             },
+            **({} if self.tau is None else {"temperature": {"tau": self.tau, "entropy": self.recipe.anchors.entropy}}),
             "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
             **({"concepts": list(self.model.concept_words)} if isinstance(self.model, SemSynModel) else {}),
@@ -125,7 +132,7 @@ def prepare(recipe: Recipe) -> Prepared:
     # Before the splits are counted: half a store would be told as a split without captions.
     source.require_fit(model, recipe.data.frames)
     _require_splits(recipe, source)
-    model.to(device)
+    model.to(device).choose_temperature(source.split("train").captions)
     _compile(recipe, model, device)
     return Prepared(recipe, vocabulary, model, device, source)
 
