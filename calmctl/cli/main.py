@@ -10,7 +10,20 @@ from contextlib import suppress
 import typer
 
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
-from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
+from calmctl.cli import (
+    anchors,
+    caption,
+    data,
+    diagnose,
+    explain,
+    extract,
+    options,
+    reproduce,
+    score,
+    search,
+    serve,
+    train,
+)
 from calmctl.cli import eval as evaluation
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.errors import CalmError
@@ -43,6 +56,7 @@ app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
 app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPLES)(search.similar)
 app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
+app.command(rich_help_panel=_USE, epilog=serve.EXAMPLES)(serve.serve)
 app.command(rich_help_panel=_USE, epilog=caption.EXAMPLES)(caption.caption)
 app.command(rich_help_panel=_USE, epilog=explain.EXAMPLES)(explain.explain)
 

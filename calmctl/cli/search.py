@@ -134,7 +134,7 @@ def search(
         require_output(html, PAGE)
     if candidates is not None and not approximate:
         raise BadInput("--candidates belongs to --approximate; the exact search looks at every clip")
-    rule = _rule(confident, fdr, calibrate)
+    rule = match_rule(confident, fdr, calibrate)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
     query_texts = _sentences(sentences, queries)
@@ -145,17 +145,17 @@ def search(
 
         require_usearch()
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, why, _drawn(where))
-    _note_cut(search_model, query_texts)
+    search_model = choose_model(run, runs, backbone, weights, device, why, are_drawn(where))
+    note_cut(search_model, query_texts)
     from calmctl.search.exact import CANDIDATES
 
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         calibrated(engine, rule, calibrate)
         result = engine.sentences(
             query_texts, top, approximate=approximate, rule=rule, candidates=candidates or CANDIDATES
         )
-    _note_left_out(engine)
+    note_left_out(engine)
     _show(result, html, as_json)
 
 
@@ -191,11 +191,11 @@ def similar(
     require_folder(where, "name a folder of videos or a feature store with --in")
     check_device(device)
     _require_video(clip)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         result = engine.similar(Sample(clip.stem, clip), top)
-    _note_left_out(engine)
+    note_left_out(engine)
     _show(result, html, as_json)
 
 
@@ -224,8 +224,8 @@ def captions(
     check_device(device)
     _require_video(clip)
     sentences = read_sentences(file)
-    search_model = _search_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
-    _note_cut(search_model, sentences)
+    search_model = choose_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
+    note_cut(search_model, sentences)
     from calmctl.search.search import rank_sentences
 
     ranked = rank_sentences(search_model, Sample(clip.stem, clip), sentences, top)
@@ -268,12 +268,12 @@ def recall(
     query_texts = _sentences(sentences, queries)
     require_usearch()
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
-    _note_cut(search_model, query_texts)
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
+    note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
-    _note_left_out(engine)
+    note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
 
 
@@ -286,7 +286,7 @@ def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
     return given + (read_sentences(source) if source is not None else [])
 
 
-def _rule(confident: bool, fdr: float | None, calibrate: str | None) -> Rule | None:
+def match_rule(confident: bool, fdr: float | None, calibrate: str | None) -> Rule | None:
     """When a hit matches, by --confident or --fdr; None where neither is given."""
     if confident and fdr is not None:
         raise BadInput("--confident and --fdr are two rules; give one of them")
@@ -323,12 +323,13 @@ def _require_video(clip: Path) -> None:
     video_extent(clip)
 
 
-def _note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+def note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+    """Say which sentences are longer than the model reads."""
     if cut := search_model.model.backbone.tokens.cut(sentences, "sentence"):
         note(f"[yellow]{cut}[/]")
 
 
-def _drawn(where: Path) -> bool:
+def are_drawn(where: Path) -> bool:
     """Whether what lies in a folder or store are the demo's drawn shapes.
 
     Raises:
@@ -351,7 +352,7 @@ def _drawn(where: Path) -> bool:
     return drawn([Path(name).name for name in folder_clips.ids])
 
 
-def _search_model(
+def choose_model(
     name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
 ) -> SearchModel:
     """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
@@ -376,7 +377,7 @@ def _search_model(
     return search_model
 
 
-def _open(
+def open_search(
     search_model: SearchModel,
     where: Path,
     window: float | None,
@@ -385,6 +386,7 @@ def _open(
     cache: Path,
     bar: Progress,
 ) -> Search:
+    """The search of a folder or store; damaged features of a folder are made again."""
     from calmctl.search.collection import open_collection
     from calmctl.search.search import Search
 
@@ -403,7 +405,8 @@ def _open(
     return Search(search_model, opened(verify=True), tell)
 
 
-def _note_left_out(engine: Search) -> None:
+def note_left_out(engine: Search) -> None:
+    """Say what was extracted, what cannot be found, and why."""
     from calmctl.store.store import NOT_EXTRACTED
 
     collection = engine.collection

@@ -73,7 +73,7 @@ class Answer:
     @property
     def matches(self) -> int | None:
         """How many of the hits match; None where that was not asked for."""
-        if any(hit.confidence is None for hit in self.hits):
+        if not self.hits or any(hit.confidence is None for hit in self.hits):
             return None
         return sum(hit.confidence is not None and hit.confidence.match for hit in self.hits)
 

@@ -73,6 +73,10 @@ class Search:
     def _size(self) -> str:
         return counted(len(self), self.collection.unit)
 
+    def end_progress(self) -> None:
+        """Tell nobody of the work any more: the bar of the start is gone when later questions come."""
+        self._progress = None
+
     @property
     def ids(self) -> tuple[str, ...]:
         """The clips that are searched, by position."""
@@ -176,6 +180,11 @@ class Search:
         texts = self._texts([text])
         scores = self._judge.scores(texts, self._index.frames.rows(np.array(own)))[0]
         return list(zip(own, scores.tolist(), strict=True))
+
+    def shared(self, position: int, text: str) -> tuple[Shared, ...] | None:
+        """The anchors that a clip of the collection and a sentence share most; None without anchors."""
+        why = self._shared(self._texts([text])[0], [position])
+        return None if why is None else why[0]
 
     def open_bank(self, sentences: NullSentences | None = None) -> NullBank:
         """Make ready to say that nothing matches; computed once a collection, and brought up to date like tables.
