@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "evaluation": {"anchors", "data", "model", "recipe", "runs", "source"},
     "captions": {"data", "evaluation", "model", "recipe", "runs", "source", "video"},
     "explain": {"anchors", "data", "evaluation", "model", "recipe", "runs", "source", "video"},
-    "search": {"data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},
+    "search": {"anchors", "data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},
     "training": {"anchors", "captions", "evaluation", "model", "recipe", "runs", "source"},
     "reproduce": {
         "anchors", "captions", "data", "evaluation", "model", "recipe", "runs", "source", "store", "training",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
