@@ -318,17 +318,17 @@ def moments(
     if out is not None:
         require_output(out, MOMENTS)
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
-    _note_cut(search_model, [query.sentence for query in truth.queries])
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
+    note_cut(search_model, [query.sentence for query in truth.queries])
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, None, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, None, cache, bar)
         names = dict.fromkeys(name.rpartition("#t=")[0] for name in engine.collection.clips)
         videos = own_videos(truth, names)
         asked = [query for query in truth.queries if query.video in videos]
         if not asked:
             raise DatasetError(f"{where}: not one of the {len(truth.queries):,} timed sentences is of a video in it")
         found = engine.within([(query.sentence, videos[query.video]) for query in asked], top)
-    _note_left_out(engine)
+    note_left_out(engine)
     if out is not None:
         rows = [
             {"qid": query.id, "query": query.sentence, "vid": query.video, "pred_relevant_windows": windows}
