@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "store": {"data", "model", "runs", "video"},
     "source": {"data", "model", "recipe", "store", "video"},
     "evaluation": {"anchors", "data", "model", "recipe", "runs", "source"},
+    "referee": {"data", "evaluation"},
     "captions": {"data", "evaluation", "model", "recipe", "runs", "source", "video"},
     "explain": {"anchors", "data", "evaluation", "model", "recipe", "runs", "source", "video"},
     "search": {"anchors", "data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},

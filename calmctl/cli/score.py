@@ -25,9 +25,9 @@ from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.evaluation.card import Card
-    from calmctl.evaluation.referee import Embeddings, Match, Scores, Verdict
     from calmctl.evaluation.result import Labels
-    from calmctl.evaluation.score_files import Pairs, Stored
+    from calmctl.referee.score_files import Pairs, Stored
+    from calmctl.referee.scores import Embeddings, Match, Scores, Verdict
 
 app = typer.Typer(
     cls=options.Group,
@@ -90,8 +90,8 @@ def matrix(
 
     Ids of rows and columns stand in the file, or in files beside it.
     """
-    from calmctl.evaluation.referee import Matrix
-    from calmctl.evaluation.score_files import read_stored
+    from calmctl.referee.score_files import read_stored
+    from calmctl.referee.scores import Matrix
 
     if (text_embeddings is None) != (video_embeddings is None):
         raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
@@ -166,7 +166,7 @@ def ranks(
     as_json: options.Json = False,
 ) -> None:
     """Score ranks that were kept, without the model and its scores; compare them with others."""
-    from calmctl.evaluation.rank_files import read_ranks
+    from calmctl.referee.rank_files import read_ranks
 
     _print(read_ranks(file), [(each, read_ranks(Path(each))) for each in against or []], as_json)
 
@@ -184,7 +184,7 @@ def _pairs(
     pairs: Path | None, dataset: str | None, protocol: str | None, root: Path | None, annotations: Path | None
 ) -> Pairs | None:
     """What --pairs or --dataset say; None where the scores must say it themselves."""
-    from calmctl.evaluation.score_files import protocol_pairs, read_pairs
+    from calmctl.referee.score_files import protocol_pairs, read_pairs
 
     if pairs is not None and dataset is not None:
         raise BadInput("--pairs and --dataset both say which text is of which video; give one of them")
@@ -196,7 +196,7 @@ def _pairs(
 def _side_ids(
     stored: Stored, names: Sequence[str], count: int, sidecar: Path | None, option: str
 ) -> tuple[str, ...] | None:
-    from calmctl.evaluation.score_files import ids_of
+    from calmctl.referee.score_files import ids_of
 
     return ids_of(stored, names, count, sidecar, option)
 
@@ -222,15 +222,15 @@ def _ids(
 
 
 def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | None) -> Match:
-    from calmctl.evaluation.referee import match
-    from calmctl.evaluation.score_files import own_pairs
+    from calmctl.referee.score_files import own_pairs
+    from calmctl.referee.scores import match
 
     return match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
 
 
 def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings, tuple[Stored, Stored]]:
-    from calmctl.evaluation.referee import SIMILARITIES, Embeddings
-    from calmctl.evaluation.score_files import read_stored
+    from calmctl.referee.score_files import read_stored
+    from calmctl.referee.scores import SIMILARITIES, Embeddings
 
     options.require_known("--similarity", similarity, SIMILARITIES)
     sides = read_stored(texts, "text embeddings"), read_stored(videos, "video embeddings")
@@ -261,9 +261,9 @@ def _report(
     beside: Embeddings | None,
 ) -> None:
     """Judge scores and what they are compared with, print it, and write the ranks where they are wanted."""
-    from calmctl.evaluation.rank_files import format_ranks, is_ranks, read_ranks
-    from calmctl.evaluation.referee import judge_scores
     from calmctl.files import RANKS, write_output
+    from calmctl.referee.rank_files import format_ranks, is_ranks, read_ranks
+    from calmctl.referee.scores import judge_scores
 
     others = []
     with progress_bar("rows") as bar:
@@ -285,8 +285,8 @@ _METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR", "R@50", "nDCG@10", "MRR")
 
 def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], as_json: bool) -> None:
     from calmctl.evaluation.metrics import DIRECTIONS
-    from calmctl.evaluation.referee import differences, differences_json
     from calmctl.evaluation.tables import retrieval_table
+    from calmctl.referee.scores import differences, differences_json
     from calmctl.runtime import environment
 
     compared = [(name, differences(verdict, other)) for name, other in others]
@@ -386,7 +386,7 @@ def moments(
 
     TIMED is QVHighlights' JSONL, Charades-STA's text, DiDeMo's or ActivityNet Captions' JSON.
     """
-    from calmctl.evaluation.moments import read_answers, read_truth, score_moments
+    from calmctl.referee.moments import read_answers, read_truth, score_moments
 
     known = read_truth(truth)
     result = score_moments(read_answers(answers, known), known)

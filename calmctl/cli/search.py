@@ -305,8 +305,8 @@ def moments(
 
     from calmctl.data.locate import require_folder
     from calmctl.device import check_device
-    from calmctl.evaluation.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.files import MOMENTS, write_output
+    from calmctl.referee.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride)

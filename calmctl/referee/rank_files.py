@@ -15,9 +15,9 @@ from calmctl.data.annotations import expect, read_table
 from calmctl.errors import BadInput
 from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import DIRECTIONS, Ranks
-from calmctl.evaluation.referee import Verdict
 from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.files import read_json, read_regular
+from calmctl.referee.scores import Verdict
 
 _CAPTIONS = "caption_of_video"
 _COLUMNS = ("greater", "equal", "targets", "clips")

@@ -25,7 +25,6 @@ from calmctl.evaluation.metrics import (
     ndcg_of_captions,
 )
 from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
-from calmctl.evaluation.score_files import Pairs
 from calmctl.evaluation.statistics import (
     Interval,
     PairedDifference,
@@ -34,7 +33,8 @@ from calmctl.evaluation.statistics import (
     paired_mean,
     recall_interval,
 )
-from calmctl.evaluation.suspicions import (
+from calmctl.referee.score_files import Pairs
+from calmctl.referee.suspicions import (
     FEWEST_CLIPS,
     Survey,
     Suspicion,
