@@ -71,7 +71,7 @@ def test_half_precision_and_vectors_in_lists(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "s.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(BadInput, match=r"pip install 'calmctl\[cluster\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'calmctl\[parquet\]'"):
         read_stored(path, "scores")
 
 
