@@ -125,7 +125,7 @@ Videos = Annotated[
 
 Backbone = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A bare open_clip model, demo-clip, or a config.", rich_help_panel=MODEL),
+    typer.Option(metavar="MODEL", help="A bare open_clip model, hf-hub:NAME, or a config.", rich_help_panel=MODEL),
 ]
 # Not --weights: that chooses among a run's own files, and a bare backbone has a tag or a file.
 BackboneWeights = Annotated[

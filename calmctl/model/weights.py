@@ -20,7 +20,7 @@ from calmctl.files import read_json, sha256_file
 from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.convert import in_open_clips_names, looks_like_openai
-from calmctl.model.embedder import load_embedder
+from calmctl.model.embedder import BYTES, Bytes, load_embedder
 from calmctl.model.published import OWN, Published, is_embedder, recommended, tokenizer_digest, tokenizer_folder
 from calmctl.model.spec import (
     CLIP_PIXELS,
@@ -119,6 +119,9 @@ def load_tokens(model: str) -> Tokens:
     Raises:
         CheckpointError: Unknown name, or a tokenizer that is not at hand.
     """
+    if is_embedder(model):
+        check_backbone(model, OWN)
+        return Tokens(Bytes(), BYTES)
     architecture = read_architecture(model)
     spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
     with _building(spec):
@@ -214,6 +217,7 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
             f"backbone.model: the tokenizer of {spec.tokenizer} in {folder} is not the one that {spec.model} was used "
             "with (its SHA-256 differs), so sentences would become other tokens; bring back its files"
         )
+    keys |= {"trust_remote_code": False, "local_files_only": True}  # or it asks the terminal whether to run code
     return open_clip.tokenizer.HFTokenizer(str(folder), tokenizer_mode=text.get("tokenizer_mode"), **keys), digest
 
 
@@ -223,6 +227,8 @@ def _text_tower(spec: BackboneSpec) -> Path:
     folder = _files_of(spec, name)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"backbone.model: {name} has no config.json in {folder}; bring it: hf download {name}")
+    if "auto_map" in read_json(folder / "config.json", what="backbone.model", error=CheckpointError):
+        raise CheckpointError(f"backbone.model: {name} brings code of its own, and nothing of that is run here")
     return folder
 
 

@@ -232,9 +232,9 @@ class TestTokenizersOfTransformers:
         assert plain.logit_scale.item() == pytest.approx(LN_100)
 
     def test_a_text_tower_of_transformers(self, hub, tmp_path):
+        files = tokenizer_files(tmp_path / "words")  # skips without the extra
         from transformers import RobertaConfig
 
-        files = tokenizer_files(tmp_path / "words")
         tower = RobertaConfig(
             vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
             max_position_embeddings=20, pad_token_id=0,
@@ -253,6 +253,10 @@ class TestTokenizersOfTransformers:
         assert same(first, load_backbone("hf-hub:owner/multi", "own"))
         with torch.inference_mode():
             assert first.encode_text(first.tokenize(["a dog runs"])).shape == (1, 16)
+        config = published.cached("owner/tower", "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoConfig": "evil.Config"}}))
+        with pytest.raises(CheckpointError, match="owner/tower brings code of its own"):
+            rebuilt(first)
 
 
 def test_a_sigmoid_trained_model_trains_with_calm_and_its_bias_stays(tiny_recipe, tmp_path):
