@@ -167,7 +167,8 @@ def translated(what: str, repository: str) -> Iterator[None]:
 
     asked = _Fetch(repository, None, "main", None, what)
     asked.uploads = True
-    response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)  # the client waits without end
+    # The client itself would wait for ever where a firewall swallows what is sent.
+    response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)
     response.close()
     if response.status_code < 400 and "json" not in response.headers.get("content-type", ""):
         raise asked.no_hub(response)

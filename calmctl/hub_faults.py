@@ -45,7 +45,7 @@ class Asked:
         host: Of it.
         folder: Where the repository lies in the cache.
         seconds: How long an answer was waited for.
-        uploads: Whether something goes to the hub: then no copy of the cache helps.
+        uploads: Whether something is sent there: what helps with a download is then no way out.
 
     Raises:
         HubError: These are no names of a repository, a file and a revision.

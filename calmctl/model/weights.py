@@ -224,6 +224,7 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
             f"backbone.model: the tokenizer of {spec.tokenizer} in {folder} is not the one that {spec.model} was used "
             "with (its SHA-256 differs), so sentences would become other tokens; bring back its files"
         )
+    keys |= {"trust_remote_code": False, "local_files_only": True}  # or it asks the terminal whether to run code
     return open_clip.tokenizer.HFTokenizer(str(folder), tokenizer_mode=text.get("tokenizer_mode"), **keys), digest
 
 
@@ -233,6 +234,8 @@ def _text_tower(spec: BackboneSpec) -> Path:
     folder = _files_of(spec, name)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"backbone.model: {name} has no config.json in {folder}; bring it: hf download {name}")
+    if "auto_map" in read_json(folder / "config.json", what="backbone.model", error=CheckpointError):
+        raise CheckpointError(f"backbone.model: {name} brings code of its own, and nothing of that is run here")
     return folder
 
 

@@ -253,6 +253,10 @@ class TestTokenizersOfTransformers:
         assert same(first, load_backbone("hf-hub:owner/multi", "own"))
         with torch.inference_mode():
             assert first.encode_text(first.tokenize(["a dog runs"])).shape == (1, 16)
+        config = published.cached("owner/tower", "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoConfig": "evil.Config"}}))
+        with pytest.raises(CheckpointError, match="owner/tower brings code of its own"):
+            rebuilt(first)
 
 
 def test_a_sigmoid_trained_model_trains_with_calm_and_its_bias_stays(tiny_recipe, tmp_path):
