@@ -148,7 +148,7 @@ def _print(report: CheckReport) -> None:
 def reencode(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="A folder of videos, with those below it.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where they go: the same names, with .mp4.")],
-    side: Annotated[int, typer.Option(min=16, max=2160, help="Short side in pixels, even.")] = 240,
+    side: Annotated[int, options.SIDE(metavar="PIXELS", help="Short side, even.")] = 240,
     as_json: options.Json = False,
     workers: options.Workers = None,
     timeout_s: options.Timeout = 600.0,

@@ -66,6 +66,7 @@ ACTORS = Range(0, 10_000)
 SEED = Range(0, 2**63 - 1)
 SEEDS = Range(1, 1000)
 BEAMS = Range(1, 100)
+SIDE = Range(2, 4096)
 LENGTH_PENALTY = Range(0, 10)
 TEMPERATURE = Range(0.01, 100)
 
@@ -125,7 +126,7 @@ Videos = Annotated[
 
 Backbone = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A bare open_clip model, demo-clip, or a config.", rich_help_panel=MODEL),
+    typer.Option(metavar="MODEL", help="A bare open_clip model, hf-hub:NAME, or a config.", rich_help_panel=MODEL),
 ]
 # Not --weights: that chooses among a run's own files, and a bare backbone has a tag or a file.
 BackboneWeights = Annotated[

@@ -104,7 +104,7 @@ def train(
     protocol = protocol_for(resolved.task, data.dataset, data.protocol)
     resolve(data.dataset, protocol)
     if data.features is None:
-        annotations, videos = (None if place is None else Path(place) for place in (data.annotations, data.videos))
+        annotations, videos = (Path(place) if place else None for place in (data.annotations, data.videos))
         require_place(data.dataset, [Path(data.root)], protocol, annotations, videos)
     loading("the model library")
     if dry_run:

@@ -44,7 +44,8 @@ class DatasetInfo:
     caption_protocol: str | None = None
 
 
-_DEMO_PROTOCOLS = ("retrieval", "captioning")
+# Typed out: the demo's own module draws, and nobody else has to import it.
+_DEMO_PROTOCOLS = ("retrieval", "retrieval-0.6", "retrieval-0.4", "captioning")
 
 DATASETS: Mapping[str, DatasetInfo] = {
     **{
@@ -186,7 +187,7 @@ def _load(
         )
     if name == "folder":
         return load_folder(root, annotations=annotations, videos=videos, val_clips=val_clips, val_seed=val_seed)
-    from calmctl.data.demo import load_demo  # draws its clips itself, which nobody else has to import
+    from calmctl.data.demo import load_demo
 
     if root is None or annotations is not None or videos is not None or val_clips is not None:
         raise DatasetError(f"{name} is read from --root alone and has a validation split of its own")

@@ -266,6 +266,4 @@ def _prompt_features(model: CalmModel, vocabulary: Vocabulary, device: torch.dev
 
 
 def _temperature(model: CalmModel) -> float:
-    if model.keys.temperature == "learned" and model.log_temperature is None:
-        return 100.0  # where its learning would have begun
     return float(model.temperature())

@@ -19,6 +19,7 @@ from calmctl.model.heads.tmass import TMassHead
 from calmctl.model.heads.uatvr import UATVRHead
 from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
+from calmctl.model.semsynan import SemSynDecoder, SemSynModel
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe
@@ -59,16 +60,23 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     keys, read = recipe.caption, recipe.data.compressed
     writes = CaptionVocabulary(backbone, tokens)
     decoder: CaptionDecoder
-    if keys.system == "cocap":
-        decoder = CocapDecoder(keys, backbone.dim, read.gops, writes)
-    else:
-        decoder = Captioner(keys, backbone.dim, recipe.data.frames, writes)
+    match keys.system:
+        case "cocap":
+            decoder = CocapDecoder(keys, backbone.dim, read.gops, writes)
+        case "semsynan":
+            word = backbone.token_embedding.shape[1]
+            decoder = SemSynDecoder(keys, backbone.dim, recipe.data.frames, word, writes)
+        case "transformer":
+            decoder = Captioner(keys, backbone.dim, recipe.data.frames, writes)
     # Behind the random start, which draws the same numbers with this key and without.
     if keys.init_tokens == "backbone":
         decoder.start_from(backbone.token_embedding)
+    parts = _parts(recipe, vocabulary, backbone)
     if keys.system == "cocap":
-        return CocapModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone), read)
-    return CaptionModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone))
+        return CocapModel(backbone, decoder, keys, parts, read)
+    if isinstance(decoder, SemSynDecoder):
+        return SemSynModel(backbone, decoder, keys, parts)
+    return CaptionModel(backbone, decoder, keys, parts)
 
 
 def recipe_backbone(recipe: Recipe) -> Backbone:

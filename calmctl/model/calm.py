@@ -16,13 +16,20 @@ from calmctl.anchors.distribution import (
     anchor_log_probabilities,
     at_least_float32,
     entropy,
+    fit_temperature,
     kl_divergence,
     video_log_probabilities,
 )
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, FeatureAdapter, encode_in_chunks, require_separate_rows, split_preprocess
 from calmctl.model.heads.base import Reranker, Similarity, WeightedSimilarity
-from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss, task_loss
+from calmctl.model.losses import (
+    direct_alignment_loss,
+    free_bits_kl,
+    kl_to_standard_normal,
+    reconstruction_loss,
+    task_loss,
+)
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
@@ -90,6 +97,8 @@ class Losses:
 # Numbers that tell whether the alignment is alive (docs/science.md).
 
 
+_CAPTIONS_TO_FIT, _CAPTIONS_AT_ONCE = 2000, 256
+
 ACTIVE_UNIT_VARIANCE = 0.01
 """A latent unit is active where the variance of mu_i over the batch exceeds this."""
 
@@ -153,11 +162,16 @@ class AlignedModel(nn.Module):
     Attributes:
         scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
         alignment_factor: The share of the alignment's weight in force, which a warm-up lets rise to 1.
+        kl_factor: The same of `alignment.kl_weight`.
+        auto_temperature: The tau of `anchors.temperature: auto` that `choose_temperature` found, a buffer, so that it
+            is kept with the weights; None where the recipe says another.
         world: The processes of the training.
     """
 
     scores_sentences = True
     alignment_factor = 1.0
+    kl_factor = 1.0
+    auto_temperature: Tensor | None
     world: World = SINGLE
 
     def __init__(self, backbone: Backbone, parts: AlignedParts) -> None:
@@ -171,6 +185,8 @@ class AlignedModel(nn.Module):
         self.log_temperature: nn.Parameter | None = None
         if self.anchors is not None and self.keys.temperature == "learned":
             self.log_temperature = nn.Parameter(torch.tensor(100.0).log())
+        automatic = self.anchors is not None and self.keys.temperature == "auto"
+        self.register_buffer("auto_temperature", torch.tensor(torch.nan) if automatic else None)
         if self.frozen:
             backbone.requires_grad_(False)
         if self.chunk is not None:
@@ -301,13 +317,41 @@ class AlignedModel(nn.Module):
         )
 
     def temperature(self) -> float | Tensor:
-        """Tau of Eq. 6: fixed, CLIP's own without gradient, or learned (docs/science.md, reading 1)."""
+        """Tau of Eq. 6: fixed, CLIP's own without gradient, learned, or fitted (docs/science.md, reading 1)."""
+        if self.auto_temperature is not None:
+            return self.auto_temperature
         if self.log_temperature is not None:
             return self.log_temperature.exp()
         if self.keys.temperature == "clip":
             # Without gradient: the scale is the contrastive loss's to learn.
             return self.backbone.logit_scale.detach().float().exp()
-        return float(self.keys.temperature)
+        # `auto` without anchors of its own, as a slim export is: what the other ways begin with.
+        return 100.0 if isinstance(self.keys.temperature, str) else float(self.keys.temperature)
+
+    @torch.no_grad()
+    def choose_temperature(self, captions: Sequence[str]) -> None:
+        """Fit the tau of `anchors.temperature: auto` to training captions, of which 2,000 are enough (our choice).
+
+        Raises:
+            BadInput: No tau gives the entropy that `anchors.entropy` asks for.
+        """
+        if self.auto_temperature is None:
+            return
+        captions = captions[:: -(-len(captions) // _CAPTIONS_TO_FIT)]
+        training = self.training
+        self.eval()  # dropout must not draw: the start of a training hangs on its seed alone
+        tokens = torch.split(self.backbone.tokenize(captions).to(self.device), _CAPTIONS_AT_ONCE)
+        texts = torch.cat([self.sentences(self.encode_texts(part)) for part in tokens])
+        # At tau = 1 the logarithms are the cosines and a constant a row, which no softmax sees.
+        cosines = anchor_log_probabilities(texts, self.anchor_features(), 1.0)
+        self.train(training)
+        try:
+            self.auto_temperature.fill_(fit_temperature(cosines, self.keys.entropy))
+        except ValueError as fault:
+            raise BadInput(
+                f"anchors.entropy: no tau gives S_p a mean entropy of {self.keys.entropy:g} nats over these anchors "
+                f"({fault}); choose another target, or name anchors.temperature"
+            ) from None
 
     def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses, anchors: Tensor | None = None) -> None:
         """Add the alignment loss of texts and frames [B, F, D], its parts and its diagnostics to `losses`."""
@@ -341,9 +385,13 @@ class AlignedModel(nn.Module):
         drawn = [vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
         # The mean of the draws' losses and not the loss of a mean guess: Eq. 12 is an expectation over z.
         rec = self.world.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
-        kl = self.world.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
+        keys = self.alignment
+        kl = self.world.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, keys.latent_reduction))
         parts |= {"rec": rec, "kl": kl}
-        return rec + self.alignment.kl_weight * kl, posterior
+        if keys.free_bits:
+            average = partial(self.world.mean_over, dim=0)
+            kl = free_bits_kl(posterior.mean, posterior.logvar, keys.free_bits, average, keys.latent_reduction)
+        return rec + self.kl_factor * keys.kl_weight * kl, posterior
 
 
 # CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16).

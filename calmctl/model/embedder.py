@@ -24,7 +24,7 @@ from calmctl.model.backbone import Backbone, Tokens, parameters_digest
 from calmctl.model.published import CLIP_EMBEDDER, EMBEDDER, OWN, check_embedder, is_repository
 from calmctl.model.spec import BackboneSpec
 
-_BYTES = 1024
+BYTES = 1024
 """Bytes of UTF-8 that a sentence may have (our choice): captions have a tenth of it."""
 _SIZE = 336
 """Height and width of the frames where the processor names none and resizes as it likes (our choice)."""
@@ -39,7 +39,7 @@ class Bytes:
     Its prompts and templates want text; everything here passes on tensors [N, L].
     """
 
-    def __call__(self, sentences: Sequence[str], context_length: int = _BYTES) -> Tensor:
+    def __call__(self, sentences: Sequence[str], context_length: int = BYTES) -> Tensor:
         """Bytes plus one, int64 [N, context_length]."""
         tokens = torch.zeros(len(sentences), context_length, dtype=torch.long)
         for row, sentence in zip(tokens, sentences, strict=True):
@@ -253,7 +253,7 @@ def _spec(embedder: Any, name: str, per_clip: bool) -> BackboneSpec:
         architecture={"library": "sentence-transformers", "vectors": "clip" if per_clip else "frame"},
         activation="gelu",
         tokenizer="bytes",
-        context_length=_BYTES,
+        context_length=BYTES,
         image_size=size,
         dim=dim,
         weights=OWN,

@@ -40,6 +40,9 @@ HUB_CONFIG = CONFIGS[0]
 """The file in which a published model says what it is, beside its weights."""
 HUB_WEIGHTS = "open_clip_model.safetensors"
 _OWN_CONFIGS = Path(__file__).parent / "configs"
+_PRETRAINED = Path(__file__).parent / "pretrained"
+SHIPPED_TAGS = {"demo-clip": "drawn-2"}
+"""The pretrained tag of a model of ours, whose weights lie in the package; 2 is the version of the demo's world."""
 _MOST = 4096
 """Frames, masks and tables have such sizes, of which no weight's shape may tell (our choice; most known: 1,536)."""
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
@@ -282,6 +285,12 @@ def check_backbone(model: str, weights: str | None) -> None:
             f"backbone.weights: {weights} does not exist; give a .safetensors file or a pretrained tag of "
             f"{architecture.name}"
         )
+
+
+def shipped_weights(architecture: Architecture, weights: str | None) -> Path | None:
+    """The file of a pretrained tag that ships with calmctl; None for other weights."""
+    ours = architecture.published and SHIPPED_TAGS.get(architecture.name) == weights
+    return _PRETRAINED / f"{architecture.name}.safetensors" if ours and weights else None
 
 
 def read_pixels(values: Any, *, where: str) -> Pixels:

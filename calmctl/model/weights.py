@@ -20,12 +20,13 @@ from calmctl.files import read_json, sha256_file
 from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.convert import in_open_clips_names, looks_like_openai
-from calmctl.model.embedder import load_embedder
+from calmctl.model.embedder import BYTES, Bytes, load_embedder
 from calmctl.model.published import OWN, Published, is_embedder, recommended, tokenizer_digest, tokenizer_folder
 from calmctl.model.spec import (
     CLIP_PIXELS,
     HUB_CONFIG,
     HUB_WEIGHTS,
+    SHIPPED_TAGS,
     Architecture,
     BackboneSpec,
     Pixels,
@@ -36,6 +37,7 @@ from calmctl.model.spec import (
     read_architecture,
     read_pixels,
     read_spec,
+    shipped_weights,
     sibling,
 )
 from calmctl.tensors import load_tensors, no_larger_than
@@ -55,8 +57,9 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     Args:
         model: An open_clip model name, one of ours ("demo-clip"), a path to an open_clip config JSON, or a published
             model: "hf-hub:OWNER/NAME", "local-dir:FOLDER", "sentence-transformers:NAME" (`published.py`).
-        weights: A pretrained tag of that model ("openai"), a path to a .safetensors file, "own" for those of a
-            published model, or None for random weights (only sensible where training starts from nothing).
+        weights: A pretrained tag of that model ("openai"; "drawn-2" of demo-clip, whose file ships), a path to a
+            .safetensors file, "own" for those of a published model, or None for random weights (only sensible where
+            training starts from nothing).
         image_size: Height and width of the frames where they are not the model's: its position embeddings are
             interpolated.
 
@@ -74,10 +77,14 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
         return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
-    tag = tag_of(architecture, weights)
+    shipped, tag = shipped_weights(architecture, weights), tag_of(architecture, weights)
     notes: tuple[str, ...] = ()
     origin: dict[str, str | None] = {"weights": Path(weights).name}
-    if tag:
+    if shipped:
+        pixels, file = architecture.pixels or CLIP_PIXELS, shipped
+        origin |= {"tag": weights, "source": "calmctl"}
+        state, _ = load_tensors(file, what="backbone.weights")
+    elif tag:
         pixels, file = read_pixels(tag, where=f"the tag {weights}"), Path()
         # Said by open_clip itself, so known before anything is fetched.
         _check_activation(architecture, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
@@ -119,6 +126,9 @@ def load_tokens(model: str) -> Tokens:
     Raises:
         CheckpointError: Unknown name, or a tokenizer that is not at hand.
     """
+    if is_embedder(model):
+        check_backbone(model, OWN)
+        return Tokens(Bytes(), BYTES)
     architecture = read_architecture(model)
     spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
     with _building(spec):
@@ -267,7 +277,7 @@ def _unrecorded_pixels(architecture: Architecture, weights: object) -> Pixels:
 def _no_tag(architecture: Architecture, weights: str) -> CheckpointError:
     return CheckpointError(
         f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
-        f"(tags: {', '.join(_tags(architecture)) or 'none'})"
+        f"(tags: {', '.join([*_tags(architecture), *_own_tags(architecture)]) or 'none'})"
     )
 
 
@@ -285,6 +295,12 @@ def _tags(architecture: Architecture) -> dict[str, Pixels]:
 
     names = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.published else []
     return {name: read_pixels(tag_of(architecture, name), where=f"the tag {name}") for name in names}
+
+
+def _own_tags(architecture: Architecture) -> list[str]:
+    """The tags whose weights ship with calmctl."""
+    tag = SHIPPED_TAGS.get(architecture.name)
+    return [tag] if tag and shipped_weights(architecture, tag) else []
 
 
 def _agreed(tags: dict[str, Pixels]) -> Pixels | None:

@@ -127,10 +127,13 @@ class AnchorsSection(Section):
     position_std: PositiveFloat = Field(0.02, description="standard deviation of that start")
     # Eq. 6 gives no number. At 1 the likeliest of K anchors is hardly likelier than the rest and L_rec nearly constant;
     # 100 is what CLIP was trained to.
-    temperature: PositiveFloat | Literal["clip", "learned"] = Field(
+    temperature: PositiveFloat | Literal["clip", "learned", "auto"] = Field(
         100.0,
         description="tau, times the cosines (1); clip: exp(logit_scale) of the backbone, whatever loss trained it, "
-        "detached; learned: from 100",
+        "detached; learned: from 100; auto: so that S_p has the entropy below",
+    )
+    entropy: PositiveFloat = Field(
+        2.0, description="temperature: auto: mean entropy of S_p over training captions at the start, nats (our choice)"
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
     video: Literal["mean", "frames"] = Field(
@@ -210,8 +213,8 @@ class HeadSection(Section):
 class CaptionSection(Section):
     """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
-    system: Literal["transformer", "cocap"] = Field(
-        "transformer", description="an encoder and a decoder over frames (CLIP4Caption's too), or CoCap"
+    system: Literal["transformer", "cocap", "semsynan"] = Field(
+        "transformer", description="encoder and decoder over frames (CLIP4Caption's too), CoCap, or SemSynAN over CLIP"
     )
     width: Wide = Field(768, description="of the transformer's layers")
     encoder_layers: Count = Field(1, description="transformer layers over the frames")
@@ -224,6 +227,10 @@ class CaptionSection(Section):
     )
     input_norm: bool = Field(False, description="LayerNorms before and behind the linear layer over the frames")
     output_transform: bool = Field(False, description="linear, GELU and LayerNorm before the output, as BERT has")
+    concepts: Wide = Field(300, description="semsynan: most frequent nouns, verbs, adjectives of training captions")
+    semantics: Literal["both", "concepts", "syntax"] = Field(
+        "both", description="semsynan: what steers the words; concepts or syntax alone has one cell of three"
+    )
     vocabulary: Literal["all", "train"] = Field(
         "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
     )
@@ -250,6 +257,11 @@ class AlignmentSection(Section):
         "video-to-text", description="both: V_p is also reconstructed from S_p, by a VAE of its own (29)"
     )
     kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
+    # Both against posterior collapse, and neither in the paper.
+    kl_warmup: Share = Field(0.0, description="share of all steps over which alpha rises from 0 (31)")
+    free_bits: NonNegative = Field(
+        0.0, description="nats of KL that each latent unit has for free, as a mean over the batch (31)"
+    )
     latent: Wide = Field(256, description="d, the latent dimension")
     layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, docs/science.md")
     activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the VAE's layers (11)")
@@ -397,6 +409,15 @@ class Recipe(Section):
             raise ValueError(
                 "caption.system: cocap reads vectors and residuals, and a feature store (data.features) holds frames "
                 "only; set data.features=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _semsynan_has_an_output(self) -> Recipe:
+        if self.caption.system == "semsynan" and self.caption.tied:
+            raise ValueError(
+                "caption.tied: true has no meaning for caption.system=semsynan, whose words are narrower than its "
+                "cells; set caption.tied=false"
             )
         return self
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import BadInput, CalmError
+from calmctl.model.spec import SHIPPED_TAGS
 from calmctl.recipe import Recipe
 from calmctl.recipe.schema import is_published
 from calmctl.reproduce.rows import Row, Table
@@ -188,6 +189,8 @@ def _weights(recipe: Recipe) -> Requirement:
     what = f"{model} {weights}"
     if weights is None or Path(weights).is_file():
         return Requirement(what, True, "random" if weights is None else "a file")
+    if SHIPPED_TAGS.get(model) == weights:
+        return Requirement(what, True, "ships with calmctl")
     from calmctl.model.spec import read_architecture
     from calmctl.model.weights import cached_tag, repository_of, tag_of
 

@@ -30,7 +30,7 @@ from calmctl.tensors import load_tensors, no_larger_than, save_tensors
 
 # Tensors and JSON, no pickle: nothing executable is loaded, from one's own disk either.
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
-TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature")
+TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature", "auto_temperature")
 """Weights of the alignment loss, which inference does not need."""
 
 LEFT_OUT = (*TRAINING_ONLY, "head.probability.")

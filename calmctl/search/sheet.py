@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from calmctl.files import PAGE, write_output
 from calmctl.samples import Clip
-from calmctl.search.search import Found, Hit
+from calmctl.search.results import Found, Hit
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

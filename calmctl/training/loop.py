@@ -107,6 +107,7 @@ class Stepper:
         recipe, model = training.recipe, training.model
         set_learning_rate(optimizer, schedule_factor(step, total_steps, recipe.optim.warmup))
         model.alignment_factor = alignment_share(step, total_steps, recipe.alignment.warmup)
+        model.kl_factor = alignment_share(step, total_steps, recipe.alignment.kl_warmup)
         batch = batch.to(training.device)
         with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=recipe.optim.precision == "bf16"):
             losses = self._forward(batch)

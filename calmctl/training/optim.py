@@ -61,7 +61,7 @@ def schedule_factor(step: int, total: int, warmup: float) -> float:
 
 
 def alignment_share(step: int, total: int, warmup: float) -> float:
-    """Share of `alignment.weight` at `step` of `total`: a linear rise from 0 over `warmup` of all steps, then 1."""
+    """Share of `alignment.weight`, or alpha, at `step` of `total`: a linear rise from 0 over `warmup` of all steps."""
     return min(1.0, step / max(1, round(warmup * total))) if warmup else 1.0
 
 

@@ -19,6 +19,7 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
+from calmctl.model.semsynan import SemSynModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run
@@ -57,6 +58,12 @@ class Prepared:
         own = dataset_name(self.source.name, self.source.protocol)
         return tuple(dict.fromkeys((*weights_lineage(started_from(self.recipe)), own)))
 
+    @property
+    def tau(self) -> float | None:
+        """The tau that `anchors.temperature: auto` came to; None where the recipe says another."""
+        fitted = self.model.auto_temperature
+        return None if fitted is None else float(fitted)
+
     def describe(self) -> dict[str, Any]:
         """What a run records of its data and anchors."""
         return {
@@ -73,8 +80,10 @@ class Prepared:
                 "anchors": len(self.vocabulary),
                 "digest": self.vocabulary.digest,
             },
+            **({} if self.tau is None else {"temperature": {"tau": self.tau, "entropy": self.recipe.anchors.entropy}}),
             "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
+            **({"concepts": list(self.model.concept_words)} if isinstance(self.model, SemSynModel) else {}),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
 
@@ -123,7 +132,7 @@ def prepare(recipe: Recipe) -> Prepared:
     # Before the splits are counted: half a store would be told as a split without captions.
     source.require_fit(model, recipe.data.frames)
     _require_splits(recipe, source)
-    model.to(device)
+    model.to(device).choose_temperature(source.split("train").captions)
     _compile(recipe, model, device)
     return Prepared(recipe, vocabulary, model, device, source)
 
@@ -162,7 +171,11 @@ def _build(
         # Without such a split there are none, which is refused soon.
         captions = source.split("train").captions if "train" in source.splits else ()
         tokens = training_vocabulary(backbone, captions)
-    return build_caption_model(recipe, vocabulary, tokens, backbone)
+    model = build_caption_model(recipe, vocabulary, tokens, backbone)
+    if isinstance(model, SemSynModel) and "train" in source.splits:
+        train = source.split("train")  # and no other: what is tested must not be among the concepts by itself
+        model.learn_from(train.captions, train.owners)
+    return model
 
 
 # A run that goes on under another recipe: its towers, adapter and head are the start, anchors and VAE begin anew.

@@ -137,7 +137,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         + (", frozen" if recipe.frozen else "")
         + "".join(f"; {note}" for note in prepared.model.backbone.notes),
         "head": recipe.head.kind if recipe.task == "retrieval" else _captioner(recipe, prepared),
-        "alignment": f"{recipe.alignment.kind} over {prepared.vocabulary.reference}, K = {len(prepared.vocabulary)}",
+        "alignment": f"{recipe.alignment.kind} over {prepared.vocabulary.reference}, K = {len(prepared.vocabulary)}"
+        + ("" if prepared.tau is None else f", tau = {prepared.tau:.1f} (auto)"),
         "trained": ", ".join(f"{name} {count:,} at {rates[name]:g}" for name, count in trainable.items() if count),
         "steps": f"{source.steps_per_epoch} an epoch, {source.steps_per_epoch * keys.epochs} in all, "
         f"batch {keys.batch_size}",
@@ -188,6 +189,8 @@ def _captioner(recipe: Recipe, prepared: Prepared) -> str:
     what = "captioner"
     if keys.system == "cocap":
         what, layers = f"CoCap, {prepared.model.reader(0)}", str(keys.decoder_layers)
+    if keys.system == "semsynan":
+        return f"SemSynAN over CLIP features, {keys.semantics}, cells of {keys.width}, {tokens:,} tokens"
     return f"{what}, {layers} layers of {keys.width}, {tokens:,} tokens"
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -10,6 +11,8 @@ from calmctl.cli.data import app
 from calmctl.data.benchmark import Published
 from calmctl.data.benchmarks import msvd
 from calmctl.errors import BadInput, CalmError
+from calmctl.samples import Clip
+from calmctl.video.compressed import CompressedReader
 
 
 def calmctl(*arguments: object) -> Result:
@@ -108,6 +111,46 @@ def test_captions_that_no_text_tower_reads_to_the_end(root: Path) -> None:
 def test_mistakes_are_sentences(root: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         calmctl(*arguments)
+
+
+def test_reencode_makes_files_that_cocap_reads_and_keeps_what_is_there(tmp_path: Path, movies: Any) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "reencoded"
+    (videos / "more").mkdir(parents=True)
+    movies.write(videos / "a.mp4")
+    movies.write(videos / "more/b.avi", codec="mpeg4", b_frames=0)
+    (videos / "c.mp4").write_text("no video")
+    shown = calmctl("reencode", videos, out, "--side", 48, "--workers", 1)
+    assert shown.exit_code == 1 and "2 videos re-encoded" in shown.stdout
+    assert "not re-encoded: 1 clip left out" in shown.stderr and "x not a video" in shown.stderr
+    reader = CompressedReader(48, gops=1, pictures=3)
+    for name in ("a.mp4", "more/b.mp4"):
+        assert reader(Clip(name, out / name)).shape == reader.shape
+    before = (out / "a.mp4").stat().st_mtime_ns
+    (videos / "c.mp4").unlink()
+    again = calmctl("reencode", videos, out, "--side", 48, "--workers", 1, "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout) == {"folder": str(out), "side": 48, "made": 0, "kept": 2, "left_out": {}}
+    assert (out / "a.mp4").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone", "out"], "gone is no folder"),
+        (["data", "out", "--side", "47"], "H.264 needs even sizes; give 48"),
+        (["data", "data/out"], "data/out is in data, where a second call"),
+        (["data", "data"], "data is in data"),
+        (["empty", "out"], "empty: .*name another folder"),
+        (["twice", "out"], "would both become out/a.mp4"),
+    ],
+)
+def test_reencode_refuses_what_would_go_wrong(root: Path, arguments: list[str], message: str) -> None:
+    for name in ("empty", "twice"):
+        (root.parent / name).mkdir()
+    for name in ("a.avi", "a.mkv"):
+        (root.parent / "twice" / name).write_text("no video")
+    with pytest.raises(BadInput, match=message):
+        calmctl("reencode", *arguments)
 
 
 def test_where_explains_the_layout(root: Path) -> None:

@@ -232,9 +232,9 @@ class TestTokenizersOfTransformers:
         assert plain.logit_scale.item() == pytest.approx(LN_100)
 
     def test_a_text_tower_of_transformers(self, hub, tmp_path):
+        files = tokenizer_files(tmp_path / "words")  # skips without the extra
         from transformers import RobertaConfig
 
-        files = tokenizer_files(tmp_path / "words")
         tower = RobertaConfig(
             vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
             max_position_embeddings=20, pad_token_id=0,

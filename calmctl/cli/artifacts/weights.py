@@ -86,7 +86,7 @@ def ls(as_json: options.Json = False) -> None:
     "get",
     epilog=options.examples(
         "calmctl weights get ViT-B-32-quickgelu openai",
-        "calmctl weights get ViT-B-16-SigLIP2 webli                  # needs calmctl[hf]",
+        "calmctl weights get ViT-B-16-SigLIP2 webli                  # needs an extra",
         "calmctl weights get hf-hub:timm/PE-Core-B-16",
         "HF_ENDPOINT=https://MIRROR calmctl weights get PE-Core-B-16 meta",
     ),
@@ -279,12 +279,13 @@ def _checked(model: str, weights: str | None, as_json: bool) -> None:
     for name, value in {
         "model": spec.model,
         "weights": spec.weights,
-        "from": f"{spec.source} at {spec.revision}" if spec.source else "a file",
-        "SHA-256": f"{spec.weights_sha256} ({verdict})" if spec.weights_sha256 else "of all files together, below",
+        "from": f"{spec.source} at {spec.revision}" if spec.source else "this machine",
+        "SHA-256": f"{spec.weights_sha256} ({verdict})" if spec.weights_sha256 else "of its parameters alone",
         "parameters": spec.parameters_sha256,
         "frames": f"{spec.image_size[0]} x {spec.image_size[1]}, {spec.pixels}",
-        "sentences": f"{spec.context_length} {'bytes' if spec.tokenizer == 'bytes' else 'tokens'} of "
-        f"{spec.tokenizer or 'CLIP'}",
+        "sentences": f"up to {spec.context_length} bytes, read by its own tokenizer"
+        if spec.tokenizer == "bytes"
+        else f"up to {spec.context_length} tokens of {spec.tokenizer or 'CLIP'}",
         "activation": spec.activation,
         "D": str(spec.dim),
         "logit scale": f"{backbone.logit_scale.detach().exp().item():.4g}",
