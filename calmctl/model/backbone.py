@@ -323,8 +323,8 @@ class Backbone(nn.Module):
     def compile_blocks(self) -> None:
         """Compile the transformer blocks of both towers, for training: one graph a tower serves all of its blocks.
 
-        The number of rows and the length of texts may change without another compilation. Without a gradient nothing
-        changes: an evaluation has the numbers that it would have had.
+        The number of rows and the length of texts may change without another compilation, but for a single row. Without
+        a gradient nothing changes: an evaluation has the numbers that it would have had.
         """
         text = getattr(self.clip, "text", self.clip)
         for tower in (self.clip.visual, text):
