@@ -248,7 +248,10 @@ def _folder(name: str, recorded: BackboneSpec | None) -> tuple[Path, str | None,
     if modules is not None:
         return modules.parent, repository, revision_of(modules)
     if recorded is not None:  # of a stranger's run, which is no reason to ask anybody
-        raise CheckpointError(f"{what} is not in the local cache; bring it: calmctl weights get {recorded.model}")
+        raise CheckpointError(
+            f"{what} is not in the local cache, and there is no such folder; bring it: calmctl weights get "
+            f"{recorded.model}"
+        )
     listing = list_files(repository, revision=revision or None, what=what)
     wanted = [n for n in listing.names if n.endswith((".json", ".safetensors", ".txt", ".model", ".py", ".jinja"))]
     _refuse_code(name, [n for n in wanted if n.endswith(".py")])  # before the first byte of it

@@ -68,6 +68,8 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             weights, nothing that says how frames are prepared, a download that is not possible; each says what to do.
     """
     if is_embedder(model):
+        if image_size is not None:
+            raise CheckpointError(f"backbone.image_size: {model} has a processor of its own; leave it at null")
         return load_embedder(model, weights)
     check_backbone(model, weights)
     architecture = read_architecture(model)
@@ -100,7 +102,7 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             raise _no_tag(architecture, weights)
         state, metadata = load_tensors(file, what="backbone.weights", ours=False)
         if isinstance(metadata.get("backbone"), dict):
-            pixels = _pixels_of_ours(architecture, file, metadata)
+            pixels = _pixels_of_ours(architecture, file, metadata, resized=image_size is not None)
             state, notes = _towers(file, state)
         else:
             state = in_open_clips_names(state)
@@ -115,7 +117,10 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     # The config may be a stranger's, and names layers of any size beside a few bytes of tensors.
     with no_larger_than(state.values(), unfit):
         backbone = build_backbone(spec)
-    backbone.load_weights(_fitted(state, backbone), source=str(file) if weights == OWN else weights)
+    state = _as_written_now(state, backbone)
+    if image_size is not None:
+        _interpolate_positions(state, backbone)
+    backbone.load_weights(state, source=str(file) if weights == OWN else weights)
     backbone.notes = notes
     return backbone
 
@@ -186,12 +191,24 @@ def _resize_trunk(clip: Any, spec: BackboneSpec) -> None:
         clip.visual.image_size = spec.image_size
 
 
-def _fitted(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """Weights with what their writers did otherwise: position embeddings of another size, and what is not learned."""
-    from calmctl.model.openclip import open_clip
-
+def _as_written_now(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Weights as today's libraries write them."""
     # A buffer that transformers once saved and has no more.
     state = {name: value for name, value in state.items() if not name.endswith("embeddings.position_ids")}
+    own = backbone.clip.state_dict()
+    for scalar in ("logit_scale", "logit_bias"):  # some are written as lists of one number
+        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel():
+            state[scalar] = state[scalar].reshape(own[scalar].shape)
+    return state
+
+
+def _interpolate_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
+    """Fit the image tower's position embeddings in `state` to the size of its frames.
+
+    Only where that was asked for: weights of another resolution are otherwise those of another model.
+    """
+    from calmctl.model.openclip import open_clip
+
     own = backbone.clip.state_dict()
     name = "visual.trunk.pos_embed"
     if name in state and name in own and state[name].shape != own[name].shape:
@@ -201,12 +218,7 @@ def _fitted(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
         state[name] = resample_abs_pos_embed(
             state[name], list(trunk.patch_embed.grid_size), num_prefix_tokens=trunk.num_prefix_tokens
         )
-    # Those of the text stay: a longer context is another model, and its length is refused below.
     open_clip.model.resize_pos_embed(state, backbone.clip)
-    for scalar in ("logit_scale", "logit_bias"):  # some are written as lists of one number
-        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel():
-            state[scalar] = state[scalar].reshape(own[scalar].shape)
-    return state
 
 
 def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
@@ -314,7 +326,7 @@ def _agreed(tags: dict[str, Pixels]) -> Pixels | None:
     return first if all(pixels == first for pixels in tags.values()) else None
 
 
-def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, Any]) -> Pixels:
+def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, Any], *, resized: bool) -> Pixels:
     """How a checkpoint of ours wants its frames; its activation must be the model's."""
     spec = read_spec(metadata, source=str(file))
     recorded = metadata["backbone"]
@@ -327,6 +339,11 @@ def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, 
         raise CheckpointError(
             f"backbone.weights: {file} has the towers of {spec.model}, and backbone.model {architecture.name} is built "
             f"otherwise; name {spec.model}, or the config that it was trained with"
+        )
+    if spec.architecture != architecture.config and not resized:
+        raise CheckpointError(
+            f"backbone.weights: {file} was trained with frames of {spec.image_size[0]} x {spec.image_size[1]}; set "
+            f"backbone.image_size={spec.image_size[0]}"
         )
     return spec.pixels
 

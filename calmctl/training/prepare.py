@@ -279,6 +279,7 @@ def _first_stage(recipe: Recipe) -> CalmModel | None:
         "head.base_alignment": (head.base_alignment, theirs.alignment.kind),
         "data.frames": (recipe.data.frames, theirs.data.frames),
         "backbone.model": (Path(recipe.backbone.model).name, Path(theirs.backbone.model).name),
+        "backbone.image_size": (recipe.backbone.image_size, theirs.backbone.image_size),
         "backbone.adapter": (recipe.backbone.adapter, theirs.backbone.adapter),
     }
     for name in type(head).model_fields:
@@ -286,7 +287,7 @@ def _first_stage(recipe: Recipe) -> CalmModel | None:
             keys[f"head.{name}"] = (getattr(head, name), getattr(theirs.head, name))
     if theirs.head.kind == "t-mass":  # whose noise is drawn from it
         keys["seed"] = (recipe.seed, theirs.seed)
-    if other := [f"{key}={value}" for key, (own, value) in keys.items() if own != value]:
+    if other := [f"{key}={'null' if value is None else value}" for key, (own, value) in keys.items() if own != value]:
         raise BadInput(
             f"head.from_run: a second stage keeps what its first was, and {run.folder} was trained with "
             f"{' '.join(other)}; set that, or name another run"

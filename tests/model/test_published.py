@@ -16,6 +16,7 @@ from calmctl.model.published import clip_of_transformers, usual_weights
 from calmctl.model.spec import check_backbone, read_spec
 from calmctl.model.weights import build_backbone, load_backbone
 from calmctl.recipe.schema import BackboneSection
+from calmctl.tensors import save_tensors
 from calmctl.training.optim import clamp_logit_scale
 
 VISION = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
@@ -293,6 +294,21 @@ class TestAnotherResolution:
         assert torch.equal(positions[0], first.clip.visual.positional_embedding[0])
         assert larger.encode_frames(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2, 16)
         assert rebuilt(larger).spec.image_size == (32, 32)
+
+    def test_only_where_it_is_asked_for(self, tmp_path):
+        small, large = tmp_path / "small.json", tmp_path / "large.json"
+        small.write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS}))
+        large.write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS, "vision_cfg": VISION | {"image_size": 32}}))
+        backbone = load_backbone(str(large), None)
+        save_file(backbone.clip.state_dict(), tmp_path / "w.safetensors")
+        with pytest.raises(CheckpointError, match=r"1 of another shape \(first: visual\.positional_embedding\)"):
+            load_backbone(str(small), str(tmp_path / "w.safetensors"))
+        towers = {f"backbone.clip.{name}": value for name, value in backbone.clip.state_dict().items()}
+        save_tensors(tmp_path / "ours.safetensors", towers, {"backbone": fingerprint(backbone)})
+        with pytest.raises(CheckpointError, match=r"frames of 32 x 32; set backbone\.image_size=32"):
+            load_backbone(str(small), str(tmp_path / "ours.safetensors"))
+        again = load_backbone(str(small), str(tmp_path / "ours.safetensors"), image_size=32)
+        assert same(backbone, again)
 
     def test_tags_belong_to_a_model_at_any_resolution(self):
         from calmctl.model.spec import at_size, is_published, read_architecture
