@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types install lock clean
+.PHONY: demo test gpu check lint types site wheel release install lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/calmctl demo
@@ -17,6 +17,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=1
 
+# Where a CUDA device is: the tests marked gpu and the GPU's benchmarks, into the folder OUT, in about five minutes.
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(or $(OUT),gpu)
+
 check: lint types test
 
 lint: $(INSTALLED)
@@ -25,6 +29,18 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# The documentation as a site of its own, in build/site. Its packages have a lock of their own: nobody else needs them.
+site: $(INSTALLED)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# What a release consists of, built and tried where no checkout is; nothing is uploaded.
+release: check site
+	$(MAKE) wheel
+
+wheel: $(INSTALLED)
+	$(BIN)/python scripts/release.py
 
 install: $(INSTALLED)
 	@echo "installed; then: source $(BIN)/activate && calmctl --help"
@@ -40,8 +56,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # The lock covers Linux, macOS and Windows, Python 3.11 and newer, with a hash for every file and no addresses.
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --extra index --extra cluster --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --extra index --extra cluster --extra report --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra docs --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements-docs.lock
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

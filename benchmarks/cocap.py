@@ -53,7 +53,7 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/demo"))
-    parser.add_argument("--backbone", type=Path, default=Path("runs/demo-backbone-001/slim.safetensors"))
+    parser.add_argument("--backbone", default="drawn-2")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=700, help="of the training split")
     parser.add_argument("--tests", type=int, default=200, help="test clips")

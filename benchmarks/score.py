@@ -2,12 +2,16 @@
 
     python benchmarks/score.py                       # 1,000 x 1,000, a minute or two
     OMP_NUM_THREADS=1 python benchmarks/score.py --large    # and 27,763 x 670, the MSVD test split
+    python benchmarks/score.py --device cuda         # on a GPU, both sizes
 
 Each row runs in a process of its own. `CPU s` counts the time of all its threads, and the cost of a pair and the ratios
 are of CPU time: other programs on the machine hardly change it (`seconds` is what a clock says). What cannot
 bear the whole size is measured on a smaller one, which the row names; its cost per pair is compared. `extra MB` is the
 peak of the process above what it held with inputs in memory and libraries warm, less the score matrix. Features
 and weights are random, the weights moved away from their initial values; 12 frames, 512 dimensions, 20 trials.
+
+On a GPU: the clock's time from features on the GPU to scores on the host, the median of ten calls after two; beside it
+the floor, one float32 matrix product of as many multiply-adds as the pairs' dot products take.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -136,6 +141,64 @@ def released_error(scorer: Scorer) -> float:
     return (scorer(head, texts, frames) - audit).abs().max().item()
 
 
+def macs(scoring: str) -> int:
+    """Multiply-adds of a pair's dot products of length D: keys and basis; for T-MASS radii, V and three a trial too."""
+    products = 2 * FRAMES + 2
+    return DIM * (products if scoring == "xpool" else products + 2 * FRAMES + 2 + 3 * TRIALS)
+
+
+def measure_on_gpu(method: str, n_texts: int, n_videos: int) -> dict[str, float | str | int]:
+    """Milliseconds of one method on the GPU, and of its floor; memory and error."""
+    head, texts, frames = problem(method, n_texts, n_videos)
+    head, texts, frames = head.cuda(), texts.cuda(), frames.cuda()
+    scorer = METHODS[method][2]
+
+    def timed(call: Callable[[], Tensor], warm_up: int = 2, rounds: int = 10) -> float:
+        times = []
+        for _ in range(warm_up + rounds):
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            times.append(1000 * (time.perf_counter() - begun))
+        return statistics.median(times[warm_up:])
+
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    rounds = 10 if n_texts * n_videos <= 10**6 else 3
+    taken = timed(lambda: scorer(head, texts, frames).cpu(), rounds=rounds)
+    extra = (torch.cuda.max_memory_allocated() - held) / 1e6
+    scores = scorer(head, texts, frames).cpu()
+    some = torch.randperm(n_texts)[:64], torch.randperm(n_videos)[:64]
+    exact = score_dense(head.cpu().double(), texts[some[0]].cpu().double(), frames[some[1]].cpu().double())
+    error = (scores[some[0]][:, some[1]] - exact).abs().max().item()
+    side = 4096
+    inner = max(8, round(n_texts * n_videos * macs(method.split()[0]) / side**2))
+    left, right = torch.randn(side, inner, device="cuda"), torch.randn(inner, side, device="cuda")
+    floor = timed(lambda: left @ right, rounds=rounds)
+    size = {"method": method, "texts": n_texts, "videos": n_videos}
+    return {**size, "ms": taken, "floor_ms": floor, "extra_mb": extra, "error": error}
+
+
+def run_on_gpu(large: bool = True) -> list[dict[str, float | str | int]]:
+    """Print what scoring on a GPU takes; returns the rows."""
+    small = (1000, 1000)
+    cases = [(f"{head} {way}", small) for head in ("xpool", "t-mass") for way in ("ours", "dense")]
+    cases += [("xpool ours", (27_763, 670)), ("t-mass ours", (27_763, 670))] if large else []
+    print(f"scoring on {torch.cuda.get_device_name()}, torch {torch.__version__}, float32")
+    print(f"{'method':14}{'texts x videos':>16}{'ms':>9}{'floor ms':>10}{'extra MB':>10}{'error':>9}")
+    rows = []
+    for method, (n_texts, n_videos) in cases:
+        row = measure_on_gpu(method, n_texts, n_videos)
+        rows.append(row)
+        print(
+            f"{method:14}{f'{n_texts:,} x {n_videos:,}':>16}{row['ms']:>9.1f}{row['floor_ms']:>10.2f}"
+            f"{row['extra_mb']:>10,.0f}{row['error']:>9.0e}",
+            flush=True,
+        )
+    return rows
+
+
 def run(method: str, n_texts: int, n_videos: int) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, __file__, "--one", method, f"{n_texts}x{n_videos}"]
@@ -147,11 +210,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="also 27,763 texts x 670 videos")
     parser.add_argument("--released", type=int, default=200, metavar="N", help="N x N for the released procedure")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         n_texts, n_videos = map(int, options.one[1].split("x"))
         print(json.dumps(measure(options.one[0], n_texts, n_videos)))
+        return
+
+    if options.device == "cuda":
+        run_on_gpu()
         return
 
     small, bearable = (1000, 1000), (options.released, options.released)

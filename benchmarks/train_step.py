@@ -3,13 +3,18 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --frames 12 --device cuda --precision bf16
     python benchmarks/train_step.py --heads xpool --encode frozen --prompts 77
-    python benchmarks/train_step.py --heads xpool --compile
+    python benchmarks/train_step.py --heads xpool --ways before now
     python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --chunk 8 --heads xpool --steps 1 --warm-up 0
 
 A step is forward, backward, clipping and the optimiser, on one batch of drawn frames and sentences of about ten
 words; nothing is decoded. Steps with and without CALM alternate, after a few of each to warm up, and medians are
 printed, because a machine is rarely quiet. On a CPU the time is that of the process's own threads (one), which
-other processes disturb less than the clock on the wall; on a GPU it is the clock's, between synchronisations.
+other processes disturb less than the clock on the wall; on a GPU it is the clock's, of five steps in a row between
+synchronisations, as a training takes them.
+
+Ways: `now`; `compiled`, with the towers' blocks through torch.compile (`optim.compile`); `before`, the step as it once
+was, with the same weights: patches through a convolution, prompts in a pass of their own, every token of the last text
+block, pixels in float32, and a host that waits for each loss.
 Memory is what a step needs beyond what lies in memory before it: of a GPU as its allocator counts it, on a CPU
 as the profiler counts live tensors, in a step of its own; not where `--chunk` is given, whose memory
 benchmarks/chunk.py measures.
@@ -24,17 +29,21 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from calmctl.anchors.distribution import AnchorBank
 from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.model.backbone import encode_in_chunks
 from calmctl.model.build import build_model
 from calmctl.model.calm import Batch, CalmModel
 from calmctl.recipe import recipe_from_dict
 from calmctl.training.optim import build_optimizer, set_learning_rate
 
 HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr")
+WAYS = ("before", "now", "compiled")
+BURST = 5
+"""Steps in a row on a GPU."""
 SENTENCE = "a man in a red shirt is playing a guitar on stage"
 
 
@@ -53,45 +62,79 @@ def main() -> None:
     parser.add_argument("--encode", default="gradient", help="anchors.encode")
     parser.add_argument("--prompts", type=int, help="pad the prompts to this many tokens, to see what it costs")
     parser.add_argument("--chunk", type=int, help="optim.chunk: large batches in little memory")
-    parser.add_argument("--compile", action="store_true", help="the model through torch.compile")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: now; on a GPU all three")
     options = parser.parse_args()
+    run(options)
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the table; returns its rows."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts, a line each time
     if options.device == "cpu":
         torch.set_num_threads(1)
     where = torch.cuda.get_device_name() if options.device == "cuda" else "1 thread"
     print(
         f"{options.model}, batch {options.batch}, {options.frames} frames, {options.vocabulary}, "
-        f"anchors.encode {options.encode}, {options.precision}, {options.device} ({where}), torch {torch.__version__}"
-        f"{', compiled' if options.compile else ''}\n"
+        f"anchors.encode {options.encode}, {options.precision}, {options.device} ({where}), torch {torch.__version__}\n"
     )
-    columns = ("head", "step ms", "with CALM", "share", "memory MB", "with CALM", "parameters", "CALM's")
-    print("".join(f"{name:>13}" for name in columns), flush=True)
-    for kind in options.heads:
-        measure(options, kind)
+    columns = ("way", "step ms", "with CALM", "share", "memory MB", "with CALM", "parameters", "CALM's")
+    print(f"{'head':12}" + "".join(f"{name:>12}" for name in columns), flush=True)
+    ways = options.ways or (WAYS if options.device == "cuda" else ("now",))
+    return [measure(options, kind, way) for kind in options.heads for way in ways]
 
 
-def measure(options: argparse.Namespace, kind: str) -> None:
-    """Print the row of one head."""
-    plain, calm = (Stepper(options, kind, alignment) for alignment in ("none", "vae"))
+def measure(options: argparse.Namespace, kind: str, way: str) -> dict[str, Any]:
+    """Print the row of one head and one way; returns it."""
+    plain, calm = (Stepper(options, kind, alignment, way) for alignment in ("none", "vae"))
     for stepper in (plain, calm) * options.warm_up:
         stepper.step()
     times = [(plain.seconds(), calm.seconds()) for _ in range(options.steps)]
     without, within = (1000 * statistics.median(column) for column in zip(*times, strict=True))
     share = statistics.median((b - a) / b for a, b in times)
-    memory, memory_with = ("", "") if options.chunk else (f"{each.peak_mb():.0f}" for each in (plain, calm))
+    memory = ["", ""] if options.chunk else [f"{each.peak_mb():.0f}" for each in (plain, calm)]
     added = calm.n_parameters - plain.n_parameters
     print(
-        f"{kind:>13}{without:>13.1f}{within:>13.1f}{share:>13.1%}{memory:>13}{memory_with:>13}"
-        f"{plain.n_parameters:>13,}{added:>13,}",
+        f"{kind:12}{way:>12}{without:>12.1f}{within:>12.1f}{share:>12.1%}{memory[0]:>12}{memory[1]:>12}"
+        f"{plain.n_parameters:>12,}{added:>12,}",
         flush=True,
     )
+    row = {"head": kind, "way": way, "precision": options.precision, "step_ms": without, "with_calm_ms": within}
+    row |= {"share": share, "memory_mb": memory[0], "memory_with_calm_mb": memory[1]}
+    if options.device == "cuda":
+        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        del plain, calm, stepper
+        torch.cuda.empty_cache()
+    return row
+
+
+def as_before(model: CalmModel) -> CalmModel:
+    """A model whose steps are taken as they once were; same weights, same losses up to rounding."""
+    backbone = model.backbone
+    mean, std = (torch.tensor(each) for each in (backbone.spec.mean, backbone.spec.std))
+
+    def normalise(frames: Tensor) -> Tensor:
+        scaled = frames.movedim(-1, -3).float().div_(255)
+        return scaled.sub_(mean.to(frames.device).view(3, 1, 1)).div_(std.to(frames.device).view(3, 1, 1)).contiguous()
+
+    def texts_and_anchors(texts: Tensor) -> tuple[Tensor, None]:
+        return encode_in_chunks(model.encode_texts, texts, model.chunk), None
+
+    def hidden_at(tokens: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
+        return backbone._hidden(tokens)[ends]
+
+    backbone.clip.visual.conv1.__class__ = nn.Conv2d
+    model.normalise = normalise  # type: ignore[assignment]
+    model.texts_and_anchors = texts_and_anchors  # type: ignore[method-assign]
+    backbone._hidden_at = hidden_at  # type: ignore[method-assign]
+    return model
 
 
 class Stepper:
     """One model with its optimiser and its batch."""
 
-    def __init__(self, options: argparse.Namespace, kind: str, alignment: str) -> None:
+    def __init__(self, options: argparse.Namespace, kind: str, alignment: str, way: str = "now") -> None:
         self.device, self.bf16 = torch.device(options.device), options.precision == "bf16"
+        self.waits = way == "before"
         torch.manual_seed(0)
         self.model = build(options, kind, alignment).to(self.device).train()
         if options.prompts and self.model.anchors is not None:
@@ -100,21 +143,30 @@ class Stepper:
         recipe = recipe_from_dict({"name": "x", "data": {"dataset": "demo"}})
         self.optimizer = build_optimizer(self.model, recipe.optim)
         set_learning_rate(self.optimizer, 1e-3)
-        self.forward: Any = torch.compile(self.model) if options.compile else self.model
+        if way == "before":
+            as_before(self.model)
+        if way == "compiled":
+            self.model.backbone.compile_blocks()
         size, _ = self.model.backbone.spec.image_size
         self.batch = Batch(
             self.model.backbone.tokenize([SENTENCE] * options.batch),
-            torch.randint(0, 256, (options.batch, options.frames, size, size, 3), dtype=torch.uint8),
+            torch.randint(
+                0, 256, (options.batch, options.frames, size, size, 3), dtype=torch.uint8, device=self.device
+            ),
             torch.arange(options.batch),
         ).to(self.device)
 
     def step(self) -> None:
         """One step of training."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            total: Tensor = self.forward(self.batch).total
+            total: Tensor = self.model(self.batch).total
+        if self.waits:
+            total.item()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.waits:
+            norm.item()
         self.optimizer.step()
 
     def seconds(self) -> float:
@@ -125,9 +177,10 @@ class Stepper:
             return time.process_time() - start
         torch.cuda.synchronize()
         start = time.perf_counter()
-        self.step()
+        for _ in range(BURST):
+            self.step()
         torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / BURST
 
     def peak_mb(self) -> float:
         """Memory of one step beyond what is held before it."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from calmctl.anchors.distribution import AnchorBank, anchor_log_probabilities, mean_frame_feature
     from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.anchors.vocabulary import Vocabulary
+    from calmctl.api import Captioner, Searcher, evaluate, list_runs, load, train
     from calmctl.captions.score import score_captions
     from calmctl.data.registry import load_dataset
     from calmctl.errors import CalmError
@@ -43,11 +44,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AnchorBank",
     "CalmError",
+    "Captioner",
     "CrossModalVAE",
     "EMCLHead",
     "FeatureStore",
     "MeanPoolHead",
     "Recipe",
+    "Searcher",
     "SeqLSTMHead",
     "SeqTransfHead",
     "TMassHead",
@@ -58,9 +61,12 @@ __all__ = [
     "anchor_log_probabilities",
     "contrastive_loss",
     "direct_alignment_loss",
+    "evaluate",
     "extract",
     "find_run",
     "kl_to_standard_normal",
+    "list_runs",
+    "load",
     "load_backbone",
     "load_dataset",
     "load_recipe",
@@ -74,6 +80,7 @@ __all__ = [
     "score_dense",
     "task_loss",
     "text_to_video",
+    "train",
     "video_to_text",
 ]
 
@@ -86,6 +93,14 @@ _HOMES = {
     ),
     "anchors.shipped": ("resolve_vocabulary",),
     "anchors.vocabulary": ("Vocabulary",),
+    "api": (
+        "Captioner",
+        "Searcher",
+        "evaluate",
+        "list_runs",
+        "load",
+        "train",
+    ),
     "captions.score": ("score_captions",),
     "data.registry": ("load_dataset",),
     "errors": ("CalmError",),

@@ -10,6 +10,7 @@
         │   └── DecodingStopped    ... because of a limit or of the machine, not of its file
         ├── StoreError         a feature store
         ├── CheckpointError    a checkpoint or a backbone's weights
+        │   └── HubError           ... that cannot be had from a hub
         └── RunNotFound        no run where one was expected
 
 A message says what is wrong, where (file, line or key) and what to do about it.
@@ -72,6 +73,10 @@ class StoreError(BadInput):
 
 class CheckpointError(BadInput):
     """A checkpoint or a backbone's weights cannot be used."""
+
+
+class HubError(CheckpointError):
+    """A file cannot be had from a hub of models, or not be passed on to one; the message has the reason."""
 
 
 class RunNotFound(BadInput):

@@ -301,6 +301,7 @@ TABLE = OutputKind(
 RANKS = OutputKind(
     "ranks", lambda content: content.startswith((b'{\n  "calmctl_ranks": 1,', b"direction,query,clip,greater,"))
 )
+MOMENTS = OutputKind("moments", lambda content: content.startswith(b'{"qid": '))
 SCORES = OutputKind("scores", lambda content: content[:2] == b"PK" and b"owners.npy" in content)
 VOCABULARY = OutputKind("a vocabulary", lambda content: True)  # `anchors.publish` compares what the file holds
 

@@ -134,8 +134,8 @@ class World:
         """The mean over the batch, of every process's mean over `count` things; None: over its rows."""
         if self.size == 1:
             return value
-        weight = torch.tensor(self._sizes[self.rank]) if count is None else count
-        weight = weight.to(value)
+        # Filled in place: a number copied to a GPU would make the host wait for all that the GPU has to do.
+        weight = torch.full_like(value, self._sizes[self.rank]) if count is None else count.to(value)
         # One exchange for both. Weighting by rows is what makes parts of unequal size the mean of the whole batch.
         summed, weights = _Total.apply(torch.stack([value * weight, weight]))
         mean: Tensor = summed / weights

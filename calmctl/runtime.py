@@ -83,6 +83,12 @@ def _version(name: str) -> str | None:
         return None
 
 
+def installed_reader() -> str:
+    """The libraries that decode videos here, with their versions."""
+    found = [f"{name} {each}" for name in ("decord", "decord2", "av") if (each := _version(name))]
+    return ", ".join(found)
+
+
 # Ctrl-C, the SIGTERM by which a scheduler takes a machine back, and the SIGHUP of a terminal that closes: each ends in
 # one sentence. Where SIGHUP is ignored, as under nohup, it stays so.
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+Span = tuple[float, float]
+"""Start and end in seconds from a video's first frame."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -56,6 +59,8 @@ class Split:
         clips: The clips whose file exists, in the protocol's order.
         captions: The sentences, in the protocol's order.
         owners: For each caption the index of its clip.
+        moments: For each caption the spans of its clip that it describes, none where nobody timed it; nothing at all
+            where no caption of the split is timed.
         left_out: Clips of the protocol that are missing, with reasons.
         differs: In what the annotation files' split is not the published one; nothing where there is none.
     """
@@ -67,6 +72,8 @@ class Split:
     left_out: tuple[LeftOut, ...] = ()
     # Differences that no missing clip explains: another list, or captions in another order, under a published name.
     differs: tuple[str, ...] = ()
+    # Several spans: what is shown twice, or what several annotators marked.
+    moments: tuple[tuple[Span, ...], ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -79,7 +86,7 @@ class Dataset:
     """A dataset under one protocol.
 
     Attributes:
-        name: "msrvtt", "msvd", "didemo", "lsmdc", "demo", "demo-shifted" or "folder".
+        name: As `calmctl.data.registry.DATASETS` has it.
         protocol: The published protocol's name ("9k", "7k", "full", ...), or "" where there is only one.
         splits: Any of "train", "val", "test".
         notes: Facts a report must show (a carved validation list and its seed, captions joined, ...).

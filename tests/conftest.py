@@ -1,12 +1,14 @@
 """Fixtures that every test may use."""
 
 import csv
+import importlib.util
 import os
 import shutil
 import signal
 import struct
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
+    import torch
+
     from calmctl.recipe import Recipe
     from calmctl.training.train import Trained
 
@@ -67,6 +71,47 @@ def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A hub of models on the loopback address (tests/hub.py) that the client library takes for the only one."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    spec = importlib.util.spec_from_file_location("loopback_hub", Path(__file__).parent / "hub.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["loopback_hub"] = module
+    spec.loader.exec_module(module)
+    served = module.Hub()
+    # Proxies and tokens of this machine are none of the tests'.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    # Subprocesses read the variables, and this process has read them already.
+    for name, value in {
+        "HF_ENDPOINT": served.endpoint,
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+    }.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, name.removeprefix("HF_") if name == "HF_ENDPOINT" else name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    close_session()  # or a client of another test's proxy is used
+    yield served
+    close_session()
+    served.close()
+
+
+@pytest.fixture(scope="session")
+def cuda() -> "torch.device":
+    """The GPU, where there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here; make gpu runs these tests where there is one")
+    return torch.device("cuda")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real annotation files and clips, where one is at hand."""
@@ -89,6 +134,10 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# A CLIP of 16 channels: most of a tiny training is the writing of its weights, 25 MB each time with demo-clip.
+TINY_CLIP = Path(__file__).with_name("tiny-clip.json")
+
+
 def _tiny_values(root: Path) -> dict[str, Any]:
     return {
         "name": "tiny",
@@ -101,7 +150,7 @@ def _tiny_values(root: Path) -> dict[str, Any]:
             "cache": "memory",
             "workers": 1,
         },
-        "backbone": {"model": "demo-clip", "weights": None},
+        "backbone": {"model": str(TINY_CLIP), "weights": None},
         "anchors": {"vocabulary": "shapes@1", "subset": 5},
         "head": {"kind": "xpool"},
         "optim": {"epochs": 2, "batch_size": 20, "lr_backbone": 1e-3, "lr_head": 1e-3, "log_every": 1},
@@ -166,6 +215,7 @@ def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     values = _tiny_values(caption_folder) | {"name": "told", "task": "caption"}
     overrides = [
         "data.dataset=folder",
+        "backbone.model=demo-clip",
         "backbone.freeze=true",
         "backbone.adapter=linear",
         "anchors.encode=frozen",

@@ -19,6 +19,14 @@ def test_progress_is_told_after_each_item() -> None:
     assert list(watched("ab", "", 2, None)) == ["a", "b"]
 
 
+def test_quick_items_are_told_ten_times_a_second_and_the_last_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([*(step / 32 for step in range(100) for _ in range(2))])  # read twice an item at most
+    monkeypatch.setattr("calmctl.words.time.monotonic", lambda: next(now))
+    told: list[int] = []
+    assert len(list(watched(range(40), "clips", 40, lambda _, done, *rest: told.append(done)))) == 40
+    assert told[0] == 1 and told[-1] == 40 and 5 < len(told) < 20 and told == sorted(set(told))
+
+
 def test_a_watcher_says_nothing_by_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     SILENT.stage("drawing")
     SILENT.begin(tmp_path, 2)

@@ -12,7 +12,19 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-FOUNDATION = {"errors", "files", "yaml_strict", "words", "samples", "runtime", "tensors", "device", "parallel"}
+FOUNDATION = {
+    "errors",
+    "files",
+    "yaml_strict",
+    "words",
+    "samples",
+    "runtime",
+    "tensors",
+    "device",
+    "parallel",
+    "hub",
+    "hub_faults",
+}
 """Files at the top that any room may import; they import nothing but one another."""
 
 MAY_IMPORT = {
@@ -27,7 +39,7 @@ MAY_IMPORT = {
     "evaluation": {"anchors", "data", "model", "recipe", "runs", "source"},
     "captions": {"data", "evaluation", "model", "recipe", "runs", "source", "video"},
     "explain": {"anchors", "data", "evaluation", "model", "recipe", "runs", "source", "video"},
-    "search": {"data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},
+    "search": {"anchors", "data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},
     "training": {"anchors", "captions", "evaluation", "model", "recipe", "runs", "source"},
     "reproduce": {
         "anchors", "captions", "data", "evaluation", "model", "recipe", "runs", "source", "store", "training",
@@ -77,7 +89,9 @@ def test_the_foundation_carries_and_is_not_carried(modules: dict[str, "house.Mod
 def test_files_are_chapters(modules: dict[str, "house.Module"]) -> None:
     long = {name: module.lines for name, module in modules.items() if module.lines > 550}
     assert long == {}
-    rooms = Counter(name.rsplit(".", 1)[0] for name in modules)
+    # A room within a room is no file of it.
+    inner = {name.rsplit(".", 1)[0] for name in modules}
+    rooms = Counter(name.rsplit(".", 1)[0] for name in modules if name not in inner)
     del rooms["calmctl"]  # the foundation's files and the rooms themselves
     assert {room: count for room, count in rooms.items() if count > 14} == {}
 

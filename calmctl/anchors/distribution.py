@@ -58,6 +58,30 @@ def video_log_probabilities(
     return own.logsumexp(dim=-2) - math.log(frames.shape[-2])
 
 
+def fit_temperature(cosines: Tensor, target: float) -> float:
+    """The tau at which softmax_k(tau * cosine) has a mean entropy of `target` nats (our choice, reading 1).
+
+    Args:
+        cosines: Of features with the anchors, [N, K].
+        target: In nats, between 0 and log K.
+
+    Raises:
+        ValueError: No tau up to 10,000 gives this entropy: it is not below log K, or anchors lie on one another.
+    """
+    cosines, low, high = cosines.double(), 0.0, 1e4
+
+    def mean_entropy(tau: float) -> float:
+        return float(entropy((tau * cosines).log_softmax(dim=-1)).mean())
+
+    if not mean_entropy(high) < target < math.log(cosines.shape[-1]):
+        raise ValueError(f"entropies from {mean_entropy(high):.2f} to {math.log(cosines.shape[-1]):.2f} nats")
+    # The entropy falls as tau rises, so halving the interval finds the one tau; 60 times is more than float64 resolves.
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_entropy(middle) > target else (low, middle)
+    return (low + high) / 2
+
+
 def entropy(log_p: Tensor) -> Tensor:
     """Entropy in nats of distributions given as logarithms: [..., K] -> [...]."""
     return -(log_p.exp() * log_p).sum(dim=-1)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from calmctl.captions.java import (
 )
 from calmctl.captions.tokens import Tokenizer, tokenize, tokenize_references
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
 from calmctl.evaluation.result import Labels
 from calmctl.evaluation.statistics import LEVEL, REPLICATES, Interval, percentiles, resampled_sums
@@ -298,6 +299,18 @@ class CaptionResult:
     left_out: int = 0
 
     @property
+    def card(self) -> Card:
+        """How these numbers were made: a query is a clip, a candidate a reference."""
+        scores = self.scores
+        return replace(
+            self.labels.known_card,
+            queries=scores.n,
+            candidates=scores.n_references,
+            left_out=self.left_out,
+            scorer=f"pycocoevalcap {scores.pycocoevalcap}, tokens of {scores.tokenizer}",
+        )
+
+    @property
     def paper(self) -> tuple[PaperCaptioning, ...]:
         """The rows of Tables 4 and 5 for this training and test set; none where they are not the paper's, and whole."""
         labels = self.labels
@@ -333,6 +346,7 @@ class CaptionResult:
             "scores": self.scores.to_json(),
             "paper": [asdict(row) for row in self.paper],
             "caveats": list(self.caveats),
+            "card": self.card.to_dict(),
         }
 
 

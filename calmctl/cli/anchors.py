@@ -59,7 +59,7 @@ def build(
     version: Version = None,
     prompt: Prompt = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the labels are from.")] = None,
-    licence: Annotated[str | None, typer.Option(help="What may be done with them.")] = None,
+    licence: options.Licence = None,
     note: Note = None,
     column: Annotated[str | None, typer.Option(help="Label column of a CSV: header, or number.")] = None,
     keep_first: Annotated[
@@ -144,7 +144,12 @@ def list_(as_json: options.Json = False) -> None:
     )
 )
 def show(
-    vocabulary: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped name, or a file.")],
+    vocabulary: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE", help="A shipped name, or a file.", autocompletion=options.complete_vocabulary
+        ),
+    ],
     count: Annotated[int | None, options.COUNT(help="Show the seeded subset of so many labels.")] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,

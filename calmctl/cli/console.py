@@ -9,9 +9,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
@@ -29,12 +31,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.errors import RunFailed, RunNotFound
+from calmctl.errors import BadInput, RunFailed, RunNotFound
 from calmctl.words import Watcher, counted, visible
 
 if TYPE_CHECKING:
     from calmctl import words
     from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.evaluation.moments import MomentResult
     from calmctl.evaluation.statistics import PairedDifference
     from calmctl.explain.collection import Collection
     from calmctl.explain.explainer import Explainer
@@ -316,6 +319,22 @@ def print_next(*commands: str) -> None:
         out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
 
 
+def ask(question: str, yes: bool) -> None:
+    """Ask before what cannot be taken back, unless --yes has answered; no ends the command.
+
+    Raises `BadInput` where nobody can answer.
+    """
+    if yes:
+        return
+    if not _somebody_is_there():
+        raise BadInput(f"nobody is there to be asked: {question} Say --yes to do it without being asked")
+    typer.confirm(question, abort=True)
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
+
+
 class RateColumn(ProgressColumn):
     """Items a second, such as "41.2 clips/s"; what an item is, the bar's own words say ("reading val clips")."""
 
@@ -496,3 +515,28 @@ def open_with_progress(explainer: Explainer, split: str) -> Collection:
         collection = open_collection(explainer, split, readings(bar))
     print_left_out({split: {entry.id: entry.reason for entry in collection.encoded.left_out}})
     return collection
+
+
+def print_moments(result: MomentResult, others: Sequence[tuple[str, MomentResult]], as_json: bool) -> None:
+    """Print moments with their intervals, and what `result` has more than each of the others."""
+    from calmctl.runtime import environment
+
+    compared = [(name, result.minus(other)) for name, other in others]
+    if as_json:
+        found = [{"against": name, **{metric: asdict(e) for metric, e in each.items()}} for name, each in compared]
+        print_json({**result.to_json(), **({"differences": found} if found else {}), **environment()})
+        return
+    out, table, intervals = (
+        stdout(),
+        Sheet("", result.truth.name, "95 % interval", header_style="dim"),
+        result.intervals(),
+    )
+    for name, value in result.means().items():
+        bound = intervals[name]
+        table.add_row(name, f"{value:.1f}", "" if bound is None else f"{bound.low:.1f} to {bound.high:.1f}")
+    out.print(printable(f"{result.system}: {len(result.truth.queries):,} queries, each of its own video"), style="bold")
+    out.print(table)
+    for text in result.notes:
+        note(f"[yellow]{printable(text)}[/]")
+    for name, each in compared:
+        print_differences(result.truth.name, result.system, name, each, list(each))

@@ -190,3 +190,39 @@ def where(
         explain_dataset(dataset) if dataset else "\n\n".join(part for part in (overview(), kept_for_searches()) if part)
     )
     stdout().print(text, markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl data unpack MSRVTT_Videos.zip --out data/msrvtt/videos",
+        "calmctl data unpack DiDeMo_Videos_mp4_test.tar data/test-*.parquet --out mine",
+    )
+)
+def unpack(
+    archives: Annotated[list[Path], typer.Argument(metavar="ARCHIVE...", help=".zip, .tar or parts of one, .parquet.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write videos and captions.jsonl to.")],
+    limit_gb: Annotated[
+        float | None, options.Range(0.001, 1e6)(metavar="GB", help="Write no more; three times the archives' size.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Unpack the videos of archives, webdataset's too, and the captions beside them.
+
+    What is written is a folder that calmctl reads. Names cannot lead out of it; links and other files stay packed.
+    """
+    from dataclasses import asdict
+
+    from calmctl.data.packed import unpack as unpack_archives
+
+    with progress_bar("MB") as bar:
+        done = unpack_archives(
+            archives, out, most_bytes=None if limit_gb is None else int(limit_gb * 1e9), progress=readings(bar)
+        )
+    if as_json:
+        print_json(asdict(done))
+        return
+    captions = f", {done.captions:,} captions" if done.captions else ""
+    stdout().print(f"{out}: {done.videos:,} videos, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
+    if done.others:
+        note(f"[dim]{done.others:,} others are neither videos nor texts and stay packed[/]")
+    print_left_out({"not unpacked": {each.id: each.reason for each in done.refused}}, noun="member")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 # OpenAI's weights were trained with QuickGELU; the plain ViT-B-32 would run them with another activation.
-MODEL, WEIGHTS, FRAMES = "ViT-B-32-quickgelu", "openai", 12
+MODEL, FRAMES = "ViT-B-32-quickgelu", 12
 
 EXAMPLES = options.examples(
     "calmctl extract msrvtt --root /data",
@@ -108,16 +108,19 @@ def extract(
     if len(sources) != 1:
         raise BadInput(f"extract takes one dataset or folder, got {len(sources)}; to merge stores, add --merge")
     part = _shard(shard)
+    from calmctl.model.published import usual_weights
     from calmctl.model.spec import check_backbone
 
     check_device(device)
     # For its refusal: a run and a bare backbone exclude each other.
     options.is_bare(run, backbone, weights)
+    model = backbone or MODEL
+    weights = weights or usual_weights(model)
     chosen = find_run(run, runs) if run is not None else None
     if chosen is None:
-        check_backbone(backbone or MODEL, weights or WEIGHTS)  # before torch and open_clip, which take seconds
+        check_backbone(model, weights)  # before torch and open_clip, which take seconds
     dataset = _load(sources[0], root, annotations, videos, captions, protocol)
-    named = chosen.folder.name if chosen else backbone or MODEL
+    named = chosen.folder.name if chosen else model
     loading(str(chosen.folder) if chosen else named)
 
     from calmctl.device import choose_device
@@ -129,7 +132,7 @@ def extract(
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     # With Ray this process does not encode, and may have no GPU itself.
     where = device if ray and device != "auto" else choose_device(device)
-    encoder = load_towers(chosen) if chosen else load_backbone(backbone or MODEL, weights or WEIGHTS)
+    encoder = load_towers(chosen) if chosen else load_backbone(model, weights)
     for text in encoder.notes:
         note(printable(text))
     with progress_bar("clips") as bar:
@@ -154,8 +157,8 @@ def extract(
         # What the next command has to be told, where it is not what recipes have anyway.
         recipe = chosen.recipe() if chosen else None
         used = {
-            "backbone.model": (recipe.backbone.model if recipe else backbone or MODEL, MODEL),
-            "backbone.weights": (str(chosen.weights("best")) if chosen else weights or WEIGHTS, WEIGHTS),
+            "backbone.model": (recipe.backbone.model if recipe else model, MODEL),
+            "backbone.weights": (str(chosen.weights("best")) if chosen else weights, usual_weights(MODEL)),
             "data.frames": (frames or (recipe.data.frames if recipe else FRAMES), FRAMES),
         }
         print_extracted(report, dataset, [f"{key}={value}" for key, (value, usual) in used.items() if value != usual])

@@ -10,8 +10,22 @@ from contextlib import suppress
 import typer
 
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
-from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
+from calmctl.cli import (
+    anchors,
+    caption,
+    data,
+    diagnose,
+    explain,
+    extract,
+    options,
+    reproduce,
+    score,
+    search,
+    serve,
+    train,
+)
 from calmctl.cli import eval as evaluation
+from calmctl.cli.artifacts import runs, share, weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.errors import CalmError
 
@@ -32,19 +46,28 @@ app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=reproduce.
 app.add_typer(train.recipes, name="recipes", rich_help_panel=_TRAIN)
 app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=train.EXAMPLES)(train.train)
 app.command(cls=options.RecipeCommand, rich_help_panel=_TRAIN, epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+app.add_typer(runs.app, name="runs", rich_help_panel=_TRAIN)
 app.add_typer(data.app, name="data", rich_help_panel=_DATA)
 app.command(rich_help_panel=_DATA, epilog=extract.EXAMPLES)(extract.extract)
 app.add_typer(anchors.app, name="anchors", rich_help_panel=_DATA)
+app.add_typer(weights.app, name="weights", rich_help_panel=_DATA)
 app.command("eval", rich_help_panel=_NUMBERS, epilog=evaluation.EXAMPLES)(evaluation.evaluate)
+app.command(rich_help_panel=_NUMBERS, epilog=runs.COMPARE_EXAMPLES)(runs.compare)
+app.command(rich_help_panel=_NUMBERS, epilog=runs.REPORT_EXAMPLES)(runs.report)
 app.add_typer(score.app, name="score", rich_help_panel=_NUMBERS)
+app.command(rich_help_panel=_NUMBERS, epilog=score.CARD_EXAMPLES)(score.card)
 app.add_typer(diagnose.app, name="diagnose", rich_help_panel=_NUMBERS)
 app.command(rich_help_panel=_USE, epilog=search.SEARCH_EXAMPLES)(search.search)
 # Names of two words, which `options.Group` resolves.
 app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPLES)(search.similar)
 app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
+app.command("search moments", rich_help_panel=_USE, epilog=search.MOMENTS_EXAMPLES)(search.moments)
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
+app.command(rich_help_panel=_USE, epilog=serve.EXAMPLES)(serve.serve)
 app.command(rich_help_panel=_USE, epilog=caption.EXAMPLES)(caption.caption)
 app.command(rich_help_panel=_USE, epilog=explain.EXAMPLES)(explain.explain)
+app.command(rich_help_panel=_USE, epilog=share.EXPORT_EXAMPLES)(share.export)
+app.command(rich_help_panel=_USE, epilog=share.PUSH_EXAMPLES)(share.push)
 
 
 @app.callback(invoke_without_command=True)
@@ -55,6 +78,12 @@ def root(version: bool = typer.Option(False, "--version", help="Show the version
 
         print(f"calmctl {installed('calmctl')}")
         raise typer.Exit
+
+    # Here, because any command may find that a file of a hub is not there yet.
+    from calmctl.cli.artifacts.downloads import DownloadBar
+    from calmctl.hub import watch_downloads
+
+    watch_downloads(DownloadBar())
 
 
 def main() -> None:

@@ -71,6 +71,33 @@ LENGTH_PENALTY = Range(0, 10)
 TEMPERATURE = Range(0.01, 100)
 
 
+# Names that a shell completes (`calmctl --install-completion`). It asks at every press of a key: no library but the
+# standard one is imported for the answer, but where names are listed by one.
+
+
+def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Runs by name and by path, in the folder that --runs names."""
+    root = Path(ctx.params.get("runs") or "runs")
+    names = sorted(path.parent.name for path in root.glob("*/recipe.json"))
+    return [run for name in names for run in (name, str(root / name)) if run.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Shipped recipes; a file of one's own is completed by the shell itself."""
+    from calmctl.files import shipped_folder
+
+    names = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_vocabulary(incomplete: str) -> list[str]:
+    """Shipped vocabularies with their versions."""
+    from calmctl.files import shipped_folder
+
+    names = sorted(path.stem for path in shipped_folder("anchors").glob("*@*.yaml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
 # The options themselves. A panel is a frame of the help, so that a command with many options is read by subject.
 
 
@@ -99,7 +126,7 @@ Videos = Annotated[
 
 Backbone = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A bare open_clip model, demo-clip, or a config.", rich_help_panel=MODEL),
+    typer.Option(metavar="MODEL", help="A bare open_clip model, hf-hub:NAME, or a config.", rich_help_panel=MODEL),
 ]
 # Not --weights: that chooses among a run's own files, and a bare backbone has a tag or a file.
 BackboneWeights = Annotated[
@@ -110,15 +137,34 @@ BackboneWeights = Annotated[
 ]
 Run = Annotated[
     str | None,
-    typer.Option(metavar="RUN", help="A run: its name, folder or slim.safetensors.", rich_help_panel=MODEL),
+    typer.Option(
+        metavar="RUN",
+        help="A run: its name, folder, slim file or hf://OWNER/NAME.",
+        rich_help_panel=MODEL,
+        autocompletion=complete_run,
+    ),
 ]
 RunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="RUN", help="A run, by name or folder; the pinned or newest one.", show_default=False),
+    typer.Argument(
+        metavar="RUN",
+        help="A run, by name or folder; the pinned or newest one.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run, by name or folder.", autocompletion=complete_run)]
+RunNames = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Runs, by name or folder.", autocompletion=complete_run)
 ]
 Vocabulary = Annotated[
     str | None,
-    typer.Option(metavar="NAME|FILE", help="Other anchors than the run's.", rich_help_panel=MODEL),
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Other anchors than the run's.",
+        rich_help_panel=MODEL,
+        autocompletion=complete_vocabulary,
+    ),
 ]
 Weights = Annotated[str, typer.Option(help="best (on validation), last or slim.", rich_help_panel=MODEL)]
 
@@ -128,7 +174,10 @@ Timeout = Annotated[float, SECONDS("--timeout", metavar="SECONDS", help="What on
 Workers = Annotated[int | None, WORKERS(help="Processes that decode; one a core.", panel=RUNNING)]
 
 Against = Annotated[
-    list[str] | None, typer.Option(metavar="OTHER", help="Compare with this one; repeatable.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        metavar="OTHER", help="Compare with this one; repeatable.", show_default=False, autocompletion=complete_run
+    ),
 ]
 Cross = Annotated[
     list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this data set; repeatable.")
@@ -136,12 +185,14 @@ Cross = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it takes; train nothing.")]
 Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+Licence = Annotated[str | None, typer.Option(help="What may be done with it.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change: optim.epochs=2.")
 ]
 Seed = Annotated[int, SEED(help="Of all that is drawn at random.")]
 Tokenizer = Annotated[str, typer.Option(help="Of captions: ptb (CoreNLP's), ptb-python or none.")]
 Top = Annotated[int, COUNT(help="How many to show.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 VocabularyFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Vocabulary file to write.")]
 
 
@@ -168,8 +219,8 @@ def check_bare(backbone: str | None, weights: str | None) -> None:
     from calmctl.model.spec import check_backbone
     from calmctl.recipe.schema import BackboneSection
 
-    usual = BackboneSection()
-    check_backbone(backbone or usual.model, weights or usual.weights)
+    model = backbone or BackboneSection().model
+    check_backbone(model, weights or BackboneSection(model=model).weights)
 
 
 def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[Path] | None) -> None:
@@ -190,6 +241,30 @@ def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[
             f"{len(features)} x --features and {len(crossed)} x --cross: a feature store is of one data set; give "
             "one --features for each --cross, in their order"
         )
+
+
+def check_places(
+    recipe: Recipe, cross: Sequence[str] | None, root: Path | None, annotations: Path | None, videos: Path | None
+) -> None:
+    """Refuse test sets of which nothing is there, before anything is loaded: in no place of `test_sets` is a folder.
+
+    Raises:
+        DatasetError: As `load_dataset` says it.
+    """
+    from calmctl.data.registry import protocol_for, require_place
+
+    data = recipe.data
+    for name, wanted in _crossed(cross):
+        roots = [root] if root else [Path(data.root), Path("data") / name]
+        require_place(name, roots, protocol_for(recipe.task, name, wanted), annotations, videos)
+    if not cross:
+        annotations, videos = annotations or _path(data.annotations), videos or _path(data.videos)
+        protocol = protocol_for(recipe.task, data.dataset, data.protocol)
+        require_place(data.dataset, [root or Path(data.root)], protocol, annotations, videos)
+
+
+def _path(place: str | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def test_sets(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,11 +32,12 @@ from calmctl.cli.console import (
     stderr,
     stdout,
 )
-from calmctl.errors import BadInput, CalmError
+from calmctl.errors import BadInput, CalmError, RunFailed
 from calmctl.words import counted
 
 if TYPE_CHECKING:
     from calmctl.demo import Demo
+    from calmctl.reproduce.effect_result import Effect
     from calmctl.reproduce.filled import Block, Filled
     from calmctl.reproduce.reproduce import Plan
     from calmctl.reproduce.work import Cost
@@ -40,9 +45,11 @@ if TYPE_CHECKING:
 
 # Typed out: the rows' module imports the recipes' schema, which no help needs.
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "ablations")
+EFFECT = "effect"
 DEMO = "demo"
 
 DEMO_DATA = Path("data/demo")
+STUDY_DATA = Path("data/demo-study")
 
 EXAMPLES = options.examples(
     "calmctl reproduce table1 --dry-run",
@@ -50,6 +57,7 @@ EXAMPLES = options.examples(
     "calmctl reproduce table7 --data /data --seeds 5 optim.precision=bf16",
     "calmctl reproduce table1 --data /data --skip-missing --rows t-mass,t-mass+calm",
     "calmctl reproduce ablations --data demo --json",
+    "calmctl reproduce effect --data demo --small           # does the loss help? two cores, over an hour",
 )
 DEMO_EXAMPLES = options.examples("calmctl demo", "calmctl demo --seed 1 --json")
 
@@ -57,12 +65,14 @@ DEMO_EXAMPLES = options.examples("calmctl demo", "calmctl demo --seed 1 --json")
 def reproduce(
     tables: Annotated[
         list[str],
-        typer.Argument(metavar="TABLE... [KEY=VALUE]...", help=f"{', '.join(TABLES)}; recipe keys for all rows."),
+        typer.Argument(
+            metavar="TABLE... [KEY=VALUE]...", help=f"{', '.join(TABLES)}, {EFFECT}; recipe keys for all rows."
+        ),
     ],
     data: Annotated[
         Path, typer.Option(metavar="FOLDER|demo", help="Folder of the data sets' folders, or demo.")
     ] = Path("data"),
-    seeds: Annotated[int, options.SEEDS(help="Runs of each row.")] = 3,
+    seeds: Annotated[int | None, options.SEEDS(help="Runs of each row; 3, and 8 of effect.")] = None,
     rows: Annotated[
         str | None, typer.Option(metavar="KEY,KEY", help="These rows alone, and those they are compared with.")
     ] = None,
@@ -71,9 +81,26 @@ def reproduce(
     ] = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="effect: fewer heads, losses and dials, for two cores.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        options.WORKERS(help="effect: runs at once; one a core, ten on a GPU."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        options.SECONDS(help="effect: begin no run after so many minutes.", metavar="MINUTES"),
+    ] = None,
     demo_root: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Of --data demo: folder of its clips.", rich_help_panel=options.DATA)
-    ] = DEMO_DATA,
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help=f"Of --data demo: folder of its clips; {DEMO_DATA}, and {STUDY_DATA} of effect.",
+            rich_help_panel=options.DATA,
+            show_default=False,
+        ),
+    ] = None,
     device: options.Device = "auto",
     runs: options.Runs = Path("runs/reproduce"),
 ) -> None:
@@ -82,16 +109,26 @@ def reproduce(
     Ours is mean and spread over seeds; differences that are more than chance are marked.
 
     Finished runs are used again, interrupted ones go on. Tables are also written as JSON and Markdown.
+    effect is the study of whether CALM's loss helps, on the drawn world (docs/results.md).
     """
     names = [word for word in tables if "=" not in word]
     # A device is a recipe key like any other, and trainings get it as one.
     overrides = tuple(word for word in tables if "=" in word) + ((f"device={device}",) if device != "auto" else ())
-    unknown = [name for name in names if name not in TABLES]
+    unknown = [name for name in names if name not in (*TABLES, EFFECT)]
     if unknown or not names:
-        raise BadInput(f"{f'there is no {unknown[0]}; ' if unknown else ''}name one or more of {', '.join(TABLES)}")
+        known = ", ".join((*TABLES, EFFECT))
+        raise BadInput(f"{f'there is no {unknown[0]}; ' if unknown else ''}name one or more of {known}")
     from calmctl.device import check_device
 
     check_device(device)
+    if EFFECT in names:
+        if len(names) > 1 or str(data) != DEMO or rows or skip_missing:
+            raise BadInput("effect is a study of its own, on the drawn world: calmctl reproduce effect --data demo")
+        study(small, seeds, jobs, minutes, demo_root or STUDY_DATA, runs, overrides, device, dry_run, as_json)
+        return
+    if small or jobs or minutes is not None:
+        raise BadInput("--small, --jobs and --minutes are for: calmctl reproduce effect --data demo")
+    seeds, demo_root = seeds or 3, demo_root or DEMO_DATA
     loading("the model library")
     from calmctl.device import choose_device
     from calmctl.reproduce.reproduce import (
@@ -155,6 +192,96 @@ def reproduce(
     else:
         print_tables(filled)
         stdout().print("\n".join(["", *(f"wrote {path}" for path in files)]), soft_wrap=True, markup=False)
+
+
+# The study of CALM's loss.
+
+
+def study(
+    small: bool,
+    seeds: int | None,
+    processes: int | None,
+    minutes: float | None,
+    root: Path,
+    runs: Path,
+    overrides: tuple[str, ...],
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run `reproduce.effect`, as far as it is not done, and print what it found."""
+    started = time.monotonic()
+    loading("the model library")
+    from calmctl.data.demo_world import STUDY
+    from calmctl.device import choose_device
+    from calmctl.files import read_json
+    from calmctl.reproduce import effect, effect_result
+    from calmctl.reproduce.work import reproducing
+    from calmctl.video.pool import available_cores
+
+    where = choose_device(device)
+    grid = effect.SMALL if small else effect.Grid()
+    grid = replace(grid, seeds=seeds or grid.seeds)
+    at_once = processes or (10 if where.type == "cuda" else available_cores())
+    rates, whole = effect.rate_jobs(grid), effect.study_jobs(grid, effect.RATES[0], dict.fromkeys(grid.losses, 1.0))
+    count = len(rates) + len(effect.weight_jobs(grid, effect.RATES[0])) + len(whole)
+    if dry_run:
+        taken = effect.seconds_a_run(runs)
+        time_ = "not measured: no run is finished" if taken is None else f"about {taken * count / at_once / 60:.0f} min"
+        plan = {"runs": count, "at_once": at_once, "seconds_a_run": taken}
+        shown = f"{counted(count, 'fine-tuning')}, {at_once} at once on {where}: {time_}"
+        print_json(plan) if as_json else stdout().print(shown)
+        return
+    until = math.inf if minutes is None else started + 60 * minutes
+    with progress_bar("items") as bar, reproducing(runs):
+        watcher = StageWatcher(bar)
+        recipe = rates[0].recipe((*overrides, f"data.root={root}"))
+        world = effect.find_world(runs, root, STUDY, recipe, watcher)
+        run = partial(
+            effect.run_jobs, folder=runs, world=world, overrides=overrides, device=where, processes=at_once, until=until
+        )
+        bare = effect.zero_shot(world, overrides, where)
+        watcher.stage("the learning rate, and the weights of the losses, on validation")
+        done = run(rates, watcher=watcher)
+        if len(done) == len(rates):
+            rate = effect.choose_rate(done)
+            done |= run(effect.weight_jobs(grid, rate), watcher=watcher)
+        if len(done) < count - len(whole):
+            raise RunFailed("--minutes is over before the choice is made; give the same command again: it goes on")
+        weights = effect.choose_weights(grid, done)
+        watcher.stage(f"the study: {counted(grid.seeds, 'seed')}")
+        done |= run(effect.study_jobs(grid, rate, weights), watcher=watcher)
+    found = effect_result.evaluate_study(grid, rate, weights, done, bare, overrides)
+    files = effect_result.write_study(found, runs, shlex.join(["calmctl", *sys.argv[1:]]))
+    if as_json:
+        print_json(read_json(files[0], what="a study"))
+        return
+    out = stdout()
+    for title, effects in (("By dial, averaged over heads", found.by_dial), ("Averaged over both", found.overall)):
+        for test in effect.TESTS:
+            out.print(Text(f"\n{title}, {effect_result.PLACES[test]}", style="bold"))
+            out.print(_effects_grid([each for each in effects if each.test == test]))
+    out.print()
+    for line in effect_result.legend(found):
+        out.print(Text(line, style="dim"))
+    out.print("\n".join(["", *(f"wrote {path}" for path in files)]), soft_wrap=True, markup=False)
+
+
+def _effects_grid(effects: Sequence[Effect]) -> Sheet:
+    from calmctl.reproduce.filled import NAMES
+
+    grid = Sheet(padding=(0, 1, 0, 0), header_style="bold")
+    metrics = list(dict.fromkeys(each.metric for each in effects))
+    for name in ("dial", "loss", *(NAMES.get(metric, "KL") for metric in metrics)):
+        grid.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
+    for dial in dict.fromkeys(each.dial for each in effects):
+        here = {(each.loss, each.metric): each for each in effects if each.dial == dial}
+        losses = list(dict.fromkeys(loss for loss, _ in here))
+        grid.add_row(dial, "none", *(f"{here[losses[0], metric].base:.2f}" for metric in metrics))
+        for loss in losses:
+            some = [here[loss, metric] for metric in metrics]
+            grid.add_row("", loss, *(f"{e.difference:+z.2f} ± {e.half:.2f}{e.star or ' '}" for e in some))
+    return grid
 
 
 # What `calmctl reproduce` shows: the plan before, the work meanwhile, the tables after.
@@ -233,7 +360,8 @@ def print_tables(filled: list[Filled]) -> None:
         out.print(Text(f"\n{table.table.title}", style="bold"))
         for block in table.blocks:
             out.print()
-            out.print(Text.assemble((cells.heading(block), "bold"), f"  {cells.size(block)}"))
+            scorer = "" if block.scorer.startswith(("leak-free", "pycocoevalcap")) else f", {block.scorer}"
+            out.print(Text.assemble((cells.heading(block), "bold"), f"  {cells.size(block)}{scorer}"))
             out.print(_grid(block, stand_in=table.table.stand_in))
         out.print()
         for line in cells.legend(table):
@@ -287,9 +415,9 @@ def demo(
     root: options.Root = None,
     runs: options.Runs = Path("runs"),
 ) -> None:
-    """Draw a world of captioned clips, train and evaluate on it.
+    """Draw a world of captioned clips, fine-tune a small CLIP on it.
 
-    With CALM and without, in domain and out of it. Needs no download and no GPU.
+    Without CALM's loss and with it, in domain and out of it. Needs no download and no GPU.
 
     Clips are drawn into data/demo, or into --root. Interrupted and given again, it goes on where it was.
     """
@@ -304,27 +432,24 @@ def demo(
     if as_json:
         print_json(read_json(done.report, what="demo report"))
     else:
-        print_demo(done, folder)
+        print_demo(done)
 
 
-def print_demo(done: Demo, root: Path) -> None:
+def print_demo(done: Demo) -> None:
     """Print what the demo found, and what can be done next, within 80 columns."""
-    run, without = (shlex.quote(str(done.systems[number].run.folder)) for number in (2, 1))
-    where = "" if root == DEMO_DATA else f" --root {shlex.quote(str(root))}"
-
-    table = Sheet(title="text to video, R@1 with its 95 % interval", title_justify="left")
+    table = Sheet(title="text to video: R@1 with its 95 % interval, and KL of true pairs in nats", title_justify="left")
     table.add_column("")
     for result in done.systems[0].results:
         dataset = result.labels.dataset
-        table.add_column(f"{'→ ' if dataset != 'demo' else ''}{dataset}", justify="right")
-        table.add_column("R@5", justify="right")
-        table.add_column("MnR", justify="right")
+        table.add_column("in domain" if dataset == "demo" else "out of domain", justify="right")
+        for name in ("R@5", "MnR", "KL"):
+            table.add_column(name, justify="right")
     for system in done.systems:
         cells = []
-        for result in system.results:
+        for result, divergence in zip(system.results, system.divergences, strict=True):
             numbers, interval = result.metrics["text_to_video"], result.intervals["text_to_video"]
             spread = f" ({interval.r1.low:z.0f}-{interval.r1.high:z.0f})" if interval else ""
-            cells += [f"{numbers.r1:z.1f}{spread}", f"{numbers.r5:z.1f}", f"{numbers.mnr:z.1f}"]
+            cells += [f"{numbers.r1:z.1f}{spread}", f"{numbers.r5:z.1f}", f"{numbers.mnr:z.1f}", f"{divergence:z.2f}"]
         table.add_row(system.name, *cells)
     out = stdout()
     out.print()
@@ -332,18 +457,10 @@ def print_demo(done: Demo, root: Path) -> None:
     first = done.systems[0].results[0].metrics["text_to_video"]
     out.print(
         f"\n{counted(first.n_queries, 'test caption')}, {counted(first.n_candidates, 'clip')} each; chance is "
-        f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation.",
+        f"{100 / first.n_candidates:z.1f} %. Leak-free scorer, best epoch on validation. KL: of a true caption's "
+        "distribution over the anchors from its clip's, which is what CALM's loss asks for.",
     )
-    for test, difference in zip(("in domain", "out of domain"), done.differences, strict=True):
-        out.print(
-            f"CALM's loss, {test}: R@1 {difference.difference:+z.1f} points, 95 % interval over clips "
-            f"{difference.interval.low:+z.1f} to {difference.interval.high:+z.1f}."
-        )
-    out.print(
-        # No verdict from one seed: the interval is over clips, and seeds vary beside it.
-        "One seed, whose luck no interval over clips knows: whether CALM helps takes several "
-        "(calmctl reproduce table7 --data demo, or calmctl demo --seed N).\n"
-    )
+    out.print(f"{done.verdict}\n")
     scores = done.captions.result.scores
     out.print(examples_table(done.captions, EXAMPLES_SHOWN))
     out.print(
@@ -351,14 +468,8 @@ def print_demo(done: Demo, root: Path) -> None:
         f"(calmctl eval {done.captioner.folder} has all).\n"
     )
     for system in done.systems:
-        out.print(f"{system.name:17} {system.run.folder}", soft_wrap=True)
+        out.print(f"{system.name:17} {system.run.folder if system.run else 'demo-clip drawn-2, ships'}", soft_wrap=True)
     out.print(f"{'captioner':17} {done.captioner.folder}", soft_wrap=True)
     out.print(f"{'all numbers':17} {done.report}", soft_wrap=True)
     out.print(f"{'a page to look at':17} {done.page}\n", soft_wrap=True)
-    print_next(
-        f"calmctl eval {run} --cross demo-shifted{where}",
-        f"calmctl eval {run} --against {without}{where}",
-        f"calmctl explain {shlex.quote(str(done.clip.path))} {shlex.quote(done.sentence)} --run {run}",
-        f'calmctl search "a red circle" --in {shlex.quote(str(done.clip.path.parent))} --run {run}',
-        "calmctl train recipes/demo.yaml --dry-run" + (f" data.root={shlex.quote(str(root))}" if where else ""),
-    )
+    print_next(*done.commands)

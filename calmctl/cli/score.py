@@ -15,6 +15,7 @@ from calmctl.cli.console import (
     note,
     print_differences,
     print_json,
+    print_moments,
     printable,
     progress_bar,
     readings,
@@ -23,6 +24,7 @@ from calmctl.cli.console import (
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
+    from calmctl.evaluation.card import Card
     from calmctl.evaluation.referee import Embeddings, Match, Scores, Verdict
     from calmctl.evaluation.result import Labels
     from calmctl.evaluation.score_files import Pairs, Stored
@@ -35,6 +37,7 @@ app = typer.Typer(
     epilog=options.examples(
         "calmctl score matrix scores.npy --pairs pairs.csv",
         "calmctl score captions mine.json references.json",
+        "calmctl score moments mine.jsonl charades_sta_test.txt",
     ),
 )
 
@@ -241,8 +244,10 @@ def _labels(system: str, known: Pairs | None, *, given: bool) -> Labels:
     """Nobody knows what the scorer of given scores saw; what is computed from vectors here saw the pair alone."""
     from calmctl.evaluation.result import HONEST_SCORER, Labels
 
-    protocol = known.name if known is not None and known.candidates is not None else ""
-    return Labels(dataset=protocol, system=system, scorer="given" if given else HONEST_SCORER)
+    # Of pairs in a file nobody knows which data set they are; of a data set's the name has both.
+    name = known.name if known is not None and known.candidates is not None else ""
+    dataset, _, protocol = name.partition(" ")
+    return Labels(dataset=dataset, protocol=protocol, system=system, scorer="given" if given else HONEST_SCORER)
 
 
 def _report(
@@ -360,3 +365,99 @@ def captions(
         print_json({"captions": str(hypotheses), "references": str(references), **result.to_json(), **environment()})
     else:
         stdout().print(caption_table([result]))
+
+
+# Moments.
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl score moments mine.jsonl highlight_val_release.jsonl",
+        "calmctl score moments mine.jsonl charades_sta_test.txt --against theirs.jsonl",
+    )
+)
+def moments(
+    answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Windows a query, as QVHighlights has them.")],
+    truth: Annotated[Path, typer.Argument(metavar="TIMED", help="Timed sentences: .txt, .json or .jsonl.")],
+    against: options.Against = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score where in its video a sentence is answered: R@1 and R@5 at IoU 0.5 and 0.7, mIoU, mAP.
+
+    TIMED is QVHighlights' JSONL, Charades-STA's text, DiDeMo's or ActivityNet Captions' JSON.
+    """
+    from calmctl.evaluation.moments import read_answers, read_truth, score_moments
+
+    known = read_truth(truth)
+    result = score_moments(read_answers(answers, known), known)
+    others = [(each, score_moments(read_answers(Path(each), known), known)) for each in against or []]
+    print_moments(result, others, as_json)
+
+
+# The protocol card of any number.
+
+
+CARD_EXAMPLES = options.examples(
+    "calmctl card runs/msrvtt-001             # how its numbers were made",
+    "calmctl card mine.json theirs.json       # may they stand in one column?",
+)
+
+
+def card(
+    one: Annotated[str, typer.Argument(metavar="RUN|FILE", help="A run, or JSON of eval, score or reproduce.")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="RUN|FILE", help="Another one to hold it against.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Show the protocol card of numbers: list, queries, frames, reader, scorer, selection, weights, seeds.
+
+    Of two it says in what they differ. Exit code 1: they do, and their numbers belong into no one column.
+    """
+    from calmctl.evaluation.card import NAMES, cards_in, shown_value
+    from calmctl.runs.run import find_run
+
+    def found(name: str) -> list[tuple[str, Card]]:
+        path = Path(name)
+        if path.is_dir() or not path.exists():
+            path = find_run(name, runs).folder
+        return list(cards_in(path))
+
+    ours, theirs = found(one), [] if other is None else found(other)
+    # Of several test sets in a file those of one name belong together; where there is none, the first ones do.
+    pairs = [(mine, its) for mine in ours for its in theirs if mine[1].dataset == its[1].dataset] or (
+        [(ours[0], theirs[0])] if theirs else []
+    )
+    if as_json:
+        print_json(
+            {
+                "cards": [{"of": name, **each.to_dict()} for name, each in (*ours, *theirs)],
+                "differences": [
+                    {"of": [mine[0], its[0]], "differs": list(mine[1].differences(its[1]))} for mine, its in pairs
+                ],
+            }
+        )
+    else:
+        alone: list[tuple[tuple[str, Card], ...]] = [(each,) for each in _distinct(ours)]
+        for group in pairs or alone:
+            cards = [each for _, each in group]
+            table = Sheet("", *(printable(name) for name, _ in group), header_style="bold")
+            for name, heading in NAMES.items():
+                cells = [printable(shown_value(name, getattr(each, name))) for each in cards]
+                apart = len(cards) > 1 and cards[0].differences(cards[1])
+                colour = "yellow" if apart and any(each.startswith(f"{heading}: ") for each in apart) else ""
+                table.add_row(heading, *(f"[{colour}]{cell}[/]" if colour else cell for cell in cells))
+            stdout().print(table)
+        for mine, its in pairs:
+            apart, unknown = mine[1].differences(its[1]), mine[1].unknown(its[1])
+            verdict = f"No column may have both: {'; '.join(apart)}" if apart else "They may stand in one column"
+            known = f", as far as is known (not: {', '.join(unknown)})" if unknown else ""
+            stdout().print(printable(f"{verdict}{known}."))
+    if any(mine[1].differences(its[1]) for mine, its in pairs):
+        raise typer.Exit(1)
+
+
+def _distinct(cards: Sequence[tuple[str, Card]]) -> list[tuple[str, Card]]:
+    """Each card once, however many files of a run have it."""
+    return list({each.digest: (name, each) for name, each in reversed(cards)}.values())[::-1]

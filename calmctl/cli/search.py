@@ -17,6 +17,7 @@ from calmctl.cli.console import (
     note,
     print_json,
     print_left_out,
+    print_moments,
     printable,
     progress_bar,
     readings,
@@ -31,17 +32,28 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
+    from calmctl.search.confidence import Rule
     from calmctl.search.exact import Recall
     from calmctl.search.model import SearchModel
-    from calmctl.search.search import Found, Ranked, Search, Shared
+    from calmctl.search.results import Found, Hit, Ranked, Shared
+    from calmctl.search.search import Search
 
+
+# A larger share than half would be no answer, and a smaller one than 1/10,000 wants as many sentences to compare with.
+SHARE = options.Range(0.0001, 0.5)
 
 Cache = Annotated[
     Path,
     typer.Option("--cache", metavar="FOLDER", help="Where features of folders are kept.", rich_help_panel=options.DATA),
 ]
+Calibrate = Annotated[
+    str | None,
+    typer.Option("--calibrate", metavar="FILE", help="Sentences of other videos, to compare with."),
+]
 Candidates = Annotated[int | None, options.COUNT(help="Clips that the first of two stages keeps; 1000.")]
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video file.")]
+Confident = Annotated[bool, typer.Option("--confident", help="Say so where nothing matches.")]
+Fdr = Annotated[float | None, SHARE("--fdr", metavar="SHARE", help="Or: so much of what is shown may be wrong.")]
 Queries = Annotated[
     str | None, typer.Option("--queries", metavar="FILE", help="Sentences: one a line, CSV or JSON; - for stdin.")
 ]
@@ -65,6 +77,7 @@ SEARCH_EXAMPLES = options.examples(
     'calmctl search "a man talking" --in holidays',
     'calmctl search "a dog" "a red car" --in holidays --html sheet.html --why',
     'calmctl search "the goal" --in matches --window 10 --stride 5 --top 3',
+    'calmctl search "a dog on a beach" --in holidays --confident',
     "cat queries.txt | calmctl search --queries - --in features/msrvtt --json",
     "calmctl search -- similar      # the word, and not the verb",
 )
@@ -75,6 +88,10 @@ SIMILAR_EXAMPLES = options.examples(
 CAPTIONS_EXAMPLES = options.examples(
     "calmctl search captions captions.csv clip.mp4",
     "calmctl search captions sentences.txt clip.mp4 --top 3 --why",
+)
+MOMENTS_EXAMPLES = options.examples(
+    "calmctl search moments charades_sta_test.txt --in videos --window 8",
+    "calmctl search moments val.jsonl --in videos --window 10 --out mine.jsonl",
 )
 RECALL_EXAMPLES = options.examples(
     "calmctl search recall --in features/msrvtt",
@@ -87,6 +104,9 @@ def search(
     queries: Queries = None,
     top: options.Top = 10,
     why: Why = False,
+    confident: Confident = False,
+    fdr: Fdr = None,
+    calibrate: Calibrate = None,
     html: options.Html = None,
     as_json: options.Json = False,
     approximate: Annotated[bool, typer.Option("--approximate", help="Two stages, not all clips.")] = False,
@@ -119,6 +139,7 @@ def search(
         require_output(html, PAGE)
     if candidates is not None and not approximate:
         raise BadInput("--candidates belongs to --approximate; the exact search looks at every clip")
+    rule = match_rule(confident, fdr, calibrate)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
     query_texts = _sentences(sentences, queries)
@@ -129,12 +150,17 @@ def search(
 
         require_usearch()
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, why, _drawn(where))
-    _note_cut(search_model, query_texts)
+    search_model = choose_model(run, runs, backbone, weights, device, why, are_drawn(where))
+    note_cut(search_model, query_texts)
+    from calmctl.search.exact import CANDIDATES
+
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
-        result = engine.sentences(query_texts, top, approximate=approximate, **_given(candidates))
-    _note_left_out(engine)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
+        calibrated(engine, rule, calibrate)
+        result = engine.sentences(
+            query_texts, top, approximate=approximate, rule=rule, candidates=candidates or CANDIDATES
+        )
+    note_left_out(engine)
     _show(result, html, as_json)
 
 
@@ -170,11 +196,11 @@ def similar(
     require_folder(where, "name a folder of videos or a feature store with --in")
     check_device(device)
     _require_video(clip)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         result = engine.similar(Sample(clip.stem, clip), top)
-    _note_left_out(engine)
+    note_left_out(engine)
     _show(result, html, as_json)
 
 
@@ -194,7 +220,7 @@ def captions(
 
     By the run's own score; a list in which nothing fits has a best line, too.
     """
-    from calmctl.data.demo_world import drawn
+    from calmctl.data.locate import drawn
     from calmctl.device import check_device
     from calmctl.samples import Clip as Sample
     from calmctl.search.queries import read_sentences
@@ -203,8 +229,8 @@ def captions(
     check_device(device)
     _require_video(clip)
     sentences = read_sentences(file)
-    search_model = _search_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
-    _note_cut(search_model, sentences)
+    search_model = choose_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
+    note_cut(search_model, sentences)
     from calmctl.search.search import rank_sentences
 
     ranked = rank_sentences(search_model, Sample(clip.stem, clip), sentences, top)
@@ -247,13 +273,70 @@ def recall(
     query_texts = _sentences(sentences, queries)
     require_usearch()
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
-    _note_cut(search_model, query_texts)
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
+    note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
-    _note_left_out(engine)
+    note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
+
+
+def moments(
+    file: Annotated[Path, typer.Argument(metavar="TIMED", help="Timed sentences: .txt, .json or .jsonl.")],
+    top: options.Top = 10,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the windows: .jsonl.")] = None,
+    as_json: options.Json = False,
+    where: Where = Path("."),
+    window: Window = None,
+    stride: Stride = None,
+    cache: Cache = CACHE,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.BackboneWeights = None,
+    device: options.Device = "auto",
+    runs: options.Runs = Path("runs"),
+) -> None:
+    """Ask timed sentences of their own videos, window by window, and score where the answers are.
+
+    R@1 and R@5 at IoU 0.5 and 0.7, mIoU and mAP; --out is what calmctl score moments and QVHighlights' evaluation read.
+    """
+    import json
+
+    from calmctl.data.locate import require_folder
+    from calmctl.device import check_device
+    from calmctl.evaluation.moments import Answers, own_videos, read_truth, score_moments
+    from calmctl.files import MOMENTS, write_output
+    from calmctl.search.windows import check_windows
+
+    stride_s = check_windows(window, stride)
+    if window is None:
+        raise BadInput("moments are windows of videos; say how long they are with --window SECONDS")
+    options.is_bare(run, backbone, weights)
+    truth = read_truth(file)
+    require_folder(where, "name a folder of videos with --in")
+    if out is not None:
+        require_output(out, MOMENTS)
+    check_device(device)
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
+    note_cut(search_model, [query.sentence for query in truth.queries])
+    with progress_bar("items") as bar:
+        engine = open_search(search_model, where, window, stride_s, None, cache, bar)
+        names = dict.fromkeys(name.rpartition("#t=")[0] for name in engine.collection.clips)
+        videos = own_videos(truth, names)
+        asked = [query for query in truth.queries if query.video in videos]
+        if not asked:
+            raise DatasetError(f"{where}: not one of the {len(truth.queries):,} timed sentences is of a video in it")
+        found = engine.within([(query.sentence, videos[query.video]) for query in asked], top)
+    note_left_out(engine)
+    if out is not None:
+        rows = [
+            {"qid": query.id, "query": query.sentence, "vid": query.video, "pred_relevant_windows": windows}
+            for query, windows in zip(asked, found, strict=True)
+        ]
+        write_output(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), MOMENTS)
+    spans = {q.id: tuple((s, e) for s, e, _ in windows) for q, windows in zip(asked, found, strict=True)}
+    print_moments(score_moments(Answers(search_model.name, spans), truth), [], as_json)
 
 
 def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
@@ -263,6 +346,30 @@ def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
     if any(not sentence.strip() for sentence in given):
         raise BadInput("a sentence is empty; write what is to be seen")
     return given + (read_sentences(source) if source is not None else [])
+
+
+def match_rule(confident: bool, fdr: float | None, calibrate: str | None) -> Rule | None:
+    """When a hit matches, by --confident or --fdr; None where neither is given."""
+    if confident and fdr is not None:
+        raise BadInput("--confident and --fdr are two rules; give one of them")
+    if not confident and fdr is None:
+        if calibrate is not None:
+            raise BadInput("--calibrate FILE is what --confident and --fdr compare with; give one of them too")
+        return None
+    from calmctl.search.confidence import Rule
+
+    return Rule() if fdr is None else Rule("fdr", fdr)
+
+
+def calibrated(engine: Search, rule: Rule | None, source: str | None) -> None:
+    """Make a search ready to say that nothing matches, with the sentences of a file where one is given."""
+    if rule is None:
+        return
+    from calmctl.search.confidence import sentences_of_others
+    from calmctl.search.queries import read_sentences
+
+    given = None if source is None else sentences_of_others(read_sentences(source), Path(source).name)
+    engine.open_bank(given).require(rule)
 
 
 def _given(candidates: int | None) -> dict[str, int]:
@@ -278,19 +385,20 @@ def _require_video(clip: Path) -> None:
     video_extent(clip)
 
 
-def _note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+def note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+    """Say which sentences are longer than the model reads."""
     if cut := search_model.model.backbone.tokens.cut(sentences, "sentence"):
         note(f"[yellow]{cut}[/]")
 
 
-def _drawn(where: Path) -> bool:
+def are_drawn(where: Path) -> bool:
     """Whether what lies in a folder or store are the demo's drawn shapes.
 
     Raises:
         DatasetError: There is nothing to search, which is said before a model is asked for.
     """
-    from calmctl.data.demo_world import drawn
     from calmctl.data.folder import FolderClips
+    from calmctl.data.locate import drawn
     from calmctl.files import read_json
     from calmctl.store.format import INDEX
 
@@ -306,7 +414,7 @@ def _drawn(where: Path) -> bool:
     return drawn([Path(name).name for name in folder_clips.ids])
 
 
-def _search_model(
+def choose_model(
     name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
 ) -> SearchModel:
     """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
@@ -331,7 +439,7 @@ def _search_model(
     return search_model
 
 
-def _open(
+def open_search(
     search_model: SearchModel,
     where: Path,
     window: float | None,
@@ -340,6 +448,7 @@ def _open(
     cache: Path,
     bar: Progress,
 ) -> Search:
+    """The search of a folder or store; damaged features of a folder are made again."""
     from calmctl.search.collection import open_collection
     from calmctl.search.search import Search
 
@@ -358,7 +467,8 @@ def _open(
     return Search(search_model, opened(verify=True), tell)
 
 
-def _note_left_out(engine: Search) -> None:
+def note_left_out(engine: Search) -> None:
+    """Say what was extracted, what cannot be found, and why."""
     from calmctl.store.store import NOT_EXTRACTED
 
     collection = engine.collection
@@ -396,29 +506,51 @@ def _show(result: Found, html: Path | None, as_json: bool) -> None:
 # What `calmctl search` shows on a terminal of 80 columns.
 
 
-def print_found(result: Found) -> None:
-    """Print every query's hits."""
-    from calmctl.search.sheet import moment
+NEAREST = 3
+"""Clips shown where none matches (our choice)."""
 
+
+def print_found(result: Found) -> None:
+    """Print every query's hits; where nothing matches, the nearest ones apart."""
     out = stdout()
     for answer in result.answers:
         out.print(f"[bold]{printable(answer.query)}[/]")
-        table = _table("clip", "when")
-        for hit in answer.hits:
-            name = str(hit.file) if hit.file is not None else hit.clip
-            table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
-            if hit.base_score is not None:
-                table.add_row("", "", f"[dim]{hit.base_score:z.3f} before re-ranking[/]", "")
-            if hit.neighbours:
-                table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
-            if hit.shared is not None:
-                table.add_row("", "", _anchors(hit.shared), "")
-        out.print(table, "")
+        matches = [hit for hit in answer.hits if hit.confidence is None or hit.confidence.match]
+        others = [hit for hit in answer.hits if hit.confidence is not None and not hit.confidence.match]
+        if matches:
+            out.print(_hits(matches))
+            if others:
+                out.print(f"[dim]of the best {len(answer.hits)} the last {len(others)} do not match[/]")
+        elif others:
+            out.print(f"no {result.unit} of {result.clips:,} matches; the nearest, which are no answer:")
+            out.print(_hits(others[:NEAREST]))
+        out.print("")
     out.print(
         f"[dim]{counted(result.clips, result.unit)} of {printable(str(result.collection))}\n"
         f"{printable(result.method)}[/]"
     )
+    if result.confidence is not None:
+        out.print(f"[dim]{printable(result.confidence)}[/]")
     out.print(f"[dim]by {printable(result.seeker)}[/]")
+
+
+def _hits(hits: Sequence[Hit]) -> Sheet:
+    from calmctl.explain.words import percent
+    from calmctl.search.sheet import moment
+
+    table = _table("clip", "when")
+    for hit in hits:
+        name = str(hit.file) if hit.file is not None else hit.clip
+        table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
+        if hit.base_score is not None:
+            table.add_row("", "", f"[dim]{hit.base_score:z.3f} before re-ranking[/]", "")
+        if hit.confidence is not None:
+            table.add_row("", "", f"[dim]{percent(hit.confidence.chance)} of other sentences do as well here[/]", "")
+        if hit.neighbours:
+            table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
+        if hit.shared is not None:
+            table.add_row("", "", _anchors(hit.shared), "")
+    return table
 
 
 def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:

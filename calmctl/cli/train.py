@@ -38,16 +38,29 @@ EXAMPLES = options.examples(
     "calmctl train recipes/msrvtt.yaml data.root=/data optim.epochs=2",
     "calmctl train recipes/msrvtt.yaml --dry-run",
     "calmctl train --resume runs/msrvtt-001",
+    "calmctl train recipes/didemo.yaml --init msrvtt-001",
     "torchrun --nproc-per-node 4 -m calmctl train recipes/msrvtt.yaml",
 )
 
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe file, or a shipped recipe's name.",
+            autocompletion=options.complete_recipe,
+        ),
     ] = None,
     overrides: options.Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run.", metavar="RUN")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with this unfinished run.", metavar="RUN", autocompletion=options.complete_run),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Start from this run's head and towers.", metavar="RUN", autocompletion=options.complete_run),
+    ] = None,
     dry_run: options.DryRun = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
     as_json: options.Json = False,
@@ -60,14 +73,19 @@ def train(
     --dry-run resolves everything, decodes one batch, and measures time and memory.
     """
     from calmctl.anchors.shipped import resolve_vocabulary
-    from calmctl.data.registry import protocol_for, resolve
+    from calmctl.data.registry import protocol_for, require_place, resolve
     from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
-    from calmctl.runs.run import RUNS, find_run
+    from calmctl.runs.run import HUB, RUNS, find_run
 
     if (recipe is None) == (resume is None):
         raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
-    former = find_run(str(resume), runs) if resume else None
+    if init is not None and resume is not None:
+        raise BadInput("--resume goes on with a run as it is, and --init begins a new one from it; give one of the two")
+    if init is not None:
+        begin = find_run(init, runs)
+        overrides = [*(overrides or []), f"init_from={begin.name if init.startswith(HUB) else begin.folder}"]
+    former = find_run(resume, runs) if resume else None
     if former is not None:
         # The run's own recipe and not the file that it came from, which may have changed since.
         resolved = former.recipe_to_resume()
@@ -75,14 +93,19 @@ def train(
         resolved = load_recipe(resolve_recipe(str(recipe)), overrides or [])
         from calmctl.model.spec import check_backbone
 
-        if resolved.head.from_run is not None:  # which has its towers
-            find_run(resolved.head.from_run, RUNS)
+        if begun := resolved.head.from_run or resolved.init_from:  # which has its towers
+            find_run(begun, RUNS)
         else:
             check_backbone(resolved.backbone.model, resolved.backbone.weights)
     # Device, anchors and data are looked up now: a name that does not exist needs no torch to be refused.
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
-    resolve(resolved.data.dataset, protocol_for(resolved.task, resolved.data.dataset, resolved.data.protocol))
+    data = resolved.data
+    protocol = protocol_for(resolved.task, data.dataset, data.protocol)
+    resolve(data.dataset, protocol)
+    if data.features is None:
+        annotations, videos = (Path(place) if place else None for place in (data.annotations, data.videos))
+        require_place(data.dataset, [Path(data.root)], protocol, annotations, videos)
     loading("the model library")
     if dry_run:
         start = f"--resume {resume}" if resume else shlex.join([str(recipe), *(overrides or [])])
@@ -180,7 +203,12 @@ recipes = typer.Typer(
         "calmctl recipes list", "calmctl recipes keys optim", "calmctl recipes cp msrvtt mine.yaml"
     ),
 )
-Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.", metavar="RECIPE")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped recipe's name, or a path.", metavar="RECIPE", autocompletion=options.complete_recipe
+    ),
+]
 
 
 @recipes.command("list", epilog=options.examples("calmctl recipes list"))

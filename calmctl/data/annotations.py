@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calmctl.data.locate import listing
+from calmctl.data.locate import VIDEO_SUFFIXES, listing
 from calmctl.errors import DatasetError
 from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
-from calmctl.files import NotJson, parse_json, read_regular, write_text
+from calmctl.files import NotJson, open_regular, parse_json, read_regular, write_text
+from calmctl.samples import Span
 
 _AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
 _KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
@@ -155,6 +156,14 @@ def text_fields(records: list[Any], keys: Sequence[str], place: str) -> Iterator
         yield texts
 
 
+def span_of(value: Any, place: str) -> Span | None:
+    """A start and an end in seconds; None where the end is not behind the start, as a few published ones are."""
+    numbers = [each for each in expect(value, list, place) if type(each) in (int, float) and 0 <= each < 1e9]
+    if len(numbers) != 2 or len(value) != 2:
+        raise DatasetError(f"{place}: expected a start and an end in seconds, found {shown(json.dumps(value))}")
+    return (float(numbers[0]), float(numbers[1])) if numbers[0] < numbers[1] else None
+
+
 def shown(text: str) -> str:
     """What a file holds, quoted for a message and no longer than one can take in."""
     return repr(text) if len(text) <= 80 else f"{text[:80]!r}..."
@@ -162,6 +171,98 @@ def shown(text: str) -> str:
 
 def _described(value: Any) -> str:
     return next((name for kind, name in _KINDS.items() if isinstance(value, kind)), type(value).__name__)
+
+
+# Rows as copies of data sets have them, on the Hub and beside code: a JSON list, JSONL or parquet, an object a video.
+
+
+_SHARD = re.compile(r"-00000-of-(\d{5})\.parquet\Z")
+_ROWS_AT_ONCE = 64  # of parquet: however far a page unfolds, only so many rows are in memory before they are counted
+
+
+def read_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each with its place for messages.
+
+    Args:
+        path: .json with a list of objects, .jsonl, or .parquet; of shards, NAME-00000-of-N.parquet, the first.
+        keys: What is wanted of a row; of parquet nothing else is read, however many videos lie in it.
+
+    Raises:
+        DatasetError: It is malformed or too large, or a shard is missing.
+    """
+    match path.suffix.lower():
+        case ".parquet":
+            yield from _parquet_rows(path, keys)
+        case ".jsonl":
+            yield from _jsonl(path)
+        case _:
+            for i, record in enumerate(read_object(path, list)):
+                yield f"{path}: [{i}]", expect(record, dict, f"{path}: [{i}]")
+
+
+def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DatasetError(f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]'") from None
+    count = int(shard[1]) if (shard := _SHARD.search(path.name)) else 1
+    number = 0
+    for place in range(count):
+        part = path.with_name(path.name.replace("-00000-of-", f"-{place:05d}-of-")) if shard else path
+        try:
+            with open_regular(part) as handle:
+                table = pyarrow.parquet.ParquetFile(handle)
+                meta, wanted = table.metadata, [each for each in table.schema_arrow.names if each in keys]
+                groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
+                chunks = [group.column(each) for group in groups for each in range(group.num_columns)]
+                read = [each for each in chunks if each.path_in_schema.split(".")[0] in wanted]
+                too_large = DatasetError(f"{part} is larger than {MOST_BYTES // 1024**2:,} MiB without its videos")
+                if sum(each.total_uncompressed_size for each in read) > MOST_BYTES:
+                    raise too_large
+                unfolded = 0
+                for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+                    unfolded += batch.nbytes
+                    if unfolded > MOST_BYTES:  # a word in a page's dictionary may stand in a million rows
+                        raise too_large
+                    for row in batch.to_pylist():
+                        yield f"{part}: row {number}", row
+                        number += 1
+        except OSError as error:
+            raise DatasetError(f"cannot read {part}: {error.strerror or error}") from None
+        except (pyarrow.ArrowException, ValueError) as fault:
+            raise DatasetError(f"{part} is not a .parquet file that can be read ({shown(str(fault))})") from None
+
+
+def clip_name(name: str) -> str:
+    """What a row calls a clip, without folders and without a video's suffix."""
+    name = re.split(r"[/\\]", name)[-1]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else name
+
+
+def row_captions(
+    path: Path, videos: Sequence[str] = ("video_id", "video"), captions: Sequence[str] = ("caption",)
+) -> Iterator[tuple[str, list[str]]]:
+    """The clip of every row, and its captions: text, or a list of it, under the first of the keys that is there.
+
+    Raises:
+        DatasetError: As `read_rows`; or a row lacks a key.
+    """
+    for place, row in read_rows(path, (*videos, *captions)):
+        video, told = (_first_of(row, keys, place) for keys in (videos, captions))
+        sentences = told if isinstance(told, list) else [told]
+        yield (
+            clip_name(expect(video, str, f"{place}: the video")),
+            [expect(each, str, f"{place}: the caption") for each in sentences],
+        )
+
+
+def _first_of(row: dict[str, Any], keys: Sequence[str], place: str) -> Any:
+    found = next((key for key in keys if row.get(key) is not None), None)
+    if found is None:
+        raise DatasetError(f"{place}: no {keys[0]!r}; it has {shown(', '.join(sorted(row)))}")
+    return row[found]
 
 
 # Captions of somebody's own videos, read and written: CSV, TSV, JSON or JSONL.

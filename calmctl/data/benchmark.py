@@ -5,15 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from calmctl.data.annotations import shown
 from calmctl.data.locate import Missing, Places, VideoFiles, listing, places
+from calmctl.data.packed import find_archives
 from calmctl.errors import DatasetError
 from calmctl.files import sha256_file
-from calmctl.samples import Clip, Dataset, LeftOut, Split
+from calmctl.samples import Clip, Dataset, LeftOut, Span, Split
 from calmctl.words import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The part of a video that a clip is.
+
+    Attributes:
+        video: Name of the video, found as a clip id is. Where it is not the clip's own id, a file that goes by the
+            clip's id is the segment, cut out already, and is shown whole.
+        start_s: Its start in the video, in seconds.
+        end_s: Its end; None for the end of the video.
+        cut: What the segment's own file is called in some copy, where that is not the clip's id.
+    """
+
+    video: str
+    start_s: float = 0.0
+    end_s: float | None = None
+    cut: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +45,8 @@ class Annotated:
         start_s: Start of the window that the protocol shows of every clip, in seconds.
         end_s: End of that window; None for the end of the clip.
         notes: What a report must say about the reading.
+        segments: By clip id, of clips that are shown through a window of their own.
+        moments: As in `Split`, of `captions`.
     """
 
     clip_ids: Sequence[str]
@@ -33,6 +54,29 @@ class Annotated:
     start_s: float = 0.0
     end_s: float | None = None
     notes: tuple[str, ...] = ()
+    segments: Mapping[str, Segment] = field(default_factory=dict)
+    moments: Sequence[tuple[Span, ...]] = ()
+
+    def place(self, clip_id: str, find: Callable[[str], Path | Missing]) -> Clip | Missing:
+        """A clip where its file is, or why it is nowhere."""
+        segment = self.segments.get(clip_id, Segment(clip_id, self.start_s, self.end_s))
+        path = find(segment.cut or clip_id)
+        if segment.video == clip_id:
+            return path if isinstance(path, Missing) else Clip(clip_id, path, segment.start_s, segment.end_s)
+        if isinstance(path, Path):
+            return Clip(clip_id, path)
+        whole = find(segment.video)
+        if isinstance(whole, Missing):
+            return Missing(f"{whole.reason}, nor of {segment.video}" if whole == path else whole.reason)
+        return Clip(clip_id, whole, segment.start_s, segment.end_s)
+
+
+def untimed_note(moments: Sequence[tuple[Span, ...]]) -> tuple[str, ...]:
+    """What a report says of sentences whose published times are none."""
+    if not (untimed := sum(not spans for spans in moments)):
+        return ()
+    ends = "ends before it begins, and has" if untimed == 1 else "end before they begin, and have"
+    return (f"{counted(untimed, 'sentence')} {ends} no time here",)
 
 
 def split_digest(annotated: Annotated) -> str:
@@ -75,29 +119,35 @@ def build_split(
     Raises:
         DatasetError: When text is not valid Unicode.
     """
-    captions = [(sentence, clip_id) for clip_id, sentence in annotated.captions if sentence.strip()]
-    captioned = {clip_id for _, clip_id in captions}
+    timed = annotated.moments or [()] * len(annotated.captions)
+    captions = [
+        (sentence, clip_id, spans)
+        for (clip_id, sentence), spans in zip(annotated.captions, timed, strict=True)
+        if sentence.strip()
+    ]
+    captioned = {clip_id for _, clip_id, _ in captions}
     clips: dict[str, Clip] = {}
     left_out: list[LeftOut] = []
     check_text(annotated.clip_ids, f"{title}: a clip id of the {name} split")
     # Lists repeat some clips; each is one candidate.
     for clip_id in dict.fromkeys(annotated.clip_ids):
-        path = find(clip_id)
+        clip = annotated.place(clip_id, find)
         if need_captions and clip_id not in captioned:
             left_out.append(LeftOut(clip_id, "no caption in the annotation files"))
-        elif isinstance(path, Missing):
-            left_out.append(LeftOut(clip_id, path.reason))
+        elif isinstance(clip, Missing):
+            left_out.append(LeftOut(clip_id, clip.reason))
         else:
-            clips[clip_id] = Clip(clip_id, path, annotated.start_s, annotated.end_s)
-    check_text([sentence for sentence, _ in captions], f"{title}: a caption of the {name} split")
+            clips[clip_id] = clip
+    check_text([sentence for sentence, _, _ in captions], f"{title}: a caption of the {name} split")
     index = {clip_id: position for position, clip_id in enumerate(clips)}
-    captions = [(sentence, clip_id) for sentence, clip_id in captions if clip_id in index]
+    captions = [caption for caption in captions if caption[1] in index]
     return Split(
         name=name,
         clips=tuple(clips.values()),
-        captions=tuple(sentence for sentence, _ in captions),
-        owners=tuple(index[clip_id] for _, clip_id in captions),
+        captions=tuple(sentence for sentence, _, _ in captions),
+        owners=tuple(index[clip_id] for _, clip_id, _ in captions),
         left_out=tuple(left_out),
+        moments=tuple(spans for _, _, spans in captions) if annotated.moments else (),
     )
 
 
@@ -150,12 +200,13 @@ def carve_val(
 def _part(split: Split, name: str, keep: Callable[[str], bool]) -> Split:
     kept = [position for position, clip in enumerate(split.clips) if keep(clip.id)]
     index = {position: new for new, position in enumerate(kept)}
-    pairs = [(c, index[o]) for c, o in zip(split.captions, split.owners, strict=True) if o in index]
+    taken = [place for place, owner in enumerate(split.owners) if owner in index]
     return Split(
         name=name,
         clips=tuple(split.clips[position] for position in kept),
-        captions=tuple(caption for caption, _ in pairs),
-        owners=tuple(owner for _, owner in pairs),
+        captions=tuple(split.captions[place] for place in taken),
+        owners=tuple(index[split.owners[place]] for place in taken),
+        moments=tuple(split.moments[place] for place in taken) if split.moments else (),
         # What is missing is counted once, with the part that keeps the name. Nothing is published that carved clips
         # could differ from.
         left_out=split.left_out if name == split.name else (),
@@ -174,11 +225,14 @@ class Published:
         clips: How many; None where no count is known.
         captions: How many; None where no count is known.
         sha256: `split_digest` of it, where the real annotation files were at hand.
+        reported: Whether the counts are what others report, and not what was counted or its owners say: another count
+            is told, and is no fault.
     """
 
     clips: int | None
     captions: int | None
     sha256: str | None = None
+    reported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +265,7 @@ class Benchmark:
         default_protocol: The one taken where none is named.
         caption_protocol: The one for captioning, which needs all references of every clip; None where any does.
         id_of: Clip id of a video file's name, where that is not the name without its last suffix.
+        copies: Who has each file of another layout, in words; such files are read, and not asked for.
     """
 
     name: str
@@ -221,6 +276,13 @@ class Benchmark:
     default_protocol: str = ""
     caption_protocol: str | None = None
     id_of: Callable[[str], str] | None = None
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, choices: Sequence[Sequence[str]], where: Places) -> list[list[str]]:
+        """The files of its owners to get, one way or another; ways that only ask for more than another are left out."""
+        own = [choice for choice in choices if not any(name in self.copies for name in choice)]
+        ways = [[name for name in choice if where.find(name) is None] for choice in own]
+        return [way for way in ways if not any(set(other) < set(way) for other in ways)]
 
 
 def load_benchmark(
@@ -267,11 +329,14 @@ def load_benchmark(
         n_clips = len({clip_id for split in annotated_splits.values() for clip_id in split.clip_ids})
         raise DatasetError(
             f"{title}: not one of its {n_clips:,} clips is in {listing(where.videos)}; get them from "
-            f"{benchmark.owners['clips']}, or say where they are with --videos"
+            f"{benchmark.owners['clips']}, or say where they are with --videos{_packed(where)}"
         )
     notes = [f"annotations: {listing([f'{file.name} (SHA-256 {sha256_file(file)[:12]})' for file in used])}"]
     for name, split in annotated_splits.items():
-        notes += [f"{name}: {note}" for note in (*split.notes, *_oddities(split), *splits[name].differs)]
+        notes += [
+            f"{name}: {note}"
+            for note in (*split.notes, *_oddities(split), *_reported(name, split, protocol), *splits[name].differs)
+        ]
     notes += [f"{name}: not one of its clips was found" for name, split in splits.items() if not split.clips]
     notes += absent.values()
     if "val" not in protocol.files and "train" in splits:
@@ -282,6 +347,15 @@ def load_benchmark(
     if "val" not in protocol.files and "train" in absent:
         absent["val"] = absent["train"]
     return Dataset(benchmark.name, protocol_name, Splits(splits, absent), tuple(notes), listed.unread)
+
+
+def _packed(where: Places) -> str:
+    """What to do about archives that lie where clips are looked for, "" where there are none."""
+    archives = find_archives(where.videos)
+    if not archives:
+        return ""
+    lie = "lies" if len(archives) == 1 else "lie"
+    return f"; {listing([each.name for each in archives])} {lie} there packed: see calmctl data unpack --help"
 
 
 def read_splits(
@@ -296,15 +370,17 @@ def read_splits(
         # A complete set alone is read: half of one with half of another would be a split that nobody published.
         files = first_complete(choices, where)
         if files is None:
-            ways = missing_ways(choices, where)
+            ways = benchmark.missing(choices, where)
             owners = dict.fromkeys(benchmark.owners[file] for way in ways for file in way)
+            told = any(file in benchmark.copies for choice in choices for file in choice)
+            copies = f"; calmctl data where {benchmark.name} names copies that are read as well" if told else ""
             yield (
                 name,
                 {},
                 DatasetError(
                     f"{title}: no {name} split, because {', or '.join(map(listing, ways))} cannot be found in "
                     f"{listing(where.annotations)}; get it from {', or '.join(owners)}, or say where it is with "
-                    "--annotations"
+                    f"--annotations{copies}"
                 ),
             )
             continue
@@ -326,15 +402,9 @@ def first_complete(choices: Sequence[Sequence[str]], where: Places) -> dict[str,
     return None
 
 
-def missing_ways(choices: Sequence[Sequence[str]], where: Places) -> list[list[str]]:
-    """The files to get, one way or another; ways that only ask for more than another one are left out."""
-    ways = [[name for name in choice if where.find(name) is None] for choice in choices]
-    return [way for way in ways if not any(set(other) < set(way) for other in ways)]
-
-
 def _check_names(split: Annotated, place: str) -> None:
     """Refuse ids that could name something outside the folder of clips."""
-    for clip_id in split.clip_ids:
+    for clip_id in (*split.clip_ids, *(segment.video for segment in split.segments.values())):
         # A second lock: ids are looked up in listings and never joined to a path.
         if clip_id in ("", ".", "..") or set(clip_id) & set("/\\\0"):
             raise DatasetError(f"{place} names {shown(clip_id)}, which is not the name of a clip")
@@ -342,11 +412,12 @@ def _check_names(split: Annotated, place: str) -> None:
 
 def list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]) -> VideoFiles:
     """The first folder's files that hold any clip of the dataset."""
-    clip_ids = {clip_id for split in splits for clip_id in split.clip_ids}
+    names = {clip_id for split in splits for clip_id in split.clip_ids}
+    names |= {segment.video for split in splits for segment in split.segments.values()}
     listed = VideoFiles(where.videos[0], benchmark.id_of)
     for folder in where.videos[1:]:
         # One clip is enough: a folder that holds some of them is the one that is meant, and its gaps are told.
-        if any(isinstance(listed.find(clip_id), Path) for clip_id in clip_ids):
+        if any(isinstance(listed.find(name), Path) for name in names):
             break
         listed = VideoFiles(folder, benchmark.id_of)
     return listed
@@ -354,7 +425,12 @@ def list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]
 
 def _differences(name: str, split: Annotated, protocol: Protocol) -> tuple[str, ...]:
     published = protocol.published.get(name)
-    return () if published is None else tuple(differences(split, published))
+    return () if published is None or published.reported else tuple(differences(split, published))
+
+
+def _reported(name: str, split: Annotated, protocol: Protocol) -> list[str]:
+    published = protocol.published.get(name)
+    return differences(split, published) if published is not None and published.reported else []
 
 
 def _oddities(split: Annotated) -> list[str]:
@@ -376,8 +452,9 @@ def differences(split: Annotated, published: Published) -> list[str]:
         ("clip", len(set(split.clip_ids)), published.clips),
         ("caption", len(split.captions), published.captions),
     )
+    how = "reported by others" if published.reported else "published"
     differing = [
-        f"{counted(count, what)} in the annotation files, {known:,} published"
+        f"{counted(count, what)} in the annotation files, {known:,} {how}"
         for what, count, known in sizes
         if known is not None and count != known
     ]

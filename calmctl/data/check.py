@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
+from calmctl.data.annotations import clip_name
 from calmctl.data.benchmark import (
     Annotated,
     Benchmark,
@@ -19,11 +20,11 @@ from calmctl.data.benchmark import (
     differences,
     first_complete,
     list_videos,
-    missing_ways,
     read_splits,
 )
 from calmctl.data.identity import contents_of
 from calmctl.data.locate import Missing, Places, candidates, listing, places
+from calmctl.data.packed import find_archives, list_archive
 from calmctl.data.registry import BENCHMARKS, DATASETS, load_dataset, resolve
 from calmctl.errors import DatasetError, VideoError
 from calmctl.samples import Clip, LeftOut
@@ -80,7 +81,8 @@ def explain_dataset(name: str) -> str:
     for protocol_name, protocol in benchmark.protocols.items():
         if protocol_name:
             lines.append(f"protocol {protocol_name}{' (default)' if protocol_name == default else ''}")
-        for split, choices in protocol.files.items():
+        for split, ways in protocol.files.items():
+            choices = [choice for choice in ways if not any(name in benchmark.copies for name in choice)]
             for number, choice in enumerate(choices, start=1):
                 way = listing(choice) + (", or" if number < len(choices) else "")
                 lines += _wrapped(way, " " * 9, f"  {split}" if number == 1 else "")
@@ -91,8 +93,15 @@ def explain_dataset(name: str) -> str:
     by_owner: dict[str, list[str]] = {}
     for file, owner in benchmark.owners.items():
         by_owner.setdefault(owner, []).append(file)
+    copies: dict[str, list[str]] = {}
+    for file, holder in benchmark.copies.items():
+        copies.setdefault(holder, []).append(file)
     for owner, files in by_owner.items():
         lines += [*_wrapped(listing(files), "  "), *_wrapped(owner, "      ")]
+    if copies:
+        lines += ["", "copies in other layouts, which are read where they lie in the same places"]
+    for holder, files in copies.items():
+        lines += [*_wrapped(listing(files), "  "), *_wrapped(holder, "      ")]
     lines += ["", "how clips are named", *_wrapped(benchmark.clip_names, "  ")]
     return "\n".join(
         [*lines, "", *_layout(name), "", f"Whether they are all there: calmctl data check {name} --root ROOT"]
@@ -263,15 +272,16 @@ def _check_benchmark(
         listed = list_videos(benchmark, where, annotated_splits.values())
         unread = listed.unread
         for split, annotated in annotated_splits.items():
-            files_of = {clip_id: listed.find(clip_id) for clip_id in dict.fromkeys(annotated.clip_ids)}
-            window = annotated.start_s, annotated.end_s
-            # With the protocol's window: decoding is tried on what will be read, not on whole files.
-            clips[split] = [Clip(key, path, *window) for key, path in files_of.items() if isinstance(path, Path)]
-            missing[split] = {key: file.reason for key, file in files_of.items() if isinstance(file, Missing)}
+            # With the protocol's windows: decoding is tried on what will be read, not on whole files.
+            placed = {each: annotated.place(each, listed.find) for each in dict.fromkeys(annotated.clip_ids)}
+            clips[split] = [each for each in placed.values() if isinstance(each, Clip)]
+            missing[split] = {key: each.reason for key, each in placed.items() if isinstance(each, Missing)}
             owner_named = any(map(missing.get, list(missing)[:-1]))  # who has them need only be said once
             findings.append(
                 _videos(split, len(clips[split]), missing[split], None if owner_named else benchmark.owners["clips"])
             )
+    if any(missing.values()):
+        findings += _packed(benchmark, where, {each for of_split in missing.values() for each in of_split})
     findings += [*(note for note in notes if note), *_not_read(unread)]
     reasons = {folder.id: folder.reason for folder in unread}
     report = CheckReport(
@@ -292,7 +302,7 @@ def _annotation_files(benchmark: Benchmark, protocol: Protocol, where: Places) -
             for name in files:
                 used.setdefault(name, []).append(split)
             continue
-        first, *others = missing_ways(choices, where)
+        first, *others = benchmark.missing(choices, where)
         for name in first:
             wanted.setdefault(name, []).append(split)
             ways = [[file for file in way if file not in first] for way in others if name not in way]
@@ -317,13 +327,13 @@ def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
     notes = "".join(f"; {note}" for note in annotated.notes)
     # A difference is a fault even if every clip is there: numbers on another split stand beside no published ones.
     if differing := differences(annotated, published):
-        return Finding("split", name, "wrong", "; ".join(differing) + notes)
+        state: Literal["ok", "wrong"] = "ok" if published.reported else "wrong"
+        return Finding("split", name, state, "; ".join(differing) + notes)
     if published.sha256:
         same = f"the published split (SHA-256 {published.sha256[:12]})"
-    elif published.clips is None:
-        same = "as many captions as published"
     else:
-        same = "as many as published"
+        how = "others report" if published.reported else "published"
+        same = f"as many captions as {how}" if published.clips is None else f"as many as {how}"
     return Finding("split", name, "ok", f"{size}: {same}{notes}")
 
 
@@ -333,6 +343,23 @@ def _videos(split: str, n_found: int, missing: Mapping[str, str], owner: str | N
         return Finding("video files", split, "ok", f"all {total:,} are there" if total > 1 else "it is there")
     source = f": get them from {owner}" if owner else ""
     return Finding("video files", split, "missing", f"{n_found:,} of {total:,} are there{source}")
+
+
+def _packed(benchmark: Benchmark, where: Places, missing: set[str]) -> Iterator[Finding]:
+    """What of the missing clips lies beside in archives, which are listed and not unpacked."""
+    for archive in find_archives(where.videos):
+        try:
+            contents = list_archive(archive)
+        except DatasetError as fault:
+            yield Finding("video files", archive.name, "missing", str(fault))
+            continue
+        names = [PurePosixPath(name).name for name in contents.videos]
+        ids = {benchmark.id_of(name) if benchmark.id_of else clip_name(name) for name in names}
+        text = f"{counted(len(names), 'video')} packed in it, {len({*ids, *names} & missing):,} of those missing"
+        if contents.refused:
+            text += f"; {counted(len(contents.refused), 'member')} stay packed ({contents.refused[0].reason})"
+        text += f": calmctl data unpack {archive.paths[0]} --out FOLDER"
+        yield Finding("video files", archive.name, "note", text)
 
 
 def _cut(split: str, captions: Sequence[str], cut_captions: CutCaptions) -> Finding | None:

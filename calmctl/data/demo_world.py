@@ -3,7 +3,10 @@
 A scene is a foreground (shape, colour, size, count, motion) before a background. Each attribute is visible
 without knowing the order of the frames, because mean pooling and the attention heads see a set of frames:
 a motion is one of several ways to change, never a direction in time. No two clips share a foreground and
-every sentence names the whole of it, so a sentence describes exactly one clip.
+every sentence of a validation or test clip names the whole of it, so such a sentence describes exactly one clip.
+A training sentence may be asked to name less: that is the dial of information imbalance (`DIALS`).
+
+What the shipped CLIP is pretrained on (`scripts/pretrain_demo_clip.py`) has foregrounds that no split has.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import av
@@ -20,19 +23,35 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same seed would give other clips or other sentences."""
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "crescent", "arrow")
-COLOURS = ("red", "orange", "yellow", "green", "turquoise", "blue", "purple", "white")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "heart",
+    "crescent",
+    "arrow",
+    "diamond",
+    "ring",
+    "bar",
+    "bolt",
+)
+COLOURS = ("red", "orange", "yellow", "green", "turquoise", "blue", "purple", "white", "pink")
 SIZES = ("small", "big")
-COUNTS = (1, 2, 3)
+COUNTS = (1, 2, 3, 4)
 MOTIONS = ("still", "spinning", "pulsing", "bouncing", "sliding", "blinking")
 BACKGROUNDS = ("black", "grey", "brown", "striped", "checked", "dotted")
 # Out of domain the background is new and the foreground is not: the same question in another setting.
 SHIFTED_BACKGROUNDS = ("grid", "wavy", "brick", "speckled", "shaded", "ringed")
 
 CAPTIONS_PER_CLIP = 5
+DIALS = (0.6, 0.4)
+"""Shares of the five attributes of a foreground that a training caption may be asked to name, beside all of them."""
+FOREGROUND = ("shape", "colour", "size", "count", "motion")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,7 +68,10 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class DemoCounts:
-    """How many clips to make: three splits in domain, and the test split of the shifted domain."""
+    """How many clips to make: three splits in domain, and the test split of the shifted domain.
+
+    The demo's own are few, because it is to be over in minutes. Fewer clips of a split are the first of more.
+    """
 
     train: int = 1500
     val: int = 100
@@ -57,15 +79,28 @@ class DemoCounts:
     shifted: int = 200
 
 
+MOST = DemoCounts(train=1600, val=300, test=1000, shifted=1000)
+"""Foregrounds are dealt into one pool a split, so that none needs to know how many another has; the rest is for
+pretraining."""
+STUDY = DemoCounts(train=1500, val=300, test=1000, shifted=1000)
+"""The clips of `calmctl reproduce effect --data demo`: enough to resolve a difference of a point or two."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedClip:
-    """A clip of the world before it is drawn."""
+    """A clip of the world before it is drawn.
+
+    Attributes:
+        captions: Sentences that name the whole foreground.
+        partial: For a training clip, by the dial's setting as text ("0.6"), sentences that name only that share of it.
+    """
 
     id: str
     shifted: bool
     split: str
     scene: Scene
     captions: tuple[str, ...]
+    partial: dict[str, tuple[str, ...]]
 
 
 Phrases = dict[str | int, tuple[str, ...]]
@@ -103,10 +138,19 @@ IN_DOMAIN = Grammar(
         "heart": ("heart",),
         "crescent": ("crescent", "moon"),
         "arrow": ("arrow",),
+        "diamond": ("diamond", "rhombus"),
+        "ring": ("ring", "hoop"),
+        "bar": ("bar", "stick"),
+        "bolt": ("bolt", "thunderbolt"),
     },
     colour={colour: (colour,) for colour in COLOURS},
     size={"small": ("small", "little", "tiny"), "big": ("big", "large")},
-    count={1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a group of three")},
+    count={
+        1: ("one", "a single"),
+        2: ("two", "a pair of"),
+        3: ("three", "a group of three"),
+        4: ("four", "a group of four"),
+    },
     motion={
         "still": ("standing still", "not moving", "at rest"),
         "spinning": ("spinning", "turning around", "rotating"),
@@ -137,7 +181,12 @@ SHIFTED = Grammar(
     shape=IN_DOMAIN.shape,
     colour=IN_DOMAIN.colour,
     size={"small": ("small", "tiny", "rather little"), "big": ("big", "large", "huge")},
-    count={1: ("one", "only one"), 2: ("two", "exactly two"), 3: ("three", "as many as three")},
+    count={
+        1: ("one", "only one"),
+        2: ("two", "exactly two"),
+        3: ("three", "as many as three"),
+        4: ("four", "as many as four"),
+    },
     motion={
         "still": ("still", "standing motionless"),
         "spinning": ("spinning in place", "rotating on the spot"),
@@ -158,74 +207,105 @@ SHIFTED = Grammar(
 
 
 def foregrounds() -> list[tuple[str, str, str, int, str]]:
-    """Every (shape, colour, size, count, motion). A circle that spins would be a circle that is still."""
+    """Every (shape, colour, size, count, motion). A circle or ring that spins would be one that is still."""
     combinations = product(SHAPES, COLOURS, SIZES, COUNTS, MOTIONS)
-    return [values for values in combinations if not (values[0] == "circle" and values[4] == "spinning")]
+    return [values for values in combinations if not (values[0] in ("circle", "ring") and values[4] == "spinning")]
 
 
 def describe(scene: Scene, grammar: Grammar, rng: random.Random) -> tuple[str, ...]:
     """`CAPTIONS_PER_CLIP` different sentences, each naming the whole foreground of `scene`."""
-    sentences = []
     # Without repeats: different templates make different sentences.
-    for template in rng.sample(grammar.templates, CAPTIONS_PER_CLIP):
-        plural = scene.count > 1
-        shape = rng.choice(grammar.shape[scene.shape])
-        sentences.append(
-            template.format(
-                shape=shape + ("es" if shape[-1] in "sx" else "s") if plural else shape,
-                colour=rng.choice(grammar.colour[scene.colour]),
-                size=rng.choice(grammar.size[scene.size]),
-                count=rng.choice(grammar.count[scene.count]),
-                motion=rng.choice(grammar.motion[scene.motion]),
-                background=rng.choice(grammar.background[scene.background]),
-                is_="are" if plural else "is",
-                keep_="keep" if plural else "keeps",
-            )
-        )
-    return tuple(sentences)
+    return tuple(
+        template.format(**phrases(scene, grammar, rng)) for template in rng.sample(grammar.templates, CAPTIONS_PER_CLIP)
+    )
+
+
+# Templates of sentences that may leave a motion out.
+LESS = (
+    "{noun} {motion}",
+    "a video of {noun}, {motion}",
+    "a picture of {noun} {motion}",
+    "{noun}, {motion}",
+    "we see {noun} {motion}",
+    "{noun} {motion} {background}",
+    "{background}, {noun} {motion}",
+)
+
+
+def describe_less(
+    scene: Scene, grammar: Grammar, rng: random.Random, named: int, templates: tuple[str, ...] = LESS
+) -> str:
+    """A sentence that names only `named` of the five attributes of a foreground, drawn anew for each sentence.
+
+    Where the count is not named the noun stays in the singular, as a keyword does: a plural would tell half of it.
+    """
+    chosen = set(rng.sample(FOREGROUND, named))
+    told = scene if "count" in chosen else replace(scene, count=1)
+    words = phrases(told, grammar, rng)
+    noun = words["shape"] if "shape" in chosen else ("shapes" if told.count > 1 else "shape")
+    said = [words[name] for name in ("count", "size", "colour") if name in chosen]
+    values = {
+        "noun": " ".join([*said, noun]),
+        "motion": words["motion"] if "motion" in chosen else "",
+        "background": words["background"],
+    }
+    # A motion that is not named leaves its place empty.
+    return re.sub(r"[ ,]+$", "", re.sub(r" +(?=,| )", "", rng.choice(templates).format(**values)))
+
+
+def phrases(scene: Scene, grammar: Grammar, rng: random.Random) -> dict[str, str]:
+    """What a template's places are filled with for a scene: one phrase for each attribute, and the verbs."""
+    plural = scene.count > 1
+    shape = rng.choice(grammar.shape[scene.shape])
+    return {
+        "shape": shape + ("es" if shape[-1] in "sx" else "s") if plural else shape,
+        "colour": rng.choice(grammar.colour[scene.colour]),
+        "size": rng.choice(grammar.size[scene.size]),
+        "count": rng.choice(grammar.count[scene.count]),
+        "motion": rng.choice(grammar.motion[scene.motion]),
+        "background": rng.choice(grammar.background[scene.background]),
+        "is_": "are" if plural else "is",
+        "keep_": "keep" if plural else "keeps",
+    }
 
 
 def plan(seed: int, counts: DemoCounts) -> list[PlannedClip]:
     """Every clip of the world. No foreground occurs twice: what is tested was never trained on.
 
     Raises:
-        ValueError: `counts` asks for more clips than there are foregrounds.
+        ValueError: `counts` asks for more clips of a split than there are foregrounds for it.
     """
-    pool = foregrounds()
-    wanted = counts.train + counts.val + counts.test + counts.shifted
-    if wanted > len(pool):
-        raise ValueError(f"the demo world has {len(pool)} foregrounds, too few for {wanted} clips")
-    random.Random(f"calmctl demo {VERSION}: foregrounds {seed}").shuffle(pool)
-    # One shuffled pool is dealt to all splits, so nothing that is tested was trained on.
-    foreground = iter(pool)
     clips = []
-    for prefix, split, count in (
-        ("train", "train", counts.train),
-        ("val", "val", counts.val),
-        ("test", "test", counts.test),
-        ("shifted", "test", counts.shifted),
-    ):
-        shifted = prefix == "shifted"
-        for index in range(count):
+    for prefix, pool in pools(seed).items():
+        count, shifted = getattr(counts, prefix, 0), prefix == "shifted"
+        if count > len(pool):
+            raise ValueError(f"the demo world has {len(pool)} foregrounds for {prefix}, too few for {count} clips")
+        for index, foreground in enumerate(pool[:count]):
             identifier = f"{prefix}{index:04d}"
             # A generator of its own for each clip: what it draws does not depend on how many came before it.
             rng = random.Random(f"calmctl demo {VERSION}: clip {seed} {identifier}")
-            background = rng.choice(SHIFTED_BACKGROUNDS if shifted else BACKGROUNDS)
-            scene = Scene(*next(foreground), background)
-            captions = describe(scene, SHIFTED if shifted else IN_DOMAIN, rng)
-            clips.append(PlannedClip(identifier, shifted, split, scene, captions))
+            grammar = SHIFTED if shifted else IN_DOMAIN
+            scene = Scene(*foreground, rng.choice(SHIFTED_BACKGROUNDS if shifted else BACKGROUNDS))
+            captions = describe(scene, grammar, rng)
+            partial = {}
+            if prefix == "train":
+                for dial in DIALS:
+                    named = round(dial * len(FOREGROUND))
+                    partial[str(dial)] = tuple(
+                        describe_less(scene, grammar, rng, named) for _ in range(CAPTIONS_PER_CLIP)
+                    )
+            clips.append(PlannedClip(identifier, shifted, "test" if shifted else prefix, scene, captions, partial))
     return clips
 
 
-_NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
-
-
-def drawn(names: Sequence[str]) -> bool:
-    """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
-    ours = sum(_NAME.fullmatch(name) is not None for name in names)
-    # Names, because this is asked before any file is opened. Half of them, because demo clips are copied among
-    # others.
-    return ours > 0 and 2 * ours >= len(names)
+def pools(seed: int) -> dict[str, list[tuple[str, str, str, int, str]]]:
+    """The foregrounds of each split, and of pretraining: one shuffled pool, dealt in pieces that never change."""
+    pool = foregrounds()
+    random.Random(f"calmctl demo {VERSION}: foregrounds {seed}").shuffle(pool)
+    pieces = {}
+    for prefix, count in asdict(MOST).items():
+        pieces[prefix], pool = pool[:count], pool[count:]
+    return {**pieces, "pretraining": pool}
 
 
 # Drawing the demo's clips: a scene in, RGB frames out, and the frames as an H.264 file.
@@ -240,7 +320,12 @@ _Floats = NDArray[np.float64]
 
 # They vary by 4 %, so small ends at 7.8 px and big begins at 12.0: one clip alone tells its size.
 _RADIUS_PX = {"small": 7.5, "big": 12.5}
-_CENTRES_PX = {1: (32 + 32j,), 2: (16 + 32j, 48 + 32j), 3: (16 + 19j, 48 + 19j, 32 + 46j)}
+_CENTRES_PX = {
+    1: (32 + 32j,),
+    2: (16 + 32j, 48 + 32j),
+    3: (16 + 19j, 48 + 19j, 32 + 46j),
+    4: (16 + 15j, 48 + 15j, 16 + 49j, 48 + 49j),
+}
 _REACH_PX = 10.0  # how far bouncing and sliding go from the middle: further than the placement jitter by far
 # PIL draws polygons without antialiasing.
 _SUPERSAMPLING = 4
@@ -254,6 +339,7 @@ _PALETTE = {
     "blue": (40, 70, 235),
     "purple": (165, 50, 200),
     "white": (245, 245, 245),
+    "pink": (255, 105, 180),
 }
 _SHIFTED_PALETTE = {
     "red": (180, 25, 45),
@@ -264,6 +350,7 @@ _SHIFTED_PALETTE = {
     "blue": (45, 60, 190),
     "purple": (130, 50, 160),
     "white": (255, 255, 255),
+    "pink": (220, 100, 160),
 }
 
 
@@ -397,4 +484,9 @@ _OUTLINES: dict[str, _Points] = {
     "heart": _heart(),
     "crescent": 1.1 * np.append(_arc(0.15, 0.85, 24), 0.81 * _arc(0.76, 0.24, 16) + 0.55) + 0.25,
     "arrow": np.array([1.15, 0.1 - 1j, 0.1 - 0.4j, -1.05 - 0.4j, -1.05 + 0.4j, 0.1 + 0.4j, 0.1 + 1j]),
+    "diamond": np.array([1.2j, 0.7, -1.2j, -0.7]),
+    # Out along one circle and back along another: the seam between them has no width.
+    "ring": np.append(1.1 * _arc(0, 1, 33), 0.6 * _arc(1, 0, 33)),
+    "bar": np.array([1.1 + 0.4j, 1.1 - 0.4j, -1.1 - 0.4j, -1.1 + 0.4j]),
+    "bolt": np.array([0.55 - 1.2j, -0.85 + 0.25j, -0.1 + 0.25j, -0.55 + 1.2j, 0.85 - 0.35j, 0.1 - 0.35j]),
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from calmctl.data.annotations import CAPTIONS_SUFFIXES, SPLIT_NAMES, Captions, read_captions, read_lines, shown
@@ -311,18 +312,22 @@ def _annotation_files(place: Path, clips: FolderClips) -> _AnnotationFiles:
         raise DatasetError(f"{place}: {listing([path.name for path in named])} are there; name one with --annotations")
     tables = [path for path in files if path not in named and _may_be_captions(path, clips)]
     fitting, other = _sort_tables(tables, clips)
+    by_split = {} if named or len(fitting) < 2 else _one_a_split(fitting)
     # A guess is made only where there is nothing to choose: the wrong one of two tables would train without a fault.
-    if not named and len(fitting) > 1:
+    if not named and len(fitting) > 1 and not by_split:
         names = listing([path.name for path in fitting])
         raise DatasetError(f"{place}: {names} all hold captions; name one with --annotations, or make one file of them")
     chosen = named[0] if named else next(iter(fitting), None)
     captions = None if chosen is None else fitting.get(chosen) or read_captions(chosen, clips.is_clip)
+    if by_split:
+        captions = _joined(by_split)
     lost = [
         LeftOut(path.name, f"captions that are not read: {chosen.name} is; name one file with --annotations")
         for path in fitting
-        if chosen is not None and path != chosen
+        if chosen is not None and path != chosen and not by_split
     ]
-    notes = [f"captions: {chosen.name if chosen else 'none'}", *(captions.notes if captions else ())]
+    sources = listing([path.name for path in fitting]) if by_split else chosen.name if chosen else "none"
+    notes = [f"captions: {sources}", *(captions.notes if captions else ())]
     if lists and captions is not None and any(row.split for row in captions.rows):
         names = listing([path.name for path in lists.values()])
         notes.append(f"{names} not read: the column split of the captions file tells the splits")
@@ -344,8 +349,32 @@ def _annotation_files(place: Path, clips: FolderClips) -> _AnnotationFiles:
         and not _is_table(path.name)
         and path.suffix.lower() not in VIDEO_SUFFIXES
     ]
-    read = (*lists.values(), *([chosen] if chosen else ()))
+    read = (*lists.values(), *(fitting if by_split else [chosen] if chosen else ()))
     return _AnnotationFiles(captions, lists, read, tuple(notes), tuple(lost))
+
+
+_SPLIT_WORD = re.compile(r"([a-z]+)\d*k?")
+
+
+def _one_a_split(tables: dict[Path, Captions]) -> dict[str, Captions]:
+    """Tables by the split that their names end in or hold as a word; nothing unless each has another one."""
+    found: dict[str, Captions] = {}
+    for path, captions in tables.items():
+        words = (_SPLIT_WORD.fullmatch(word) for word in re.split(r"[-_. ]", path.stem.lower()))
+        splits = {SPLIT_NAMES[word[1]] for word in words if word and word[1] in SPLIT_NAMES}
+        if len(splits) != 1 or (split := splits.pop()) in found:
+            return {}
+        if any(row.split not in (None, split) for row in captions.rows):
+            raise DatasetError(f"{path}: its name says {split}, and rows in it another split; rename it or the split")
+        found[split] = captions
+    return found
+
+
+def _joined(tables: dict[str, Captions]) -> Captions:
+    """One table of several, each row in the split that its file is of."""
+    rows = (replace(row, split=split) for split, captions in tables.items() for row in captions.rows)
+    notes = dict.fromkeys(note for captions in tables.values() for note in captions.notes)
+    return Captions(tuple(rows), tuple(notes))
 
 
 def _lists(place: Path, files: list[Path]) -> dict[str, Path]:
@@ -440,7 +469,7 @@ def _require_clips(folder: Path, splits: dict[str, Split], files: _AnnotationFil
         return
     left_out = next((split.left_out[0] for split in splits.values() if split.left_out), None)
     named = f" that {listing([path.name for path in files.read])} names" if files.read else ""
-    first = f" (first of those named: {left_out.id}: {left_out.reason})" if left_out else ""
+    first = f" (first of those named: {shown(left_out.id)}: {left_out.reason})" if left_out else ""
     raise DatasetError(f"{folder}: there is no video in it{named}{first}")
 
 

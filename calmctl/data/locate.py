@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -39,9 +40,13 @@ class Places:
     videos: tuple[Path, ...]
 
     def find(self, name: str) -> Path | None:
-        """The first annotation file of that name."""
+        """The first annotation file of that name, or that a pattern such as data/val-*.parquet fits."""
         # Joined only here: the name is one that a declaration has, and none that a file says.
-        return next((folder / name for folder in self.annotations if os.path.isfile(folder / name)), None)
+        for folder in self.annotations:
+            fitting = sorted(folder.glob(name)) if "*" in name else [folder / name]
+            if found := next(filter(os.path.isfile, fitting), None):
+                return found
+        return None
 
 
 def places(name: str, root: Path | None, annotations: Path | None, videos: Path | None) -> Places:
@@ -225,3 +230,17 @@ def listing(names: Sequence[object]) -> str:
     """`a`, `a and b`, or `a, b and c`."""
     *head, last = map(str, names)
     return f"{', '.join(head)} and {last}" if head else last
+
+
+# The demo's clips, which are told by their names.
+
+
+_NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
+
+
+def drawn(names: Sequence[str]) -> bool:
+    """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
+    ours = sum(_NAME.fullmatch(name) is not None for name in names)
+    # Names, because this is asked before any file is opened. Half of them, because demo clips are copied among
+    # others.
+    return ours > 0 and 2 * ours >= len(names)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from calmctl.data.benchmark import load_benchmark
-from calmctl.data.didemo import DIDEMO
+from calmctl.data.benchmarks.activitynet import ACTIVITYNET
+from calmctl.data.benchmarks.charades_sta import CHARADES_STA
+from calmctl.data.benchmarks.didemo import DIDEMO
+from calmctl.data.benchmarks.lsmdc import LSMDC
+from calmctl.data.benchmarks.msrvtt import MSRVTT
+from calmctl.data.benchmarks.msvd import MSVD
+from calmctl.data.benchmarks.vatex import VATEX
+from calmctl.data.benchmarks.youcook2 import YOUCOOK2
 from calmctl.data.folder import load_folder
 from calmctl.data.locate import listing
-from calmctl.data.lsmdc import LSMDC
-from calmctl.data.msrvtt import MSRVTT
-from calmctl.data.msvd import MSVD
 from calmctl.errors import DatasetError
 from calmctl.samples import Dataset
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (MSRVTT, MSVD, DIDEMO, LSMDC)}
+PUBLISHED = (MSRVTT, MSVD, DIDEMO, LSMDC, ACTIVITYNET, VATEX, YOUCOOK2, CHARADES_STA)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in PUBLISHED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ class DatasetInfo:
     caption_protocol: str | None = None
 
 
-_DEMO_PROTOCOLS = ("retrieval", "captioning")
+# Typed out: the demo's own module draws, and nobody else has to import it.
+_DEMO_PROTOCOLS = ("retrieval", "retrieval-0.6", "retrieval-0.4", "captioning")
 
 DATASETS: Mapping[str, DatasetInfo] = {
     **{
@@ -115,6 +121,17 @@ def require_dataset_or_folder(name: str) -> None:
     raise DatasetError(f"{message}; {hint}" if hint else message)
 
 
+def require_place(
+    name: str, roots: Sequence[Path | None], protocol: str, annotations: Path | None, videos: Path | None
+) -> None:
+    """Raise what `load_dataset` would, where none of the places is a folder.
+
+    For commands to ask before they load torch, which takes seconds.
+    """
+    if not any(place is not None and place.is_dir() for place in (*roots, annotations, videos)):
+        load_dataset(name, roots[-1], protocol=protocol, annotations=annotations, videos=videos)
+
+
 def load_dataset(
     name: str,
     root: Path | None,
@@ -170,7 +187,7 @@ def _load(
         )
     if name == "folder":
         return load_folder(root, annotations=annotations, videos=videos, val_clips=val_clips, val_seed=val_seed)
-    from calmctl.data.demo import load_demo  # draws its clips itself, which nobody else has to import
+    from calmctl.data.demo import load_demo
 
     if root is None or annotations is not None or videos is not None or val_clips is not None:
         raise DatasetError(f"{name} is read from --root alone and has a validation split of its own")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calmctl.evaluation.card import Card
+
 # CALM's tables add its loss to T-MASS alone, so only that head with it is called CALM.
 METHODS = {
     "meanp": "CLIP4Clip",
@@ -46,6 +48,25 @@ class PaperRetrieval:
     r10: float
     mnr: float
     note: str = ""
+
+    @property
+    def card(self) -> Card:
+        """How it was made as far as that is known; list, reader, scorer and selection are stated nowhere."""
+        queries, protocol = _TEST_SIZES[self.tested_on]
+        return Card(
+            dataset=self.tested_on,
+            protocol=protocol,
+            split="test",
+            queries=queries,
+            candidates=queries,
+            captions=(1, 1),
+            frames=12,
+            trained_on=self.trained_on,
+        )
+
+
+# Queries, each with as many candidates, and our name of the protocol.
+_TEST_SIZES = {"msrvtt": (1000, "9k"), "didemo": (1004, "official"), "lsmdc": (1000, "")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from calmctl.data.annotations import expect, read_table
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import DIRECTIONS, Ranks
 from calmctl.evaluation.referee import Verdict
 from calmctl.evaluation.result import Labels, retrieval_result
@@ -31,6 +32,7 @@ def format_ranks(verdict: Verdict, suffix: str) -> str:
             "calmctl_ranks": 1,
             "system": verdict.result.labels.system,
             "scorer": verdict.result.labels.scorer,
+            "card": verdict.result.card.to_dict(),
             "texts": list(verdict.text_ids),
             "videos": list(verdict.video_ids),
             "ranks": {
@@ -79,7 +81,11 @@ def read_ranks(path: Path) -> Verdict:
     fitting = np.array_equal(captions.clips, owners) and np.array_equal(clips, np.unique(owners))
     if not fitting or len(texts) != len(owners) or not np.array_equal(ranks["video_to_text_plain"].clips, clips):
         raise BadInput(f"{path}: its queries do not fit one another; write it with --ranks again")
+    card = Card.from_dict(expect(record.get("card", {}), dict, f"{path}: card"), str(path))
     labels = Labels(
+        dataset=card.dataset or "",
+        protocol=card.protocol or "",
+        card=card,
         system=str(record.get("system", path.name)),
         scorer=str(record.get("scorer", "given")),
         concerns=tuple(map(str, record.get("concerns", ()))),

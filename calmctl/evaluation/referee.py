@@ -7,7 +7,7 @@ many videos need no more memory than their embeddings and one block. The same pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calmctl.data.annotations import shown
 from calmctl.errors import BadInput, RunFailed
+from calmctl.evaluation.card import list_facts
 from calmctl.evaluation.metrics import (
     DIRECTIONS,
     Direction,
@@ -210,6 +211,7 @@ class Match:
         video_ids: Of all columns.
         suspicions: What the ids already tell.
         notes: What was taken for granted.
+        tested: What a `Card` says of the list: digested with its sentences where the pairs have them, else by ids.
     """
 
     rows: Integers
@@ -218,6 +220,7 @@ class Match:
     video_ids: tuple[str, ...]
     suspicions: tuple[Suspicion, ...] = ()
     notes: tuple[str, ...] = ()
+    tested: Mapping[str, Any] = field(default_factory=dict)
 
 
 def match(
@@ -291,7 +294,12 @@ def match(
     if spare := shape[0] - len(queries):
         notes.append(f"{counted(spare, 'row')} of no pair {'is' if spare == 1 else 'are'} not asked")
     rows, owners = (np.array([each[side] for each in queries], dtype=np.int64) for side in (0, 1))
-    return Match(rows, owners, tuple(each[2] for each in queries), names[1], tuple(found), tuple(notes))
+    said = pairs.sentences
+    tested = list_facts(names[1], [text if said is None else said[text] for *_, text in queries], owners.tolist())
+    if said is None:
+        tested["list_digest"] = f"ids {tested['list_digest']}"
+    ids = tuple(each[2] for each in queries)
+    return Match(rows, owners, ids, names[1], tuple(found), tuple(notes), tested)
 
 
 def _transposed(shape: tuple[int, int], why: str) -> BadInput:
@@ -487,10 +495,10 @@ def judge_scores(
     ranks, captions, suspicions, untold = examine(scores, found, embeddings=embeddings, progress=progress)
     if nan := next((each for each in suspicions if each.kind == "nan"), None):
         raise RunFailed(f"no ranks can be made: {nan.text}")
+    card = replace(labels.card, **found.tested)
+    concerns = (*labels.concerns, *(each.text for each in found.suspicions))
     return Verdict(
-        result=retrieval_result(
-            ranks, replace(labels, concerns=(*labels.concerns, *(each.text for each in found.suspicions)))
-        ),
+        result=retrieval_result(ranks, replace(labels, card=card, concerns=concerns)),
         ranks=ranks,
         captions=captions,
         text_ids=found.text_ids,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Direction, Ranks, RetrievalMetrics
 from calmctl.evaluation.paper import PaperRetrieval, paper_retrieval
 from calmctl.evaluation.statistics import Intervals, bootstrap_intervals
@@ -41,6 +42,7 @@ class Labels:
             stand beside nothing else.
         concerns: Caveats about the data, the training and the run (`calmctl.runs.identity.judge`).
         test_set: What was tested on, in digests (`SplitRecord.summary`); None where it is not known.
+        card: How the number was made, as far as that is known before it is there (`RetrievalResult.card`).
     """
 
     dataset: str = ""
@@ -53,11 +55,23 @@ class Labels:
     published: bool = False
     concerns: tuple[str, ...] = ()
     test_set: Mapping[str, Any] | None = None
+    card: Card = field(default_factory=Card)
+
+    def of_system(self, system: str) -> Labels:
+        """The labels of the same weights under another name of how they were chosen."""
+        return replace(self, system=system, card=replace(self.card, selection=system))
+
+    @property
+    def known_card(self) -> Card:
+        """The card with what these labels say themselves."""
+        card = replace(self.card, dataset=self.dataset, protocol=self.protocol) if self.dataset else self.card
+        trained = f"{self.trained_on} {self.trained_protocol}".strip()
+        return replace(card, split=self.split, trained_on=trained or card.trained_on)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; concerns are among a result's caveats."""
+        """Plain data; concerns are among a result's caveats, and the card is the result's."""
         values = asdict(self)
-        del values["concerns"]
+        del values["concerns"], values["card"]
         # Scores of captions name their scorer themselves.
         return values if self.scorer else {name: each for name, each in values.items() if name != "scorer"}
 
@@ -85,8 +99,33 @@ class RetrievalResult:
     intervals: Mapping[Direction, Intervals | None]
 
     @property
+    def card(self) -> Card:
+        """How these numbers were made, sentences being the queries."""
+        return replace(
+            self.labels.known_card,
+            queries=self.n_captions,
+            candidates=self.n_clips,
+            left_out=self.left_out,
+            scorer=self.labels.scorer,
+        )
+
+    @property
     def paper(self) -> PaperRetrieval | None:
-        """The paper's text-to-video numbers where training set and test set are the paper's, and whole."""
+        """The paper's text-to-video numbers where training set, test set and frames are the paper's, and whole."""
+        row = self._paper
+        return None if row is None or self.paper_apart else row
+
+    @property
+    def paper_apart(self) -> str:
+        """Why the paper's numbers of this data are not beside these, "" where they are or there are none."""
+        row = self._paper
+        # Its lists are compared by digests (`Labels.published`); of its card only how clips are seen is looked at here.
+        if row is None or None in (ours := self.card.frames, theirs := row.card.frames) or ours == theirs:
+            return ""
+        return f"paper: not beside {self.labels.dataset}, because it has {theirs} frames a clip, and this {ours}"
+
+    @property
+    def _paper(self) -> PaperRetrieval | None:
         labels = self.labels
         # A clip fewer is an easier test: the row stands beside the whole set alone.
         if labels.split != "test" or not labels.published or self.left_out:
@@ -117,8 +156,9 @@ class RetrievalResult:
         return {
             **self.labels.to_json(),
             **{name: each for name, each in values.items() if name != "labels"},
-            "paper": None if paper is None else asdict(paper),
+            "paper": None if paper is None else {**asdict(paper), "card": paper.card.to_dict()},
             "caveats": list(self.caveats),
+            "card": self.card.to_dict(),
         }
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import list_facts
 from calmctl.evaluation.metrics import Direction, Ranks, rank_all, retrieval_metrics, text_to_video
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
@@ -28,6 +29,9 @@ from calmctl.runs.run import Run
 from calmctl.source.encoding import EncodedSplit
 from calmctl.words import Progress
 
+_CHUNKS = {"cpu": (1024, 128), "cuda": (1 << 14, 1024)}
+"""Texts and videos at once."""
+
 
 @torch.no_grad()
 def score_all(
@@ -35,8 +39,8 @@ def score_all(
     texts: Tensor,
     frames: Tensor,
     *,
-    text_chunk: int = 1024,
-    video_chunk: int = 128,
+    text_chunk: int | None = None,
+    video_chunk: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -49,8 +53,8 @@ def score_all(
         head: A fusion head, on `device`.
         texts: Raw sentence features [N_t, D].
         frames: Raw frame features [N_v, F, D]. N_t and N_v are unrelated.
-        text_chunk: Texts at once.
-        video_chunk: Videos at once.
+        text_chunk: Texts at once; None: as many as suit the device.
+        video_chunk: Videos at once; likewise.
         device: Where to compute; default: where `texts` are.
         progress: Told of the pairs after every chunk.
 
@@ -64,6 +68,10 @@ def score_all(
     _check_finite(frames, "video")
     device = texts.device if device is None else torch.device(device)
     n_texts, n_videos = len(texts), len(frames)
+    # On a GPU the few hundred MB that suit it: every chunk is some fifty kernels and a copy to the host, whatever it
+    # holds, and the host waits for that copy.
+    chunks = _CHUNKS.get(device.type, _CHUNKS["cpu"])
+    text_chunk, video_chunk = text_chunk or chunks[0], video_chunk or chunks[1]
     scores = torch.empty(n_texts, n_videos)
     done = 0
     for j in range(0, n_videos, video_chunk):
@@ -269,7 +277,17 @@ class Evaluation:
             "captions": list(encoded.captions),
             "owners": encoded.owners.tolist(),
             "ranks": {direction: _plain(ranks) for direction, ranks in self.own_ranks().items()},
+            "rivals": self._rivals(),
         }
+
+    def _rivals(self) -> list[int]:
+        """The wrong clip that each sentence likes best, by number; nothing where there is one clip."""
+        if self.scores.shape[1] < 2:
+            return []
+        wrong, queries = self.scores.copy(), np.arange(len(self.scores))
+        wrong[queries, self.encoded.owners] = -np.inf
+        rivals: list[int] = wrong.argmax(axis=1).tolist()
+        return rivals
 
 
 def _plain(ranks: Ranks) -> dict[str, Any]:
@@ -374,6 +392,9 @@ class Retrieval:
     ) -> Evaluation:
         """Score a split and measure it both ways."""
         owners, scorer = encoded.owners, self.scorer_for(model)
+        labels = replace(
+            labels, card=replace(labels.card, **list_facts(encoded.ids, encoded.captions, owners.tolist()))
+        )
         scores = score_split(model, encoded, model.device, scorer=scorer, progress=progress)
         back, base = None, None
         if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves

@@ -12,12 +12,14 @@ import torch
 from calmctl.data.identity import SplitRecord
 from calmctl.data.registry import protocol_for
 from calmctl.errors import BadInput, DatasetError
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.result import HONEST_SCORER, Labels
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
-from calmctl.files import sha256_file, write_json
+from calmctl.files import read_json, sha256_bytes, sha256_file, unused, write_json
 from calmctl.model.calm import AlignedModel
+from calmctl.model.spec import read_spec
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import (
     judge,
@@ -28,10 +30,11 @@ from calmctl.runs.identity import (
     weights_lineage,
 )
 from calmctl.runs.run import WEIGHTS, Run
-from calmctl.runtime import environment
+from calmctl.runtime import environment, installed_reader
 from calmctl.source.base import SourceSpec
 from calmctl.source.encoding import EncodedSplit
 from calmctl.source.source import open_source
+from calmctl.tensors import read_metadata
 from calmctl.words import Progress, counted
 
 Model = TypeVar("Model", bound=AlignedModel)
@@ -133,7 +136,19 @@ def labels_of(
     trained = (data.dataset, protocol_for(recipe.task, data.dataset, data.protocol))
     if identity is not None:
         trained = (identity.train.dataset, identity.train.protocol)
+    spec = read_spec(read_metadata(weights, what="weights"), source=str(weights))
+    card = Card(
+        frames=data.frames,
+        # Of features nobody knows what decoded them; which features they are is known.
+        reader=f"features {record.features[:12]}" if record.features else installed_reader(),
+        files=sha256_bytes(record.contents.encode()) if record.knows_files else None,
+        pixels=None if spec is None else spec.frame_resize.described(),
+        selection=WEIGHTS[which].partition(",")[0],  # how they were chosen, and not in which file they lie
+        weights=sha256_file(weights),
+        seeds=(recipe.seed,),
+    )
     return Labels(
+        card=card,
         dataset=record.dataset,
         protocol=record.protocol,
         split=record.name,
@@ -171,7 +186,8 @@ def check_complete(encoded: EncodedSplit, dataset: str, split: str) -> None:
 #     runs/NAME/evals/DATASET[-PROTOCOL]-SPLIT-WEIGHTS[-SCORER].json
 #
 # A number alone cannot be compared with another: whether two runs differ is a question about the queries that both
-# answered (docs/protocols.md). So the ranks are kept; the last evaluation of a kind replaces the one before.
+# answered (docs/protocols.md). So the ranks are kept. An evaluation of the same weights on the same clips replaces the
+# one before; of other weights, or by another protocol under the same name, it stands beside it as NAME-2.json.
 
 
 class Result(Protocol):
@@ -201,8 +217,27 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
     path = run.evals / f"{'-'.join(word for word in words if word)}.json"
     # A name is no identity: a run that went on has other weights under the same one.
     weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}
-    write_json(path, {"run": str(run.folder), **weights, **evaluation.record(), **environment()})
+    record = {"run": str(run.folder), **weights, **evaluation.record(), **environment()}
+
+    def of_something_else(other: Path) -> bool:
+        if not other.exists():
+            return False
+        theirs = read_json(other, what=f"run {run.folder}")
+        return _what_it_is_of(theirs) != _what_it_is_of(record)
+
+    path = unused(path, of_something_else)
+    write_json(path, record)
     return path
+
+
+def _what_it_is_of(record: Any) -> tuple[Any, ...]:
+    """Digests of weights, test set and protocol; whatever else a file holds is something else."""
+    try:
+        result = record["result"]
+        test_set, card = result["test_set"] or {}, result.get("card") or {}
+        return record["weights_sha256"], test_set.get("digest"), card.get("column")
+    except (KeyError, TypeError, AttributeError):
+        return ()
 
 
 def compare(first: Evaluation, second: Evaluation) -> Mapping[Direction, Mapping[str, PairedDifference]]:

@@ -10,6 +10,8 @@ import csv
 import io
 import json
 import math
+import tokenize
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ _VIDEO_IDS = ("video_id", "video_ids", "clip_id", "image_id", "video", "clip", "
 _IDS = ("", "id", "ids", *_TEXT_IDS, *_VIDEO_IDS)
 _PLAIN_BYTES, _GROWTH = 1 << 30, 20  # what unpacks to more than a GiB may not be more than 20 times its file
 _MOST_HEADER = 10_000
+_HEADER_FAULTS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, tokenize.TokenError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,8 +134,10 @@ def _npy_header(handle: BinaryIO, place: str, held: int) -> tuple[tuple[int, ...
     try:
         version = npy.read_magic(handle)
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(handle, max_header_size=_MOST_HEADER)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as fault:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote it, which numpy also says of a damaged header
+            shape, fortran, dtype = read(handle, max_header_size=_MOST_HEADER)
+    except (*_HEADER_FAULTS, MemoryError, EOFError) as fault:
         raise BadInput(f"{place} is not a .npy file that can be read ({str(fault)[:80] or 'truncated'})") from None
     if dtype.hasobject:
         raise BadInput(f"{place} holds Python objects, which would have to be executed; save plain numbers or text")
@@ -243,7 +248,7 @@ def _read_parquet(path: Path) -> Stored:
         import pyarrow.parquet
     except ImportError:
         raise BadInput(
-            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[cluster]', or save it as .npy or .csv"
+            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]', or save it as .npy or .csv"
         ) from None
     with open_regular(path) as handle:
         try:
@@ -293,12 +298,14 @@ class Pairs:
         videos: For each text id its video's.
         candidates: The videos of the protocol, where one says it; None: those that the scores have.
         also: Other names that texts go by (clip ids, sentences), to the id in `videos`.
+        sentences: Of each text id, where they are known.
     """
 
     name: str
     videos: Mapping[str, str]
     candidates: tuple[str, ...] | None = None
     also: Mapping[str, str] | None = None
+    sentences: Mapping[str, str] | None = None
 
 
 def ids_of(
@@ -415,4 +422,6 @@ def protocol_pairs(name: str, protocol: str | None, root: Path | None, annotatio
         called = [pair[position] for pair in pairs]
         if len(set(called)) == len(called):  # else it does not say which of them is meant
             also |= {each: str(number) for number, each in enumerate(called)}
-    return Pairs(f"{name} {protocol}".strip(), {str(n): clip for n, (clip, _) in enumerate(pairs)}, clips, also)
+    videos = {str(n): clip for n, (clip, _) in enumerate(pairs)}
+    sentences = {str(n): sentence for n, (_, sentence) in enumerate(pairs)}
+    return Pairs(f"{name} {protocol}".strip(), videos, clips, also, sentences)

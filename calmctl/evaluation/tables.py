@@ -150,6 +150,7 @@ def _footnotes(results: Sequence[RetrievalResult]) -> list[Text]:
     rows = [result.paper for result in results if result.paper is not None]
     if rows:
         notes.append(Text(_PAPER_NOTE, style="dim"))
+    notes += [Text(each.paper_apart, style="dim") for each in results if each.paper_apart]
     notes += [Text(f"* {row.method} on {row.tested_on}: {row.note}", style="dim") for row in rows if row.note]
     # Once each, however many results share it.
     caveats = dict.fromkeys(caveat for result in results for caveat in result.caveats)

@@ -17,6 +17,7 @@ from calmctl.errors import CheckpointError
 from calmctl.model.backbone import split_preprocess
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.published import usual_weights
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
@@ -84,7 +85,7 @@ def see_video(explainer: Explainer, clip: Clip, *, instants: int | None = None, 
 # Who explains: a trained run, or the bare backbone where there is none.
 
 
-ZERO_SHOT_MODEL, ZERO_SHOT_WEIGHTS = "ViT-B-32-quickgelu", "openai"
+ZERO_SHOT_MODEL = "ViT-B-32-quickgelu"
 # As the paper's recipes have them.
 ZERO_SHOT_FRAMES = 12
 _FRAMES_PER_BATCH = 64
@@ -226,7 +227,7 @@ def explain_zero_shot(
     """
     chosen = resolve_vocabulary(vocabulary or ZERO_SHOT_VOCABULARY)
     named = weights is not None or backbone != ZERO_SHOT_MODEL
-    weights = weights or ZERO_SHOT_WEIGHTS
+    weights = weights or usual_weights(backbone)
     try:
         towers = load_backbone(backbone, weights)
     except CheckpointError as fault:
@@ -265,6 +266,4 @@ def _prompt_features(model: CalmModel, vocabulary: Vocabulary, device: torch.dev
 
 
 def _temperature(model: CalmModel) -> float:
-    if model.keys.temperature == "learned" and model.log_temperature is None:
-        return 100.0  # where its learning would have begun
     return float(model.temperature())

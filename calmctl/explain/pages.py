@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from calmctl.device import choose_device
 from calmctl.errors import VideoError
+from calmctl.evaluation.result import RetrievalResult
 from calmctl.explain.anchors import worth_saying
 from calmctl.explain.calibration import SIGNALS, Calibration
 from calmctl.explain.collection import Collection, Failures
@@ -128,6 +130,75 @@ def write_calibration_page(calibration: Calibration, path: Path) -> None:
     write_output(path, render("calibration.html.j2", found=calibration, curves=curves, signals=SIGNALS), PAGE)
 
 
+@dataclass(frozen=True, slots=True)
+class DemoClip:
+    """A test clip on the demo's page.
+
+    Attributes:
+        written: What the captioner says of it, "" where nothing is known.
+        rank: The place at which its caption finds it, of `among` clips.
+    """
+
+    explanation: Explanation
+    written: str
+    rank: float
+    among: int
+
+
+def write_demo_page(
+    path: Path,
+    systems: Sequence[tuple[str, Sequence[RetrievalResult], Sequence[float]]],
+    clips: Sequence[DemoClip],
+    commands: Sequence[str],
+    verdict: str,
+) -> None:
+    """Write the page that `calmctl demo` ends on.
+
+    Args:
+        path: Where.
+        systems: Name, results and KL of true pairs of each, by test set.
+        clips: Some of the first test set.
+        commands: What to try next.
+        verdict: What many seeds have shown, because one shows nothing.
+    """
+    places = ["in domain", "out of domain"]
+    rows, bars = [], []
+    for name, results, divergences in systems:
+        cells = []
+        for place, result, kl in zip(places, results, divergences, strict=True):
+            numbers, intervals = result.metrics["text_to_video"], result.intervals["text_to_video"]
+            low, high = (intervals.r1.low, intervals.r1.high) if intervals else (numbers.r1, numbers.r1)
+            cells.append({"r1": numbers.r1, "r5": numbers.r5, "mnr": numbers.mnr, "kl": kl})
+            side = "video" if place == places[0] else "hat"
+            bars.append({"system": name, "place": place, "side": side, "r1": numbers.r1, "low": low, "high": high})
+        rows.append({"system": name, "cells": cells})
+    first = systems[0][1][0].metrics["text_to_video"]
+    page = render(
+        "demo.html.j2",
+        rows=rows,
+        bars=bars,
+        places=places,
+        queries=first.n_queries,
+        clips_each=first.n_candidates,
+        sentence=verdict,
+        commands=commands,
+        clips=[
+            {
+                "x": each.explanation,
+                "written": each.written,
+                "rank": each.rank,
+                "of": each.among,
+                "frames": _frames(each.explanation),
+                "anchors": _anchor_rows(each.explanation)[:_PARTS],
+                "most": _most_mass(each.explanation),
+                "strips": _strips(each.explanation)[:4],
+            }
+            for each in clips
+        ],
+    )
+    write_output(path, page, PAGE)
+
+
 def pair_page(explanation: Explanation) -> str:
     """The HTML of one pair."""
     seen, c = explanation.seen, explanation.comparison
@@ -155,21 +226,8 @@ def pair_page(explanation: Explanation) -> str:
                 ("Only the sentence", "what it has beyond that", c.text - c.shared),
             )
         ],
-        frames=[
-            {
-                "url": data_url(picture),
-                "time": seconds(float(time)),
-                "weight": float(weight),
-                "cosine": float(cosine),
-            }
-            for picture, time, weight, cosine in zip(
-                seen.pictures, seen.times_s, explanation.pair.weights, explanation.pair.cosines, strict=True
-            )
-        ]
-        if seen.pictures
-        else [],
-        # One scale for both sides, or bars of one length would stand for two shares.
-        most_mass=max(float(p.max()) for p in (c.video, c.text)),
+        frames=_frames(explanation),
+        most_mass=_most_mass(explanation),
         most_weight=float(explanation.pair.weights.max()),
         parts=_score_parts(explanation),
         strips=_strips(explanation),
@@ -178,6 +236,20 @@ def pair_page(explanation: Explanation) -> str:
         most_entropy=math.log(len(explanation.labels)),
         worth_saying=worth_saying,
     )
+
+
+def _most_mass(x: Explanation) -> float:
+    # One scale for both sides, or bars of one length would stand for two shares.
+    return max(float(p.max()) for p in (x.comparison.video, x.comparison.text))
+
+
+def _frames(x: Explanation) -> list[dict[str, Any]]:
+    """The frames behind a score, with the weight and the cosine of each; none where no pictures were kept."""
+    columns = (x.seen.pictures, x.seen.times_s, x.pair.weights, x.pair.cosines)
+    return [
+        {"url": data_url(picture), "time": seconds(float(time)), "weight": float(weight), "cosine": float(cosine)}
+        for picture, time, weight, cosine in (zip(*columns, strict=True) if x.seen.pictures else ())
+    ]
 
 
 def _anchor_rows(x: Explanation) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # Tokens: all of a sentence as text, and how many sentences do not fit.
 
+
+LN_100 = math.log(100.0)
+"""What CLIP's log temperature is clamped to in training (docs/science.md, The heads)."""
 
 # CLIP's tokenizer turns these into its own marks wherever they stand, and a text tower pools at the first end mark.
 _MARK = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
@@ -65,11 +69,17 @@ class Tokens:
         n = 0
         for start in range(0, len(candidates), _AT_ONCE):
             some = candidates[start : start + _AT_ONCE]
-            # One place more: where the sentence ends before, that place is padding and the others are the same.
+            # One place more: where the sentence ends before, that place is padding and the others are the same. Both,
+            # because some end every sentence with a mark, which moves, and some with nothing.
             wider: Tensor = self.tokenizer(some, context_length=self.context_length + 1)
-            cut = (wider[:, : self.context_length] != self(some)).any(dim=1)
+            cut = (wider[:, : self.context_length] != self(some)).any(dim=1) | (wider[:, -1] != self._padding)
             n += sum(times[some[place]] for place in torch.nonzero(cut).flatten().tolist())
         return n
+
+    @property
+    def _padding(self) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return getattr(inner, "pad_token_id", None) or 0
 
     def cut(self, sentences: Sequence[str], noun: str = "caption") -> str | None:
         """A sentence about those that are not read to their end, None where all are."""
@@ -95,12 +105,50 @@ class Normalise:
     def __init__(self, mean: Any, std: Any) -> None:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Normalise uint8 [..., H, W, 3]; returns float32 [..., 3, H, W] on the device of `frames`."""
-        scaled = frames.movedim(-1, -3).float().div_(255)
-        mean, std = (torch.tensor(values, device=frames.device) for values in (self.mean, self.std))
-        return scaled.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1)).contiguous()
+        """Normalise uint8 [..., H, W, 3]; returns [..., 3, H, W] on the device of `frames`.
+
+        Float32, or under autocast its type, which the tower's first layer would round to anyway.
+        """
+        device = frames.device
+        if device not in self._constants:  # making them in every call would make the host wait for the GPU
+            mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
+            self._constants[device] = mean, std
+        mean, std = self._constants[device]
+        scaled = frames.movedim(-1, -3).float().div_(255).sub_(mean).div_(std)
+        lower = torch.is_autocast_enabled(device.type)
+        return scaled.to(torch.get_autocast_dtype(device.type) if lower else torch.float32).contiguous()
+
+
+class PatchEmbedding(nn.Conv2d):
+    """A convolution whose patches do not overlap, on a GPU as what it is: one matrix product.
+
+    cuDNN takes slow kernels for patches of 32 x 32. On a CPU the convolution is as fast, and its last bits stay.
+    """
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Patches [N, W, H / p, W / p] of pixels [N, 3, H, W]."""
+        return self.product(pixels) if pixels.is_cuda else super().forward(pixels)
+
+    def product(self, pixels: Tensor) -> Tensor:
+        """The same by a matrix product, on any device."""
+        height, width = self.kernel_size
+        n, channels, rows, columns = pixels.shape
+        grid = rows // height, columns // width
+        patches = pixels.view(n, channels, grid[0], height, grid[1], width).permute(0, 2, 4, 1, 3, 5)
+        embedded = nn.functional.linear(patches.reshape(n, grid[0] * grid[1], -1), self.weight.flatten(1), self.bias)
+        return embedded.mT.view(n, -1, *grid)
+
+    @staticmethod
+    def embeds(layer: object) -> bool:
+        """Whether a layer is such a convolution."""
+        return (
+            isinstance(layer, nn.Conv2d)
+            and layer.stride == layer.kernel_size
+            and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
+        )
 
 
 class Backbone(nn.Module):
@@ -113,7 +161,12 @@ class Backbone(nn.Module):
         dim: Width D of the joint space.
         tokens: What makes tokens of sentences.
         notes: What a person must know of the weights that were loaded.
+        unchanging: The digest of weights that nothing here changes, once it is taken; else None.
+        most_scale: What the log temperature never exceeds in training.
     """
+
+    unchanging: str | None = None
+    most_scale: float = LN_100
 
     def __init__(self, clip: nn.Module, tokenizer: Any, spec: BackboneSpec) -> None:
         super().__init__()
@@ -122,6 +175,12 @@ class Backbone(nn.Module):
         self.dim = spec.dim
         self.tokens = Tokens(tokenizer, spec.context_length)
         self.notes: tuple[str, ...] = ()
+        # Of the sigmoid loss. In a softmax over a row it cancels: it would be a weight that never gets a gradient.
+        if isinstance(bias := getattr(clip, "logit_bias", None), nn.Parameter):
+            bias.requires_grad_(False)
+        first = getattr(getattr(clip, "visual", None), "conv1", None)
+        if PatchEmbedding.embeds(first):
+            first.__class__ = PatchEmbedding  # its weights, their names and their place stay
 
     @property
     def logit_scale(self) -> Tensor:
@@ -201,11 +260,13 @@ class Backbone(nn.Module):
         if not self._pads_short:
             features: Tensor = self.clip.encode_text(tokens)
             return features
-        clip = self.clip
+        clip, ends = self.clip, (torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1))
         # Written out: open_clip's own adds all of its positions, and so wants every sentence at full length.
-        hidden = self._hidden(tokens)
-        pooled: Tensor = clip.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)])
-        projected: Tensor = pooled @ clip.text_projection
+        if torch.is_grad_enabled() and type(clip.transformer.resblocks[-1]).__name__ == "ResidualAttentionBlock":
+            hidden = self._hidden_at(tokens, ends)
+        else:
+            hidden = self._hidden(tokens)[ends]
+        projected: Tensor = clip.ln_final(hidden) @ clip.text_projection
         return projected
 
     def encode_words(self, tokens: Tensor) -> Tensor:
@@ -229,10 +290,46 @@ class Backbone(nn.Module):
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         """The text transformer's outputs [N, L, width]."""
-        clip, length = self.clip, tokens.shape[1]
-        hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-        outputs: Tensor = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+        hidden, mask = self._embedded(tokens)
+        outputs: Tensor = self.clip.transformer(hidden, attn_mask=mask)
         return outputs
+
+    def _hidden_at(self, tokens: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
+        """The same at the end tokens alone, [N, width]: the last block then computes one token a sentence.
+
+        In training only, where it saves a third of a small text tower's time: the last bits differ.
+        """
+        hidden, mask = self._embedded(tokens)
+        transformer = self.clip.transformer
+        *blocks, last = transformer.resblocks
+        for block in blocks:
+            if transformer.grad_checkpointing:
+                hidden = checkpoint(block, hidden, None, None, mask, use_reentrant=False)
+            else:
+                hidden = block(hidden, attn_mask=mask)
+        normed = last.ln_1(hidden)
+        behind = torch.arange(tokens.shape[1], device=tokens.device) > ends[1][:, None]
+        attended = last.attn(normed[ends][:, None], normed, normed, need_weights=False, key_padding_mask=behind)[0]
+        at_end = hidden[ends] + last.ls_1(attended[:, 0])
+        outputs: Tensor = at_end + last.ls_2(last.mlp(last.ln_2(at_end)))
+        return outputs
+
+    def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the text transformer reads, [N, L, width], and its causal mask [L, L]."""
+        clip, length = self.clip, tokens.shape[1]
+        embedded = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+        return embedded, clip.attn_mask[:length, :length]
+
+    def compile_blocks(self) -> None:
+        """Compile the transformer blocks of both towers, for training: one graph a tower serves all of its blocks.
+
+        The number of rows and the length of texts may change without another compilation. Without a gradient nothing
+        changes: an evaluation has the numbers that it would have had.
+        """
+        text = getattr(self.clip, "text", self.clip)
+        for tower in (self.clip.visual, text):
+            for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):
+                block.forward = _compiled(block.forward)
 
     def checkpoint_activations(self) -> None:
         """Trade time for memory: recompute the towers' activations in the backward pass."""
@@ -263,6 +360,27 @@ class Backbone(nn.Module):
                 "name the model these weights belong to"
             )
         self.clip.load_state_dict(state)
+        if "logit_bias" in state:
+            # The sigmoid loss has no such limit, and the first step must not change what it has learned.
+            self.most_scale = max(LN_100, float(self.logit_scale.detach()))
+
+
+def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` of a transformer block, compiled where there is a gradient."""
+    compiled = torch.compile(forward)
+
+    def call(hidden: Tensor, *rest: Any, attn_mask: Tensor | None = None) -> Tensor:
+        mask = rest[-1] if rest else attn_mask
+        if not torch.is_grad_enabled():
+            return forward(hidden, attn_mask=mask)
+        # The last batch of an epoch is shorter, and a batch's longest sentence is never the one before's.
+        torch._dynamo.maybe_mark_dynamic(hidden, 0)
+        if mask is not None:
+            torch._dynamo.maybe_mark_dynamic(hidden, 1)
+            torch._dynamo.maybe_mark_dynamic(mask, [0, 1])
+        return compiled(hidden, attn_mask=mask)
+
+    return call
 
 
 # A linear map behind each tower: what trains where the towers do not (our choice).
@@ -323,6 +441,8 @@ def parameters_digest(backbone: Backbone) -> str:
     The scale of the contrastive loss is left out: it goes on learning over frozen towers, and no feature
     depends on it.
     """
+    if backbone.unchanging is not None:
+        return backbone.unchanging
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.clip.state_dict().items()):
         if name in ("logit_scale", "logit_bias"):
@@ -373,10 +493,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     A bfloat16 cosine has three digits; times a logit scale of 100 the error would be about 0.4.
     """
-    precision = torch.get_float32_matmul_precision()
+    precision, recurrent = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # which is on by itself, and LSTMs are cuDNN's: scores were off by 3e-5
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = recurrent

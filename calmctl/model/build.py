@@ -6,11 +6,13 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import AnchorBank
 from calmctl.anchors.vocabulary import Vocabulary
+from calmctl.errors import RecipeError
 from calmctl.model.backbone import Backbone, FeatureAdapter
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.captioner import CaptionDecoder, Captioner, CaptionModel, CaptionVocabulary
 from calmctl.model.captioners.cocap import CocapDecoder, CocapModel
 from calmctl.model.captioners.semsynan import SemSynDecoder, SemSynModel
+from calmctl.model.embedder import Embedder
 from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.emcl import EMCLHead
 from calmctl.model.heads.meanp import FrameTransformer, MeanPoolHead, SeqLSTMHead, SeqTransfHead
@@ -79,7 +81,8 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
 
 def recipe_backbone(recipe: Recipe) -> Backbone:
     """The backbone of a recipe with its weights. Raises `CheckpointError`, see `load_backbone`."""
-    return load_backbone(recipe.backbone.model, recipe.backbone.weights)
+    keys = recipe.backbone
+    return load_backbone(keys.model, keys.weights, image_size=keys.image_size)
 
 
 def build_head(recipe: Recipe, backbone: Backbone) -> Head:
@@ -149,6 +152,11 @@ def _frame_layers(recipe: Recipe, backbone: Backbone) -> FrameTransformer:
 
 def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> AlignedParts:
     """The towers and CALM's modules."""
+    if isinstance(backbone, Embedder) and not recipe.frozen:
+        raise RecipeError(
+            f"backbone.model: {recipe.backbone.model} is used as it is and not trained; set backbone.freeze=true, or "
+            "train on a feature store (data.features)"
+        )
     if recipe.backbone.checkpoint_activations:
         backbone.checkpoint_activations()
     # Without CALM's loss nothing of it is built: a baseline has the parameters of its own paper.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calmctl.anchors.distribution import (
@@ -15,13 +16,20 @@ from calmctl.anchors.distribution import (
     anchor_log_probabilities,
     at_least_float32,
     entropy,
+    fit_temperature,
     kl_divergence,
     video_log_probabilities,
 )
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, FeatureAdapter, encode_in_chunks, require_separate_rows, split_preprocess
 from calmctl.model.heads.base import Reranker, Similarity, WeightedSimilarity
-from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss, task_loss
+from calmctl.model.losses import (
+    direct_alignment_loss,
+    free_bits_kl,
+    kl_to_standard_normal,
+    reconstruction_loss,
+    task_loss,
+)
 from calmctl.model.vae import CrossModalVAE, Posterior
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection
@@ -50,14 +58,25 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        texts, frames, clips = (part.to(device, non_blocking=True) for part in (self.texts, self.frames, self.clips))
-        captions = None if self.captions is None else self.captions.to(device, non_blocking=True)
-        return Batch(texts, frames, clips, captions)
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def first(self, count: int) -> Batch:
         """Its first `count` samples."""
-        captions = None if self.captions is None else self.captions[:count]
-        return Batch(self.texts[:count], self.frames[:count], self.clips[:count], captions)
+        return self._each(lambda part: part[:count])
+
+    def pinned(self) -> Batch:
+        """The same batch where a GPU can fetch it while it computes."""
+        return self._each(lambda part: part.pin_memory())
+
+    def used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a batch that another stream has made until `stream` is done with it."""
+        for part in (self.texts, self.frames, self.clips, self.captions):
+            if part is not None:
+                part.record_stream(stream)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        captions = None if self.captions is None else change(self.captions)
+        return Batch(change(self.texts), change(self.frames), change(self.clips), captions)
 
 
 @dataclass(slots=True)
@@ -77,6 +96,8 @@ class Losses:
 
 # Numbers that tell whether the alignment is alive (docs/science.md).
 
+
+_CAPTIONS_TO_FIT, _CAPTIONS_AT_ONCE = 2000, 256
 
 ACTIVE_UNIT_VARIANCE = 0.01
 """A latent unit is active where the variance of mu_i over the batch exceeds this."""
@@ -141,11 +162,16 @@ class AlignedModel(nn.Module):
     Attributes:
         scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
         alignment_factor: The share of the alignment's weight in force, which a warm-up lets rise to 1.
+        kl_factor: The same of `alignment.kl_weight`.
+        auto_temperature: The tau of `anchors.temperature: auto` that `choose_temperature` found, a buffer, so that it
+            is kept with the weights; None where the recipe says another.
         world: The processes of the training.
     """
 
     scores_sentences = True
     alignment_factor = 1.0
+    kl_factor = 1.0
+    auto_temperature: Tensor | None
     world: World = SINGLE
 
     def __init__(self, backbone: Backbone, parts: AlignedParts) -> None:
@@ -159,6 +185,8 @@ class AlignedModel(nn.Module):
         self.log_temperature: nn.Parameter | None = None
         if self.anchors is not None and self.keys.temperature == "learned":
             self.log_temperature = nn.Parameter(torch.tensor(100.0).log())
+        automatic = self.anchors is not None and self.keys.temperature == "auto"
+        self.register_buffer("auto_temperature", torch.tensor(torch.nan) if automatic else None)
         if self.frozen:
             backbone.requires_grad_(False)
         if self.chunk is not None:
@@ -170,10 +198,22 @@ class AlignedModel(nn.Module):
             require_separate_rows(self, "training with several processes")
         self.world = world
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The texts as `encode_texts` gives them and the frame features [B, F, D] of a training batch."""
-        texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
-        return texts, encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+    def texts_and_anchors(self, texts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The texts of a training batch as `encode_texts` gives them, and the anchors P [K, D].
+
+        None in their place where they need a pass of their own (`anchor_features`), or are not needed.
+        """
+        anchors, encode = self.anchors, partial(encode_in_chunks, self.encode_texts, chunk=self.chunk)
+        if anchors is None or not self.aligns or anchors.encode != "gradient":
+            return encode(texts), None
+        if texts.is_floating_point() or not torch.is_grad_enabled():
+            return encode(texts), None
+        # Prompts are sentences like others: one pass of the text tower for both, padded to the longer, which changes
+        # nothing (`Backbone.tokenize`). A GPU waits for its host in a text tower, and now does so once.
+        length = max(texts.shape[1], anchors.tokens.shape[1])
+        both = encode(torch.cat([F.pad(rows, (0, length - rows.shape[1])) for rows in (texts, anchors.tokens)]))
+        own, prompts = both[: len(texts)], self.sentences(both[len(texts) :])
+        return own[:, : 1 + texts.shape[1]] if self.reads_words else own, prompts + anchors.position
 
     @property
     def device(self) -> torch.device:
@@ -263,9 +303,13 @@ class AlignedModel(nn.Module):
             prompts = adapter.texts(prompts)
         return prompts + self.anchors.position
 
-    def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Log S_p and log V_p, [B, K] each, of `encode_texts` and of frames [B, F, D] (Eq. 6, 7)."""
-        anchors, tau, keys = self.anchor_features(), self.temperature(), self.keys
+    def distributions(self, texts: Tensor, frames: Tensor, anchors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log S_p and log V_p, [B, K] each, of `encode_texts` and of frames [B, F, D] (Eq. 6, 7).
+
+        `anchors` are P, [K, D], where they are at hand.
+        """
+        anchors = self.anchor_features() if anchors is None else anchors
+        tau, keys = self.temperature(), self.keys
         video_tau = keys.video_temperature or tau
         return (
             anchor_log_probabilities(self.sentences(texts), anchors, tau),
@@ -273,17 +317,45 @@ class AlignedModel(nn.Module):
         )
 
     def temperature(self) -> float | Tensor:
-        """Tau of Eq. 6: fixed, CLIP's own without gradient, or learned (docs/science.md, reading 1)."""
+        """Tau of Eq. 6: fixed, CLIP's own without gradient, learned, or fitted (docs/science.md, reading 1)."""
+        if self.auto_temperature is not None:
+            return self.auto_temperature
         if self.log_temperature is not None:
             return self.log_temperature.exp()
         if self.keys.temperature == "clip":
             # Without gradient: the scale is the contrastive loss's to learn.
             return self.backbone.logit_scale.detach().float().exp()
-        return float(self.keys.temperature)
+        # `auto` without anchors of its own, as a slim export is: what the other ways begin with.
+        return 100.0 if isinstance(self.keys.temperature, str) else float(self.keys.temperature)
 
-    def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses) -> None:
+    @torch.no_grad()
+    def choose_temperature(self, captions: Sequence[str]) -> None:
+        """Fit the tau of `anchors.temperature: auto` to training captions, of which 2,000 are enough (our choice).
+
+        Raises:
+            BadInput: No tau gives the entropy that `anchors.entropy` asks for.
+        """
+        if self.auto_temperature is None:
+            return
+        captions = captions[:: -(-len(captions) // _CAPTIONS_TO_FIT)]
+        training = self.training
+        self.eval()  # dropout must not draw: the start of a training hangs on its seed alone
+        tokens = torch.split(self.backbone.tokenize(captions).to(self.device), _CAPTIONS_AT_ONCE)
+        texts = torch.cat([self.sentences(self.encode_texts(part)) for part in tokens])
+        # At tau = 1 the logarithms are the cosines and a constant a row, which no softmax sees.
+        cosines = anchor_log_probabilities(texts, self.anchor_features(), 1.0)
+        self.train(training)
+        try:
+            self.auto_temperature.fill_(fit_temperature(cosines, self.keys.entropy))
+        except ValueError as fault:
+            raise BadInput(
+                f"anchors.entropy: no tau gives S_p a mean entropy of {self.keys.entropy:g} nats over these anchors "
+                f"({fault}); choose another target, or name anchors.temperature"
+            ) from None
+
+    def add_alignment(self, texts: Tensor, frames: Tensor, losses: Losses, anchors: Tensor | None = None) -> None:
         """Add the alignment loss of texts and frames [B, F, D], its parts and its diagnostics to `losses`."""
-        log_s, log_v = self.distributions(texts, frames)
+        log_s, log_v = self.distributions(texts, frames, anchors)
         loss, posterior = self._align(log_v, log_s, self.vae, losses.parts)
         if self.alignment.direction == "both":
             # p(V_p | S_p) is another law than p(S_p | V_p): one network cannot be both, so it has a VAE of its own.
@@ -313,9 +385,13 @@ class AlignedModel(nn.Module):
         drawn = [vae.decode(posterior.sample()) for _ in range(self.alignment.samples)]
         # The mean of the draws' losses and not the loss of a mean guess: Eq. 12 is an expectation over z.
         rec = self.world.mean(torch.stack([reconstruction_loss(guess, target) for guess in drawn]).mean())
-        kl = self.world.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, self.alignment.latent_reduction))
+        keys = self.alignment
+        kl = self.world.mean(kl_to_standard_normal(posterior.mean, posterior.logvar, keys.latent_reduction))
         parts |= {"rec": rec, "kl": kl}
-        return rec + self.alignment.kl_weight * kl, posterior
+        if keys.free_bits:
+            average = partial(self.world.mean_over, dim=0)
+            kl = free_bits_kl(posterior.mean, posterior.logvar, keys.free_bits, average, keys.latent_reduction)
+        return rec + self.kl_factor * keys.kl_weight * kl, posterior
 
 
 # CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16).
@@ -341,7 +417,9 @@ class CalmModel(AlignedModel):
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one step (docs/science.md)."""
-        texts, frames = self.features(batch)
+        # Frames first: while a GPU is busy with them, its host gets ahead with all the small things that follow.
+        frames = encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+        texts, anchors = self.texts_and_anchors(batch.texts)
         # The towers may have run in bf16. Cosines, softmaxes and losses do not: a cosine times 100 needs more digits.
         with torch.autocast(texts.device.type, enabled=False):
             clips = self.world.gather(batch.clips)
@@ -350,7 +428,7 @@ class CalmModel(AlignedModel):
             total, parts = task_loss(self._similarities(texts, frames, clips), scale, same_clip=same)
             losses = Losses(total, parts)
             if self.aligns:
-                self.add_alignment(texts, frames, losses)
+                self.add_alignment(texts, frames, losses, anchors)
         losses.parts["loss"] = losses.total
         return losses
 

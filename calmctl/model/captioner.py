@@ -426,9 +426,9 @@ class CaptionModel(AlignedModel):
         if self.aligns:
             # Nothing but the alignment loss reads the sentences here.
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.teaches_sentences):
-                texts = encode_in_chunks(self.encode_texts, batch.texts, self.chunk)
+                texts, anchors = self.texts_and_anchors(batch.texts)
             with torch.autocast(frames.device.type, enabled=False):
-                self.add_alignment(texts, frames, losses)
+                self.add_alignment(texts, frames, losses, anchors)
         losses.parts["loss"] = losses.total
         return losses
 
@@ -437,4 +437,5 @@ class CaptionModel(AlignedModel):
 def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the tokens `targets` [N, T], without padding, that are the likeliest of logits [N, T, V]."""
     real = targets != PAD
-    return (logits.argmax(dim=-1) == targets)[real].float().mean()
+    # Counted and not picked out: a GPU would have to say first how many there are.
+    return ((logits.argmax(dim=-1) == targets) & real).sum() / real.sum()

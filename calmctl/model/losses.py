@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -96,6 +96,24 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor, reduction: Literal["sum"
     """
     terms = 0.5 * (mean.square() + logvar.exp() - logvar - 1)
     return (terms.sum(dim=-1) if reduction == "sum" else terms.mean(dim=-1)).mean()
+
+
+def free_bits_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    free_bits: float,
+    average: Callable[[Tensor], Tensor],
+    reduction: Literal["sum", "mean"],
+) -> Tensor:
+    """L_KL that asks nothing of a unit below `free_bits` nats (Kingma et al., 2016; reading 31).
+
+        sum_i max( free_bits, batch mean of 1/2 (mu_i^2 + sigma_i^2 - log sigma_i^2 - 1) )
+
+    `average` is the batch mean [B, d] -> [d], over all processes of the training: the maximum behind it is not linear.
+    `reduction` as for `kl_to_standard_normal`.
+    """
+    units = average(0.5 * (mean.square() + logvar.exp() - logvar - 1)).clamp(min=free_bits)
+    return units.sum() if reduction == "sum" else units.mean()
 
 
 def direct_alignment_loss(kind: Literal["kl", "ce", "mse"], log_v: Tensor, log_s: Tensor) -> Tensor:

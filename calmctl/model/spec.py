@@ -23,12 +23,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calmctl.errors import CheckpointError
 from calmctl.files import read_json
+from calmctl.model.published import (
+    CONFIGS,
+    EXTRA,
+    OWN,
+    Published,
+    check_embedder,
+    has_transformers,
+    is_embedder,
+    is_repository,
+    tokenizer_folder,
+)
 from calmctl.video.pixels import FrameResize
 
-HUB_CONFIG = "open_clip_config.json"
+HUB_CONFIG = CONFIGS[0]
 """The file in which a published model says what it is, beside its weights."""
 HUB_WEIGHTS = "open_clip_model.safetensors"
 _OWN_CONFIGS = Path(__file__).parent / "configs"
+_PRETRAINED = Path(__file__).parent / "pretrained"
+SHIPPED_TAGS = {"demo-clip": "drawn-2"}
+"""The pretrained tag of a model of ours, whose weights lie in the package; 2 is the version of the demo's world."""
 _MOST = 4096
 """Frames, masks and tables have such sizes, of which no weight's shape may tell (our choice; most known: 1,536)."""
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
@@ -82,6 +96,7 @@ class BackboneSpec(Pixels):
         source: The hub's repository that the tag's weights came from.
         revision: The commit of that repository, where it is known.
         weights_sha256: Of the file that the weights came from.
+        tokenizer_sha256: Of the files of a Hugging Face tokenizer; None for CLIP's, and before they are read.
         parameters_sha256: Of the towers' parameters as they are now (`parameters_digest`); None before it is taken.
     """
 
@@ -97,6 +112,7 @@ class BackboneSpec(Pixels):
     source: str | None = None
     revision: str | None = None
     weights_sha256: str | None = None
+    tokenizer_sha256: str | None = None
     parameters_sha256: str | None = None
 
     @property
@@ -123,6 +139,8 @@ class BackboneSpec(Pixels):
         # own.
         names = (*Pixels.model_fields, "activation", "tokenizer", "context_length", "image_size", "dim")
         different = [name for name in names if getattr(self, name) != getattr(recorded, name)]
+        if None not in (files := (self.tokenizer_sha256, recorded.tokenizer_sha256)) and files[0] != files[1]:
+            different.append("tokenizer_sha256")
         if different:
             name = different[0]
             raise CheckpointError(
@@ -145,11 +163,13 @@ def read_spec(metadata: Mapping[str, Any], *, source: str) -> BackboneSpec | Non
         spec = BackboneSpec.model_validate_json(json.dumps(value))
     except (ValidationError, ValueError) as fault:
         raise CheckpointError(f"{source} does not say what its backbone is ({_first(fault)}); take another") from None
+    if spec.architecture.get("library") == "sentence-transformers":  # which builds from its own files
+        return spec
     _check_architecture(source, spec.architecture)
     # A record comes from a stranger's file. What it says of pixels and sizes must follow from its architecture: a
     # record in which they disagree was edited, and would build one thing and feed it another.
     published = is_published(spec.model, spec.architecture)
-    _refuse_foreign_parts(spec.model, spec.architecture, published=published)
+    _refuse_foreign_parts(spec.model, spec.architecture, may_fetch=published)
     Architecture(spec.model, spec.architecture, None, published).spec(spec.pixels).require_reading(spec, source=source)
     return spec
 
@@ -193,16 +213,21 @@ class Architecture:
 
 
 def read_architecture(model: str, *, weights: str | None = None) -> Architecture:
-    """What is known of `model`: an open_clip name, one of ours ("demo-clip"), or the path of a config file.
+    """What is known of `model`: an open_clip name, one of ours ("demo-clip"), a published model, or a config file.
 
     A config file is open_clip's of the towers, maybe with `preprocess_cfg`, or a published `open_clip_config.json`.
+    Published models are in `published.py`.
 
     Raises:
         CheckpointError: There is no such model or file, the file is no config, or the model has parts that cannot be
             had here. `weights` helps to suggest a name that fits them.
     """
     path = Path(model)
-    if path.suffix == ".json":
+    place = Published.of(model)
+    values: Any = None
+    if place is not None:
+        name, (values, path) = place.name, place.config()
+    elif path.suffix == ".json":
         # Published configs all have the same file name; their folder tells them apart.
         name = path.resolve().parent.name if path.name == HUB_CONFIG else path.stem
         if not path.is_file():
@@ -213,7 +238,8 @@ def read_architecture(model: str, *, weights: str | None = None) -> Architecture
         name, path = model, model_names()[model]
     else:
         raise CheckpointError(f"backbone.model: open_clip knows no model {model!r}; {_suggestion(model, weights)}")
-    values = read_json(path, what="backbone.model", error=CheckpointError)
+    if values is None:
+        values = read_json(path, what="backbone.model", error=CheckpointError)
     config = values.get("model_cfg", values) if isinstance(values, dict) else None
     _check_architecture(str(path), config)
     assert isinstance(config, dict)
@@ -221,32 +247,50 @@ def read_architecture(model: str, *, weights: str | None = None) -> Architecture
     # The architecture is recorded and compared without it, so that a published one is recognised.
     config = {key: value for key, value in config.items() if key != "preprocess_cfg"}
     published = is_published(name, config)
-    _refuse_foreign_parts(name, config, published=published)
+    # Who names a repository of a hub asks for what its config names; who names a file does not.
+    from_hub = place is not None and place.repository is not None
+    _refuse_foreign_parts(name, config, may_fetch=published or from_hub)
+    if from_hub and (tokenizer := _hub_tokenizer(config)):
+        tokenizer_folder(tokenizer, may_fetch=True, what=name)
     pixels = None if preprocessing is None else read_pixels(preprocessing, where=str(path))
     return Architecture(name, config, pixels, published)
 
 
-def check_backbone(model: str, weights: str | None) -> Architecture:
-    """The architecture of `model`, and the mistakes in a backbone's two names that take no import of open_clip.
+def check_backbone(model: str, weights: str | None) -> None:
+    """Refuse the mistakes in a backbone's two names that take no import of torch and open_clip.
 
     Raises:
         CheckpointError: As `read_architecture`; or weights that are a pickle, or a file that is not there.
     """
+    if is_embedder(model):
+        return check_embedder(model, weights)
     architecture = read_architecture(model, weights=weights)
+    if weights == "openai" and Published.of(model) is not None:
+        raise CheckpointError(
+            f"backbone.weights: openai is no tag of {model}, which has its own weights; set backbone.weights={OWN}"
+        )
+    if weights == OWN and Published.of(model) is None:
+        raise CheckpointError(
+            f"backbone.weights: own means what lies beside a model of hf-hub: or local-dir:, and {model} is neither; "
+            "give a pretrained tag or a .safetensors file"
+        )
     path = Path(weights or "")
     if path.suffix in _PICKLES:
         raise CheckpointError(
             f"backbone.weights: {weights} is a pickle or a program, and nothing executable is ever loaded here. "
-            "Convert it once to .safetensors: safetensors.torch.save_file(model.state_dict(), FILE); for an archive of "
-            "OpenAI, model = torch.jit.load(ARCHIVE).float(), without input_resolution, context_length and vocab_size "
-            "(docs/recipes.md, Backbone)"
+            f"Convert it once: calmctl weights convert {weights} --out {path.with_suffix('.safetensors').name}"
         )
     if (path.suffix == ".safetensors" or len(path.parts) > 1) and not path.is_file():
         raise CheckpointError(
             f"backbone.weights: {weights} does not exist; give a .safetensors file or a pretrained tag of "
             f"{architecture.name}"
         )
-    return architecture
+
+
+def shipped_weights(architecture: Architecture, weights: str | None) -> Path | None:
+    """The file of a pretrained tag that ships with calmctl; None for other weights."""
+    ours = architecture.published and SHIPPED_TAGS.get(architecture.name) == weights
+    return _PRETRAINED / f"{architecture.name}.safetensors" if ours and weights else None
 
 
 def read_pixels(values: Any, *, where: str) -> Pixels:
@@ -288,7 +332,15 @@ def is_published(name: str, config: dict[str, Any]) -> bool:
     # By content and not by name alone: a file called ViT-B-32.json may hold anything, and open_clip's tags of that name
     # belong to open_clip's towers.
     own = read_json(path, what="backbone.model", error=CheckpointError)
-    return {key: value for key, value in own.items() if key != "preprocess_cfg"} == config
+    own = {key: value for key, value in own.items() if key != "preprocess_cfg"}
+    # At another resolution it is the same model: its weights fit, once the position embeddings are interpolated.
+    return own == at_size(config, own["vision_cfg"].get("image_size"))
+
+
+def at_size(config: dict[str, Any], image_size: Any) -> dict[str, Any]:
+    """A config of two towers for frames of another height and width; None leaves the size to open_clip."""
+    vision = {key: value for key, value in config["vision_cfg"].items() if key != "image_size"}
+    return {**config, "vision_cfg": vision | ({} if image_size is None else {"image_size": image_size})}
 
 
 def sibling(name: str, activation: str) -> str | None:
@@ -338,7 +390,7 @@ def _hub_tokenizer(config: dict[str, Any]) -> str | None:
     return str(name) if name else None
 
 
-def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool) -> None:
+def _refuse_foreign_parts(name: str, config: dict[str, Any], *, may_fetch: bool) -> None:
     """Refuse a model that would fetch its parts from somewhere, or needs a package that is not there.
 
     A config may name a repository of anybody's for a tower or for the tokenizer, and building it would ask there.
@@ -357,17 +409,18 @@ def _refuse_foreign_parts(name: str, config: dict[str, Any], *, published: bool)
         odd = sorted(set(text.get("tokenizer_kwargs") or {}) - {"clean"})
         if odd:
             raise CheckpointError(f"backbone.model: {name} wants tokenizer_kwargs that are not known here: {odd[0]}")
-    elif not published:
-        raise CheckpointError(
-            f"backbone.model: the text side of {name} is {hub} of a hub, and nothing is fetched for a config; use "
-            "CLIP's tokenizer and text tower, or the name of an open_clip model"
-        )
-    elif find_spec("transformers") is None:
+        return
+    # Paths too: transformers would read, and run, what lies there.
+    if not all(is_repository(part) for part in (hub, str(text.get("hf_model_name") or hub))):
+        raise CheckpointError(f"backbone.model: the text side of {name} is {hub!r}, which is no name on a hub")
+    if not may_fetch:
+        tokenizer_folder(hub, may_fetch=False, what=name)
+    if not has_transformers():
         parts, need = ("tokenizer and text tower", "need") if text.get("hf_model_name") else ("tokenizer", "needs")
         raise CheckpointError(
-            f"backbone.model: {name} has the {parts} of {hub}, which {need} the package transformers "
-            f"(pip install 'transformers>=4.51') and the files of that repository (hf download {hub}) in the local "
-            "cache; or use a model with CLIP's own tokenizer, such as ViT-B-32-quickgelu"
+            f"backbone.model: {name} has the {parts} of {hub}, which {need} the package transformers ({EXTRA}) and "
+            f"the files of that repository, which are fetched then (or: hf download {hub}); or use a model with CLIP's "
+            "own tokenizer, such as ViT-B-32-quickgelu"
         )
 
 

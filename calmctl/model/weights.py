@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-import torch
 from torch import Tensor
 
 from calmctl.errors import CheckpointError
-from calmctl.files import sha256_file
+from calmctl.files import read_json, sha256_file
+from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
+from calmctl.model.convert import in_open_clips_names, looks_like_openai
+from calmctl.model.embedder import BYTES, Bytes, load_embedder
+from calmctl.model.published import OWN, Published, is_embedder, recommended, tokenizer_digest, tokenizer_folder
 from calmctl.model.spec import (
     CLIP_PIXELS,
     HUB_CONFIG,
     HUB_WEIGHTS,
+    SHIPPED_TAGS,
     Architecture,
     BackboneSpec,
     Pixels,
+    at_size,
     check_backbone,
+    is_published,
+    model_names,
     read_architecture,
     read_pixels,
     read_spec,
+    shipped_weights,
     sibling,
 )
 from calmctl.tensors import load_tensors, no_larger_than
@@ -43,50 +48,62 @@ _TRAINED_PARTS = ("head", "adapter", "captioner")
 """What else of a run works at inference, and is no part of a backbone."""
 
 
-def load_backbone(model: str, weights: str | None) -> Backbone:
+def load_backbone(model: str, weights: str | None, *, image_size: int | None = None) -> Backbone:
     """Build the open_clip model `model` and load `weights`.
 
     How its frames are prepared is said by the tag; for a file, by the run of ours that wrote it or by the
     `open_clip_config.json` beside it; else by the model's config file, or by all of the model's tags where they agree.
 
     Args:
-        model: An open_clip model name, one of ours ("demo-clip"), or a path to an open_clip config JSON.
-        weights: A pretrained tag of that model ("openai"), a path to a .safetensors file, or None for
-            random weights (only sensible where training starts from nothing).
+        model: An open_clip model name, one of ours ("demo-clip"), a path to an open_clip config JSON, or a published
+            model: "hf-hub:OWNER/NAME", "local-dir:FOLDER", "sentence-transformers:NAME" (`published.py`).
+        weights: A pretrained tag of that model ("openai"; "drawn-2" of demo-clip, whose file ships), a path to a
+            .safetensors file, "own" for those of a published model, or None for random weights (only sensible where
+            training starts from nothing).
+        image_size: Height and width of the frames where they are not the model's: its position embeddings are
+            interpolated.
 
     Raises:
         CheckpointError: Unknown name or tag, weights that do not fit, the wrong activation for the
             weights, nothing that says how frames are prepared, a download that is not possible; each says what to do.
     """
-    architecture = check_backbone(model, weights)
+    if is_embedder(model):
+        return load_embedder(model, weights)
+    check_backbone(model, weights)
+    architecture = read_architecture(model)
     tags = _tags(architecture)
+    if image_size is not None:
+        architecture = replace(architecture, config=at_size(architecture.config, image_size))
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
         return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
-    tag = _tag(architecture, weights)
+    shipped, tag = shipped_weights(architecture, weights), tag_of(architecture, weights)
     notes: tuple[str, ...] = ()
     origin: dict[str, str | None] = {"weights": Path(weights).name}
-    if tag:
+    if shipped:
+        pixels, file = architecture.pixels or CLIP_PIXELS, shipped
+        origin |= {"tag": weights, "source": "calmctl"}
+        state, _ = load_tensors(file, what="backbone.weights")
+    elif tag:
         pixels, file = read_pixels(tag, where=f"the tag {weights}"), Path()
         # Said by open_clip itself, so known before anything is fetched.
         _check_activation(architecture, weights, "quick_gelu" if tag.get("quick_gelu") else "gelu")
-        repository = _repository(architecture.name, weights, tag)
-        file = _from_hub(architecture.name, weights, repository)
-        revision = file.parent.name if re.fullmatch("[0-9a-f]{40}", file.parent.name) else None
-        origin |= {"tag": weights, "source": repository, "revision": revision}
+        repository, file = fetch_tag(architecture.name, weights, tag)
+        origin |= {"tag": weights, "source": repository, "revision": revision_of(file)}
         state, _ = load_tensors(file, what="backbone.weights", ours=False)
     else:
-        file = Path(weights)
+        place = Published.of(model) if weights == OWN else None
+        file = place.weights() if place else Path(weights)
+        if place:
+            origin |= {"weights": file.name, "source": place.repository, "revision": revision_of(file)}
         if not file.is_file():
-            raise CheckpointError(
-                f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
-                f"(tags: {', '.join(tags) or 'none'})"
-            )
+            raise _no_tag(architecture, weights)
         state, metadata = load_tensors(file, what="backbone.weights", ours=False)
         if isinstance(metadata.get("backbone"), dict):
             pixels = _pixels_of_ours(architecture, file, metadata)
             state, notes = _towers(file, state)
         else:
+            state = in_open_clips_names(state)
             activation = "quick_gelu" if looks_like_openai(state) else None
             _check_activation(architecture, weights, activation)
             pixels = _pixels_of_foreign(architecture, file, tags)
@@ -98,7 +115,7 @@ def load_backbone(model: str, weights: str | None) -> Backbone:
     # The config may be a stranger's, and names layers of any size beside a few bytes of tensors.
     with no_larger_than(state.values(), unfit):
         backbone = build_backbone(spec)
-    backbone.load_weights(state, source=weights)
+    backbone.load_weights(_fitted(state, backbone), source=str(file) if weights == OWN else weights)
     backbone.notes = notes
     return backbone
 
@@ -109,10 +126,27 @@ def load_tokens(model: str) -> Tokens:
     Raises:
         CheckpointError: Unknown name, or a tokenizer that is not at hand.
     """
+    if is_embedder(model):
+        check_backbone(model, OWN)
+        return Tokens(Bytes(), BYTES)
     architecture = read_architecture(model)
     spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
     with _building(spec):
-        return Tokens(_tokenizer(spec), spec.context_length)
+        return Tokens(_tokenizer(spec)[0], spec.context_length)
+
+
+def rebuild(spec: BackboneSpec, model: str) -> Backbone:
+    """The backbone of a checkpoint, from what is recorded of it: `spec`, and the recipe's name of it.
+
+    Two towers have random weights, which the checkpoint replaces. An embedder's are not in the checkpoint: it is
+    loaded, and must be the one that is recorded.
+
+    Raises:
+        CheckpointError: It cannot be built, or is another one.
+    """
+    if not is_embedder(spec.model):
+        return build_backbone(spec)
+    return load_embedder(model if is_embedder(model) else spec.model, recorded=spec)
 
 
 def build_backbone(spec: BackboneSpec) -> Backbone:
@@ -121,25 +155,90 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
 
     with TemporaryDirectory() as folder, _building(spec):
         # The tokenizer first: where its files are missing, that is told in no time.
-        tokenizer = _tokenizer(spec)
+        tokenizer, files = _tokenizer(spec)
+        config = spec.architecture
+        if "timm_model_name" in config["vision_cfg"]:
+            load_timm()
+        if config["text_cfg"].get("hf_model_name"):
+            config = {**config, "text_cfg": {**config["text_cfg"], "hf_model_name": str(_text_tower(spec))}}
         # By this file open_clip builds from the spec alone, whatever it knows under the model's name. Architectures
         # that would fetch their parts from a hub are told not to: weights are ours to load.
-        if "timm_model_name" in spec.architecture["vision_cfg"]:
-            load_timm()
-        Path(folder, HUB_CONFIG).write_text(json.dumps({"model_cfg": spec.architecture}), encoding="utf-8")
+        Path(folder, HUB_CONFIG).write_text(json.dumps({"model_cfg": config}), encoding="utf-8")
         clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, load_weights=False)
-    return Backbone(clip, tokenizer, spec)
+        _resize_trunk(clip, spec)
+    return Backbone(clip, tokenizer, spec.model_copy(update={"tokenizer_sha256": files}))
 
 
-def _tokenizer(spec: BackboneSpec) -> Any:
-    """open_clip's tokenizer of a backbone."""
+def _resize_trunk(clip: Any, spec: BackboneSpec) -> None:
+    """Give a tower of timm's the frames' size: open_clip builds it for that of its name."""
+    trunk = getattr(clip.visual, "trunk", None)
+    known = model_names().get(spec.model)
+    if trunk is None or known is None or not is_published(spec.model, spec.architecture):
+        return
+    native = read_json(known, what="backbone.model", error=CheckpointError)["vision_cfg"].get("image_size")
+    if spec.architecture["vision_cfg"].get("image_size") != native:
+        if not hasattr(trunk, "set_input_size"):
+            raise CheckpointError(
+                f"backbone.image_size: the vision tower of {spec.model} is no transformer whose position embeddings "
+                "could be interpolated; leave it at null"
+            )
+        trunk.set_input_size(img_size=spec.image_size)
+        clip.visual.image_size = spec.image_size
+
+
+def _fitted(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Weights with what their writers did otherwise: position embeddings of another size, and what is not learned."""
+    from calmctl.model.openclip import open_clip
+
+    # A buffer that transformers once saved and has no more.
+    state = {name: value for name, value in state.items() if not name.endswith("embeddings.position_ids")}
+    own = backbone.clip.state_dict()
+    name = "visual.trunk.pos_embed"
+    if name in state and name in own and state[name].shape != own[name].shape:
+        from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
+
+        trunk = backbone.clip.visual.trunk
+        state[name] = resample_abs_pos_embed(
+            state[name], list(trunk.patch_embed.grid_size), num_prefix_tokens=trunk.num_prefix_tokens
+        )
+    # Those of the text stay: a longer context is another model, and its length is refused below.
+    open_clip.model.resize_pos_embed(state, backbone.clip)
+    for scalar in ("logit_scale", "logit_bias"):  # some are written as lists of one number
+        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel():
+            state[scalar] = state[scalar].reshape(own[scalar].shape)
+    return state
+
+
+def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
+    """open_clip's tokenizer of a backbone, and the digest of its files."""
     from calmctl.model.openclip import open_clip
 
     text = spec.architecture["text_cfg"]
     keys = {"context_length": spec.context_length, **(text.get("tokenizer_kwargs") or {})}
     if spec.tokenizer is None:
-        return open_clip.SimpleTokenizer(**keys)
-    return open_clip.tokenizer.HFTokenizer(spec.tokenizer, tokenizer_mode=text.get("tokenizer_mode"), **keys)
+        return open_clip.SimpleTokenizer(**keys), None
+    folder = _files_of(spec, spec.tokenizer)
+    digest = tokenizer_digest(folder)
+    if spec.tokenizer_sha256 not in (None, digest):
+        raise CheckpointError(
+            f"backbone.model: the tokenizer of {spec.tokenizer} in {folder} is not the one that {spec.model} was used "
+            "with (its SHA-256 differs), so sentences would become other tokens; bring back its files"
+        )
+    return open_clip.tokenizer.HFTokenizer(str(folder), tokenizer_mode=text.get("tokenizer_mode"), **keys), digest
+
+
+def _text_tower(spec: BackboneSpec) -> Path:
+    """The folder with the config of a text tower of transformers."""
+    name = spec.architecture["text_cfg"]["hf_model_name"]
+    folder = _files_of(spec, name)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"backbone.model: {name} has no config.json in {folder}; bring it: hf download {name}")
+    return folder
+
+
+def _files_of(spec: BackboneSpec, repository: str) -> Path:
+    # A record of a stranger's model is no reason to ask anybody: what was used with it once is in the cache.
+    return tokenizer_folder(repository, may_fetch=is_published(spec.model, spec.architecture), what=spec.model)
 
 
 @contextmanager
@@ -171,11 +270,18 @@ def build_unrecorded(model: str, weights: str | None) -> Backbone:
 
 
 def _unrecorded_pixels(architecture: Architecture, weights: object) -> Pixels:
-    tag = _tag(architecture, weights) if isinstance(weights, str) else {}
+    tag = tag_of(architecture, weights) if isinstance(weights, str) else {}
     return read_pixels(tag, where=f"the tag {weights}") if tag else CLIP_PIXELS
 
 
-def _tag(architecture: Architecture, weights: str) -> dict[str, Any]:
+def _no_tag(architecture: Architecture, weights: str) -> CheckpointError:
+    return CheckpointError(
+        f"backbone.weights: {weights!r} is neither a file nor a pretrained tag of {architecture.name} "
+        f"(tags: {', '.join([*_tags(architecture), *_own_tags(architecture)]) or 'none'})"
+    )
+
+
+def tag_of(architecture: Architecture, weights: str) -> dict[str, Any]:
     """What open_clip says of a pretrained tag; {} where `weights` is none."""
     from calmctl.model.openclip import open_clip
 
@@ -188,7 +294,13 @@ def _tags(architecture: Architecture) -> dict[str, Pixels]:
     from calmctl.model.openclip import open_clip
 
     names = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.published else []
-    return {name: read_pixels(_tag(architecture, name), where=f"the tag {name}") for name in names}
+    return {name: read_pixels(tag_of(architecture, name), where=f"the tag {name}") for name in names}
+
+
+def _own_tags(architecture: Architecture) -> list[str]:
+    """The tags whose weights ship with calmctl."""
+    tag = SHIPPED_TAGS.get(architecture.name)
+    return [tag] if tag and shipped_weights(architecture, tag) else []
 
 
 def _agreed(tags: dict[str, Pixels]) -> Pixels | None:
@@ -206,7 +318,9 @@ def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, 
     _check_activation(architecture, str(file), spec.activation if spec else recorded.get("activation"))
     if spec is None:
         return _unrecorded_pixels(architecture, recorded.get("weights"))
-    if spec.architecture != architecture.config:  # the number of heads, say, shows in no weight's shape
+    if spec.architecture != at_size(
+        architecture.config, spec.architecture["vision_cfg"].get("image_size")
+    ):  # the number of heads, say, shows in no weight's shape
         raise CheckpointError(
             f"backbone.weights: {file} has the towers of {spec.model}, and backbone.model {architecture.name} is built "
             f"otherwise; name {spec.model}, or the config that it was trained with"
@@ -258,20 +372,6 @@ def _towers(file: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tu
     return towers, (note,) if left else ()
 
 
-def looks_like_openai(state: dict[str, Tensor]) -> bool:
-    """Whether bare weights carry the marks of OpenAI's CLIP release, which was trained with QuickGELU.
-
-    A weights file does not say its activation, and the wrong one gives plausible, wrong features without a
-    warning. OpenAI's weights were released in float16 with the logit scale at its clamp, ln 100: so every
-    projection weight is exactly a float16 number. Our choice; weights trained elsewhere in float32 are not.
-    """
-    scale = state.get("logit_scale")
-    marks = [state[key] for key in ("visual.proj", "text_projection") if key in state]
-    if scale is None or len(marks) < 2 or abs(float(scale.exp()) - 100.0) > 0.01:
-        return False
-    return all(torch.equal(tensor.float(), tensor.half().float()) for tensor in marks)
-
-
 def _check_activation(architecture: Architecture, weights: str, trained_with: object) -> None:
     """Refuse weights whose activation is known and is not the model's: their features would be wrong."""
     if trained_with in (None, architecture.activation):
@@ -284,39 +384,42 @@ def _check_activation(architecture: Architecture, weights: str, trained_with: ob
     )
 
 
-def _repository(name: str, weights: str, tag: dict[str, Any]) -> str:
+def known_tag(architecture: Architecture, weights: str) -> dict[str, Any]:
+    """What open_clip says of a pretrained tag. Raises `CheckpointError` where `weights` is none of the model's."""
+    tag = tag_of(architecture, weights)
+    if not tag:
+        raise _no_tag(architecture, weights)
+    return tag
+
+
+def repository_of(name: str, weights: str, tag: dict[str, Any]) -> str:
+    """The hub's repository of a tag. Raises `CheckpointError` where it is published as a pickle only."""
     repository = str(tag.get("hf_hub", "")).rpartition("/")[0]
     if not repository:
         raise CheckpointError(
             f"backbone.weights: the tag {weights!r} of {name} is published only as a pickle; "
-            "download it, convert it to .safetensors and give its path"
+            "download it, convert it (calmctl weights convert FILE) and give its path"
         )
     return repository
 
 
-def _from_hub(name: str, weights: str, repository: str) -> Path:
-    """The tag's safetensors file: from the local cache, else downloaded."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    # Asked first: the client goes to the network even for a file that it has.
-    cached = try_to_load_from_cache(repository, HUB_WEIGHTS)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        _require_network()
-        return Path(hf_hub_download(repository, HUB_WEIGHTS))
-    except Exception as fault:  # the hub's client raises a different class for every way of being offline
-        raise CheckpointError(
-            f"backbone.weights: {name} '{weights}' is not in the local cache and could not be downloaded "
-            f"({type(fault).__name__}). On a machine with a network: hf download {repository} {HUB_WEIGHTS} "
-            f"{HUB_CONFIG} --local-dir FOLDER; copy both files here, side by side, and set backbone.weights to "
-            "the path of the first"
-        ) from None
+def cached_tag(name: str, weights: str, repository: str) -> Path | None:
+    """The weights of a tag in the local cache, None where they are not; nobody is asked."""
+    known = recommended(name, weights)
+    at_known = cached(repository, HUB_WEIGHTS, revision=known.revision) if known else None
+    return cached(repository, HUB_WEIGHTS) or at_known
 
 
-def _require_network() -> None:
-    """Fail at once where the hub's name does not resolve: its client would retry for most of a minute."""
-    from huggingface_hub.constants import ENDPOINT
+def fetch_tag(name: str, weights: str, tag: dict[str, Any]) -> tuple[str, Path]:
+    """The repository and the weights of a tag: from the local cache, else downloaded at the commit that is known.
 
-    if not getproxies():  # a proxy resolves names itself
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    Raises:
+        CheckpointError: It is published as a pickle only.
+        HubError: It cannot be had, or is another file than is known.
+    """
+    repository, known = repository_of(name, weights, tag), recommended(name, weights)
+    what = f"backbone.weights: {name} '{weights}'"
+    file = cached_tag(name, weights, repository)
+    if file is None and known is not None:
+        file = fetch(repository, HUB_WEIGHTS, revision=known.revision, sha256=known.sha256, what=what)
+    return repository, file or fetch(repository, HUB_WEIGHTS, what=what)

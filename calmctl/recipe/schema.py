@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -23,6 +23,15 @@ FirstStage = Literal["meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl",
 """Kinds of heads that are trained from the backbone."""
 WORD_HEADS = frozenset({"wti", "uatvr"})
 """Kinds of heads that read words beside the sentence's feature, which a feature store does not hold."""
+
+
+PUBLISHED = ("hf-hub:", "local-dir:", "sentence-transformers:", "sentence-transformers-clip:")
+"""What `backbone.model` begins with where it names a published model with its weights (`model/published.py`)."""
+
+
+def is_published(model: str) -> bool:
+    """Whether `backbone.model` names a published model, whose weights are its own."""
+    return model.startswith(PUBLISHED)
 
 
 class Section(BaseModel):
@@ -47,7 +56,7 @@ class CompressedSection(Section):
 class Data(Section):
     """Where clips and captions come from."""
 
-    dataset: str = Field(description="msrvtt, msvd, didemo, lsmdc, demo, demo-shifted, or folder")
+    dataset: str = Field(description="folder, or a data set of calmctl data where")
     protocol: str | None = Field(None, description="the published protocol, e.g. 9k or 7k; null: its default")
     root: str = Field("data", description="folder that holds annotations and videos")
     annotations: str | None = Field(None, description="folder of the annotation files, when not under root")
@@ -65,7 +74,8 @@ class Data(Section):
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
     cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one per core")
+    # They give way to the training (`nice`), so that every core may decode.
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
     compressed: CompressedSection = CompressedSection()
@@ -74,14 +84,32 @@ class Data(Section):
 class BackboneSection(Section):
     """The CLIP model under everything."""
 
-    model: str = Field("ViT-B-32-quickgelu", description="open_clip model name, demo-clip, or a config file")
-    weights: str | None = Field("openai", description="pretrained tag, .safetensors path, or null: from nothing")
+    model: str = Field(
+        "ViT-B-32-quickgelu",
+        description="open_clip model name, demo-clip, a config file, hf-hub:OWNER/NAME, local-dir:FOLDER, or "
+        "sentence-transformers:NAME",
+    )
+    weights: str | None = Field(
+        "openai",
+        description="pretrained tag, .safetensors path, own: what lies beside a published model (its default), or "
+        "null: from nothing",
+    )
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="frames of this height and width: position embeddings are interpolated; null: the model's"
+    )
     freeze: bool = Field(False, description="keep the towers as they are; implied by data.features")
     # Not in the paper, so "none": numbers with it are not CALM's. On frozen towers the loss can change nothing else.
     adapter: Literal["none", "linear"] = Field(
         "none", description="linear: x + Wx on frame and text features, W = 0 at first (our choice)"
     )
     checkpoint_activations: bool = Field(False, description="less memory, more time in the backward pass (18)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_models_have_their_own_weights(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(model := values.get("model"), str) and is_published(model):
+            return {"weights": "own", **values}
+        return values
 
 
 class AnchorsSection(Section):
@@ -99,8 +127,13 @@ class AnchorsSection(Section):
     position_std: PositiveFloat = Field(0.02, description="standard deviation of that start")
     # Eq. 6 gives no number. At 1 the likeliest of K anchors is hardly likelier than the rest and L_rec nearly constant;
     # 100 is what CLIP was trained to.
-    temperature: PositiveFloat | Literal["clip", "learned"] = Field(
-        100.0, description="tau, times the cosines (1); clip: exp(logit_scale), detached; learned: from 100"
+    temperature: PositiveFloat | Literal["clip", "learned", "auto"] = Field(
+        100.0,
+        description="tau, times the cosines (1); clip: exp(logit_scale) of the backbone, whatever loss trained it, "
+        "detached; learned: from 100; auto: so that S_p has the entropy below",
+    )
+    entropy: PositiveFloat = Field(
+        2.0, description="temperature: auto: mean entropy of S_p over training captions at the start, nats (our choice)"
     )
     video_temperature: PositiveFloat | None = Field(None, description="another one for the video side (2)")
     video: Literal["mean", "frames"] = Field(
@@ -224,6 +257,11 @@ class AlignmentSection(Section):
         "video-to-text", description="both: V_p is also reconstructed from S_p, by a VAE of its own (29)"
     )
     kl_weight: NonNegative = Field(0.1, description="alpha of Eq. 16")
+    # Both against posterior collapse, and neither in the paper.
+    kl_warmup: Share = Field(0.0, description="share of all steps over which alpha rises from 0 (31)")
+    free_bits: NonNegative = Field(
+        0.0, description="nats of KL that each latent unit has for free, as a mean over the batch (31)"
+    )
     latent: Wide = Field(256, description="d, the latent dimension")
     layout: Literal["A", "B", "C", "D", "D2"] = Field("A", description="the VAE's layers, docs/science.md")
     activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the VAE's layers (11)")
@@ -264,6 +302,10 @@ class OptimSection(Section):
     # Accumulating gradients is no key: smaller batches have fewer negatives, which is another loss. `chunk` is exact.
     # bf16 is for the towers only: a cosine times 100 needs more than its three digits.
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the towers; CALM is always float32")
+    # Two compilations a run, a minute together: a tenth of a second saved in each of 7,000 steps.
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="transformer blocks of towers that train, by torch.compile; auto: on CUDA"
+    )
     mask_same_clip: bool = Field(False, description="other captions of a clip are not its negatives (24)")
     save_every: PositiveInt = Field(500, description="steps between checkpoints, beside those of epochs")
     log_every: PositiveInt = Field(10, description="steps between lines of diagnostics")
@@ -276,6 +318,9 @@ class Recipe(Section):
     task: Literal["retrieval", "caption"] = Field("retrieval", description="what is trained")
     seed: Seed = Field(24, description="of initialisation, order, dropout and noise")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    init_from: str | None = Field(
+        None, description="a finished run: its towers, adapter and head are where this training starts (train --init)"
+    )
     data: Data
     backbone: BackboneSection = BackboneSection()
     anchors: AnchorsSection = AnchorsSection()
@@ -321,6 +366,14 @@ class Recipe(Section):
             raise ValueError(
                 f"head.from_run: {head.from_run} would not be used; it is for head.kind=diffusionret in "
                 "task=retrieval, and backbone.weights starts from the towers of a run"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> Recipe:
+        if self.init_from is not None and self.head.from_run is not None:
+            raise ValueError(
+                f"init_from: {self.init_from} would not be used; a second stage starts from its first, head.from_run"
             )
         return self
 

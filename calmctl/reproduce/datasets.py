@@ -8,7 +8,9 @@ from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import BadInput, CalmError
+from calmctl.model.spec import SHIPPED_TAGS
 from calmctl.recipe import Recipe
+from calmctl.recipe.schema import is_published
 from calmctl.reproduce.rows import Row, Table
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import StoredSource, open_source
@@ -187,16 +189,18 @@ def _weights(recipe: Recipe) -> Requirement:
     what = f"{model} {weights}"
     if weights is None or Path(weights).is_file():
         return Requirement(what, True, "random" if weights is None else "a file")
-    from huggingface_hub import try_to_load_from_cache
+    if SHIPPED_TAGS.get(model) == weights:
+        return Requirement(what, True, "ships with calmctl")
+    from calmctl.model.spec import read_architecture
+    from calmctl.model.weights import cached_tag, repository_of, tag_of
 
-    from calmctl.model.openclip import open_clip
-
-    repository = str((open_clip.get_pretrained_cfg(model, weights) or {}).get("hf_hub", "")).rpartition("/")[0]
-    if not repository:
+    if is_published(model):
+        return Requirement(what, True, "its own; the first run downloads what is not here", online=True)
+    tag = tag_of(read_architecture(model), weights)
+    if not tag:
         return Requirement(what, False, f"neither a file nor a pretrained tag of {model}")
     # The cache alone is asked: looking reaches no network.
-    cached = isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
-    if cached:
+    if cached_tag(model, weights, repository_of(model, weights, tag)) is not None:
         return Requirement(what, True, "in the local cache")
     # There all the same, because the first run fetches it: missing is what a person has to bring.
     return Requirement(what, True, "not in the local cache: the first run downloads them", online=True)

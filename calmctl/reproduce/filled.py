@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.statistics import PairedDifference, Spread, differences_over_seeds, mean_intervals, spread
 from calmctl.reproduce.outcomes import Outcome
 from calmctl.reproduce.rows import Row, Table
@@ -107,6 +109,10 @@ def legend(filled: Filled) -> Iterator[str]:
             "leak: AUDIT, NOT A RESULT. R@1 of the same weights under T-MASS's released protocol, which pools every "
             "clip with its own caption. Comparable with numbers of that protocol alone."
         )
+    for first, other in combinations(filled.blocks, 2):
+        apart = first.card.differences(other.card)
+        if apart and (first.trained_on, first.tested_on) == (other.trained_on, other.tested_on):
+            yield f"{heading(first)} has two tables, whose numbers share no column: {'; '.join(apart)}."
     yield from filled.table.notes
     yield from dict.fromkeys(f"{line.label.strip()}: {line.note}" for line in lines if line.note)
     yield from dict.fromkeys(f"!! {caveat}" for block in filled.blocks for caveat in block.caveats)
@@ -188,7 +194,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """All systems that were trained on one dataset and tested on one."""
+    """All systems that were trained on one dataset and tested on one, in one way: `card` is that of the first."""
 
     trained_on: str
     tested_on: str
@@ -199,6 +205,7 @@ class Block:
     left_out: int
     lines: tuple[Line, ...]
     caveats: tuple[str, ...]
+    card: Card
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +248,8 @@ class Filled:
             "overrides": list(self.overrides),
             "blocks": [
                 {
-                    **{k: v for k, v in asdict(block).items() if k != "lines"},
+                    **{k: v for k, v in asdict(block).items() if k not in ("lines", "card")},
+                    "card": block.card.to_dict(),
                     "lines": [x.to_json() for x in block.lines],
                 }
                 for block in self.blocks
@@ -283,8 +291,12 @@ def fill(
             for key in rows
             if tested_on in measured[key] and _trained_on(measured[key]) == trained_on
         }
-        if here:
-            blocks.append(_block(table, rows, here, runs, trained_on, tested_on))
+        # And a block for each card among them: numbers that were made in two ways never stand in one column. Their
+        # differences are still taken, clip by clip, and say what they are of.
+        columns = dict.fromkeys(outcomes[0].card.column for outcomes in here.values())
+        for column in columns:
+            keys = [key for key, outcomes in here.items() if outcomes[0].card.column == column]
+            blocks.append(_block(table, rows, here, keys, runs, trained_on, tested_on))
     # What no such table runs, and what this one could not.
     return Filled(table, data, seeds, overrides, tuple(blocks), {**(table.left_out or {}), **left_out})
 
@@ -297,23 +309,29 @@ def _block(
     table: Table,
     rows: Mapping[str, Row],
     here: Mapping[str, Sequence[Outcome]],
+    keys: Sequence[str],
     runs: Mapping[str, Sequence[str]],
     trained_on: str,
     tested_on: str,
 ) -> Block:
-    first = next(iter(here.values()))[0]
-    lines = tuple(_line(table, rows, key, here, runs, tested_on) for key in here)
-    caveats = dict.fromkeys(caveat for outcomes in here.values() for each in outcomes for caveat in each.caveats)
+    first = here[keys[0]][0]
+    lines = tuple(_line(table, rows, key, here, runs, tested_on) for key in keys)
+    caveats = dict.fromkeys(caveat for key in keys for each in here[key] for caveat in each.caveats)
+    for key in keys:
+        for each in here[key][1:]:
+            if apart := here[key][0].card.differences(each.card):
+                caveats[f"{rows[key].label.strip()}: its seeds were not measured alike ({'; '.join(apart)})"] = None
     return Block(
         trained_on,
         tested_on,
         first.protocol,
-        " and ".join(dict.fromkeys(each.scorer for outcomes in here.values() for each in outcomes)),
+        first.scorer,
         first.n_queries,
         len(first.sums.clips),
         first.left_out,
         lines,
         tuple(caveats),
+        first.card,
     )
 
 

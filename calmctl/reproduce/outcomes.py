@@ -14,6 +14,7 @@ import torch
 from calmctl.captions.evaluate import CaptionEvaluation, Captioning, caption_sums
 from calmctl.captions.score import CaptionResult
 from calmctl.errors import BadInput
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.evaluation.retrieval import Evaluation, Retrieval
 from calmctl.evaluation.runs import evaluate_run
@@ -48,6 +49,7 @@ class Outcome:
         leak_r1: R@1 of the same weights under the released T-MASS protocol: an audit of a leak. None for other
             heads, and where a clip has several sentences.
         caveats: What must be said wherever the numbers are shown.
+        card: How they were made.
     """
 
     dataset: str
@@ -61,6 +63,7 @@ class Outcome:
     published: bool
     leak_r1: float | None
     caveats: tuple[str, ...]
+    card: Card
 
 
 def outcomes_of(
@@ -147,6 +150,7 @@ def _outcome(result: RetrievalResult | CaptionResult, **measured: Any) -> Outcom
         left_out=result.left_out,
         published=labels.published and not result.left_out,
         caveats=result.caveats,
+        card=result.card,
         **measured,
     )
 
@@ -163,7 +167,8 @@ def _contents(test: SourceSpec, recipe: Recipe) -> str:
 def _plain(outcome: Outcome) -> dict[str, Any]:
     sums = outcome.sums
     return {
-        **{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__ if name != "sums"},
+        **{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__ if name not in ("sums", "card")},
+        "card": outcome.card.to_dict(),
         # A mean alone could not be compared: differences are paired over clips.
         "by_clip": {
             "clips": sums.clips,
@@ -197,4 +202,5 @@ def _read(path: Path, digest: str, contents: str) -> Outcome | None:
         np.array(by_clip["sums"], dtype=np.float64),
         np.array(by_clip["queries"], dtype=np.float64),
     )
-    return Outcome(**{**values, "caveats": tuple(values["caveats"]), "sums": sums})
+    card = Card.from_dict(values["card"], str(path))
+    return Outcome(**{**values, "caveats": tuple(values["caveats"]), "sums": sums, "card": card})

@@ -1,9 +1,9 @@
 """The drawn demo world in the place of the paper's data: what `--data demo` runs (docs/results.md).
 
-What it is: a small CLIP, trained for one epoch on the demo world and then frozen; its features of every clip and
-sentence, extracted once; and the tables' systems trained on those, where a head, a linear adapter behind each
-tower and CALM's modules are all that learns. What it is not: the fine-tuning of ViT-B/32 that the paper's tables
-are about. A difference seen here is about these 1,500 drawn clips, and no estimate of one on MSR-VTT.
+What it is: the small CLIP that ships with calmctl, frozen; its features of every clip and sentence, extracted once;
+and the tables' systems trained on those, where a head, a linear adapter behind each tower and CALM's modules are all
+that learns. What it is not: the fine-tuning of ViT-B/32 that the paper's tables are about. A difference seen here is
+about these 1,500 drawn clips, and no estimate of one on MSR-VTT. `effect` fine-tunes the whole CLIP on this world.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.data.demo import generate_demo
 from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput
-from calmctl.files import sha256_file
-from calmctl.model.weights import load_backbone
+from calmctl.model.backbone import Backbone
+from calmctl.model.build import recipe_backbone
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
 from calmctl.recipe.schema import WORD_HEADS
 from calmctl.reproduce.datasets import TableData
 from calmctl.reproduce.rows import CHOICES, NO_CAPTIONER, Row, Table, anchor_rows, choice_rows, head_rows, loss_rows
-from calmctl.reproduce.work import Ledger
-from calmctl.runs.run import Run
 from calmctl.source.base import SourceSpec
 from calmctl.store.extract import extract
 from calmctl.store.format import INDEX
 from calmctl.store.store import FeatureStore
-from calmctl.training.train import train
 from calmctl.words import Progress, Watcher
 
 TESTS = ("demo", "demo-shifted")
@@ -38,8 +35,8 @@ NAME = "demo"
 # In the place of Table 6's charades+coco@1: the drawn world's own labels with COCO's.
 _MERGED = "shapes+coco@1.yaml"
 _NOTE = (
-    "Demo stand-in: frozen features of a small CLIP trained for one epoch on the drawn world; a head, linear adapters "
-    "and CALM's modules learn. Seeds vary those, not the CLIP. No estimate of any number on real data."
+    "Demo stand-in: frozen features of the small CLIP that ships; a head, linear adapters and CALM's modules learn. "
+    "Seeds vary those, not the CLIP. No estimate of any number on real data."
 )
 _FROM_VIDEOS = ("data.features=null", "backbone.freeze=true", "data.cache=memory", "data.augment=none")
 """For a head that reads words: a feature store keeps whole sentences, so the frozen CLIP encodes the videos again."""
@@ -58,13 +55,12 @@ def stand_in_table(name: str, runs: Path) -> Table:
 
 
 def find_stand_in(root: Path, runs: Path) -> TableData | None:
-    """The demo world, if it is drawn, its CLIP trained and its features extracted."""
+    """The demo world, if it is drawn and its features are extracted."""
     if not (root / "demo.json").is_file():
         return None
-    run = Ledger(runs).finished(_backbone(root))
     # All of it or nothing: `make_stand_in` goes on with what is half there.
-    world = None if run is None else _world(root, runs, run)
-    there = world and all(test.features and _extracted(test.features) for test in world.tests.values())
+    world = _world(root, runs, recipe_backbone(_recipe()))
+    there = all(test.features and _extracted(test.features) for test in world.tests.values())
     return world if there and (runs / _MERGED).is_file() else None
 
 
@@ -79,20 +75,17 @@ def planned_stand_in(root: Path, runs: Path) -> TableData:
 
 
 def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> TableData:
-    """Draw the world, train its CLIP and extract its features, as far as they are not there yet.
+    """Draw the world and extract the features of its clips, as far as they are not there yet.
 
     Raises:
-        CalmError: As drawing, training and extracting do.
+        CalmError: As drawing and extracting do.
     """
-    watcher.stage("the demo world: drawing, a small CLIP, its features")
+    watcher.stage("the demo world: drawing, and features of the small CLIP that ships")
     generate_demo(root, progress=watcher.reading)
     save_vocabulary(merge([resolve_vocabulary("shapes@1"), resolve_vocabulary("coco@1")]).vocabulary, runs / _MERGED)
-    recipe, ledger = _backbone(root), Ledger(runs)
-    run = ledger.finished(recipe)
-    if run is None:
-        run = train(recipe, runs, resume=ledger.unfinished(recipe), watcher=watcher).run
-    world = _world(root, runs, run)
-    backbone = load_backbone(recipe.backbone.model, str(run.weights("slim")))
+    recipe = _recipe()
+    backbone = recipe_backbone(recipe)
+    world = _world(root, runs, backbone)
     # What is extracted already is kept, so an interrupted call can be repeated.
     for dataset, test in world.tests.items():
         assert test.features is not None
@@ -110,15 +103,14 @@ def _named(dataset: str, watcher: Watcher) -> Progress:
     return lambda what, *numbers: watcher.reading(f"{dataset} {what}", *numbers)
 
 
-def _backbone(root: Path) -> Recipe:
-    """One epoch leaves heads and adapters something to learn: after three, they changed nothing on validation."""
-    return load_recipe(resolve_recipe("demo-backbone"), [f"data.root={root}", "optim.epochs=1"])
+def _recipe() -> Recipe:
+    return load_recipe(resolve_recipe(RECIPE), [])
 
 
-def _world(root: Path, runs: Path, backbone: Run) -> TableData:
-    weights = backbone.weights("slim")
-    features = runs / f"features-{sha256_file(weights)[:12]}"  # other weights, other features, other recipes
-    own = (f"data.root={root}", f"data.features={features / 'demo'}", f"backbone.weights={weights}")
+def _world(root: Path, runs: Path, backbone: Backbone) -> TableData:
+    # Other weights, other features: a later calmctl may ship another CLIP.
+    features = runs / f"features-{str(backbone.spec.weights_sha256)[:12]}"
+    own = (f"data.root={root}", f"data.features={features / 'demo'}")
     return TableData(NAME, {name: SourceSpec(name, root, features=features / name) for name in TESTS}, {"demo": own})
 
 

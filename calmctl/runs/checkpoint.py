@@ -17,8 +17,9 @@ from calmctl.model.backbone import Backbone, fingerprint
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import AlignedModel, CalmModel
 from calmctl.model.captioner import CaptionModel
+from calmctl.model.published import is_embedder
 from calmctl.model.spec import BackboneSpec, read_spec
-from calmctl.model.weights import build_backbone, build_unrecorded
+from calmctl.model.weights import build_unrecorded, rebuild
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import require_together
 from calmctl.runs.run import Run
@@ -29,7 +30,7 @@ from calmctl.tensors import load_tensors, no_larger_than, save_tensors
 
 # Tensors and JSON, no pickle: nothing executable is loaded, from one's own disk either.
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
-TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature")
+TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature", "auto_temperature")
 """Weights of the alignment loss, which inference does not need."""
 
 LEFT_OUT = (*TRAINING_ONLY, "head.probability.")
@@ -256,17 +257,25 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
         f"{path} does not fit the recipe and the backbone that are told of it: such a model is far larger than its own "
         "tensors; take another copy"
     )
+    # An embedder's weights are not in the file, and so not of its size.
+    outside = rebuild(spec, recipe.backbone.model) if spec and is_embedder(spec.model) else None
     with no_larger_than(state.values(), unfit):
-        model = _model(recipe, vocabulary, spec, state.get("captioner.token_ids"), path)
+        model = _model(recipe, vocabulary, spec, state.get("captioner.token_ids"), path, outside)
     load_weights(model, state, source=str(path))
     return model.eval().to(device)
 
 
 def _model(
-    recipe: Recipe, vocabulary: Vocabulary, spec: BackboneSpec | None, tokens: Tensor | None, path: Path
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    spec: BackboneSpec | None,
+    tokens: Tensor | None,
+    path: Path,
+    backbone: Backbone | None,
 ) -> CalmModel | CaptionModel:
     keys = recipe.backbone
-    backbone = build_backbone(spec) if spec else build_unrecorded(keys.model, keys.weights)
+    if backbone is None:
+        backbone = rebuild(spec, keys.model) if spec else build_unrecorded(keys.model, keys.weights)
     if recipe.task != "caption":
         return build_model(recipe, vocabulary, backbone)
     if tokens is None:

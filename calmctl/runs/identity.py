@@ -28,7 +28,7 @@ from calmctl.tensors import read_metadata
 from calmctl.words import counted
 
 _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
-    "": ("name", "device"),
+    "": ("name", "device", "init_from"),
     "data": ("root", "annotations", "videos", "features", "workers", "timeout_s"),
     "anchors": ("vocabulary",),
     "backbone": ("weights",),
@@ -36,6 +36,8 @@ _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "optim": ("log_every", "save_every"),
 }
 """Keys that say where, how often and under which name: what lies there has a digest of its own."""
+_STARTS = ("anchors.vocabulary", "backbone.weights", "head.from_run", "init_from")
+"""Those among them that name what a training started from."""
 _HOLDS_TEST_CLIPS_OF = {"msrvtt 9k": "msrvtt full"}
 """Training lists that hold clips of another protocol's test split: 1,990 of 2,990 here (docs/data.md)."""
 
@@ -94,7 +96,18 @@ def recipe_digest(values: Mapping[str, Any]) -> str:
     # A place is no identity, but whether videos or features are read, and which published weights, is one.
     features, weights = (values.get("data") or {}).get("features"), (values.get("backbone") or {}).get("weights")
     start = "a file" if is_weights_file(weights) else weights
-    return sha256_bytes(json.dumps([kept, other, bool(features), start], sort_keys=True).encode())
+    # Runs from before there was this key have the digest of then.
+    begun = ["a run"] if values.get("init_from") else []
+    return sha256_bytes(json.dumps([kept, other, bool(features), start, *begun], sort_keys=True).encode())
+
+
+def is_no_result(key: str) -> bool:
+    """Whether a recipe's key, such as "data.root", says where, how often or under which name.
+
+    What a training started from is named by such keys, too, and is part of what its result is.
+    """
+    section, _, name = key.rpartition(".")
+    return name in _NOT_THE_RESULT.get(section, ()) and key not in _STARTS
 
 
 def is_weights_file(weights: str | None) -> bool:
@@ -103,14 +116,17 @@ def is_weights_file(weights: str | None) -> bool:
 
 
 def started_from(recipe: Recipe) -> str | None:
-    """The weights that a training starts from: those of its first stage where it has one, else `backbone.weights`.
+    """The weights that a training starts from: those of the run that it names, else `backbone.weights`.
 
     Raises:
-        RunNotFound: There is no run at `head.from_run`.
+        RunNotFound: There is no run at `head.from_run` or `init_from`.
     """
-    if recipe.head.from_run is None:
+    start = recipe.head.from_run or recipe.init_from
+    if start is None:
         return recipe.backbone.weights
-    return str(find_run(recipe.head.from_run, RUNS).weights("slim"))
+    run = find_run(start, RUNS)
+    slim = run.weights("slim")
+    return str(slim if slim.is_file() else run.trained_weights("best"))
 
 
 def identify(recipe: Recipe, vocabulary: Vocabulary, start: str, splits: Mapping[str, SplitRecord]) -> RunIdentity:

@@ -31,16 +31,19 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
-from calmctl.data.demo_world import drawn
+from calmctl.data.locate import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
+from calmctl.recipe.schema import PUBLISHED
 from calmctl.words import counted
 
 WEIGHTS = {"best": "best on validation", "last": "last epoch", "slim": "best on validation, slim export"}
 """The weights files of a run, and what to call what they evaluate to."""
 IDENTITY = "identity"
 """Where run.json and the metadata of weights have what the training was made of (`runs/identity.py`)."""
+HUB = "hf://"
+"""What the name of a run begins with that is taken from a hub: hf://OWNER/NAME, or hf://OWNER/NAME@REVISION."""
 RUNS = Path("runs")
 """Where a recipe's `head.from_run` is looked for that is no path."""
 PINNED = "default"
@@ -89,10 +92,10 @@ class TrainedOn:
 
 
 class Run:
-    """One run folder; its attributes are the paths in it."""
+    """One run folder; its attributes are its name for people, and the paths in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.name = folder, folder.name
         self.recipe_file = folder / "recipe.json"
         self.vocabulary = folder / "vocabulary.yaml"
         self.about = folder / "run.json"
@@ -126,6 +129,11 @@ class Run:
         except RecipeError as fault:
             raise RecipeError(f"{fault}{self._version_hint()}") from None
         return _with_places(recipe, self._resolve_place)
+
+    def recipe_values(self) -> dict[str, Any]:
+        """The recipe as it stands, unchecked: a list of runs shows those of other versions too."""
+        values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
+        return values if isinstance(values, dict) else {}
 
     def _resolve_place(self, place: str) -> str:
         """A place that a recipe names, from here; else from the folder above the run that has it (`places_below`)."""
@@ -163,9 +171,9 @@ class Run:
     @property
     def task(self) -> str:
         """What was trained, "retrieval" or "caption", read without checking the rest of the recipe."""
-        values = read_json(self.recipe_file, what=f"run {self.folder}", error=RunNotFound)
         # An old run whose recipe this version cannot read must not hide the runs beside it.
-        return str(values.get("task", "retrieval")) if isinstance(values, dict) else ""
+        values = self.recipe_values()
+        return str(values.get("task", "retrieval")) if values else ""
 
     def recipe_to_resume(self) -> Recipe:
         """The recipe of an unfinished run. Raises `RunFailed` where the run is finished already."""
@@ -228,6 +236,7 @@ class ExportedRun(Run):
     def __init__(self, file: Path, metadata: dict[str, Any]) -> None:
         super().__init__(file)
         self._metadata = metadata
+        self.name = str(metadata["recipe"].get("name", file.name))
 
     def weights(self, which: str) -> Path:
         """The file; raises `CheckpointError` for others than the best weights."""
@@ -242,6 +251,11 @@ class ExportedRun(Run):
     def recipe(self) -> Recipe:
         """The recipe without the places of a machine."""
         return recipe_from_dict(self._metadata["recipe"], where=str(self.folder))
+
+    def recipe_values(self) -> dict[str, Any]:
+        """The same, unchecked."""
+        values: dict[str, Any] = self._metadata["recipe"]
+        return values
 
     @property
     def task(self) -> str:
@@ -281,6 +295,14 @@ def _trained_on(dataset: str, record: Mapping[str, Any]) -> TrainedOn:
     return TrainedOn(dataset, None, 0, shapes)
 
 
+def _without_folder(model: str) -> str:
+    """The name of a backbone without a folder of this machine; OWNER/NAME of a hub stays."""
+    kind = next((kind for kind in PUBLISHED if model.startswith(kind)), "")
+    name = model.removeprefix(kind)
+    on_hub = kind and kind != "local-dir:" and not Path(name).is_dir()
+    return f"{kind}{name if on_hub else Path(name).name}"
+
+
 def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a slim file needs beside its weights to be a run by itself: no path of the machine that trained it."""
     data, backbone = recipe.data, recipe.backbone
@@ -289,18 +311,22 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
     # Names without folders: a path would tell whose machine it was, and leads nowhere on another.
     weights = None if backbone.weights is None else Path(backbone.weights).name
     # Towers may be frozen because features were trained on. An export names no store, so it must say it itself.
-    names = {"model": Path(backbone.model).name, "weights": weights, "freeze": recipe.frozen}
+    names = {"model": _without_folder(backbone.model), "weights": weights, "freeze": recipe.frozen}
     portable = recipe.model_copy(
         update={
             "data": data.model_copy(update=places),
             "backbone": backbone.model_copy(update=names),
             "anchors": recipe.anchors.model_copy(update={"vocabulary": Path(recipe.anchors.vocabulary).name}),
-            "head": recipe.head.model_copy(
-                update={"from_run": None if recipe.head.from_run is None else Path(recipe.head.from_run).name}
-            ),
+            "head": recipe.head.model_copy(update={"from_run": _run_name(recipe.head.from_run)}),
+            "init_from": _run_name(recipe.init_from),
         }
     )
     return {"recipe": portable.model_dump(mode="json"), "vocabulary": format_vocabulary(vocabulary)}
+
+
+def _run_name(run: str | None) -> str | None:
+    """The name of a run; where on a hub it is, is no place of a machine."""
+    return run if run is None or run.startswith(HUB) else Path(run).name
 
 
 def _exported(file: Path) -> Run:
@@ -316,6 +342,26 @@ def _exported(file: Path) -> Run:
         f"{file} is no run by itself: it holds no recipe; give the run's folder, its slim.safetensors, or, for weights "
         "of others, --backbone and --backbone-weights"
     )
+
+
+def _published(reference: str) -> Run:
+    """The run at hf://OWNER/NAME[@REVISION], from the hub's cache or downloaded (`calmctl.hub`)."""
+    from calmctl.hub import fetch, is_offline, list_files  # and the hub's client, which folders do not need
+
+    repository, _, wanted = reference.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or reference.endswith("@"):
+        raise BadInput(f"{reference} is no run of a hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION")
+    what, revision, file = f"run {reference}", wanted or "main", "slim.safetensors"
+    # A commit is what it is. A branch moves on: the hub is asked where it stands, or a run that was published anew
+    # would be the old one for ever on this machine.
+    if not is_offline() and not re.fullmatch("[0-9a-f]{40}", revision):
+        listing = list_files(repository, revision=revision, what=what)
+        if file not in listing.names:
+            raise RunNotFound(f"{what}: there is no {file} in it, so it is no run that calmctl push has put there")
+        revision = listing.revision
+    run = _exported(fetch(repository, file, revision=revision, what=what))
+    run.name = reference
+    return run
 
 
 def places_below(recipe: Recipe, runs: Path) -> Recipe:
@@ -337,12 +383,14 @@ def places_below(recipe: Recipe, runs: Path) -> Recipe:
 
 def _with_places(recipe: Recipe, rename: Callable[[str], str]) -> Recipe:
     """A recipe in which the places of data, weights and anchors have other names; none of them is an identity."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for section, keys in _PLACES.items():
         values = getattr(recipe, section)
         named = {key: getattr(values, key) for key in keys}
         update = {key: rename(place) for key, place in named.items() if place is not None}
         changed[section] = values.model_copy(update=update)
+    if recipe.init_from is not None and not recipe.init_from.startswith(HUB):
+        changed["init_from"] = rename(recipe.init_from)
     return recipe.model_copy(update=changed)
 
 
@@ -372,7 +420,7 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
     """The run meant by a path or by a folder's name under `root`; for None the pinned one, else the newest trained one.
 
     Args:
-        name: Path of a run's folder or of a slim.safetensors, folder's name, or None.
+        name: Path of a run's folder or of a slim.safetensors, folder's name, hf://OWNER/NAME[@REVISION], or None.
         root: Folder of runs.
         task: Where no run is named, "retrieval" or "caption" looks among the runs of that task only.
         drawn: Where none is named or pinned, only runs trained on the demo's drawn shapes, or only others: what a
@@ -381,6 +429,8 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
     Raises `RunNotFound` saying how to make one.
     """
     recipe = "recipes/demo-caption.yaml" if task == "caption" else "recipes/demo.yaml"
+    if name is not None and name.startswith(HUB):
+        return _published(name)
     if name is not None:
         # A path first: what a shell has completed is what was meant.
         for folder in (Path(name), root / name):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.model.calm import AlignedModel, Batch, Losses
@@ -37,8 +38,50 @@ _NAMED_CLIPS = 8
 # One step of the optimiser, and the line that the log has of it.
 
 
+class _Numbers:
+    """Scalars on their way from the device: `read` waits for them, and for nothing that was queued behind them.
+
+    `item` would wait for all that the device has to do, and leave it idle until the host has queued something again.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        """Send `values` on their way."""
+        self._names = list(values)
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        self._on_host = stacked.to("cpu", non_blocking=stacked.is_cuda)
+        self._arrived = torch.cuda.Event() if stacked.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> dict[str, float]:
+        """The scalars by name."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return dict(zip(self._names, self._on_host.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A step that was taken and not yet looked at.
+
+    Attributes:
+        step: Its number, counted from 1.
+        clips: The clips of this process's rows.
+        checked: Its loss and the norm of its gradient.
+        parts: The loss's summands and relatives, on the device.
+        logged: What its line in the log says; None: it has none.
+    """
+
+    step: int
+    clips: Tensor
+    checked: _Numbers
+    parts: dict[str, Tensor]
+    logged: _Numbers | None
+    rates: dict[str, float]
+
+
 class Stepper:
-    """Takes the steps of a training.
+    """Takes the steps of a training, and looks at each when a GPU has the next one to do: it never waits for its host.
 
     Attributes:
         watch: Looks at every logged line for signs of a collapse.
@@ -55,25 +98,19 @@ class Stepper:
         """Step `training.model` by the losses of `forward`, of `total_steps` in all."""
         self._training, self._optimizer, self._forward = training, optimizer, forward
         self._total_steps = total_steps
+        self._taken: _Taken | None = None
         self.watch = watch
 
     def __call__(self, batch: Batch, step: int) -> None:
-        """Take step `step`, counted from 0.
-
-        Raises:
-            RunFailed: The loss or the gradient is not finite; the model has not changed.
-        """
+        """Take step `step`, counted from 0, then `settle` the one before it."""
         training, optimizer, total_steps = self._training, self._optimizer, self._total_steps
         recipe, model = training.recipe, training.model
         set_learning_rate(optimizer, schedule_factor(step, total_steps, recipe.optim.warmup))
         model.alignment_factor = alignment_share(step, total_steps, recipe.alignment.warmup)
+        model.kl_factor = alignment_share(step, total_steps, recipe.alignment.kl_warmup)
         batch = batch.to(training.device)
         with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=recipe.optim.precision == "bf16"):
             losses = self._forward(batch)
-        value = losses.total.item()
-        # Before anything moves: a number that is not finite would stay in Adam's moments for good.
-        if not math.isfinite(value):
-            raise self._not_finite("loss", batch, losses, step)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         logs = step % recipe.optim.log_every == 0 and training.world.rank == 0
@@ -81,37 +118,63 @@ class Stepper:
         norms = gradient_norms(model) if logs else {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.clip_norm)
-        if not math.isfinite(norm.item()):
-            raise self._not_finite("gradient", batch, losses, step)
         optimizer.step()
         clamp_logit_scale(model)
-        if logs:
-            self._log(losses, step + 1, norms)
-        training.watcher.step(step + 1, total_steps, value)
+        former, parts = self._taken, {name: part.detach() for name, part in losses.parts.items()}
+        scale = model.backbone.logit_scale.exp()
+        self._taken = _Taken(
+            step + 1,
+            training.world.own(batch.clips),
+            _Numbers({"loss": losses.total, "gradient": norm}),
+            parts,
+            _Numbers(parts | losses.diagnostics | norms | {"logit_scale": scale}) if logs else None,
+            {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups},
+        )
+        self._look_at(former)
+        if training.device.type != "cuda":  # which has nothing left to do by now
+            self.settle()
 
-    def _not_finite(self, what: str, batch: Batch, losses: Losses, step: int) -> RunFailed | SystemExit:
+    def settle(self) -> None:
+        """Look at the last step: before a checkpoint, which must not hold weights that it made worthless.
+
+        Raises:
+            RunFailed: The loss or the gradient of a step is not finite. A number that is not would stay in Adam's
+                moments for good: the model in memory is of no use any more.
+        """
+        former, self._taken = self._taken, None
+        self._look_at(former)
+
+    def _look_at(self, taken: _Taken | None) -> None:
+        if taken is None:
+            return
+        numbers = taken.checked.read()
+        for what, value in numbers.items():
+            if not math.isfinite(value):
+                raise self._not_finite(what, taken)
+        if taken.logged is not None:
+            self._log(taken.step, taken.logged.read() | taken.rates)
+        self._training.watcher.step(taken.step, self._total_steps, numbers["loss"])
+
+    def _not_finite(self, what: str, taken: _Taken) -> RunFailed | SystemExit:
         training, run = self._training, self._training.run
-        numbers = sorted(set(training.world.gather(batch.clips).tolist()))
-        clips = [training.source.ids[number] for number in numbers]
-        parts = {name: part.item() for name, part in losses.parts.items()}
+        # Every process comes here at the same step: the loss is the whole batch's, and so is the gradient.
+        numbers = {number for part in training.world.gather_objects(taken.clips.tolist()) for number in part}
+        clips = [training.source.ids[number] for number in sorted(numbers)]
+        parts = {name: part.item() for name, part in taken.parts.items()}
         if training.world.rank == 0:
-            run.append_log({"step": step + 1, "not_finite": what, **parts, "clips": clips})
+            run.append_log({"step": taken.step, "not_finite": what, **parts, "clips": clips})
         named = ", ".join(clips[:_NAMED_CLIPS])
         if len(clips) > _NAMED_CLIPS:
             named += f" and {len(clips) - _NAMED_CLIPS} more, all of them in {run.log.name}"
         kept = f"the last good checkpoint is {run.state}" if run.state.exists() else "there is no checkpoint yet"
         error = RunFailed(
-            f"the {what} of step {step + 1} is not finite ({', '.join(f'{k} {v:g}' for k, v in parts.items())}; "
+            f"the {what} of step {taken.step} is not finite ({', '.join(f'{k} {v:g}' for k, v in parts.items())}; "
             f"clips {named}); lower optim.lr_* or look at these clips; {kept}"
         )
         return training.world.rank_zero_error(error)
 
-    def _log(self, losses: Losses, step: int, norms: dict[str, float]) -> None:
+    def _log(self, step: int, numbers: dict[str, float]) -> None:
         training = self._training
-        numbers = {name: value.item() for name, value in (losses.parts | losses.diagnostics).items()}
-        numbers |= norms
-        numbers |= {f"lr_{group['name']}": group["lr"] for group in self._optimizer.param_groups}
-        numbers["logit_scale"] = training.model.backbone.logit_scale.exp().item()
         training.tracker.log(training.run.append_log({"step": step, **numbers}))
         for warning in self.watch.update(numbers):
             training.run.append_log({"step": step, "warning": warning})
@@ -149,16 +212,18 @@ def run_training(training: Training, *, resume: bool) -> Position:
             )
             raise world.rank_zero_error(error)
         with _interruptions() as interrupted:
-            for batch in training.source.epoch(position.epoch, skip):
+            for batch in on_device(training.source.epoch(position.epoch, skip), training.device):
                 if world.begin(0 if batch is None else len(batch.clips)):
                     step(training.source.blank() if batch is None else batch, position.step)
                 position.step += 1
                 # Asked after every step: all must stop at the same one, or the others wait for a process that has gone.
                 stops = world.any(bool(interrupted))
                 if stops or position.step % keys.save_every == 0:
+                    step.settle()
                     _save(training, optimizer, position)
                 if stops:
                     raise _interrupted(training, position)
+            step.settle()
             if position.step % keys.save_every:  # the validation may take long: what ends it must not cost a step
                 _save(training, optimizer, position)
         if world.any(bool(interrupted)):
@@ -166,6 +231,27 @@ def run_training(training: Training, *, resume: bool) -> Position:
         _finish_epoch(training, position)
         _save(training, optimizer, position)
     return position
+
+
+def on_device(batches: Iterable[Batch | None], device: torch.device) -> Iterator[Batch | None]:
+    """The batches, copied to a GPU while it computes the step before.
+
+    The host has queued that step and is free again: it fetches the next batch, into memory that the GPU reads by
+    itself, and the copy runs beside the step on a stream of its own.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    computing = torch.cuda.current_stream(device)
+    for batch in batches:
+        if batch is not None:
+            pinned = batch.pinned()
+            with torch.cuda.stream(copying):
+                batch = pinned.to(device)
+            computing.wait_stream(copying)
+            batch.used_by(computing)
+        yield batch
 
 
 def _save(training: Training, optimizer: torch.optim.Optimizer, position: Position) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from calmctl.model.calm import AlignedModel
 from calmctl.recipe.schema import OptimSection
 from calmctl.runs.checkpoint import TRAINING_ONLY
 
 GROUPS = ("backbone", "head", "alignment")
-LN_100 = math.log(100.0)
 
 
 def group_of(name: str) -> str:
@@ -62,7 +61,7 @@ def schedule_factor(step: int, total: int, warmup: float) -> float:
 
 
 def alignment_share(step: int, total: int, warmup: float) -> float:
-    """Share of `alignment.weight` at `step` of `total`: a linear rise from 0 over `warmup` of all steps, then 1."""
+    """Share of `alignment.weight`, or alpha, at `step` of `total`: a linear rise from 0 over `warmup` of all steps."""
     return min(1.0, step / max(1, round(warmup * total))) if warmup else 1.0
 
 
@@ -72,16 +71,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def gradient_norms(model: AlignedModel) -> dict[str, float]:
-    """L2 norm of the gradients per learning-rate group."""
-    squares = dict.fromkeys(GROUPS, 0.0)
+def gradient_norms(model: AlignedModel) -> dict[str, Tensor]:
+    """L2 norm of the gradients per learning-rate group, on their device."""
+    squares: dict[str, list[Tensor]] = {group: [model.backbone.logit_scale.new_zeros(())] for group in GROUPS}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            squares[group_of(name)] += float(parameter.grad.float().square().sum())
-    return {f"grad_{group}": math.sqrt(square) for group, square in squares.items()}
+            squares[group_of(name)].append(parameter.grad.float().square().sum())
+    return {f"grad_{group}": torch.stack(values).sum().sqrt() for group, values in squares.items()}
 
 
 @torch.no_grad()
 def clamp_logit_scale(model: AlignedModel) -> None:
-    """CLIP's logit scale never exceeds ln 100 (docs/science.md, The heads)."""
-    model.backbone.logit_scale.clamp_(max=LN_100)
+    """CLIP's logit scale never exceeds ln 100, or where a sigmoid loss left it (docs/science.md, The heads)."""
+    model.backbone.logit_scale.clamp_(max=model.backbone.most_scale)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_voc
 from calmctl.model.captioners.semsynan import SemSynModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
-from calmctl.runs.checkpoint import load_run
+from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run
 from calmctl.runs.identity import RunIdentity, dataset_name, identify, require_unseen, started_from, weights_lineage
 from calmctl.runs.run import RUNS, find_run
 from calmctl.source.base import Batches, Source
@@ -56,6 +58,12 @@ class Prepared:
         own = dataset_name(self.source.name, self.source.protocol)
         return tuple(dict.fromkeys((*weights_lineage(started_from(self.recipe)), own)))
 
+    @property
+    def tau(self) -> float | None:
+        """The tau that `anchors.temperature: auto` came to; None where the recipe says another."""
+        fitted = self.model.auto_temperature
+        return None if fitted is None else float(fitted)
+
     def describe(self) -> dict[str, Any]:
         """What a run records of its data and anchors."""
         return {
@@ -72,6 +80,7 @@ class Prepared:
                 "anchors": len(self.vocabulary),
                 "digest": self.vocabulary.digest,
             },
+            **({} if self.tau is None else {"temperature": {"tau": self.tau, "entropy": self.recipe.anchors.entropy}}),
             "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
             **({"concepts": list(self.model.concept_words)} if isinstance(self.model, SemSynModel) else {}),
@@ -111,20 +120,49 @@ def prepare(recipe: Recipe) -> Prepared:
     for name in ("train", "val"):
         if why := source.absent.get(name):  # before the model is built
             raise DatasetError(why)
-    first = _first_stage(recipe)
+    first, initial = _first_stage(recipe), _initial(recipe)
     weights = started_from(recipe)  # which may be known to have seen most clips of the test split
-    what = f"backbone.weights: {weights}" if first is None else f"head.from_run: {recipe.head.from_run}"
+    what = f"backbone.weights: {weights}"
+    if first is not None or initial is not None:
+        what = f"head.from_run: {recipe.head.from_run}" if first is not None else f"init_from: {recipe.init_from}"
     require_unseen(weights_lineage(weights), recipe.data.dataset, source.protocol, what=what)
     # Between data and model: the start of the weights must not hang on what reading the data has drawn.
     torch.manual_seed(recipe.seed)
-    model = _build(recipe, vocabulary, source) if first is None else _build_on(first, recipe, vocabulary)
+    model = _build_on(first, recipe, vocabulary) if first is not None else _build(recipe, vocabulary, source, initial)
     # Before the splits are counted: half a store would be told as a split without captions.
     source.require_fit(model, recipe.data.frames)
     _require_splits(recipe, source)
-    return Prepared(recipe, vocabulary, model.to(device), device, source)
+    model.to(device).choose_temperature(source.split("train").captions)
+    _compile(recipe, model, device)
+    return Prepared(recipe, vocabulary, model, device, source)
 
 
-def _build(recipe: Recipe, vocabulary: Vocabulary, source: Source) -> CalmModel | CaptionModel:
+def _compile(recipe: Recipe, model: CalmModel | CaptionModel, device: torch.device) -> None:
+    """Compile the towers' blocks where `optim.compile` wants it; nothing is compiled before the first step.
+
+    Raises:
+        BadInput: It is wanted, and a compiler is missing here. With `auto` that is a note.
+    """
+    wanted = recipe.optim.compile
+    if recipe.frozen or not wanted or (wanted == "auto" and device.type != "cuda"):
+        return
+    missing = [] if any(map(shutil.which, ("cc", "gcc", "clang", "cl"))) else ["a C compiler (gcc or clang)"]
+    if device.type == "cuda" and find_spec("triton") is None:
+        missing.append("the package triton")
+    if not missing:
+        model.backbone.compile_blocks()
+        return
+    lacks = f"optim.compile={str(wanted).lower()}: torch.compile needs {' and '.join(missing)}, missing here"
+    if wanted is True:
+        raise BadInput(f"{lacks}; install that, or set optim.compile=false")
+    model.backbone.notes += (f"{lacks}; steps are not compiled, and slower",)
+
+
+def _build(
+    recipe: Recipe, vocabulary: Vocabulary, source: Source, initial: CalmModel | CaptionModel | None
+) -> CalmModel | CaptionModel:
+    if initial is not None:
+        return _build_from(initial, recipe, vocabulary)
     if recipe.task == "retrieval":
         return build_model(recipe, vocabulary)
     backbone = recipe_backbone(recipe)
@@ -137,6 +175,65 @@ def _build(recipe: Recipe, vocabulary: Vocabulary, source: Source) -> CalmModel 
     if isinstance(model, SemSynModel) and "train" in source.splits:
         train = source.split("train")  # and no other: what is tested must not be among the concepts by itself
         model.learn_from(train.captions, train.owners)
+    return model
+
+
+# A run that goes on under another recipe: its towers, adapter and head are the start, anchors and VAE begin anew.
+
+
+def _initial(recipe: Recipe) -> CalmModel | CaptionModel | None:
+    """The model of `init_from`; None where a recipe starts from its backbone.
+
+    Raises:
+        CalmError: There is no such run, or it is of another task, of other towers, or of an adapter that the recipe
+            has not.
+    """
+    if recipe.init_from is None:
+        return None
+    run = find_run(recipe.init_from, RUNS)
+    theirs = run.recipe()
+    towers = f"to start from its towers alone set backbone.weights={run.trained_weights('best')} and no init_from"
+    if theirs.task != recipe.task:
+        raise BadInput(f"init_from: {run.name} was trained for {theirs.task}, not for {recipe.task}; {towers}")
+    keys = {
+        "backbone.model": (Path(recipe.backbone.model).name, Path(theirs.backbone.model).name),
+        **({"head.kind": (recipe.head.kind, theirs.head.kind)} if recipe.task == "retrieval" else {}),
+    }
+    if theirs.backbone.adapter != "none":  # without it its features would be others; a new one is the identity at first
+        keys["backbone.adapter"] = (recipe.backbone.adapter, theirs.backbone.adapter)
+    if other := [f"{key}={value}" for key, (own, value) in keys.items() if own != value]:
+        raise BadInput(f"init_from: {run.name} was trained with {' '.join(other)}; set that, or {towers}")
+    load = load_captioner if recipe.task == "caption" else load_run
+    return load(run, "best", torch.device("cpu"))
+
+
+def _build_from(initial: CalmModel | CaptionModel, recipe: Recipe, vocabulary: Vocabulary) -> CalmModel | CaptionModel:
+    """The model of a recipe around the towers of another, with the weights of its adapter and head.
+
+    Raises:
+        BadInput: The recipe's head or captioner has other shapes.
+    """
+    backbone = initial.backbone
+    backbone.requires_grad_(True)  # frozen ones, too: whether they are now, this recipe says
+    model: CalmModel | CaptionModel
+    if isinstance(initial, CaptionModel):
+        model = build_caption_model(recipe, vocabulary, initial.captioner.token_ids, backbone)
+        ours, theirs = model.captioner, initial.captioner.state_dict()
+    else:
+        model = build_model(recipe, vocabulary, backbone)
+        ours, theirs = model.head, initial.head.state_dict()
+    # What serves training alone is in no slim export, and begins anew from there.
+    own = {name: each for name, each in ours.state_dict().items() if not f"head.{name}".startswith(LEFT_OUT)}
+    theirs = {name: each for name, each in theirs.items() if name in ours.state_dict()}
+    if wrong := sorted(name for name, each in own.items() if name not in theirs or theirs[name].shape != each.shape):
+        raise BadInput(
+            f"init_from: {recipe.init_from} has another head or captioner than this recipe: "
+            f"{counted(len(wrong), 'weight')} missing or of another shape (first: {wrong[0]}); set its keys, "
+            "data.frames among them, as 'calmctl runs show' shows them"
+        )
+    ours.load_state_dict({**ours.state_dict(), **theirs})
+    if model.adapter is not None and initial.adapter is not None:
+        model.adapter.load_state_dict(initial.adapter.state_dict())
     return model
 
 

@@ -18,7 +18,7 @@ from calmctl.anchors.vocabulary import load_vocabulary, save_vocabulary
 from calmctl.captions.evaluate import CaptionEvaluation, task_of
 from calmctl.errors import RunFailed
 from calmctl.evaluation.result import RetrievalResult
-from calmctl.evaluation.runs import labels_of
+from calmctl.evaluation.runs import keep, labels_of
 from calmctl.files import write_json
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import CaptionModel
@@ -137,7 +137,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         + (", frozen" if recipe.frozen else "")
         + "".join(f"; {note}" for note in prepared.model.backbone.notes),
         "head": recipe.head.kind if recipe.task == "retrieval" else _captioner(recipe, prepared),
-        "alignment": f"{recipe.alignment.kind} over {prepared.vocabulary.reference}, K = {len(prepared.vocabulary)}",
+        "alignment": f"{recipe.alignment.kind} over {prepared.vocabulary.reference}, K = {len(prepared.vocabulary)}"
+        + ("" if prepared.tau is None else f", tau = {prepared.tau:.1f} (auto)"),
         "trained": ", ".join(f"{name} {count:,} at {rates[name]:g}" for name, count in trainable.items() if count),
         "steps": f"{source.steps_per_epoch} an epoch, {source.steps_per_epoch * keys.epochs} in all, "
         f"batch {keys.batch_size}",
@@ -176,8 +177,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
 
 
 def _start(recipe: Recipe) -> str:
-    if recipe.head.from_run is not None:
-        return f", of {recipe.head.from_run}"
+    if start := recipe.head.from_run or recipe.init_from:
+        return f", of {start}"
     return f", weights {recipe.backbone.weights}" if recipe.backbone.weights else ", from nothing: random weights"
 
 
@@ -379,15 +380,15 @@ def _test(
         # `finished` is said here, because the file that tells it comes after the numbers.
         labels = labels_of(run, which, own, record, scorer=task.scorer, finished=True)
         evaluation = task.evaluate(prepared.model, encoded, labels)
+        keep(run, which, evaluation)  # with each query's rank: two runs can be compared as soon as they are there
         results += [evaluation] if isinstance(evaluation, CaptionEvaluation) else evaluation.results
     return tuple(results)
 
 
 def _relabelled(result: RetrievalResult | CaptionEvaluation, system: str) -> RetrievalResult | CaptionEvaluation:
     if isinstance(result, CaptionEvaluation):
-        labels = replace(result.result.labels, system=system)
-        return replace(result, result=replace(result.result, labels=labels))
-    return replace(result, labels=replace(result.labels, system=system))
+        return replace(result, result=replace(result.result, labels=result.result.labels.of_system(system)))
+    return replace(result, labels=result.labels.of_system(system))
 
 
 def _left_out(source: Batches, validation: EncodedSplit | None) -> dict[str, dict[str, str]]:

@@ -40,6 +40,11 @@ class FrameResize:
         """Height and width of the result."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    def described(self) -> str:
+        """In words, for a protocol card."""
+        height, width = self.shape
+        return f"{height} x {width}, {self.mode}, {self.interpolation}"
+
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Resize uint8 RGB frames of any one size to uint8 [F, H, W, 3]."""
         return np.stack([self._resize(frame) for frame in frames])

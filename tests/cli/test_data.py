@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from calmctl.cli.data import app
-from calmctl.data import msvd
 from calmctl.data.benchmark import Published
+from calmctl.data.benchmarks import msvd
 from calmctl.errors import BadInput, CalmError
 from calmctl.samples import Clip
 from calmctl.video.compressed import CompressedReader

@@ -74,22 +74,17 @@ def test_a_pair_as_json_and_as_a_page(runs, video, tmp_path):
     assert page.read_text().count("<img") == 2 and "wrote" in result.stderr
 
 
-def test_without_a_run_it_is_the_bare_backbone_and_says_so(runs, video):
+def test_without_a_run_it_is_the_bare_backbone_and_says_so(runs, video, tiny_recipe):
     weights = runs / "tiny-001" / "slim.safetensors"
-    result = run("explain", video, "a man", "--backbone", "demo-clip", "--backbone-weights", weights, "--json")
+    backbone = ("--backbone", tiny_recipe().backbone.model, "--backbone-weights", weights)
+    result = run("explain", video, "a man", *backbone, "--json")
     found = json.loads(result.stdout)
     assert found["vocabulary"]["name"] == "charades@1" and len(found["anchors"]) == 157
     assert found["vae"] is None and "nothing was trained" in found["notes"][-1]
 
 
-def test_no_run_and_no_weights_is_one_sentence_with_the_ways_out(video, monkeypatch):
-    from calmctl.model import weights
-
-    def offline(*_):
-        raise OSError("no network")
-
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(weights, "_require_network", offline)
+def test_no_run_and_no_weights_is_one_sentence_with_the_ways_out(video, hub):
+    hub.fault = "503"
     with pytest.raises(CheckpointError) as caught:
         run("explain", video, "a man", "--runs", "nothing-here")
     message = str(caught.value)

@@ -116,7 +116,8 @@ def test_a_data_set_says_what_is_missing() -> None:
         video_ids=[f"video{n}" for n in range(40)],
     )
     found = read("matrix", "s.npz", "--dataset", "msrvtt", "--root", "data")
-    assert found["metrics"]["text_to_video"]["n_queries"] == 40 and found["dataset"] == "msrvtt 9k"
+    assert found["metrics"]["text_to_video"]["n_queries"] == 40
+    assert (found["dataset"], found["protocol"]) == ("msrvtt", "9k")
     assert any("5 queries of 45" in each for each in found["caveats"])
     assert {each["kind"] for each in found["suspicions"]} == {"missing queries", "other candidates"}
     assert any("ranks 45 videos, and these scores 40 (5 are missing" in each for each in found["caveats"])

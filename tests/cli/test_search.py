@@ -126,6 +126,28 @@ def test_a_contact_sheet_and_windows(here, tmp_path):
     assert "beside it" in said
 
 
+def test_moments_are_the_windows_of_a_search_in_each_querys_own_video(here, tmp_path):
+    truth, out = tmp_path / "timed.jsonl", tmp_path / "answers.jsonl"
+    rows = [{"qid": n, "query": f"thing {n}", "vid": f"clip{n}", "relevant_windows": [[0, 0.2]]} for n in range(2)]
+    rows.append({"qid": 7, "query": "thing 7", "vid": "elsewhere", "relevant_windows": [[0, 1]]})
+    truth.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = json.loads(
+        calmctl("moments", truth, "--in", here, "--window", 0.2, "--top", 99, "--out", out, "--json").stdout
+    )
+    assert (told["queries"], told["answered"]) == (3, 2)
+    assert told["notes"] == ["1 query without an answer: missed in every metric"]
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    for row, answer in zip(rows, answers, strict=False):
+        record = json.loads(calmctl(row["query"], "--in", here, "--window", 0.2, "--top", 99, "--json").stdout)
+        own = [hit for hit in record["answers"][0]["hits"] if Path(hit["file"]).stem == row["vid"]]
+        expected = [[hit["start_s"], hit["end_s"], hit["score"]] for hit in own]
+        assert np.allclose(answer["pred_relevant_windows"], expected, atol=1e-6) and len(own) > 1
+    scored = CliRunner().invoke(app, ["score", "moments", str(out), str(truth), "--json"])
+    assert json.loads(scored.stdout)["metrics"] == told["metrics"]
+    with pytest.raises(CalmError, match="with --window SECONDS"):
+        calmctl("moments", truth, "--in", here)
+
+
 def test_the_other_directions(here, tmp_path):
     clip = here / "clip0.mp4"
     record = json.loads(calmctl("similar", clip, "--in", here, "--json").stdout)

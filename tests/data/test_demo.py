@@ -1,8 +1,9 @@
+import hashlib
 import json
 
 import pytest
 
-from calmctl.data.demo import generate_demo, load_demo
+from calmctl.data.demo import generate_demo, load_demo, planned_digest
 from calmctl.data.demo_world import DemoCounts
 from calmctl.errors import DatasetError, RunFailed
 
@@ -43,6 +44,37 @@ def test_retrieval_protocol(drawn):
         assert data.splits[name].owners == tuple(range(len(data.splits[name].clips)))
     assert all(clip.path.is_file() for split in data.splits.values() for clip in split.clips)
     assert "seed 0" in data.notes[0]
+
+
+@pytest.mark.parametrize("protocol", ["retrieval-0.6", "retrieval-0.4"])
+def test_the_dial_changes_training_captions_alone(drawn, protocol):
+    whole, less = load_demo(drawn, shifted=False).splits, load_demo(drawn, shifted=False, protocol=protocol).splits
+    assert less["train"].owners == whole["train"].owners and less["train"].clips == whole["train"].clips
+    assert not set(less["train"].captions) & set(whole["train"].captions)
+    assert all(less[name] == whole[name] for name in ("val", "test"))
+    assert max(map(len, less["train"].captions)) < max(map(len, whole["train"].captions))
+
+
+def test_what_will_be_drawn_is_known_before(drawn):
+    assert json.loads((drawn / "demo.json").read_text())["digest"] == planned_digest(0, COUNTS)
+
+
+def test_a_world_of_version_1_is_read_and_not_drawn_over(world):
+    def older(annotations):
+        annotations["version"] = 1
+        for clip in annotations["clips"]:
+            del clip["partial"]
+        entries = json.dumps(annotations["clips"], sort_keys=True, ensure_ascii=False).encode()
+        annotations["digest"] = hashlib.sha256(entries).hexdigest()
+
+    change(world, older)
+    assert len(load_demo(world, shifted=False).splits["test"].clips) == 4
+    with pytest.raises(DatasetError, match=r"version 1, whose clips \(first: train0000\) have no captions for retr"):
+        load_demo(world, shifted=False, protocol="retrieval-0.4")
+    before = contents(world)
+    with pytest.raises(DatasetError, match="holds a demo world of version 1, and this calmctl draws version 2"):
+        generate_demo(world, counts=COUNTS)
+    assert contents(world) == before
 
 
 def test_captioning_protocol_has_all_references(drawn):
@@ -149,7 +181,7 @@ def test_annotations_that_are_no_manifest(tmp_path, content):
 
 
 def test_unknown_protocol(drawn):
-    with pytest.raises(DatasetError, match="demo has no protocol '9k'; choose one of: retrieval, captioning"):
+    with pytest.raises(DatasetError, match=r"demo has no protocol '9k'; choose one of: retrieval, retrieval-0\.6, ret"):
         load_demo(drawn, shifted=False, protocol="9k")
 
 

@@ -8,7 +8,17 @@ import av
 import numpy as np
 import pytest
 
-from calmctl.data.demo_world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SHIFTED_BACKGROUNDS, Scene, draw, encode
+from calmctl.data.demo_world import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    MOTIONS,
+    SHAPES,
+    SHIFTED_BACKGROUNDS,
+    Scene,
+    draw,
+    encode,
+)
 
 HUES = {  # degrees on the colour wheel; white has none
     "red": 0,
@@ -18,6 +28,7 @@ HUES = {  # degrees on the colour wheel; white has none
     "turquoise": 178,
     "blue": 230,
     "purple": 285,
+    "pink": 330,
 }
 
 
@@ -79,7 +90,7 @@ def test_same_seed_same_bytes_and_another_seed_another_clip():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", ["small", "big"])
 def test_as_many_shapes_as_the_count_says(shape, size):
-    for count in (1, 2, 3):
+    for count in COUNTS:
         mask = masks(Scene(shape, "yellow", size, count, "still", "black"), seed=count)[5]
         assert components(mask) == count
 
@@ -147,7 +158,7 @@ def observed_motion(mask: np.ndarray) -> str:
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_motion_can_be_told_without_the_order_of_the_frames(motion):
     for seed, shape in enumerate(SHAPES):
-        if (shape, motion) == ("circle", "spinning"):
+        if motion == "spinning" and shape in ("circle", "ring"):
             continue
         for size in ("small", "big"):
             mask = masks(Scene(shape, "white", size, 1, motion, "black"), seed)

@@ -1,6 +1,9 @@
 import random
 import re
+from collections import Counter
+from dataclasses import asdict
 from functools import cache
+from itertools import chain
 
 import pytest
 
@@ -10,14 +13,17 @@ from calmctl.data.demo_world import (
     IN_DOMAIN,
     SHIFTED,
     SHIFTED_BACKGROUNDS,
+    STUDY,
     DemoCounts,
     Scene,
     describe,
     foregrounds,
     plan,
+    pools,
 )
 
-ATTRIBUTES = ("shape", "colour", "size", "count", "motion", "background")
+# The background first: its words ("over nested rings") are read before those of a shape, and then gone.
+ATTRIBUTES = ("background", "shape", "colour", "size", "count", "motion")
 GRAMMARS = {"in domain": IN_DOMAIN, "shifted": SHIFTED}
 
 
@@ -40,6 +46,8 @@ def read_caption(caption: str, grammar_name: str) -> dict:
         assert len(values) <= 1, f"{attribute} of {caption!r}: {values}"
         if values:
             named[attribute] = values[0]
+            if attribute == "background":
+                caption = patterns(grammar_name, attribute)[values[0]].sub("", caption)
     return named
 
 
@@ -54,7 +62,7 @@ def test_counts_and_identifiers(clips):
 
 
 def test_no_foreground_occurs_twice_so_what_is_tested_was_never_trained_on(clips):
-    seen = {tuple(getattr(clip.scene, attribute) for attribute in ATTRIBUTES[:5]) for clip in clips}
+    seen = {tuple(getattr(clip.scene, attribute) for attribute in ATTRIBUTES[1:]) for clip in clips}
     assert len(seen) == len(clips)
 
 
@@ -65,8 +73,8 @@ def test_the_shifted_domain_has_backgrounds_of_its_own(clips):
 
 
 def test_number_of_foregrounds():
-    # 8 shapes, 8 colours, 2 sizes, 3 counts, 6 motions, less the circles that spin
-    assert len(foregrounds()) == len(set(foregrounds())) == 8 * 8 * 2 * 3 * 6 - 8 * 2 * 3
+    # 12 shapes, 9 colours, 2 sizes, 4 counts, 6 motions, less the circles and the rings that spin
+    assert len(foregrounds()) == len(set(foregrounds())) == 12 * 9 * 2 * 4 * 6 - 2 * 9 * 2 * 4
     assert not [f for f in foregrounds() if f[0] == "circle" and "spinning" in f]
 
 
@@ -127,5 +135,42 @@ def test_plurals_and_verbs_agree():
 
 
 def test_too_many_clips():
-    with pytest.raises(ValueError, match="has 2256 foregrounds, too few for 2300 clips"):
-        plan(0, DemoCounts(train=1800))
+    with pytest.raises(ValueError, match="has 1000 foregrounds for test, too few for 1001 clips"):
+        plan(0, DemoCounts(test=1001))
+
+
+def test_foregrounds_are_enough_for_a_study_and_for_pretraining():
+    assert len(foregrounds()) == len(set(foregrounds())) >= 5000
+    dealt = pools(0)
+    assert {name: len(dealt[name]) >= count for name, count in asdict(STUDY).items()} == dict.fromkeys(
+        asdict(STUDY), True
+    )
+    assert sorted(chain.from_iterable(dealt.values())) == sorted(foregrounds()) and len(dealt["pretraining"]) > 1000
+
+
+def test_fewer_clips_are_the_first_of_more(clips):
+    more = {clip.id: clip for clip in plan(0, STUDY)}
+    assert all(more[clip.id] == clip for clip in clips)
+
+
+@pytest.mark.parametrize(("dial", "named"), [("0.6", 3), ("0.4", 2)])
+def test_the_dial_says_how_many_attributes_a_training_caption_names(clips, dial, named):
+    train = [clip for clip in clips if clip.split == "train"]
+    assert all(clip.partial == {} for clip in clips if clip.split != "train")
+    counted = Counter()
+    for clip in train[:300]:
+        assert len(clip.partial[dial]) == CAPTIONS_PER_CLIP
+        for caption in clip.partial[dial]:
+            found = read_caption(caption, "in domain")
+            foreground = set(found) - {"background"}
+            assert {name: getattr(clip.scene, name) for name in found} == found, caption
+            assert len(foreground) == named, caption
+            # A plural would tell half of a count that is not named.
+            assert "count" in foreground or not plurals(caption), caption
+            counted.update(foreground)
+    assert max(counted.values()) < 1.2 * min(counted.values())  # no attribute is left out more often
+
+
+def plurals(caption):
+    words = [f"{word}{'es' if word[-1] in 'sx' else 's'}" for words in IN_DOMAIN.shape.values() for word in words]
+    return [word for word in (*words, "shapes") if re.search(rf"\b{word}\b", caption)]

@@ -58,6 +58,19 @@ def test_without_a_list_every_clip_counts(root: Path) -> None:
     assert "test: 5 descriptions joined into 3 paragraphs" in dataset.notes
 
 
+def test_descriptions_with_the_moments_that_annotators_chose(root: Path) -> None:
+    path = root / "annotations/didemo/test_data.json"
+    rows = [{**row, "times": [[0, 0], [4, 5]] if k == 1 else [[2, 2]]} for k, row in enumerate(JSON)]
+    path.write_text(json.dumps(rows))
+    test = load_dataset("didemo", root, protocol="moments").splits["test"]
+    assert test.captions == ("first.", 'the\nother, "quoted"', "second", "unlisted", "third")
+    assert test.moments[:3] == (((10.0, 15.0),), ((0.0, 5.0), (20.0, 30.0)), ((10.0, 15.0),))
+    for bad in ([[0, 6]], [[3, 2]], [[0]], [["0", "1"]], [[0.0, 1.0]]):
+        path.write_text(json.dumps([{**JSON[0], "times": bad}]))
+        with pytest.raises(DatasetError, match=r"times: expected two pieces from 0 to 5"):
+            load_dataset("didemo", root, protocol="moments").splits["test"]
+
+
 def test_the_missing_train_file_matters_to_train_only(root: Path) -> None:
     dataset = load_dataset("didemo", root)
     assert dataset.protocol == "official" and list(dataset.splits) == ["val", "test"]

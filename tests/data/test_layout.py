@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from calmctl.data.didemo import clip_id_of
+from calmctl.data.benchmarks.didemo import clip_id_of
 from calmctl.data.locate import Missing, VideoFiles, listing, places
 from calmctl.errors import DatasetError
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.data import msvd as pickled
-from calmctl.data.msvd import read_pickle
+from calmctl.data.benchmarks import msvd as pickled
+from calmctl.data.benchmarks.msvd import read_pickle
 from calmctl.errors import DatasetError
 
 CAPTIONS = {"-4w_5_15": [["a", "b"], ["é", "a"], []], "x": [], "": [["a" * 300]]}

@@ -9,9 +9,9 @@ import pytest
 
 from calmctl.data.annotations import read_ids, read_object
 from calmctl.data.benchmark import Annotated, Benchmark, differences, split_digest
-from calmctl.data.didemo import DIDEMO, clip_id_of
-from calmctl.data.msrvtt import MSRVTT
-from calmctl.data.msvd import MSVD
+from calmctl.data.benchmarks.didemo import DIDEMO, clip_id_of
+from calmctl.data.benchmarks.msrvtt import MSRVTT
+from calmctl.data.benchmarks.msvd import MSVD
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import DatasetError
 from calmctl.samples import Clip
@@ -47,6 +47,8 @@ def annotated(benchmark: Benchmark, protocol: str, split: str, folder: Path) -> 
         (DIDEMO, "official", "val", 1065, 1065),
         (DIDEMO, "official", "test", 1004, 1004),
         (DIDEMO, "tmass", "test", 1004, 1004),
+        (DIDEMO, "moments", "val", 1065, 4180),
+        (DIDEMO, "moments", "test", 1004, 4021),
     ],
 )
 def test_published_counts(
@@ -61,7 +63,7 @@ def test_published_counts(
 
 
 def test_digests_are_known_for_all_that_is_at_hand_and_for_nothing_else(real_data: Path) -> None:
-    """DiDeMo's training JSON and T-MASS's own tables, and LSMDC's files, were not: only counts are stated."""
+    """DiDeMo's training JSON, T-MASS's own tables and the files of other sets were not: only counts are stated."""
     unknown = {
         (benchmark.name, protocol, split)
         for benchmark in BENCHMARKS.values()
@@ -72,8 +74,15 @@ def test_digests_are_known_for_all_that_is_at_hand_and_for_nothing_else(real_dat
     assert unknown == {
         ("didemo", "official", "train"),
         ("didemo", "tmass", "train"),
+        ("didemo", "moments", "train"),
         ("didemo", "tmass", "val"),
         *(("lsmdc", "", split) for split in ("train", "val", "test")),
+        *(
+            (name, protocol, split)
+            for name in ("activitynet", "vatex", "youcook2", "charades-sta")
+            for protocol, facts in BENCHMARKS[name].protocols.items()
+            for split in facts.published
+        ),
     }
 
 

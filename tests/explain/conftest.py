@@ -16,7 +16,7 @@ def trained(
     from calmctl.recipe import recipe_from_dict
     from calmctl.training.train import train
 
-    recipe = recipe_from_dict(tiny_recipe_values(tiny_world), overrides=["optim.epochs=1"])
+    recipe = recipe_from_dict(tiny_recipe_values(tiny_world), overrides=["optim.epochs=1", "backbone.model=demo-clip"])
     return train(recipe, tmp_path_factory.mktemp("explained")).run
 
 

@@ -49,6 +49,10 @@ VOLATILE = {
     "python",
     "platform",
     "command",
+    # Of a protocol card: the libraries that decode, the files that the installed encoder wrote, and digests of both.
+    "reader",
+    "files",
+    "column",
 }
 """Keys whose values are of a machine, a moment or a place."""
 
@@ -91,7 +95,8 @@ def answer(name: str, place: Path) -> Any:
 def steady(value: Any) -> Any:
     """`value` without the keys of `VOLATILE`."""
     if isinstance(value, dict):
-        return {key: steady(each) for key, each in value.items() if key not in VOLATILE}
+        volatile = {*VOLATILE, "digest"} if "column" in value else VOLATILE  # a card's own digest has its reader in it
+        return {key: steady(each) for key, each in value.items() if key not in volatile}
     return [steady(each) for each in value] if isinstance(value, list) else value
 
 

@@ -1,10 +1,13 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calmctl.anchors.distribution import entropy
-from calmctl.model.losses import direct_alignment_loss, kl_to_standard_normal, reconstruction_loss
+from calmctl.model.losses import direct_alignment_loss, free_bits_kl, kl_to_standard_normal, reconstruction_loss
 
 
 def log_distributions(batch: int, anchors: int, seed: int) -> torch.Tensor:
@@ -28,6 +31,24 @@ def test_kl_of_the_prior_is_zero_and_other_values_match_torch():
     reference = torch.distributions.kl_divergence(q, p).sum(-1).mean()
     torch.testing.assert_close(kl_to_standard_normal(mean, logvar), reference)
     torch.testing.assert_close(kl_to_standard_normal(mean, logvar, "mean"), reference / 4)
+
+
+def test_free_bits_ask_nothing_of_a_unit_below_them():
+    torch.manual_seed(0)
+    mean, logvar = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    mean[:, 0], logvar[:, 0] = 0.1, 0.0  # 0.005 nats
+    units = [
+        sum(0.5 * (float(mean[b, i]) ** 2 + math.exp(logvar[b, i]) - float(logvar[b, i]) - 1) for b in range(5)) / 5
+        for i in range(3)
+    ]
+    average = partial(torch.mean, dim=0)
+    loss = free_bits_kl(mean, logvar, 0.02, average, "sum")
+    assert float(loss) == pytest.approx(sum(max(0.02, unit) for unit in units)) and units[0] < 0.02 < units[1]
+    assert float(free_bits_kl(mean, logvar, 0.02, average, "mean")) == pytest.approx(float(loss) / 3)
+    torch.testing.assert_close(free_bits_kl(mean, logvar, 0.0, average, "sum"), kl_to_standard_normal(mean, logvar))
+    mean.requires_grad_()
+    free_bits_kl(mean, logvar, 0.02, average, "sum").backward()
+    assert float(mean.grad[:, 0].abs().max()) == 0 and float(mean.grad[:, 1].abs().min()) > 0
 
 
 def test_direct_losses_against_sums_written_out():

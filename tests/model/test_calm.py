@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from calmctl.anchors.shipped import resolve_vocabulary
+from calmctl.errors import BadInput
 from calmctl.model.build import build_model
 from calmctl.model.calm import Batch, CalmModel
 from calmctl.model.openclip import open_clip
@@ -111,6 +112,39 @@ def test_video_side_uses_the_mean_frame_not_the_text_conditioned_video():
     _, ours = model.distributions(data.texts, data.frames)
     _, theirs = model.distributions(other.texts, other.frames)
     assert torch.equal(ours, theirs)
+
+
+def test_a_temperature_is_fitted_to_the_training_captions():
+    captions = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "star", "box")]
+    model = make("anchors.temperature=auto", "anchors.entropy=1.5")
+    before = torch.get_rng_state()
+    model.choose_temperature(captions)
+    assert model.training and torch.equal(before, torch.get_rng_state())  # the start of a training hangs on its seed
+    model.eval()
+    with torch.no_grad():
+        texts = model.encode_texts(model.backbone.tokenize(captions))
+        anchors = model.anchor_features()
+    cosines = torch.nn.functional.normalize(texts, dim=1) @ torch.nn.functional.normalize(anchors, dim=1).T
+    share = (model.temperature() * cosines).softmax(1).double()
+    assert float(-(share * share.log()).sum(1).mean()) == pytest.approx(1.5, abs=1e-4)
+    assert "auto_temperature" in model.state_dict() and "auto_temperature" not in make().state_dict()
+    assert make("anchors.temperature=auto", "alignment.kind=none").temperature() == 100.0  # it has no anchors
+    impossible = make("anchors.temperature=auto", "anchors.entropy=4")
+    with pytest.raises(BadInput, match=r"no tau gives S_p a mean entropy of 4 nats .* to 3\.87 nats"):
+        impossible.choose_temperature(captions)
+
+
+def test_free_bits_and_a_warm_up_of_alpha_change_the_sum_and_not_what_is_told():
+    torch.manual_seed(3)
+    plain = make("alignment.free_bits=0")(batch())
+    torch.manual_seed(3)
+    model = make("alignment.free_bits=0.5")
+    model.kl_factor = 0.25
+    losses = model(batch())
+    assert losses.parts["kl"] == plain.parts["kl"] and losses.parts["rec"] == plain.parts["rec"]
+    # The VAE of the start is near its prior: no unit has half a nat, so that all 256 are free.
+    expected = losses.parts["task"] + losses.parts["rec"] + 0.25 * 0.1 * 256 * 0.5
+    assert losses.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_two_temperatures():

@@ -85,7 +85,7 @@ def test_a_video_vector_of_zeros_scores_zero():
 
 @pytest.mark.parametrize(("texts_per_block", "pairs"), [(1, 1), (3, 7), (4, 40), (256, 10_000)])
 def test_blocks_cover_every_pair_once(monkeypatch, texts_per_block, pairs):
-    monkeypatch.setattr(exact, "_TEXTS_PER_BLOCK", texts_per_block)
+    monkeypatch.setattr(exact, "_TEXTS_PER_BLOCK", {"cpu": texts_per_block})
     pooling = TextConditionedPooling(4)
     texts = torch.arange(40.0).view(10, 4)
     table = {"keys": torch.zeros(7, 1, 1, 4), "number": torch.arange(7.0)}

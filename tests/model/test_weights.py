@@ -1,12 +1,17 @@
 """Weights of backbones: local files, wrong activations, pickles, names that do not exist, no network."""
 
+import hashlib
 import json
+import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from calmctl.data.demo_world import VERSION
 from calmctl.errors import CheckpointError
+from calmctl.model import weights
 from calmctl.model.backbone import fingerprint
 from calmctl.model.weights import load_backbone, looks_like_openai
 from calmctl.tensors import save_tensors
@@ -114,23 +119,35 @@ def test_a_checkpoint_of_ours_states_its_activation(tmp_path):
         ("missing.json", None, "does not exist"),
     ],
 )
-def test_mistakes_are_told(model, weights, message):
+def test_mistakes_are_told(model, weights, message, monkeypatch):
+    monkeypatch.setattr("calmctl.model.spec.has_transformers", lambda: False)
     with pytest.raises(CheckpointError, match=message):
         load_backbone(model, weights)
 
 
-def test_without_a_network_the_ways_out_are_told(monkeypatch):
-    import socket
-
-    def no_network(*arguments, **keys):
-        raise socket.gaierror("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr("calmctl.model.weights.getproxies", dict)
+def test_without_a_network_the_ways_out_are_told(hub):
+    hub.fault = "503"
     with pytest.raises(
-        CheckpointError, match=r"hf download \S+ open_clip_model\.safetensors open_clip_config\.json --local-dir"
+        CheckpointError, match=r"^backbone\.weights: ViT-B-32-quickgelu 'openai' is not .* answers 503.*hf downl"
     ):
         load_backbone("ViT-B-32-quickgelu", "openai")
+
+
+def test_the_clip_that_ships_is_the_one_on_its_card():
+    backbone = load_backbone("demo-clip", "drawn-2")
+    folder = Path(weights.__file__).parent / "pretrained"
+    card = json.loads((folder / "demo-clip.card.json").read_text())
+    digest = hashlib.sha256((folder / "demo-clip.safetensors").read_bytes()).hexdigest()
+    assert backbone.spec.weights_sha256 == card["sha256"] == digest
+    assert (backbone.spec.tag, backbone.spec.source) == ("drawn-2", "calmctl")
+    assert card["world"] == VERSION and all(card["zero_shot"][name]["r1"] > 10 for name in ("demo", "demo-shifted"))
+    with pytest.raises(CheckpointError, match=r"neither a file nor a pretrained tag of demo-clip \(tags: drawn-2\)"):
+        load_backbone("demo-clip", "openai")
+
+
+def test_the_clip_that_ships_takes_ten_megabytes_of_the_wheel_at_most():
+    content = (Path(weights.__file__).parent / "pretrained" / "demo-clip.safetensors").read_bytes()
+    assert len(zlib.compress(content)) < 10e6  # rows of words that nobody uses are zero
 
 
 def test_weights_of_another_shape_are_told(tmp_path):

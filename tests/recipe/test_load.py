@@ -12,7 +12,7 @@ MINIMAL = {"name": "x", "data": {"dataset": "demo"}}
 
 def test_every_shipped_recipe_loads_and_opens_with_what_it_does():
     recipes = list_recipes()
-    assert {"demo", "demo-backbone", "msrvtt", "msrvtt-7k", "didemo", "lsmdc", "msvd", "folder"} <= {
+    assert {"demo", "demo-caption", "msrvtt", "msrvtt-7k", "didemo", "lsmdc", "msvd", "folder"} <= {
         path.stem for path in recipes
     }
     for path in recipes:
@@ -130,7 +130,7 @@ def test_keys_say_what_they_may_be():
     values = {key.name: key.values for key in describe_keys()}
     assert values["backbone.adapter"] == "none | linear" and values["data.flip"] == "true | false"
     assert values["optim.epochs"] == "whole number > 0" and values["optim.warmup"] == "number >= 0, < 1"
-    assert values["anchors.temperature"] == "number >= 1e-12 | clip | learned"
+    assert values["anchors.temperature"] == "number >= 1e-12 | clip | learned | auto"
     assert values["optim.chunk"] == "whole number > 0 | null" and values["data.root"] == "text"
     assert "" not in values.values()
 

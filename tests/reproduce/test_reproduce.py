@@ -17,6 +17,7 @@ from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, CalmError
 from calmctl.reproduce import outcomes
 from calmctl.reproduce.datasets import TableData, folder_world
+from calmctl.reproduce.filled import legend
 from calmctl.reproduce.reproduce import choose_rows, measure, plan_tables, require_present, write_table
 from calmctl.reproduce.rows import Row, Table
 from calmctl.reproduce.work import Ledger, digest_of, duration_s, estimate, work_off
@@ -326,8 +327,10 @@ def test_a_second_stage_follows_its_first(table: Table, world: TableData, runs: 
     again = plan_tables([staged], world, folder, seeds=1)
     assert {job.state for job in again.jobs} == {"finished"}
     (filled,) = measure(again, folder, seeds=1, device=CPU)
-    assert {block.scorer for block in filled.blocks} == {"leak-free and re-ranked (list-wise over 3)"}
-    base, stage = filled.blocks[0].lines[-2:]
+    # A re-ranked number and a leak-free one share no column; their difference is told all the same.
+    assert {block.scorer for block in filled.blocks} == {"leak-free", "re-ranked (list-wise over 3)"}
+    base, stage = filled.blocks[0].lines[-1], filled.blocks[1].lines[-1]
+    assert any("whose numbers share no column: scorer: leak-free and re-ranked" in line for line in legend(filled))
     assert (base.row, stage.row, stage.baseline) == ("meanp", "second", "meanp") and stage.gains
     # Another first stage is another second one: this one's run is not of it.
     os.remove(plan.jobs[1].run.weights("slim"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calmctl.evaluation.card import Card
 from calmctl.evaluation.statistics import QUERY_METRICS, ClipSums, PairedDifference, differences_over_seeds
 from calmctl.reproduce import filled as cells
 from calmctl.reproduce.filled import Filled, as_markdown, fill
@@ -23,7 +24,7 @@ def outcome(hits: np.ndarray, dataset: str = "msrvtt", leak: float | None = None
     sums = np.stack([100.0 * hits, 100.0 * np.ones(N), 100.0 * np.ones(N), 2.0 - hits], axis=1)
     made = ClipSums(tuple(map(str, range(N))), QUERY_METRICS, sums, np.ones(N))
     numbers = {**made.means, "mdr": float(np.median(2 - hits))}
-    return Outcome(dataset, "9k", "msrvtt", numbers, made, N, 0, "leak-free", published, leak, ())
+    return Outcome(dataset, "9k", "msrvtt", numbers, made, N, 0, "leak-free", published, leak, (), Card())
 
 
 def hits(share: float, seed: int) -> np.ndarray:

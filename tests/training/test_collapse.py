@@ -13,6 +13,33 @@ from calmctl.words import Watcher
 HEALTHY = {"loss": 1.0, "entropy_s": 1.0, "entropy_v": 1.2, "active_units": 3.0}
 
 
+def watch_of(recipe, anchors=5):
+    """A watch behind its first line, which is looked at for what is wrong at the start."""
+    watch = CollapseWatch(recipe, anchors)
+    assert watch.update(HEALTHY) == []
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"entropy_s": 0.49}, "S_p, the sentences' distribution over anchors, is nearly one-hot at the start"),
+        (
+            {"entropy_v": 0.96 * math.log(5)},
+            "V_p, the videos' distribution over anchors, is nearly uniform at",
+        ),
+    ],
+)
+def test_a_temperature_that_does_not_fit_is_told_at_the_first_step_alone(numbers, words, tiny_recipe):
+    watch = CollapseWatch(tiny_recipe(), 5)
+    (warning,) = watch.update(HEALTHY | numbers)
+    assert words in warning and "anchors.temperature=auto" in warning
+    assert watch.update(HEALTHY | numbers) == []
+    watch = CollapseWatch(tiny_recipe(), 5)
+    watch.catch_up([HEALTHY | numbers])
+    assert watch.update(HEALTHY | numbers) == []  # a run that goes on has told it
+
+
 def told(watch, numbers, times=PATIENCE):
     return [warning for _ in range(times) for warning in watch.update(HEALTHY | numbers)]
 
@@ -28,7 +55,7 @@ def told(watch, numbers, times=PATIENCE):
     ],
 )
 def test_a_sign_that_lasts_is_told_once(numbers, words, tiny_recipe):
-    watch = CollapseWatch(tiny_recipe(), 5)
+    watch = watch_of(tiny_recipe())
     assert told(watch, numbers, PATIENCE - 1) == []
     assert told(watch, {}, 1) == []  # a good line starts the count anew
     (warning,) = told(watch, numbers)
@@ -37,10 +64,10 @@ def test_a_sign_that_lasts_is_told_once(numbers, words, tiny_recipe):
 
 
 def test_what_is_healthy_or_not_there_is_not_told(tiny_recipe):
-    assert told(CollapseWatch(tiny_recipe(), 5), {}) == []
+    assert told(watch_of(tiny_recipe()), {}) == []
     dead = {"entropy_s": 0.0, "entropy_v": 0.0, "active_units": 0.0}
     assert told(CollapseWatch(tiny_recipe("alignment.kind=none"), 0), dead) == []
-    assert len(told(CollapseWatch(tiny_recipe("alignment.kind=kl"), 5), dead)) == 2  # it has no latent units
+    assert len(told(watch_of(tiny_recipe("alignment.kind=kl")), dead)) == 2  # it has no latent units
 
 
 def test_a_resumed_run_knows_what_was_told(tiny_recipe):
@@ -70,5 +97,6 @@ def test_a_training_tells_its_watcher_and_its_log(tiny_recipe, tmp_path, monkeyp
     run = train(recipe, tmp_path, watcher=ears, tensorboard=True).run
     lines = [json.loads(line) for line in run.log.read_text().splitlines()]
     assert [line["warning"] for line in lines if "warning" in line] == ears.heard
-    assert [text.split(",")[0] for text in ears.heard] == ["S_p", "V_p"] and "all but uniform" in ears.heard[0]
-    assert all(line["step"] == 2 for line in lines if "warning" in line)
+    assert [text.split(",")[0] for text in ears.heard] == ["S_p", "V_p"] * 2 and "all but uniform" in ears.heard[2]
+    assert "nearly uniform at the start" in ears.heard[0]
+    assert [line["step"] for line in lines if "warning" in line] == [1, 1, 2, 2]

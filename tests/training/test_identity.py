@@ -328,7 +328,7 @@ def stored(finished: Run, folder: Path, tiny_world: Path, tmp_path_factory: pyte
     """The features of the folder, of the demo and of its shifted domain, and a run on the first."""
     place = tmp_path_factory.mktemp("stored")
     weights = finished.weights("slim")
-    backbone = load_backbone("demo-clip", str(weights))
+    backbone = load_backbone(finished.recipe().backbone.model, str(weights))
     data = {"folder": load_dataset("folder", folder), "demo": load_dataset("demo", tiny_world)}
     for name, dataset in data.items():
         extract(dataset, backbone, place / name, n_frames=2, workers=1)

@@ -43,7 +43,8 @@ def stages(tiny_world, tiny_recipe_values, tmp_path_factory):
     first = run("name=first", "head.kind=wti", "alignment.kind=none", *wti)
     second = run(*SECOND, f"head.from_run={first.folder}", *wti)
     towers = first.weights("slim")
-    extract(load_dataset("demo", tiny_world), load_backbone("demo-clip", str(towers)), root / "store", n_frames=2)
+    backbone = load_backbone(first.recipe().backbone.model, str(towers))
+    extract(load_dataset("demo", tiny_world), backbone, root / "store", n_frames=2)
     stored = (f"data.features={root / 'store'}", "data.cache=none", "backbone.adapter=linear", *short)
     frozen = run("name=frozen", f"backbone.weights={towers}", *stored)
     on_store = ("head.base=xpool", "head.base_alignment=vae", *stored)
@@ -184,7 +185,7 @@ def test_another_first_stage_than_the_recipe_says_is_refused(stages, tiny_recipe
         second()
     with pytest.raises(BadInput, match=r"was trained with data\.frames=2; set"):
         second(*stages.wti, "data.frames=3")
-    with pytest.raises(BadInput, match=r"was trained with backbone\.model=demo-clip; set"):
+    with pytest.raises(BadInput, match=r"was trained with backbone\.model=tiny-clip\.json; set"):
         second(*stages.wti, "backbone.model=ViT-B-32-quickgelu")
     with pytest.raises(BadInput, match=r"head\.base=xpool head\.base_alignment=vae backbone\.adapter=linear"):
         second(of=stages.frozen)

@@ -315,9 +315,9 @@ class CocapModel(CaptionModel):
         action = self.action(moved.view(clips * gops, -1, moved.shape[-1]), patches)
         return torch.cat([at_least_float32(context), at_least_float32(action).view(context.shape)], dim=1)
 
-    def distributions(self, texts: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def distributions(self, texts: Tensor, frames: Tensor, anchors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log S_p and log V_p, [B, K] each; V_p of the I pictures' features."""
-        return super().distributions(texts, frames[:, : self.compressed.gops])
+        return super().distributions(texts, frames[:, : self.compressed.gops], anchors)
 
 
 def unpack(packed: Tensor, reader: CompressedReader) -> tuple[Tensor, Tensor, Tensor]:

@@ -82,7 +82,8 @@ def pooled_cosines(texts: Tensor, pooled: Tensor) -> Tensor:
 # along contiguous memory.
 
 
-_TEXTS_PER_BLOCK = 256  # enough for matrix products at full speed, and leaves room for several videos
+# Enough for matrix products at full speed, leaving room for several videos.
+_TEXTS_PER_BLOCK = {"cpu": 256, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +222,12 @@ def score_in_blocks(
 ) -> Tensor:
     """Scores [N_t, N_v] from a function that gives [n_v, n_t] for a block of about `pairs` pairs.
 
-    Blocks bound the memory, whatever the caller asks for, and keep it within a processor's cache.
+    Blocks bound the memory, whatever the caller asks for. They keep it within a processor's cache, or are large enough
+    for a GPU not to wait for the next one to be told.
     """
     n_texts, n_videos = len(texts), len(table["keys"])
     scores = texts.new_empty(n_texts, n_videos)
-    text_step = max(1, min(n_texts, _TEXTS_PER_BLOCK, pairs))
+    text_step = max(1, min(n_texts, _TEXTS_PER_BLOCK.get(texts.device.type, 256), pairs))
     video_step = max(1, pairs // text_step)
     for i in range(0, n_texts, text_step):
         block_texts = prepare_texts(pooling, texts[i : i + text_step])

@@ -22,8 +22,8 @@ from calmctl.model.heads.pooling import (
     text_probes,
 )
 
-# Sixteen times T-MASS's blocks on a CPU, which hold D numbers per pair.
-_PAIRS_PER_BLOCK = 1 << 15
+# Sixteen times T-MASS's blocks, which hold D numbers per pair where these hold three times the frames.
+_PAIRS_PER_BLOCK = {"cpu": 1 << 15, "cuda": 1 << 20}
 
 
 class XPoolHead(nn.Module):
@@ -62,7 +62,8 @@ class XPoolHead(nn.Module):
             # Not the form of training: that takes a D x D product for every pair. `score_dense` keeps it for tests to
             # compare.
             block = partial(mixture_cosines, self.pooling)
-            return score_in_blocks(block, self.pooling, self._cast(texts), table, _PAIRS_PER_BLOCK)
+            pairs = _PAIRS_PER_BLOCK.get(texts.device.type, 1 << 15)
+            return score_in_blocks(block, self.pooling, self._cast(texts), table, pairs)
 
     @torch.no_grad()
     def explain(self, text: Tensor, frames: Tensor) -> Compared:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from calmctl.data.annotations import expect, field, read_bytes, read_ids, read_lines, read_object, shown
+from calmctl.data.annotations import expect, field, read_bytes, read_ids, read_lines, read_object, row_captions, shown
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 from calmctl.errors import DatasetError
 
@@ -187,6 +187,7 @@ def _pairs(data: Any) -> int:
 _CAPTIONS = "captions_msvd.json"
 _TOKENS = "raw-captions.pkl"
 _DESCRIPTIONS = "AllVideoDescriptions.txt"
+_RAW = "raw_data"  # where the Hub's copy has the lists and descriptions
 _NOTES = {
     _TOKENS: (
         f"the captions are the words of {_TOKENS}, joined by spaces: what its tokeniser did to case, punctuation and "
@@ -201,6 +202,10 @@ _NOTES = {
 
 def _read(name: str, files: Mapping[str, Path]) -> Annotated:
     """The clips of a list with every caption; which file the captions are from is noted where it matters."""
+    if (rows := files.get(f"msvd_{name}.json")) is not None:  # a row a clip, with its captions
+        told = list(row_captions(rows))
+        return Annotated([clip for clip, _ in told], [(clip, text) for clip, texts in told for text in texts])
+    files = {file.rpartition("/")[2]: path for file, path in files.items()}
     clip_ids = read_ids(files[f"{name}_list.txt"])
     (file,) = files.keys() & _READERS.keys()
     captions = _READERS[file](files[file], dict.fromkeys(clip_ids))
@@ -247,11 +252,26 @@ MSVD = Benchmark(
         _DESCRIPTIONS: "Microsoft Research and the University of Texas at Austin (Video Description Corpus)",
         "clips": "Microsoft Research and the University of Texas at Austin (Video Description Corpus: YouTubeClips)",
     },
+    copies={
+        **dict.fromkeys(
+            (
+                *(f"msvd_{split}.json" for split in ("train", "val", "test")),
+                *(f"{_RAW}/{split}_list.txt" for split in ("train", "val", "test")),
+                f"{_RAW}/{_DESCRIPTIONS}",
+            ),
+            "friedrichor/MSVD on the Hub, also as VLM2Vec/MSVD (copies whose licence nobody states)",
+        ),
+    },
     clip_names="YOUTUBEID_START_END.avi, as in the lists; any other suffix will do",
     protocols={
         "": Protocol(
             files={
-                split: [(f"{split}_list.txt", captions) for captions in _READERS] for split in ("train", "val", "test")
+                split: [
+                    *((f"{split}_list.txt", captions) for captions in _READERS),
+                    (f"msvd_{split}.json",),
+                    (f"{_RAW}/{split}_list.txt", f"{_RAW}/{_DESCRIPTIONS}"),
+                ]
+                for split in ("train", "val", "test")
             },
             read=_read,
             published={

@@ -7,13 +7,16 @@ holds another dot, so what precedes the first one is the clip.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from calmctl.data.annotations import read_ids, read_object, read_table, text_fields
+from calmctl.data.annotations import field, read_ids, read_object, read_table, row_captions, shown, text_fields
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
+from calmctl.errors import DatasetError
+from calmctl.samples import Span
 
 _WINDOW_S = (0.0, 31.0)
+_PIECE_S, _PIECES = 5.0, 6
 
 
 def clip_id_of(file_name: str) -> str:
@@ -25,7 +28,7 @@ def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
     """Paragraphs by clip: every description of it, whatever file name it is under; those of a list, if any."""
     # Lists and JSON have one clip under two suffixes, so they meet by what precedes the dot.
     listed = {clip_id_of(file_name): None for file_name in _listed(files)}
-    json_file = files[f"{name}_data.json"]
+    (json_file,) = (path for path in files.values() if path.suffix == ".json")
     return _paragraphs(json_file, lambda file_name: not listed or clip_id_of(file_name) in listed, listed)
 
 
@@ -53,7 +56,7 @@ def _listed(files: Mapping[str, Path]) -> list[str]:
 def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) -> Annotated:
     """One paragraph per clip, of its descriptions under kept file names; listed clips without any come last."""
     descriptions: dict[str, list[str]] = {}
-    for file_name, description in text_fields(read_object(path, list), ["video", "description"], f"{path}: "):
+    for file_name, description in _described(path):
         if keep(file_name):
             descriptions.setdefault(clip_id_of(file_name), []).append(description)
     n_joined = sum(map(len, descriptions.values()))
@@ -63,6 +66,35 @@ def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) 
         *_WINDOW_S,
         notes=(f"{n_joined:,} descriptions joined into {len(descriptions):,} paragraphs",),
     )
+
+
+def _described(path: Path) -> Iterator[tuple[str, str]]:
+    """Every file's name and a description: the owners' rows, or those of copies, which have whole paragraphs."""
+    rows = read_object(path, list)
+    if rows and isinstance(rows[0], dict) and "caption" in rows[0] and "description" not in rows[0]:
+        yield from ((name, text) for name, texts in row_captions(path) for text in texts)
+    else:
+        yield from text_fields(rows, ["video", "description"], f"{path}: ")  # type: ignore[misc]
+
+
+def _read_moments(name: str, files: Mapping[str, Path]) -> Annotated:
+    """Every description with the spans that its annotators chose, each of one piece of 5 s or of several in a row."""
+    (path,) = files.values()
+    captions: list[tuple[str, str]] = []
+    moments: list[tuple[Span, ...]] = []
+    for number, record in enumerate(read_object(path, list)):
+        place = f"{path}: [{number}]"
+        captions.append((clip_id_of(field(record, "video", place)), field(record, "description", place)))
+        chosen = []
+        for pieces in field(record, "times", place, list):
+            match pieces:
+                case [int() as first, int() as last] if 0 <= first <= last < _PIECES:
+                    chosen.append((_PIECE_S * first, _PIECE_S * (last + 1)))
+                case _:
+                    raise DatasetError(f"{place}.times: expected two pieces from 0 to 5, found {shown(str(pieces))}")
+        moments.append(tuple(chosen))
+    clips = list(dict.fromkeys(clip for clip, _ in captions))
+    return Annotated(clips, captions, *_WINDOW_S, moments=moments)
 
 
 def _names(*names: str) -> list[str]:
@@ -87,6 +119,13 @@ DIDEMO = Benchmark(
         **dict.fromkeys(_names("didemo_{0}_label.csv"), "the T-MASS project (its data folder)"),
         "clips": "the LocalizingMoments project of Hendricks et al. (which says where to get them)",
     },
+    copies={
+        **dict.fromkeys(
+            _names("didemo_{0}.json", "raw_data/didemo_{0}.json"),
+            "friedrichor/DiDeMo on the Hub, also as VLM2Vec/DiDeMo (copies whose licence nobody states)",
+        ),
+        **dict.fromkeys(_names("didemo_ret_{0}.json"), "the UMT and VindLU projects"),
+    },
     clip_names=(
         "as in the JSON files, whose names have many suffixes and some none; what precedes the first dot counts, so "
         "that re-encoded copies are found"
@@ -94,7 +133,10 @@ DIDEMO = Benchmark(
     default_protocol="official",
     protocols={
         "official": Protocol(
-            files=_files("{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt", "{0}_data.json"),
+            files=_files(
+                *("{0}_data.json ce_{0}_list.txt", "{0}_data.json {0}_list.txt", "{0}_data.json"),
+                *("raw_data/didemo_{0}.json", "didemo_{0}.json", "didemo_ret_{0}.json"),
+            ),
             read=_read_official,
             published={
                 "train": Published(8392, 8392),
@@ -109,6 +151,15 @@ DIDEMO = Benchmark(
                 "train": Published(8362, 8362),
                 "val": Published(1062, 1062),
                 "test": Published(1004, 1004, "f09c4d8d70a1a38c1ba6ce25fb020e9922f58973b9c628b7e5d98d9f06a77c13"),
+            },
+        ),
+        "moments": Protocol(
+            files=_files("{0}_data.json", "raw_data/didemo_{0}.json"),
+            read=_read_moments,
+            published={
+                "train": Published(None, 33_005, reported=True),
+                "val": Published(1065, 4180, "e3e05884dda5631784e2c3970c279eb55c211bdfd54bb6b34fa0a9c789bb32e1"),
+                "test": Published(1004, 4021, "9e31bfbbab1a8ab6ee666f6f0dcb70a9413cdb281cf7f7c59a0b8360b6457d6f"),
             },
         ),
     },

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from calmctl.data.annotations import field, read_object, read_table, text_fields
+from calmctl.data.annotations import field, read_object, read_table, row_captions, text_fields
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 from calmctl.errors import DatasetError
 
@@ -25,6 +25,9 @@ _ONE_K_A = Published(1000, 1000, "60173d2b8dad19554edd6d5e95ab308e5f599954511ea8
 
 def _read_retrieval(name: str, files: Mapping[str, Path]) -> Annotated:
     """Train: the clips of a list with all their captions. Test: the 1k-A pairs, one sentence per clip."""
+    if len(files) == 1 and (path := next(iter(files.values()))).suffix == ".json":  # a row a clip, with its captions
+        rows = list(row_captions(path))
+        return Annotated([clip for clip, _ in rows], [(clip, text) for clip, texts in rows for text in texts])
     if name == "test":
         table = read_table(files[_TEST_1KA], ["video_id", "sentence"])
         pairs = [(row["video_id"], row["sentence"]) for _, row in table]
@@ -73,6 +76,11 @@ def _captions(path: Path, content: dict[str, Any], clip_ids: Container[str]) -> 
     return [(clip_id, caption) for clip_id, caption in pairs if clip_id in clip_ids]
 
 
+def _rows(hub: str, umt: str) -> list[tuple[str, ...]]:
+    """The same split as copies have it, a row a clip: the Hub's, and UMT's (VindLU's, InternVideo2's)."""
+    return [(f"msrvtt_{hub}.json",), (f"msrvtt_ret_{umt}.json",)]
+
+
 MSRVTT = Benchmark(
     name="msrvtt",
     description="MSR-VTT: 10,000 web clips of 10 to 30 s, 20 sentences each",
@@ -83,6 +91,16 @@ MSRVTT = Benchmark(
         ),
         "clips": "Microsoft Research (one by one), or the Frozen in Time project (all in one zip file)",
     },
+    copies={
+        **dict.fromkeys(
+            (f"msrvtt_{split}.json" for split in ("train_9k", "train_7k", "test_1k")),
+            "friedrichor/MSR-VTT on the Hub (a copy whose licence nobody states; its videos are compressed again)",
+        ),
+        **dict.fromkeys(
+            (f"msrvtt_ret_{split}.json" for split in ("train9k", "train7k", "test1k")),
+            "the UMT, VindLU and InternVideo2 projects",
+        ),
+    },
     clip_names="video0.mp4 to video9999.mp4; any other suffix will do",
     default_protocol="9k",
     # The others keep one sentence of each test clip, and captions are scored against all twenty.
@@ -92,8 +110,8 @@ MSRVTT = Benchmark(
             files={
                 # The 9k list reaches into the official test split (1,990 of its clips), whose sentences are in the
                 # other file of the pair; the 7k list does not.
-                "train": [(_TRAIN_9K, _MERGED), (_TRAIN_9K, _TRAIN_VAL, _TEST)],
-                "test": [(_TEST_1KA,)],
+                "train": [(_TRAIN_9K, _MERGED), (_TRAIN_9K, _TRAIN_VAL, _TEST), *_rows("train_9k", "train9k")],
+                "test": [(_TEST_1KA,), *_rows("test_1k", "test1k")],
             },
             read=_read_retrieval,
             published={
@@ -105,8 +123,8 @@ MSRVTT = Benchmark(
         ),
         "7k": Protocol(
             files={
-                "train": [(_TRAIN_7K, _MERGED), (_TRAIN_7K, _TRAIN_VAL)],
-                "test": [(_TEST_1KA,)],
+                "train": [(_TRAIN_7K, _MERGED), (_TRAIN_7K, _TRAIN_VAL), *_rows("train_7k", "train7k")],
+                "test": [(_TEST_1KA,), *_rows("test_1k", "test1k")],
             },
             read=_read_retrieval,
             published={

@@ -1,0 +1,1 @@
+"""Commands about what is kept and passed on: weights and runs."""

@@ -1,0 +1,1 @@
+"""Published data sets: a file and one declaration each."""

@@ -1,0 +1,99 @@
+"""VATEX: 41,250 clips of 10 s, ten English sentences each (docs/data.md); its Chinese ones are not read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from calmctl.data.annotations import expect, field, read_ids, read_object, row_captions, shown
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, Segment
+
+_REFERENCES = "ref_captions.json"
+_TRAIN, _VAL = "vatex_training_v1.0.json", "vatex_validation_v1.0.json"
+_TEST = "vatex_public_test_english_v1.1.json"
+_HUB_TEST = "vatex_test/*.parquet"
+_ID = re.compile(r"(.{11})_(\d{6})_(\d{6})", re.DOTALL)
+
+
+def _segments(clip_ids: Iterable[str]) -> dict[str, Segment]:
+    """Ids say which seconds of a YouTube video a clip is, for those who hold the videos whole."""
+    parts = {clip_id: match for clip_id in clip_ids if (match := _ID.fullmatch(clip_id))}
+    return {
+        clip_id: Segment(match[1], float(match[2]), float(match[3]))
+        for clip_id, match in parts.items()
+        if match[2] < match[3]
+    }
+
+
+def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
+    """All clips of a file with all their captions."""
+    (path,) = files.values()
+    rows = list(row_captions(path, ["videoID"], ["enCap"]))
+    ids = [clip_id for clip_id, _ in rows]
+    return Annotated(ids, [(clip, text) for clip, texts in rows for text in texts], segments=_segments(ids))
+
+
+def _read_listed(name: str, files: Mapping[str, Path]) -> Annotated:
+    """The clips of a list with all their captions, from either file that has them."""
+    if f"{name}_list.txt" not in files:
+        return _read_official(name, files)
+    ids = read_ids(files[f"{name}_list.txt"])
+    if (path := files.get(_REFERENCES)) is not None:
+        content = read_object(path, dict)
+        captions = {
+            each: [expect(text, str, f"{path}: {shown(each)}") for text in field(content, each, str(path), list)]
+            for each in ids
+            if each in content
+        }
+    else:
+        captions = dict(row_captions(files[_VAL], ["videoID"], ["enCap"]))
+    pairs = [(each, text) for each in ids for text in captions.get(each, ())]
+    return Annotated(ids, pairs, segments=_segments(ids))
+
+
+VATEX = Benchmark(
+    name="vatex",
+    description="VATEX: 41,250 YouTube clips of 10 s, ten English sentences each",
+    owners={
+        **dict.fromkeys((_TRAIN, _VAL, _TEST), "the VATEX project (Wang et al.; its download page)"),
+        **{
+            f"{split}_list.txt": "the HGR project (hgr_v2t), as text, or the projects that descend from X-Pool"
+            for split in ("train", "val", "test")
+        },
+        _REFERENCES: "the HGR project (hgr_v2t), or the projects that descend from X-Pool",
+        "clips": "nobody: cut from YouTube by their ids; the VATEX project gives out features",
+    },
+    copies={
+        _HUB_TEST: "lmms-lab/VATEX on the Hub (4,478 of the public test; a copy whose licence nobody states)",
+    },
+    clip_names=(
+        "YOUTUBEID_START_END.mp4, already cut to 10 s, as in the files; or the whole video, YOUTUBEID.mp4, of which "
+        "the seconds that the id names are shown; any other suffix will do"
+    ),
+    default_protocol="hgr",
+    protocols={
+        "hgr": Protocol(
+            files={
+                "train": [("train_list.txt", _REFERENCES), (_TRAIN,)],
+                "val": [("val_list.txt", _REFERENCES), ("val_list.txt", _VAL)],
+                "test": [("test_list.txt", _REFERENCES), ("test_list.txt", _VAL)],
+            },
+            read=_read_listed,
+            published={
+                "train": Published(25_991, 259_910),
+                "val": Published(1500, 15_000),
+                "test": Published(1500, 15_000),
+            },
+        ),
+        "public": Protocol(
+            files={"train": [(_TRAIN,)], "val": [(_VAL,)], "test": [(_TEST,), (_HUB_TEST,)]},
+            read=_read_official,
+            published={
+                "train": Published(25_991, 259_910),
+                "val": Published(3000, 30_000),
+                "test": Published(6000, 60_000),
+            },
+        ),
+    },
+)
