@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data/demo"))
     parser.add_argument("--backbone", default="drawn-2")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clips", type=int, default=1000, help="of the training split")
+    parser.add_argument("--clips", type=int, default=700, help="of the training split")
     parser.add_argument("--tests", type=int, default=200, help="test clips")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--time", type=int, metavar="SIDE", help="time captioners of this input size instead")
     arguments = parser.parse_args()
     console = Console(width=100)
@@ -73,7 +73,7 @@ def main() -> None:
         told(world[name], count, entries) for name, count in (("train", arguments.clips), ("test", arguments.tests))
     )
     keys = [f"data.root={arguments.root}", f"backbone.weights={arguments.backbone}", f"optim.epochs={arguments.epochs}"]
-    keys += [f"data.compressed.pictures={arguments.pictures}", "optim.batch_size=24", "optim.lr_head=1e-3"]
+    keys += [f"data.compressed.pictures={arguments.pictures}", "optim.batch_size=24", "optim.lr_head=1.5e-3"]
     whole = model_of(recipe_of(keys), train).reader(0)
     assert isinstance(whole, CompressedReader)
     started = time.perf_counter()

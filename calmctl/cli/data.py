@@ -161,7 +161,7 @@ def reencode(
 
     Exit code 0: all are there. 1: some could not be re-encoded; they are listed.
     """
-    from calmctl.data.folder import reencode_folder
+    from calmctl.data.reencode import reencode_folder
 
     if side % 2:
         raise BadInput(f"--side {side}: H.264 needs even sizes; give {side + 1}")

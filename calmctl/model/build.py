@@ -10,7 +10,8 @@ from calmctl.errors import RecipeError
 from calmctl.model.backbone import Backbone, FeatureAdapter
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.captioner import CaptionDecoder, Captioner, CaptionModel, CaptionVocabulary
-from calmctl.model.cocap import CocapDecoder, CocapModel
+from calmctl.model.captioners.cocap import CocapDecoder, CocapModel
+from calmctl.model.captioners.semsynan import SemSynDecoder, SemSynModel
 from calmctl.model.embedder import Embedder
 from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.emcl import EMCLHead
@@ -19,7 +20,6 @@ from calmctl.model.heads.tmass import TMassHead
 from calmctl.model.heads.uatvr import UATVRHead
 from calmctl.model.heads.wti import TokenInteractionHead
 from calmctl.model.heads.xpool import XPoolHead
-from calmctl.model.semsynan import SemSynDecoder, SemSynModel
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
 from calmctl.recipe.schema import AlignmentSection, AnchorsSection, Recipe

@@ -19,7 +19,7 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
-from calmctl.model.semsynan import SemSynModel
+from calmctl.model.captioners.semsynan import SemSynModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run

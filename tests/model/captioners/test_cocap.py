@@ -11,7 +11,7 @@ from calmctl.errors import RecipeError
 from calmctl.model.build import build_caption_model
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import training_vocabulary
-from calmctl.model.cocap import ActionEncoder, CocapDecoder, PictureEncoder, sinusoid, unpack
+from calmctl.model.captioners.cocap import ActionEncoder, CocapDecoder, PictureEncoder, sinusoid, unpack
 from calmctl.model.openclip import open_clip
 from calmctl.model.weights import load_backbone
 from calmctl.recipe import recipe_from_dict

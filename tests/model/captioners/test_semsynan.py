@@ -14,11 +14,11 @@ from torch import nn
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.captions.generate import Search, caption_features
 from calmctl.errors import BadInput, RecipeError
-from calmctl.model import semsynan
 from calmctl.model.build import build_caption_model
 from calmctl.model.calm import Batch
 from calmctl.model.captioner import PAD, training_vocabulary
-from calmctl.model.semsynan import (
+from calmctl.model.captioners import semsynan
+from calmctl.model.captioners.semsynan import (
     MARGIN,
     TAGS,
     CompositionalCell,
