@@ -409,7 +409,7 @@ def _grid(block: Block, *, stand_in: bool) -> Sheet:
 
 def demo(
     overrides: options.Overrides = None,
-    # The recipes' own, so that a plain training of a recipe is the demo's run once more.
+    # The recipes' own.
     seed: options.Seed = 24,
     as_json: options.Json = False,
     root: options.Root = None,

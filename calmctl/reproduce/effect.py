@@ -114,11 +114,11 @@ class Job:
         return load_recipe(resolve_recipe(RECIPE), [*own, *overrides])
 
 
-# The world in memory: frames of all clips as arrays, drawn and decoded once.
+# The drawn world in memory: frames of all clips as arrays, drawn and decoded once.
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class DrawnClips:
     """Frames and captions of the study.
 
     Attributes:
@@ -136,7 +136,7 @@ class World:
         return self.splits[f"train-{dial}"]
 
 
-def find_world(folder: Path, root: Path, counts: DemoCounts, recipe: Recipe, watcher: Watcher = SILENT) -> World:
+def find_world(folder: Path, root: Path, counts: DemoCounts, recipe: Recipe, watcher: Watcher = SILENT) -> DrawnClips:
     """The world, from `folder` where it is kept; else drawn into `root`, decoded, and kept there.
 
     Raises:
@@ -175,7 +175,7 @@ def find_world(folder: Path, root: Path, counts: DemoCounts, recipe: Recipe, wat
     return _read_world(path)
 
 
-def _read_world(path: Path) -> World:
+def _read_world(path: Path) -> DrawnClips:
     with np.load(path, allow_pickle=False) as kept:
         arrays = {name: kept[name] for name in kept.files}
     about = json.loads(arrays.pop("about").tobytes())
@@ -188,7 +188,7 @@ def _read_world(path: Path) -> World:
         )
         for name, split in about["splits"].items()
     }
-    return World(about["digest"], arrays, splits)
+    return DrawnClips(about["digest"], arrays, splits)
 
 
 # One fine-tuning.
@@ -197,7 +197,7 @@ def _read_world(path: Path) -> World:
 class Bench:
     """What the runs of one process share: the world, the shipped CLIP, the tokens of the captions."""
 
-    def __init__(self, world: World, overrides: Sequence[str], device: torch.device) -> None:
+    def __init__(self, world: DrawnClips, overrides: Sequence[str], device: torch.device) -> None:
         self.world, self.overrides, self.device = world, tuple(overrides), device
         recipe = Job("study", "meanp", BASE, "1.0", 0).recipe(overrides)
         self.backbone = recipe_backbone(recipe)
@@ -334,7 +334,7 @@ def _diagnostics(model: CalmModel, encoded: EncodedSplit) -> dict[str, float]:
 def run_jobs(
     jobs: Sequence[Job],
     folder: Path,
-    world: World,
+    world: DrawnClips,
     *,
     overrides: Sequence[str] = (),
     device: torch.device,
@@ -373,7 +373,7 @@ def run_jobs(
 def _results(
     todo: Sequence[Job],
     folder: Path,
-    world: World,
+    world: DrawnClips,
     overrides: Sequence[str],
     device: torch.device,
     processes: int,
@@ -415,7 +415,7 @@ def _run(job: Job) -> dict[str, Any]:
     return _bench.run(job)
 
 
-def _kept(jobs: Sequence[Job], path: Path, world: World, overrides: Sequence[str]) -> dict[Job, dict[str, Any]]:
+def _kept(jobs: Sequence[Job], path: Path, world: DrawnClips, overrides: Sequence[str]) -> dict[Job, dict[str, Any]]:
     """The finished ones among `jobs`: of the same recipe on the same world from the same CLIP."""
     if not path.is_file():
         return {}
@@ -441,7 +441,7 @@ def seconds_a_run(folder: Path) -> float | None:
     return sum(seconds) / len(seconds) if seconds else None
 
 
-def zero_shot(world: World, overrides: Sequence[str], device: torch.device) -> dict[str, dict[str, float]]:
+def zero_shot(world: DrawnClips, overrides: Sequence[str], device: torch.device) -> dict[str, dict[str, float]]:
     """The shipped CLIP on the test sets, with its frames averaged and nothing trained."""
     bench = Bench(world, overrides, device)
     model = bench.model(Job("study", "meanp", BASE, "1.0", 0)).eval()

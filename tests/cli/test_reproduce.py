@@ -65,6 +65,9 @@ def test_weights_that_are_yet_to_be_downloaded_are_not_called_there(
         (["table1", "--rows", "x-pool", "--dry-run"], "has no row 'x-pool'"),
         (["table1", "--dry-run", "head.knd=xpool"], "did you mean head.kind"),
         (["table7", "--skip-missing"], "nothing is left to run"),
+        (["effect"], "effect is a study of its own, on the drawn world: calmctl reproduce effect --data demo"),
+        (["effect", "table7", "--data", "demo"], "effect is a study of its own"),
+        (["table7", "--data", "demo", "--small"], "--small, --jobs and --minutes are for"),
     ],
 )
 def test_mistakes_are_sentences(
@@ -74,6 +77,15 @@ def test_mistakes_are_sentences(
     result = call(*arguments)
     assert isinstance(result.exception, CalmError), result.output
     assert message in str(result.exception)
+
+
+def test_the_study_says_what_it_takes_and_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = json.loads(call("effect", "--data", "demo", "--dry-run", "--json", "--seeds", "2").stdout)
+    # Rates: three heads, three rates, three seeds; weights: three losses, three weights, three seeds; then the grid.
+    assert plan["runs"] == 27 + 27 + 2 * 3 * 3 * 5 and plan["seconds_a_run"] is None
+    small = call("effect", "--data", "demo", "--dry-run", "--small", "--jobs", "2", "--device", "cpu")
+    assert "75 fine-tunings, 2 at once on cpu: not measured" in small.stdout and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
