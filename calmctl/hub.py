@@ -106,6 +106,21 @@ def cached(repository: str, name: str, *, revision: str | None = None) -> Path |
     return Path(path) if isinstance(path, str) else None
 
 
+def is_absent(repository: str, name: str, *, revision: str | None = None) -> bool:
+    """Whether the cache knows that a repository has no such file; nobody is asked."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repository, name, None, revision) is _CACHED_NO_EXIST
+
+
+def note_absent(repository: str, name: str, commit: str) -> None:
+    """Let the cache know, as the hub's client does, that a repository has no such file at a commit."""
+    marker = cache_folder() / f"models--{repository.replace('/', '--')}" / ".no_exist" / commit / name
+    with suppress(OSError):  # a cache that cannot be written is asked again
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+
 def revision_of(path: Path) -> str | None:
     """The commit that a file of the cache is of."""
     return next((folder.name for folder in path.parents if _SHA1.fullmatch(folder.name)), None)
