@@ -352,13 +352,17 @@ class _Fetch(Asked):
 
     def _open(self, url: str, start: int = 0) -> Any:
         """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`."""
-        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        from huggingface_hub import constants, get_token
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
         if is_offline():
             raise self.error("HF_HUB_OFFLINE forbids to ask", offline=True)
         session: Any = get_session()
         # As it is: a length and a place in the file mean nothing in a compressed answer.
-        headers = {**build_hf_headers(), "accept-encoding": "identity"}
+        headers = {"accept-encoding": "identity", "user-agent": "calmctl"}
+        # Said here and not by the client's own headers, which ask the hub for a list of programs first.
+        if (token := get_token()) and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            headers["authorization"] = f"Bearer {token}"
         if start:
             headers["range"] = f"bytes={start}-"
         answer: queue.Queue[Any] = queue.Queue()
