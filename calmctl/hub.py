@@ -106,6 +106,21 @@ def cached(repository: str, name: str, *, revision: str | None = None) -> Path |
     return Path(path) if isinstance(path, str) else None
 
 
+def is_absent(repository: str, name: str, *, revision: str | None = None) -> bool:
+    """Whether the cache knows that a repository has no such file; nobody is asked."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repository, name, None, revision) is _CACHED_NO_EXIST
+
+
+def note_absent(repository: str, name: str, commit: str) -> None:
+    """Let the cache know, as the hub's client does, that a repository has no such file at a commit."""
+    marker = cache_folder() / f"models--{repository.replace('/', '--')}" / ".no_exist" / commit / name
+    with suppress(OSError):  # a cache that cannot be written is asked again
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+
 def revision_of(path: Path) -> str | None:
     """The commit that a file of the cache is of."""
     return next((folder.name for folder in path.parents if _SHA1.fullmatch(folder.name)), None)
@@ -343,13 +358,17 @@ class _Fetch(Asked):
 
     def _open(self, url: str, start: int = 0, *, refuse: bool = True) -> Any:
         """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`, for 401, 403 and 404 if asked."""
-        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        from huggingface_hub import constants, get_token
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
         if is_offline():
             raise self.error("HF_HUB_OFFLINE forbids to ask", offline=True)
         session: Any = get_session()
         # As it is: a length and a place in the file mean nothing in a compressed answer.
-        headers = {**build_hf_headers(), "accept-encoding": "identity"}
+        headers = {"accept-encoding": "identity", "user-agent": "calmctl"}
+        # Said here and not by the client's own headers, which ask the hub for a list of programs first.
+        if (token := get_token()) and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            headers["authorization"] = f"Bearer {token}"
         if start:
             headers["range"] = f"bytes={start}-"
         answer: queue.Queue[Any] = queue.Queue()

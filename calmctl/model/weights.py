@@ -74,11 +74,12 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     check_backbone(model, weights)
     architecture = read_architecture(model)
     tags = _tags(architecture)
+    sized = architecture
     if image_size is not None:
-        architecture = replace(architecture, config=at_size(architecture.config, image_size))
+        sized = replace(architecture, config=at_size(architecture.config, image_size))
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
-        return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
+        return build_backbone(sized.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
     shipped, tag = shipped_weights(architecture, weights), tag_of(architecture, weights)
     notes: tuple[str, ...] = ()
     origin: dict[str, str | None] = {"weights": Path(weights).name}
@@ -108,8 +109,9 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             state = in_open_clips_names(state)
             activation = "quick_gelu" if looks_like_openai(state) else None
             _check_activation(architecture, weights, activation)
-            pixels = _pixels_of_foreign(architecture, file, tags)
-    spec = architecture.spec(pixels, **origin, weights_sha256=sha256_file(file))
+            said = architecture.pixels if place else None  # by its own config
+            pixels = said or _pixels_of_foreign(architecture, file, tags)
+    spec = sized.spec(pixels, **origin, weights_sha256=sha256_file(file))
     unfit = (
         f"{weights} does not fit {spec.model}, which is far larger than its own tensors; "
         "name the model these weights belong to"

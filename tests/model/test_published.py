@@ -72,6 +72,21 @@ class TestPlaces:
         constants.HF_HUB_OFFLINE = True  # the fixture takes it back
         assert same(first, load_backbone("hf-hub:owner/tiny", "own"))
 
+    def test_what_another_program_brought_is_not_taken_for_all_there_is(self, hub):
+        """timm's own config.json lies beside open_clip's, and may be the only one in the cache."""
+        first = build(CONFIG)
+        hub.add("owner/tiny", published_files(CONFIG, first) | {"config.json": b'{"architecture": "vit"}'})
+        published.fetch("owner/tiny", "config.json")
+        assert same(first, load_backbone("hf-hub:owner/tiny", "own"))
+
+    def test_a_file_that_a_repository_lacks_is_asked_for_once(self, hub):
+        files = {"config.json": b'{"model_type": "clip"}', "preprocessor_config.json": b"{}"}
+        hub.add("owner/theirs", files)
+        place = published.Published.of("hf-hub:owner/theirs")
+        assert place.config()[1].name == "config.json"
+        hub.requests[:] = []
+        assert place.config()[1].name == "config.json" and hub.requests == []
+
     def test_a_folder(self, tmp_path):
         first = build(CONFIG)
         for name, content in published_files(CONFIG, first).items():
@@ -292,6 +307,11 @@ class TestAnotherResolution:
         positions = larger.clip.visual.positional_embedding
         assert positions.shape[0] == 17 and torch.allclose(positions[1:], torch.tensor(3.0))
         assert torch.equal(positions[0], first.clip.visual.positional_embedding[0])
+        save_file(first.clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PIXELS}))
+        beside = load_backbone(str(path), str(tmp_path / "w.safetensors"), image_size=32)
+        own = load_backbone(f"local-dir:{tmp_path}", "own", image_size=32)
+        assert same(beside, larger) and same(own, larger)
         assert larger.encode_frames(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2, 16)
         assert rebuilt(larger).spec.image_size == (32, 32)
 
