@@ -1,6 +1,6 @@
 """What vectors and residuals tell CoCap on the drawn world, over several seeds; and what a clip takes to caption.
 
-    calmctl demo                                   (once: draws the world, trains its CLIP)
+    calmctl demo                                   (once: draws the world)
     python benchmarks/cocap.py
     python benchmarks/cocap.py --time 224          (seconds a clip at full size, random weights)
 
