@@ -125,7 +125,14 @@ POSIX_NAMES = {
         *("pause", "pthread_kill", "pthread_sigmask", "setitimer", "sigwait"),
     },
 }
-GUARDS = ("hasattr(", "sys.platform", "os.name", "except ImportError", "suppress(AttributeError)")
+GUARDS = (
+    "hasattr(",
+    "sys.platform",
+    "os.name",
+    "except ImportError",
+    "suppress(ImportError)",
+    "suppress(AttributeError)",
+)
 """What a function says that has another way on Windows."""
 
 

@@ -20,13 +20,12 @@ from calmctl.cli import (
     options,
     reproduce,
     score,
-    search,
-    serve,
     train,
 )
 from calmctl.cli import eval as evaluation
 from calmctl.cli.artifacts import runs, share, weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
+from calmctl.cli.search import search, serve
 from calmctl.errors import CalmError
 
 app = typer.Typer(

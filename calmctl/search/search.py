@@ -16,7 +16,7 @@ from calmctl.explain.explainer import Explainer
 from calmctl.model.heads.base import FusionHead, Reranker
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.samples import Clip
-from calmctl.search.collection import WAITING, Collection, Times, times_of
+from calmctl.search.collection import WAITING, Collection, Times, Wanted, times_of, wanted_positions
 from calmctl.search.confidence import (
     Confidence,
     NullBank,
@@ -74,6 +74,14 @@ class Search:
     @property
     def _size(self) -> str:
         return counted(len(self), self.collection.unit)
+
+    def only(self, wanted: Wanted) -> np.ndarray:
+        """The positions of wanted clips, for `among`. Raises `BadInput` where there is none."""
+        return wanted_positions(self.collection, self._index.frames, wanted, self._progress)
+
+    def measure_all(self) -> None:
+        """Know the length of every clip, so that no answer waits for a decoder; remembered beside the features."""
+        self._times = times_of(self.collection, self._index.frames, range(len(self)), self._progress)
 
     def end_progress(self) -> None:
         """Tell nobody of the work any more: the bar of the start is gone when later questions come."""

@@ -75,9 +75,9 @@ class Browser:
         events = [json.loads(entry["message"])["message"] for entry in self.logs("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        """The page as PNG: all of it, or what its window shows."""
+        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def devtools(self, command: str, **parameters: Any) -> Any:

@@ -160,12 +160,16 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "m" && at >= 0) hits[at].closest(".card").querySelector(".more").click();
 });
 
+const fromAddress = () => {
+  $("q").value = new URLSearchParams(location.hash.slice(1)).get("q") ?? $("q").value;
+  ask();
+};
+window.addEventListener("hashchange", fromAddress);
 fetch("/api/about").then((answer) => answer.json()).then((told) => {
   about = told;
   const out = Object.keys(told.left_out).length;
   $("where").textContent = `calmctl search in ${told.collection}, ${counted(told.clips, told.unit)}${out ? `, ${out} left out` : ""}`;
   $("by").textContent = `Answered by ${told.by}.`;
   $("rule").textContent = told.rule ? `${told.rule}; measured with ${told.measured_with}.` : "";
-  $("q").value = new URLSearchParams(location.hash.slice(1)).get("q") ?? $("q").value;
-  ask();
+  fromAddress();
 });

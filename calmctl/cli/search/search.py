@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +13,6 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import (
-    Sheet,
     choose_run,
     loading,
     note,
@@ -21,26 +22,26 @@ from calmctl.cli.console import (
     printable,
     progress_bar,
     readings,
-    stdout,
 )
-from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
+from calmctl.cli.search.shown import cut_out, open_hit, print_found, print_paths, print_recall, print_sentences
+from calmctl.errors import BadInput, CalmError, DatasetError, StoreError, VideoError
 from calmctl.files import PAGE, require_output
 from calmctl.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.progress import Progress
 
     from calmctl.search.confidence import Rule
-    from calmctl.search.exact import Recall
     from calmctl.search.model import SearchModel
-    from calmctl.search.results import Found, Hit, Ranked, Shared
+    from calmctl.search.results import Found, Hit
     from calmctl.search.search import Search
 
 
 # A larger share than half would be no answer, and a smaller one than 1/10,000 wants as many sentences to compare with.
 SHARE = options.Range(0.0001, 0.5)
+DAYS = ["%Y-%m-%d"]
 
 Cache = Annotated[
     Path,
@@ -52,6 +53,15 @@ Calibrate = Annotated[
 ]
 Candidates = Annotated[int | None, options.COUNT(help="Clips that the first of two stages keeps; 1000.")]
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video file.")]
+After = Annotated[
+    datetime | None, typer.Option("--after", metavar="DAY", formats=DAYS, help="Files of that day or later.")
+]
+Before = Annotated[
+    datetime | None, typer.Option("--before", metavar="DAY", formats=DAYS, help="Files of that day or earlier.")
+]
+Below = Annotated[str | None, typer.Option("--below", metavar="FOLDER", help="Clips in this folder of the folder.")]
+Longer = Annotated[float | None, options.SECONDS("--longer", metavar="SECONDS", help="Clips that last so long.")]
+Shorter = Annotated[float | None, options.SECONDS("--shorter", metavar="SECONDS", help="Clips no longer than this.")]
 Confident = Annotated[bool, typer.Option("--confident", help="Say so where nothing matches.")]
 Fdr = Annotated[float | None, SHARE("--fdr", metavar="SHARE", help="Or: so much of what is shown may be wrong.")]
 Queries = Annotated[
@@ -79,6 +89,7 @@ SEARCH_EXAMPLES = options.examples(
     'calmctl search "the goal" --in matches --window 10 --stride 5 --top 3',
     'calmctl search "a dog on a beach" --in holidays --confident',
     "cat queries.txt | calmctl search --queries - --in features/msrvtt --json",
+    "calmctl search -i --in holidays",
     "calmctl search -- similar      # the word, and not the verb",
 )
 SIMILAR_EXAMPLES = options.examples(
@@ -107,6 +118,15 @@ def search(
     confident: Confident = False,
     fdr: Fdr = None,
     calibrate: Calibrate = None,
+    below: Below = None,
+    after: After = None,
+    before: Before = None,
+    longer: Longer = None,
+    shorter: Shorter = None,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Ask on and on.")] = False,
+    open_first: Annotated[bool, typer.Option("--open", help="Open the best hit in a player.")] = False,
+    cut: Annotated[Path | None, typer.Option("--cut", metavar="FOLDER", help="Write hits as files.")] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="Print paths alone, for pipes.")] = False,
     html: options.Html = None,
     as_json: options.Json = False,
     approximate: Annotated[bool, typer.Option("--approximate", help="Two stages, not all clips.")] = False,
@@ -143,7 +163,15 @@ def search(
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
     query_texts = _sentences(sentences, queries)
-    if not query_texts:
+    if interactive and (query_texts or as_json or paths or html or cut or open_first):
+        raise BadInput("-i asks for its sentences itself and prints tables; leave the others out")
+    if paths and as_json:
+        raise BadInput("--paths and --json are two forms of the answer; give one of them")
+    if cut is not None:
+        from calmctl.search.cut import require_folder_for_cuts
+
+        require_folder_for_cuts(cut)
+    if not query_texts and not interactive:
         raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
     if approximate:
         from calmctl.search.exact import require_usearch
@@ -152,16 +180,39 @@ def search(
     check_device(device)
     search_model = choose_model(run, runs, backbone, weights, device, why, are_drawn(where))
     note_cut(search_model, query_texts)
+    from calmctl.search.collection import Wanted
     from calmctl.search.exact import CANDIDATES
 
     with progress_bar("items") as bar:
         engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         calibrated(engine, rule, calibrate)
-        result = engine.sentences(
-            query_texts, top, approximate=approximate, rule=rule, candidates=candidates or CANDIDATES
-        )
+        wanted = Wanted(below, after and after.date(), before and before.date(), longer, shorter)
+        if wanted != Wanted() and approximate:
+            raise BadInput("--approximate knows neither folders, days nor lengths; leave it out")
+        among = engine.only(wanted) if wanted != Wanted() else None
+        if not interactive:
+            result = engine.sentences(
+                query_texts,
+                top,
+                approximate=approximate,
+                candidates=candidates or CANDIDATES,
+                rule=rule,
+                among=among,
+            )
+    if interactive:
+        note_left_out(engine)
+        engine.end_progress()
+        ask_on(engine, partial(engine.sentences, top=top, approximate=approximate, rule=rule, among=among))
+        return
     note_left_out(engine)
-    _show(result, html, as_json)
+    if paths:
+        print_paths(result)
+    else:
+        _show(result, html, as_json)
+    if cut is not None:
+        cut_out(result, cut)
+    if open_first:
+        open_hit(result.answers[0])
 
 
 def similar(
@@ -348,6 +399,41 @@ def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
     return given + (read_sentences(source) if source is not None else [])
 
 
+def ask_on(engine: Search, ask: Callable[[list[str]], Found]) -> None:
+    """Ask for a sentence and answer, until there is none; the model and all tables stay where they are."""
+    with suppress(ImportError):  # Windows edits lines itself
+        import readline  # noqa: F401  # arrows and a history
+    from calmctl.search.results import Answer
+
+    note("a sentence; :open N, :like N for a hit of the last answer; an empty line ends it")
+    hits: tuple[Hit, ...] = ()
+    while True:
+        try:
+            asked = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not asked:
+            return
+        try:
+            if asked.startswith(":"):
+                verb, _, number = asked[1:].partition(" ")
+                if verb not in ("open", "like") or not number.isdecimal() or not 1 <= int(number) <= len(hits):
+                    raise BadInput(f":open N and :like N take the number of a hit, from 1 to {len(hits)}")
+                hit = hits[int(number) - 1]
+                if verb == "open":
+                    open_hit(Answer("", (hit,)))
+                    continue
+                result = engine.like(hit.position, 10)
+            else:
+                note_cut(engine.seeker, [asked])
+                result = ask([asked])
+        except CalmError as fault:  # a slip ends no session
+            note(f"[bold red]error:[/] {printable(str(fault))}")
+            continue
+        hits = result.answers[0].hits
+        print_found(result)
+
+
 def match_rule(confident: bool, fdr: float | None, calibrate: str | None) -> Rule | None:
     """When a hit matches, by --confident or --fdr; None where neither is given."""
     if confident and fdr is not None:
@@ -501,93 +587,3 @@ def _show(result: Found, html: Path | None, as_json: bool) -> None:
         print_found(result)
     if html is not None:
         note(f"wrote {printable(str(html))}")
-
-
-# What `calmctl search` shows on a terminal of 80 columns.
-
-
-NEAREST = 3
-"""Clips shown where none matches (our choice)."""
-
-
-def print_found(result: Found) -> None:
-    """Print every query's hits; where nothing matches, the nearest ones apart."""
-    out = stdout()
-    for answer in result.answers:
-        out.print(f"[bold]{printable(answer.query)}[/]")
-        matches = [hit for hit in answer.hits if hit.confidence is None or hit.confidence.match]
-        others = [hit for hit in answer.hits if hit.confidence is not None and not hit.confidence.match]
-        if matches:
-            out.print(_hits(matches))
-            if others:
-                out.print(f"[dim]of the best {len(answer.hits)} the last {len(others)} do not match[/]")
-        elif others:
-            out.print(f"no {result.unit} of {result.clips:,} matches; the nearest, which are no answer:")
-            out.print(_hits(others[:NEAREST]))
-        out.print("")
-    out.print(
-        f"[dim]{counted(result.clips, result.unit)} of {printable(str(result.collection))}\n"
-        f"{printable(result.method)}[/]"
-    )
-    if result.confidence is not None:
-        out.print(f"[dim]{printable(result.confidence)}[/]")
-    out.print(f"[dim]by {printable(result.seeker)}[/]")
-
-
-def _hits(hits: Sequence[Hit]) -> Sheet:
-    from calmctl.explain.words import percent
-    from calmctl.search.sheet import moment
-
-    table = _table("clip", "when")
-    for hit in hits:
-        name = str(hit.file) if hit.file is not None else hit.clip
-        table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
-        if hit.base_score is not None:
-            table.add_row("", "", f"[dim]{hit.base_score:z.3f} before re-ranking[/]", "")
-        if hit.confidence is not None:
-            table.add_row("", "", f"[dim]{percent(hit.confidence.chance)} of other sentences do as well here[/]", "")
-        if hit.neighbours:
-            table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
-        if hit.shared is not None:
-            table.add_row("", "", _anchors(hit.shared), "")
-    return table
-
-
-def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:
-    """Print the sentences of one clip."""
-    out = stdout()
-    out.print(f"[bold]{printable(video)}[/]", soft_wrap=True)
-    table = _table("sentence")
-    for each in ranked:
-        table.add_row(str(each.rank), f"{each.score:z.3f}", printable(each.sentence))
-        if each.base_score is not None:
-            table.add_row("", "", f"[dim]{each.base_score:z.3f} before re-ranking[/]")
-        if each.shared is not None:
-            table.add_row("", "", _anchors(each.shared))
-    out.print(table)
-
-
-def print_recall(recall: Recall) -> None:
-    """Print what the first stage keeps."""
-    out = stdout()
-    out.print(
-        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:z.1f} %[/]\n"
-        f"(share of the exact best {recall.at} among its {recall.candidates:,} candidates; "
-        f"its own best {recall.at} alone would hold {100 * recall.first:z.1f} %)"
-    )
-
-
-def _anchors(shared: Sequence[Shared]) -> str:
-    from calmctl.explain.words import percent
-
-    named = ", ".join(f"{printable(each.anchor)} {percent(each.share)}" for each in shared)
-    return f"[dim]{named or 'no anchor in common'}[/]"
-
-
-def _table(*columns: str) -> Sheet:
-    table = Sheet(header_style="dim")
-    table.add_column("", justify="right")
-    table.add_column("score")
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number > 0, ratio=1 if number == 0 else None)
-    return table

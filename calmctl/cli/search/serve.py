@@ -9,7 +9,7 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import note, printable, progress_bar, stdout
-from calmctl.cli.search import (
+from calmctl.cli.search.search import (
     CACHE,
     Cache,
     Calibrate,
@@ -33,7 +33,7 @@ PORT = options.Range(0, 65_535)
 
 EXAMPLES = options.examples(
     "calmctl serve holidays",
-    "calmctl serve matches --window 10 --stride 5 --open",
+    "calmctl serve matches --window 10 --stride 5 --browse",
     "calmctl serve features/msrvtt --videos /data/msrvtt/videos --port 8080",
     "calmctl serve holidays --mcp",
 )
@@ -44,7 +44,7 @@ def serve(
         "."
     ),
     port: Annotated[int, PORT(help="Port of the page; 0 takes a free one.")] = 8765,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    browse: Annotated[bool, typer.Option("--browse", help="Show the page in the browser.")] = False,
     mcp: Annotated[bool, typer.Option("--mcp", help="Tools for a language model, and no page.")] = False,
     calibrate: Calibrate = None,
     window: Window = None,
@@ -84,13 +84,14 @@ def serve(
         # Once, before anybody waits for it: tables of clips are made, and torch's first product is its slowest.
         engine.sentences(["warm"], 1, rule=Rule())
         engine.like(0, 1)
+        engine.measure_all()
     engine.end_progress()
     note_left_out(engine)
     if place is None:
         note(f"serving tools for {printable(str(where))} on standard input and output")
         tool_server(Engine(engine, Rule())).run("stdio")
     else:
-        _serve_page(Engine(engine, Rule()), place, open_page)
+        _serve_page(Engine(engine, Rule()), place, browse)
 
 
 def require_servers(mcp: bool) -> None:
@@ -119,7 +120,7 @@ def bound(port: int) -> socket:
     return place
 
 
-def _serve_page(engine: Engine, place: socket, open_page: bool) -> None:
+def _serve_page(engine: Engine, place: socket, browse: bool) -> None:
     import uvicorn
 
     from calmctl.search.serve import web_app
@@ -128,7 +129,7 @@ def _serve_page(engine: Engine, place: socket, open_page: bool) -> None:
     address = f"http://127.0.0.1:{port}/"
     config = uvicorn.Config(web_app(engine, port), log_level="warning", lifespan="off", server_header=False)
     stdout().print(f"[bold]{address}[/]", "  Ctrl-C ends it", sep="")
-    if open_page:
+    if browse:
         import webbrowser
 
         webbrowser.open(address)
