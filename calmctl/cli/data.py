@@ -219,6 +219,7 @@ def frames(
     loading("the model library")
     from calmctl.source.source import VideoSource
     from calmctl.training.prepare import prepare
+    from calmctl.video.cache import in_gb
 
     prepared = prepare(resolved)
     source = prepared.source
@@ -241,7 +242,7 @@ def frames(
         decoded = cache.counts.total() - cache.counts["read"] - cache.counts["unkept"]
         stdout().print(
             f"{cache.folder}: {counted(decoded, 'clip')} decoded, {cache.counts['read']:,} there before; "
-            f"{cache.used_bytes / 1e9:,.2f} GB",
+            f"{in_gb(cache.used_bytes)}",
             markup=False,
             soft_wrap=True,
         )
