@@ -73,7 +73,16 @@ class Data(Section):
         "crop-flip", description="crop-flip: one random crop (area 0.5 to 1) and flip a clip, as T-MASS"
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
-    cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
+    # The published preparations re-encode all clips to a short side of 224 or so before they begin. Whole frames of a
+    # film are 25 times as much to keep, and a crop of them is 224 pixels again.
+    short_side: Annotated[int, Field(ge=16, le=4096)] | None = Field(
+        None, description="crop-flip: larger frames are first scaled down to this short side; null: whole frames"
+    )
+    cache: Literal["none", "memory", "disk"] = Field(
+        "none", description="decode every clip once and keep its frames: in memory, or on disk for all runs"
+    )
+    cache_folder: str | None = Field(None, description="where cache: disk keeps frames; null: .frames under root")
+    cache_gb: PositiveFloat = Field(100.0, description="most that folder may hold, in 10^9 bytes")
     # They give way to the training (`nice`), so that every core may decode.
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
@@ -344,7 +353,12 @@ class Recipe(Section):
         if self.data.cache == "memory" and self.data.augment != "none":
             raise ValueError(
                 "data.cache: memory keeps frames at the backbone's input size, and data.augment: "
-                f"{self.data.augment} needs whole frames; set data.augment=none, or data.cache=none"
+                f"{self.data.augment} needs whole frames; set data.augment=none, data.cache=disk or data.cache=none"
+            )
+        if self.data.cache == "disk" and self.reads_compressed:
+            raise ValueError(
+                "data.cache: disk keeps frames, and caption.system: cocap reads what a codec keeps; set "
+                "data.cache=memory data.augment=none, or data.cache=none"
             )
         return self
 

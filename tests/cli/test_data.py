@@ -1,6 +1,7 @@
 """`calmctl data` as a person meets it: a table of 80 columns, and an exit code that tells."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from calmctl.data.benchmarks import msvd
 from calmctl.errors import BadInput, CalmError
 from calmctl.samples import Clip
 from calmctl.video.compressed import CompressedReader
+from calmctl.yaml_strict import dump_yaml
 
 
 def calmctl(*arguments: object) -> Result:
@@ -163,3 +165,21 @@ def test_where_explains_the_layout(root: Path) -> None:
 def test_help_ends_in_commands_to_copy(command: str) -> None:
     assert f"calmctl data {command}" in calmctl(command, "--help").stdout
     assert f"calmctl data {command} msrvtt" in calmctl("--help").stdout
+
+
+def test_frames_are_kept_beforehand_and_once(
+    tiny_world: Path, tiny_recipe_values: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe, kept = tmp_path / "tiny.yaml", tmp_path / "kept"
+    recipe.write_text(dump_yaml(tiny_recipe_values(tiny_world)))
+    with pytest.raises(BadInput, match=r"keeps no frames on disk; set data\.cache=disk"):
+        calmctl("frames", recipe)
+    keys = ("data.cache=disk", f"data.cache_folder={kept}")
+    with pytest.raises(BadInput, match=r"18 clips of 2 frames take about .* data\.cache_gb is 1e-06"):
+        calmctl("frames", recipe, *keys, "data.cache_gb=1e-6")
+    assert not kept.exists()
+    result = calmctl("frames", recipe, *keys)
+    assert result.exit_code == 0 and f"{kept}: 18 clips decoded, 0 there before; " in result.stdout
+    assert "18 clips of 2 frames in" in result.stderr and "to come, 0 there" in result.stderr
+    again = json.loads(calmctl("frames", recipe, *keys, "--json").stdout)
+    assert again["clips"] == {"read": 18, "unkept": 0} and again["undecodable"] == {"train": {}, "val": {}}
