@@ -81,7 +81,11 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
     """The archives that lie in folders, each once; parts of one are one."""
     found: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError:  # one that is none, or cannot be read, which the listing of its clips tells
+            continue
+        for path in paths:
             part = _PART.fullmatch(path.name)
             if part or path.suffix.lower() in (".zip", ".tar"):
                 found.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
