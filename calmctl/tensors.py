@@ -160,7 +160,7 @@ class _Allowance(TorchFunctionMode):
 
 def _planned(func: Any, args: Any, kwargs: Any) -> Tensor:
     """A tensor without memory, as large as the one that a factory would make."""
-    # Always by `empty`: `randn`, `eye` and `arange` without memory load torch's tools for compilers, which takes seconds.
+    # Always by `empty`: `randn`, `eye` and `arange` without memory load torch's tools for compilers, in seconds.
     plain = {name: value for name, value in kwargs.items() if name in ("size", "dtype", "layout")}
     if func is torch.eye:
         rows = args[0] if args else kwargs["n"]
