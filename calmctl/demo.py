@@ -46,7 +46,7 @@ from calmctl.words import SILENT, Watcher
 
 TESTS = ("demo", "demo-shifted")
 _SHORT = ("optim.epochs=1",)
-"""Half of what recipes/demo.yaml and the study train, so that everything is over in three minutes."""
+"""Half of what the recipes and the study train, so that everything is over in three minutes."""
 _SHOWN = ("blinking", "spinning", "bouncing", "sliding")
 """Motions of the clips on the page: the timeline of each has a story of its own."""
 
@@ -280,7 +280,7 @@ def caption_demo(
     Raises:
         CalmError: As `train`.
     """
-    recipe = load_recipe(resolve_recipe("demo-caption"), [f"data.root={root}", f"seed={seed}", *overrides])
+    recipe = load_recipe(resolve_recipe("demo-caption"), [f"data.root={root}", f"seed={seed}", *_SHORT, *overrides])
     ledger, what = Ledger(runs), "training a captioner on the same CLIP, with CALM's loss"
     if (run := ledger.finished(recipe)) is not None:
         watcher.stage(f"{what}: done before, {run.folder}")
