@@ -97,6 +97,8 @@ def test_where_tells_how_to_bring_a_file(hub):
     value = json.loads(run("where", "PE-Core-B-16", "meta", "--json", code=1).stdout)
     assert value["path"] is None and value["source"]["repository"] == "timm/PE-Core-B-16"
     assert "calmctl weights get ViT-B-32-quickgelu openai" in refused("check", "ViT-B-32-quickgelu", "openai")
+    assert run("where", "demo-clip", "drawn-2").stdout.strip().endswith("demo-clip.safetensors")
+    assert "no.safetensors does not exist" in refused("where", "demo-clip", "no.safetensors")
     assert hub.requests == []
 
 
