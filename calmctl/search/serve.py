@@ -110,16 +110,8 @@ class Engine:
         """The windows of a clip's file with their scores under a sentence."""
         self.clip(number)
         with self._lock:
-            line = self._search.line(number, text)
-        clips = self._search.collection.clips
-        spans = []
-        for n, score in line:
-            clip = clips.get(self._search.ids[n])
-            begins_s = 0.0 if clip is None else clip.begins_s or 0.0
-            start_s = 0.0 if clip is None else begins_s + clip.start_s
-            end_s = None if clip is None or clip.end_s is None else begins_s + clip.end_s
-            spans.append({"clip": n, "start_s": start_s, "end_s": end_s, "score": score})
-        return spans
+            line = [(n, score, *self._search.when(n)) for n, score in self._search.line(number, text)]
+        return [{"clip": n, "start_s": start, "end_s": end, "score": score} for n, score, start, end, _ in line]
 
     def why(self, number: int, text: str) -> dict[str, Any]:
         """The anchors that a clip and a sentence share, and the windows of its file under it."""

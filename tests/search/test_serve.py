@@ -120,10 +120,22 @@ def test_parts_of_a_question_are_weighed(site: str, engine: Any) -> None:
         sentence = search._texts([text])[0].double().numpy()
         rows.append(unit(dict(enumerate(means @ (sentence / np.linalg.norm(sentence))))))
     expected = 2 * rows[0] + unit(dict(enumerate(means @ means[0]))) - 0.5 * rows[1]
-    assert found["hits"][0]["clip"] == max(range(1, whole), key=lambda n: expected[n])
+    # The windows that begin at 0 and 0.5 s, and the one that adjoins, are the moment of clip 0.
+    moment = {n for n in range(whole) if search.ids[n].split("#")[0] == search.ids[0].split("#")[0]}
+    beside = {n for n in moment if search.when(n)[0] <= search.when(0)[1]}
+    assert 1 < len(beside) < len(moment)
+    assert found["hits"][0]["clip"] == max(set(range(whole)) - beside, key=lambda n: expected[n])
     for hit in found["hits"]:
         assert hit["score"] == pytest.approx(expected[hit["clip"]], abs=2e-3)
-    assert all(hit["clip"] != 0 for hit in found["hits"]) and found["matches"] is None
+    assert not beside & {hit["clip"] for hit in found["hits"]} and found["matches"] is None
+
+
+def test_what_looks_like_a_window_is_none_beside_it(site: str, engine: Any) -> None:
+    hits = ask(site, {"clip": 0}, top=99)["hits"]
+    start, end, _ = engine._search.when(0)
+    same = [hit for hit in hits if hit["name"] == engine.clip(0).split("#")[0]]
+    assert hits and all(hit["start_s"] > end or hit["end_s"] < start for hit in same)
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
 
 
 def test_a_range_of_a_video_is_the_bytes_of_its_file(site: str, engine: Any) -> None:
