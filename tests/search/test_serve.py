@@ -155,6 +155,32 @@ def test_pictures_are_made_once_and_are_jpeg(site: str) -> None:
     assert found[0].body == found[3].body != found[1].body
 
 
+def test_a_decoder_that_fails_keeps_nobody_waiting(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calmctl.search import serve
+
+    pictures, clip = serve.Pictures(), engine._search.collection.clips[engine.clip(0)]
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError("no process can be started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serve, "decode_clips", fails)
+        assert pictures.of(0, clip) is None
+    found = pictures.of(0, clip)
+    assert found is not None and found.startswith(b"\xff\xd8"), "and it is tried again"
+
+
+def test_the_port_is_of_this_machine_alone_and_a_taken_one_is_told() -> None:
+    from calmctl.cli.search.serve import bound
+    from calmctl.errors import BadInput
+
+    with bound(0) as place:
+        place.listen()
+        assert place.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(BadInput, match=r"port \d+ cannot be taken .* --port"):
+            bound(place.getsockname()[1])
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"Host": "evil.example"}, {"Host": "127.0.0.1:1"}, {"Origin": "http://evil.example"}, {"Origin": "null"}],
