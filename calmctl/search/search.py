@@ -185,7 +185,7 @@ class Search:
     def like(self, position: int, top: int, among: np.ndarray | None = None) -> Found:
         """The same for a clip of the collection, which is not decoded again."""
         frames = self.seeker.adapted(self._index.frames.rows(np.array([position])))
-        return self._alike(self.ids[position], frames, {position}, top, among)
+        return self._alike(self.ids[position], frames, self._same_moment(position), top, among)
 
     def combined(self, terms: Sequence[Term], top: int, among: np.ndarray | None = None) -> Found:
         """The `top` best clips by a weighted sum: "like this clip, but at night, and no people".
@@ -194,7 +194,7 @@ class Search:
         to mean 0 and deviation 1 over the collection (our choice).
 
         Args:
-            terms: What is asked for; a clip of a term is no answer.
+            terms: What is asked for; a clip of a term, and a window beside it, is no answer.
             top: Clips.
             among: As in `sentences`.
         """
@@ -212,7 +212,7 @@ class Search:
                 total += term.weight * (scores.astype(np.float64) - scores.mean(dtype=np.float64)) / deviation
         allowed = np.setdiff1d(
             np.arange(len(self)) if among is None else among,
-            [term.position for term in terms if term.position is not None],
+            sorted(n for term in terms if term.position is not None for n in self._same_moment(term.position)),
         ).astype(np.int64)
         order = allowed[np.lexsort((allowed, -total[allowed].round(12)))][: self._asked(top)]
         best = Best(tuple(order.tolist()), tuple(total[order].tolist()))
@@ -229,6 +229,12 @@ class Search:
         texts = self._texts([text])
         scores = self._judge.scores(texts, self._index.frames.rows(np.array(own)))[0]
         return list(zip(own, scores.tolist(), strict=True))
+
+    def when(self, position: int) -> Times:
+        """Start and end of a clip by its file's clock, and when its first frame is shown."""
+        if position not in self._times:
+            self._times |= times_of(self.collection, self._index.frames, [position])
+        return self._times[position]
 
     def shared(self, position: int, text: str) -> tuple[Shared, ...] | None:
         """The anchors that a clip of the collection and a sentence share most; None without anchors."""
@@ -256,6 +262,14 @@ class Search:
             self.not_kept = self.not_kept or index.not_kept
             self._bank = NullBank(chosen, index.columns["null"], index.frames.ids)
         return self._bank
+
+    def _same_moment(self, position: int) -> set[int]:
+        """A clip and the windows that overlap or adjoin it."""
+        clips, ids = self.collection.clips, self.ids
+        own = clips.get(ids[position])
+        if self.collection.unit != "window" or own is None:
+            return {position}
+        return {n for n, key in enumerate(ids) if key in clips and _neighbours(clips[key], own)}
 
     def _alike(self, name: str, frames: Tensor, own: set[int], top: int, among: np.ndarray | None) -> Found:
         scorer, judge, index = self._mean_pooled()

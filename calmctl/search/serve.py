@@ -12,10 +12,10 @@ import mimetypes
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Lock, Thread
+from threading import Lock
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -110,16 +110,8 @@ class Engine:
         """The windows of a clip's file with their scores under a sentence."""
         self.clip(number)
         with self._lock:
-            line = self._search.line(number, text)
-        clips = self._search.collection.clips
-        spans = []
-        for n, score in line:
-            clip = clips.get(self._search.ids[n])
-            begins_s = 0.0 if clip is None else clip.begins_s or 0.0
-            start_s = 0.0 if clip is None else begins_s + clip.start_s
-            end_s = None if clip is None or clip.end_s is None else begins_s + clip.end_s
-            spans.append({"clip": n, "start_s": start_s, "end_s": end_s, "score": score})
-        return spans
+            line = [(n, score, *self._search.when(n)) for n, score in self._search.line(number, text)]
+        return [{"clip": n, "start_s": start, "end_s": end, "score": score} for n, score, start, end, _ in line]
 
     def why(self, number: int, text: str) -> dict[str, Any]:
         """The anchors that a clip and a sentence share, and the windows of its file under it."""
@@ -169,11 +161,11 @@ class Pictures:
     """Pictures of clips: those that are asked for at once are decoded together, and each once."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, bytes | None] = OrderedDict()
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._waiting: dict[int, Future[bytes | None]] = {}
         self._queue: Queue[tuple[int, Clip]] = Queue()
         self._lock = Lock()
-        Thread(target=self._serve, daemon=True, name="pictures").start()
+        self._worker = ThreadPoolExecutor(1, "pictures")
 
     def of(self, number: int, clip: Clip) -> bytes | None:
         """The picture of a clip; None where it does not decode."""
@@ -185,30 +177,35 @@ class Pictures:
             if future is None:
                 future = self._waiting[number] = Future()
                 self._queue.put((number, clip))
+                self._worker.submit(self._decode)
         return future.result()
 
-    def _serve(self) -> None:
-        while True:
-            asked = [self._queue.get()]
-            until = time.monotonic() + _GATHER_S
-            while len(asked) < MOST_HITS and (left := until - time.monotonic()) > 0:
-                try:
-                    asked.append(self._queue.get(timeout=left))
-                except Empty:
-                    break
-            pictures: dict[str, bytes | None] = {}
+    def _decode(self) -> None:
+        """Decode what waits, and what joins it within a moment."""
+        asked: list[tuple[int, Clip]] = []
+        until = time.monotonic() + _GATHER_S
+        while len(asked) < MOST_HITS:
             try:
-                clips = [clip for _, clip in asked]
-                decoded = decode_clips(clips, 1, workers=min(len(clips), available_cores()), transform=shrink)
-                for clip, frames in decoded:
-                    pictures[clip.id] = None if isinstance(frames, VideoError) else jpeg(frames[0])
-            finally:  # whatever happens to the decoder, nobody waits for ever
-                with self._lock:
-                    for number, clip in asked:
-                        self._kept[number] = pictures.get(clip.id)
-                        self._waiting.pop(number).set_result(self._kept[number])
-                    while len(self._kept) > MOST_PICTURES:
-                        self._kept.popitem(last=False)
+                asked.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
+            except Empty:
+                break
+        if not asked:  # the picture went with the ones before
+            return
+        pictures: dict[str, bytes] = {}
+        try:
+            clips = [clip for _, clip in asked]
+            for clip, frames in decode_clips(clips, 1, workers=min(len(clips), available_cores()), transform=shrink):
+                if not isinstance(frames, VideoError):
+                    pictures[clip.id] = jpeg(frames[0])
+        finally:  # whatever happens to the decoder, nobody waits for ever
+            with self._lock:
+                for number, clip in asked:
+                    self._waiting.pop(number).set_result(pictures.get(clip.id))
+                    # What did not decode is tried again when it is asked for again: a limit may have stopped it.
+                    if clip.id in pictures:
+                        self._kept[number] = pictures[clip.id]
+                while len(self._kept) > MOST_PICTURES:
+                    self._kept.popitem(last=False)
 
 
 # The page and its interface over HTTP.

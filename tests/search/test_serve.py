@@ -120,10 +120,22 @@ def test_parts_of_a_question_are_weighed(site: str, engine: Any) -> None:
         sentence = search._texts([text])[0].double().numpy()
         rows.append(unit(dict(enumerate(means @ (sentence / np.linalg.norm(sentence))))))
     expected = 2 * rows[0] + unit(dict(enumerate(means @ means[0]))) - 0.5 * rows[1]
-    assert found["hits"][0]["clip"] == max(range(1, whole), key=lambda n: expected[n])
+    # The windows that begin at 0 and 0.5 s, and the one that adjoins, are the moment of clip 0.
+    moment = {n for n in range(whole) if search.ids[n].split("#")[0] == search.ids[0].split("#")[0]}
+    beside = {n for n in moment if search.when(n)[0] <= search.when(0)[1]}
+    assert 1 < len(beside) < len(moment)
+    assert found["hits"][0]["clip"] == max(set(range(whole)) - beside, key=lambda n: expected[n])
     for hit in found["hits"]:
         assert hit["score"] == pytest.approx(expected[hit["clip"]], abs=2e-3)
-    assert all(hit["clip"] != 0 for hit in found["hits"]) and found["matches"] is None
+    assert not beside & {hit["clip"] for hit in found["hits"]} and found["matches"] is None
+
+
+def test_what_looks_like_a_window_is_none_beside_it(site: str, engine: Any) -> None:
+    hits = ask(site, {"clip": 0}, top=99)["hits"]
+    start, end, _ = engine._search.when(0)
+    same = [hit for hit in hits if hit["name"] == engine.clip(0).split("#")[0]]
+    assert hits and all(hit["start_s"] > end or hit["end_s"] < start for hit in same)
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
 
 
 def test_a_range_of_a_video_is_the_bytes_of_its_file(site: str, engine: Any) -> None:
@@ -141,6 +153,32 @@ def test_pictures_are_made_once_and_are_jpeg(site: str) -> None:
         found = list(clients.map(lambda n: get(f"{site}/api/clips/{n}/picture"), [0, 1, 2, 0]))
     assert all(each.status == 200 and each.body.startswith(b"\xff\xd8") for each in found)
     assert found[0].body == found[3].body != found[1].body
+
+
+def test_a_decoder_that_fails_keeps_nobody_waiting(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calmctl.search import serve
+
+    pictures, clip = serve.Pictures(), engine._search.collection.clips[engine.clip(0)]
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError("no process can be started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serve, "decode_clips", fails)
+        assert pictures.of(0, clip) is None
+    found = pictures.of(0, clip)
+    assert found is not None and found.startswith(b"\xff\xd8"), "and it is tried again"
+
+
+def test_the_port_is_of_this_machine_alone_and_a_taken_one_is_told() -> None:
+    from calmctl.cli.search.serve import bound
+    from calmctl.errors import BadInput
+
+    with bound(0) as place:
+        place.listen()
+        assert place.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(BadInput, match=r"port \d+ cannot be taken .* --port"):
+            bound(place.getsockname()[1])
 
 
 @pytest.mark.parametrize(

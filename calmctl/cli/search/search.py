@@ -202,7 +202,7 @@ def search(
     if interactive:
         note_left_out(engine)
         engine.end_progress()
-        ask_on(engine, partial(engine.sentences, top=top, approximate=approximate, rule=rule, among=among))
+        ask_on(engine, top, partial(engine.sentences, top=top, approximate=approximate, rule=rule, among=among))
         return
     note_left_out(engine)
     if paths:
@@ -399,7 +399,7 @@ def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
     return given + (read_sentences(source) if source is not None else [])
 
 
-def ask_on(engine: Search, ask: Callable[[list[str]], Found]) -> None:
+def ask_on(engine: Search, top: int, ask: Callable[[list[str]], Found]) -> None:
     """Ask for a sentence and answer, until there is none; the model and all tables stay where they are."""
     with suppress(ImportError):  # Windows edits lines itself
         import readline  # noqa: F401  # arrows and a history
@@ -423,7 +423,7 @@ def ask_on(engine: Search, ask: Callable[[list[str]], Found]) -> None:
                 if verb == "open":
                     open_hit(Answer("", (hit,)))
                     continue
-                result = engine.like(hit.position, 10)
+                result = engine.like(hit.position, top)
             else:
                 note_cut(engine.seeker, [asked])
                 result = ask([asked])

@@ -106,11 +106,11 @@ def require_servers(mcp: bool) -> None:
 
 def bound(port: int) -> socket:
     """A socket of the loopback address alone. Raises `BadInput` where the port is taken or not ours to take."""
+    import os
     import socket
 
     place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    if hasattr(socket, "SO_REUSEADDR") and hasattr(socket, "AF_UNIX"):
-        # On Windows it would let two programs have one port.
+    if os.name == "posix":  # a port that was just used; on Windows it would let two programs have one
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind(("127.0.0.1", port))
