@@ -8,7 +8,7 @@ import pytest
 from calmctl.errors import BadInput, RecipeError
 from calmctl.evaluation.paper import ALIGNMENT, ANCHORS
 from calmctl.recipe import recipe_from_dict
-from calmctl.reproduce.datasets import folder_world, look
+from calmctl.reproduce.datasets import folder_world, look, needs
 from calmctl.reproduce.rows import FIRST_SEED, PUBLISHED, Table, published_table
 from calmctl.reproduce.stand_in import stand_in_table
 from calmctl.reproduce.work import digest_of
@@ -117,6 +117,21 @@ def test_tables_4_and_5_have_every_captioner_of_the_paper_but_one_and_say_why() 
                     assert ours.caption == base.caption and ours.data == base.data
     cocap = next(row for row in published_table("table4").rows if row.key == "msvd-cocap")
     assert cocap.paper_on("msrvtt")["cider"] == 29.1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_semsynan_wants_its_tagger_before_anything_is_trained(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calmctl.reproduce.datasets.find_spec", lambda name: object() if there else None)
+    table = published_table("table5")
+    table = replace(table, rows=tuple(row for row in table.rows if row.key in ("msvd-semsynan", "msvd-calm")))
+    world = folder_world(tmp_path, [table])
+    recipes = {("table5", row.key, 0): world.recipe(row, 0) for row in table.rows}
+    found = look(world, table, recipes)["textblob"]
+    assert found.present == there and ("calmctl[syntax]" in found.says) != there
+    assert "textblob" in needs(recipes["table5", "msvd-semsynan", 0])
+    assert "textblob" not in needs(recipes["table5", "msvd-calm", 0])
 
 
 def test_cocap_wants_clips_that_were_reencoded(tiny_world: Path, tmp_path: Path) -> None:
