@@ -281,7 +281,7 @@ def _curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half of an epoch
     for colour, (name, points) in zip((_VIDEO, _TEXT, _HAT, _GOOD, _SOFT), series.items(), strict=False):
         x, y = zip(*points, strict=True)
-        few = {"marker": "o", "markersize": 4} if len(points) <= 20 else {}
+        few: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) <= 20 else {}
         axes.plot(x, y, label=name, color=colour, linewidth=1.6, **few)
     if mark is not None:
         axes.axvline(mark, color=_SOFT, linewidth=0.8, linestyle="--", label="best epoch")
