@@ -3,6 +3,8 @@
     npm pack axe-core && tar xf axe-core-*.tgz
     python benchmarks/axe.py package/axe.min.js PAGE.html [PAGE.html ...]
 
+A page may be an address too: `http://127.0.0.1:8765/#q=a+dog` of `calmctl serve`.
+
 Each page is opened wide and at phone width, light and dark. Findings of impact "serious" and "critical" end it with
 code 1; a page wider than its window does too, since nobody should have to push a page sideways.
 """
@@ -10,6 +12,7 @@ code 1; a page wider than its window does too, since nobody should have to push 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,16 +26,18 @@ def main() -> None:
     """Print each page's findings and end with 1 where one is bad."""
     if reason := missing():
         sys.exit(reason)
-    axe, *pages = map(Path, sys.argv[1:])
-    program, bad = axe.read_text(encoding="utf-8"), 0
+    axe, *pages = sys.argv[1:]
+    program, bad = Path(axe).read_text(encoding="utf-8"), 0
     with TemporaryDirectory() as folder, chromium(Path(folder, "log")) as window:
         for page in pages:
             for width, dark in ((1100, False), (1100, True), (375, False), (375, True)):
-                window.open(page, width=width, height=900, dark=dark)
+                address = page if page.startswith("http://") else Path(page).resolve().as_uri()
+                window.visit(address, width=width, height=900, dark=dark)
+                time.sleep(3 if page.startswith("http://") else 0)  # a served page asks for its hits first
                 window.run(program)
                 found = window.run("return axe.run(document, {resultTypes: ['violations']})")
                 wide = window.run("return document.documentElement.scrollWidth") - width
-                shown = f"{page.name} at {width}, {'dark' if dark else 'light'}"
+                shown = f"{page} at {width}, {'dark' if dark else 'light'}"
                 worse = [each for each in found["violations"] if each["impact"] in BAD]
                 bad += len(worse) + (wide > 0)
                 print(f"{shown}: {len(found['violations'])} findings, {len(worse)} of them serious", end="")

@@ -42,12 +42,12 @@ from calmctl.data.packed import Unpacked, archive_of, list_archive, unpack
 from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import CalmError
 from calmctl.evaluation.card import cards_in
-from calmctl.evaluation.moments import read_answers, read_truth, score_moments
-from calmctl.evaluation.rank_files import format_ranks, read_ranks
-from calmctl.evaluation.referee import Matrix, judge_scores, match
 from calmctl.evaluation.result import Labels
-from calmctl.evaluation.score_files import Pairs, read_pairs, read_stored
 from calmctl.recipe.load import load_recipe
+from calmctl.referee.moments import read_answers, read_truth, score_moments
+from calmctl.referee.rank_files import format_ranks, read_ranks
+from calmctl.referee.score_files import Pairs, read_pairs, read_stored
+from calmctl.referee.scores import Matrix, judge_scores, match
 from calmctl.samples import Dataset
 
 LIMIT_S = 10

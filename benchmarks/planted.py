@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.referee import Embeddings, Matrix, Scores, examine, match
-from calmctl.evaluation.score_files import Pairs
+from calmctl.referee.score_files import Pairs
+from calmctl.referee.scores import Embeddings, Matrix, Scores, examine, match
 
 Rng = np.random.Generator
 

@@ -109,7 +109,8 @@ def measure(options: argparse.Namespace, kind: str, way: str) -> dict[str, Any]:
 
 def as_before(model: CalmModel) -> CalmModel:
     """A model whose steps are taken as they once were; same weights, same losses up to rounding."""
-    backbone, (mean, std) = model.backbone, (torch.tensor(each) for each in (model.normalise.mean, model.normalise.std))
+    backbone = model.backbone
+    mean, std = (torch.tensor(each) for each in (backbone.spec.mean, backbone.spec.std))
 
     def normalise(frames: Tensor) -> Tensor:
         scaled = frames.movedim(-1, -3).float().div_(255)

@@ -29,7 +29,7 @@ from calmctl.source.source import VideoSource
 from calmctl.words import SILENT, Progress, Watcher
 
 if TYPE_CHECKING:
-    from calmctl.search.search import Found
+    from calmctl.search.results import Found
     from calmctl.training.train import Trained
 
 

@@ -17,8 +17,6 @@ import os
 import queue
 import re
 import shutil
-import socket
-import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,10 +24,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from calmctl.errors import HubError
 from calmctl.files import locked, sha256_file
+from calmctl.hub_faults import Asked, leads_out
+from calmctl.hub_faults import cache_folder as cache_folder
+from calmctl.hub_faults import endpoint as endpoint
 
 ANSWER_S = 5.0
 """Seconds for the answer to a request, all of it: name, connection, certificate, redirects, headers (our choice)."""
@@ -68,6 +69,9 @@ class Download:
 class DownloadWatcher:
     """Is told of downloads; the command line has one with a bar. The methods here do nothing."""
 
+    def wait(self, name: str, repository: str) -> None:
+        """Another process is downloading from this repository, and this one waits for it."""
+
     def begin(self, download: Download) -> None:
         """Before the first byte."""
 
@@ -87,20 +91,6 @@ def watch_downloads(watcher: DownloadWatcher) -> None:
     _watcher.set(watcher)
 
 
-def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, or the public one."""
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT.rstrip("/")
-
-
-def cache_folder() -> Path:
-    """The folder of the hub's cache: HF_HUB_CACHE, or where the hub's client has it."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids to ask."""
     from huggingface_hub import constants
@@ -114,6 +104,21 @@ def cached(repository: str, name: str, *, revision: str | None = None) -> Path |
 
     path = try_to_load_from_cache(repository, name, None, revision)
     return Path(path) if isinstance(path, str) else None
+
+
+def is_absent(repository: str, name: str, *, revision: str | None = None) -> bool:
+    """Whether the cache knows that a repository has no such file; nobody is asked."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repository, name, None, revision) is _CACHED_NO_EXIST
+
+
+def note_absent(repository: str, name: str, commit: str) -> None:
+    """Let the cache know, as the hub's client does, that a repository has no such file at a commit."""
+    marker = cache_folder() / f"models--{repository.replace('/', '--')}" / ".no_exist" / commit / name
+    with suppress(OSError):  # a cache that cannot be written is asked again
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
 def revision_of(path: Path) -> str | None:
@@ -177,11 +182,11 @@ def translated(what: str, repository: str) -> Iterator[None]:
 
     asked = _Fetch(repository, None, "main", None, what)
     asked.uploads = True
-    response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)  # the client waits without end
+    # The client itself would wait for ever where a firewall swallows what is sent.
+    response = asked._open(f"{asked.endpoint}/api/models/{repository}", refuse=False)
     response.close()
-    code, is_json = response.status_code, "json" in response.headers.get("content-type", "")
-    if not (is_json if code < 400 else code in (401, 403, 404)):
-        raise asked.refused(response) if code >= 400 else asked._no_hub(response)
+    if response.status_code < 400 and "json" not in response.headers.get("content-type", ""):
+        raise asked.no_hub(response)
     try:
         yield
     except HfHubHTTPError as fault:
@@ -190,28 +195,12 @@ def translated(what: str, repository: str) -> Iterator[None]:
         raise asked.unreachable(fault) from fault
 
 
-class _Fetch:
-    """One file, or the listing, of a repository; the sentences of all that can go wrong."""
+class _Fetch(Asked):
+    """One file, or the listing, of a repository."""
 
     def __init__(self, repository: str, name: str | None, revision: str, sha256: str | None, what: str) -> None:
-        from huggingface_hub import constants
-
-        self.repository, self.name, self.revision, self.what = repository, name, revision, what
-        self.sha256, self.uploads = sha256, False
-        self.endpoint = endpoint()
-        self.host = urlsplit(self.endpoint).netloc
-        self.folder = cache_folder() / f"models--{repository.replace('/', '--')}"
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository) or ".." in repository:
-            raise HubError(f"{what}: {repository!r} is no name of a repository, which is OWNER/NAME")
-        if name is not None and _leads_out(name):
-            raise HubError(f"{what}: {name!r} is no name of a file in a repository")
-        self._revision_header = constants.HUGGINGFACE_HEADER_X_REPO_COMMIT
-        self._etag_header, self._size_header = (
-            constants.HUGGINGFACE_HEADER_X_LINKED_ETAG,
-            constants.HUGGINGFACE_HEADER_X_LINKED_SIZE,
-        )
-
-    # What is asked.
+        super().__init__(repository, name, revision, what, ANSWER_S)
+        self.sha256 = sha256
 
     def listing(self) -> Listing:
         """See `list_files`."""
@@ -229,18 +218,18 @@ class _Fetch:
         except self._client_faults() as fault:
             raise self.unreachable(fault) from fault
         except (ValueError, KeyError, TypeError) as fault:
-            raise self._no_hub(response) from fault
+            raise self.no_hub(response) from fault
         finally:
             response.close()
-        if not _SHA1.fullmatch(commit) or any(_leads_out(name) for name in names):
-            raise self._no_hub(response)
+        if not _SHA1.fullmatch(commit) or any(leads_out(name) for name in names):
+            raise self.no_hub(response)
         return Listing(commit, names)
 
     def run(self) -> Path:
         """See `fetch`."""
         assert self.name is not None
         if is_offline():
-            raise self._error("HF_HUB_OFFLINE forbids to ask", offline=True)
+            raise self.error("HF_HUB_OFFLINE forbids to ask", offline=True)
         blobs = self.folder / "blobs"
         locks = self.folder.parent / ".locks" / self.folder.name
         try:
@@ -249,27 +238,28 @@ class _Fetch:
                 folder.mkdir(parents=True, exist_ok=True)
             writable = os.access(blobs, os.W_OK)
         except OSError as fault:
-            raise self._cannot_write(fault) from fault
+            raise self.cannot_write(fault) from fault
         if not writable:
-            raise self._cannot_write(PermissionError(errno.EACCES, "it is read-only"))
-        with locked(locks, HubError(f"{self.what} is being downloaded by another process"), on_wait=lambda: None):
+            raise self.cannot_write(PermissionError(errno.EACCES, "it is read-only"))
+        watcher = _watcher.get() or DownloadWatcher()
+        busy = HubError(f"{self.what} is being downloaded by another process")
+        with locked(locks, busy, on_wait=lambda: watcher.wait(self.name or "", self.repository)):
             # Another process may have brought it while this one waited.
             path = cached(self.repository, self.name, revision=self.revision)
-            return path or self._download(blobs)
+            return path or self._download(blobs, watcher)
 
-    def _download(self, blobs: Path) -> Path:
+    def _download(self, blobs: Path, watcher: DownloadWatcher) -> Path:
         url = f"{self.endpoint}/{self.repository}/resolve/{quote(self.revision, safe='')}/{quote(self.name or '')}"
         response = self._open(url)
-        watcher = _watcher.get() or DownloadWatcher()
         try:
             commit, digest, size = self._said(response)
             if self.sha256 and _SHA256.fullmatch(digest) and digest != self.sha256:
-                raise self._wrong(f"the hub has another file (SHA-256 {digest[:12]}, expected {self.sha256[:12]})")
+                raise self.wrong(f"the hub has another file (SHA-256 {digest[:12]}, expected {self.sha256[:12]})")
             # Named by its digest: what is left of another version of the file is never gone on with.
             part = blobs / f"{digest}.calmctl.incomplete"
             have = part.stat().st_size if part.exists() else 0
             if size is not None and shutil.disk_usage(blobs).free < size - have:
-                raise self._cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size)
+                raise self.cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size)
             watcher.begin(Download(self.name or "", self.repository, commit, size, have, self.endpoint, self.folder))
             try:
                 self._receive(response, url, part, size, watcher)
@@ -280,15 +270,17 @@ class _Fetch:
         if not _is(part, digest, self.sha256):
             with suppress(OSError):
                 part.unlink()
-            raise self._wrong("what came is not the file that the hub names: its digest is another")
+            raise self.wrong("what came is not the file that the hub names: its digest is another")
         try:
             return self._keep(part, blobs / digest, commit)
         except OSError as fault:
-            raise self._cannot_write(fault, size) from fault
+            raise self.cannot_write(fault, size) from fault
 
     def _receive(self, response: Any, url: str, part: Path, size: int | None, watcher: DownloadWatcher) -> None:
         """Add to `part` until it is whole; asks again after a cut, as long as each time brought something."""
         have = part.stat().st_size if part.exists() else 0
+        if size is not None and have > size:
+            have = 0
         if have and have != size:  # the first answer begins at the first byte
             response.close()
             response = self._open(url, start=have)
@@ -311,21 +303,21 @@ class _Fetch:
                     if size is None:
                         return
                 except OSError as reason:
-                    raise self._cannot_write(reason, size) from reason
+                    raise self.cannot_write(reason, size) from reason
                 except self._client_faults() as reason:
                     fault = reason
                     cuts, stalls = cuts + 1, stalls + ("Timeout" in type(reason).__name__)
                 if have == size:
                     return
                 if size is not None and have > size:
-                    raise self._wrong(f"{have:,} bytes came for a file of {size:,}")
+                    raise self.wrong(f"{have:,} bytes came for a file of {size:,}")
                 if have == begun or cuts > _MOST_CUTS or stalls > 1:
-                    raise self._cut(have, size, fault) from fault
+                    raise self.cut(have, size, fault) from fault
                 response.close()
                 try:
                     response = self._open(url, start=have)
                 except HubError as reason:
-                    raise self._cut(have, size, fault or reason) from reason
+                    raise self.cut(have, size, fault or reason) from reason
         finally:
             response.close()
 
@@ -348,27 +340,35 @@ class _Fetch:
 
     def _said(self, response: Any) -> tuple[str, str, int | None]:
         """Commit, digest and size that an answer names; a redirect names them before it leads away."""
+        from huggingface_hub import constants
+
         answers = (*response.history, response)
-        values = [
-            next((answer.headers[key] for answer in answers if key in answer.headers), None)
-            for key in (self._revision_header, self._etag_header, self._size_header)
-        ]
+        names = (
+            constants.HUGGINGFACE_HEADER_X_REPO_COMMIT,
+            constants.HUGGINGFACE_HEADER_X_LINKED_ETAG,
+            constants.HUGGINGFACE_HEADER_X_LINKED_SIZE,
+        )
+        values = [next((each.headers[name] for each in answers if name in each.headers), None) for name in names]
         commit, digest, size = values
         digest = (digest or response.headers.get("etag") or "").removeprefix("W/").strip('"')
         size = size or response.headers.get("content-length")
-        if commit is None or not _SHA1.fullmatch(commit) or not re.fullmatch(r"[\w.-]+", digest):
-            raise self._no_hub(response)
+        if commit is None or not _SHA1.fullmatch(commit) or not re.fullmatch(r"[\w-]+", digest):
+            raise self.no_hub(response)
         return commit, digest, int(size) if size is not None and size.isdigit() else None
 
     def _open(self, url: str, start: int = 0, *, refuse: bool = True) -> Any:
-        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`, for a refusal if asked to."""
-        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        """The answer to a GET, its body unread, within `ANSWER_S`; raises `HubError`, for 401, 403 and 404 if asked."""
+        from huggingface_hub import constants, get_token
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
         if is_offline():
-            raise self._error("HF_HUB_OFFLINE forbids to ask", offline=True)
+            raise self.error("HF_HUB_OFFLINE forbids to ask", offline=True)
         session: Any = get_session()
         # As it is: a length and a place in the file mean nothing in a compressed answer.
-        headers = {**build_hf_headers(), "accept-encoding": "identity"}
+        headers = {"accept-encoding": "identity", "user-agent": "calmctl"}
+        # Said here and not by the client's own headers, which ask the hub for a list of programs first.
+        if (token := get_token()) and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            headers["authorization"] = f"Bearer {token}"
         if start:
             headers["range"] = f"bytes={start}-"
         answer: queue.Queue[Any] = queue.Queue()
@@ -391,10 +391,10 @@ class _Fetch:
             response = answer.get(timeout=ANSWER_S)
         except queue.Empty:
             given_up.set()
-            raise self._silent() from None
+            raise self.silent() from None
         if isinstance(response, Exception):
             raise self.unreachable(response) from response
-        if refuse and response.status_code >= 400:
+        if response.status_code >= 400 and (refuse or response.status_code not in (401, 403, 404)):
             response.close()
             raise self.refused(response)
         return response
@@ -404,140 +404,6 @@ class _Fetch:
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
         return (HTTPError,)
-
-    # What went wrong, in sentences.
-
-    def unreachable(self, fault: BaseException) -> HubError:
-        """Where no answer came."""
-        reasons = list(_chain(fault))
-        text = " ".join(str(reason) for reason in reasons)
-        if "407" in text:
-            return self._proxy()
-        for reason in reasons:
-            if isinstance(reason, socket.gaierror):
-                return self._error(f"the name of {self.host} does not resolve ({reason.strerror})", network=True)
-            if isinstance(reason, ssl.SSLError):
-                why = getattr(reason, "verify_message", None) or reason.reason or str(reason)
-                return self._error(
-                    f"the certificate of {self.host} is not accepted ({why}): where a proxy opens encrypted traffic, "
-                    "set SSL_CERT_FILE to its certificate",
-                    network=True,
-                )
-            if isinstance(reason, ConnectionRefusedError):
-                return self._error(f"{self.host} refuses the connection", network=True)
-        if any("Timeout" in type(reason).__name__ for reason in reasons):
-            return self._silent()
-        if "OfflineModeIsEnabled" in {type(reason).__name__ for reason in reasons}:
-            return self._error("HF_HUB_OFFLINE forbids to ask", offline=True)
-        last = reasons[-1]
-        said = (last.strerror if isinstance(last, OSError) else None) or str(last) or type(last).__name__
-        return self._error(f"{self.host} cannot be reached ({said})", network=True)
-
-    def refused(self, response: Any) -> HubError:
-        """Where the answer was no."""
-        code, page = response.status_code, f"{self.endpoint}/{self.repository}"
-        answers = f"{self.host} answers {code}"
-        match code:
-            case 407:
-                return self._proxy()
-            case 401 | 403:
-                gate = response.headers.get("x-error-code", "")
-                if gate == "RepoNotFound":
-                    return self._error(
-                        f"there is no {self.repository} at {self.host}, or it is private ({code}): " + _LOGIN
-                    )
-                return self._error(f"{answers}: it is gated or private; accept its conditions at {page}, and " + _LOGIN)
-            case 404:
-                missing = f"{self.name} at revision {self.revision}" if self.name else f"revision {self.revision}"
-                return self._error(f"{self.repository} has no {missing}, or is not there ({answers}); look at {page}")
-            case 429:
-                wait = response.headers.get("retry-after", "")
-                after = f" in {wait} s" if wait.isdigit() else " in some minutes"
-                return self._error(
-                    f"{answers}: too many requests from this address; again{after}, or with HF_TOKEN set", mirror=True
-                )
-            case code if code >= 500:
-                return self._error(f"{answers}: the hub is out of order; again later", network=True)
-            case _:
-                return self._error(f"{answers} to the request; look at {page}")
-
-    def _silent(self) -> HubError:
-        return self._error(f"{self.host} did not answer within {ANSWER_S:g} s: a firewall may swallow it", network=True)
-
-    def _proxy(self) -> HubError:
-        return self._error(
-            "the proxy wants a name and a password (407): HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT", network=True
-        )
-
-    def _no_hub(self, response: Any) -> HubError:
-        kind = response.headers.get("content-type", "").partition(";")[0]
-        page = "a web page" if kind == "text/html" else "something"
-        return self._error(
-            f"{response.url.host} answers with {page} that is no file of a hub: a login page of this network, "
-            "a filter, or an HF_ENDPOINT that is no hub",
-            network=True,
-        )
-
-    def _wrong(self, found: str) -> HubError:
-        return self._error(
-            f"{found}; nothing of it was kept. Run again, and if that helps not, without HF_ENDPOINT", came=True
-        )
-
-    def _cut(self, have: int, size: int | None, fault: Exception | None) -> HubError:
-        why = f" ({fault})" if fault and str(fault) else ""
-        whole = f" of {size:,}" if size is not None else ""
-        return self._error(
-            f"the download was cut after {have:,}{whole} bytes{why}; run again: it goes on from there", came=True
-        )
-
-    def _cannot_write(self, fault: OSError, size: int | None = None) -> HubError:
-        if fault.errno == errno.ENOSPC:
-            need = f"{size / 1e6:,.0f} MB are needed" if size else "more is needed"
-            free = shutil.disk_usage(self.folder.parent).free / 1e6
-            why = f"the disk is full: {need}, {free:,.0f} MB are free in {self.folder}"
-        else:
-            why = f"the cache {self.folder.parent} cannot be written ({fault.strerror or fault})"
-        return self._error(f"{why}; set HF_HUB_CACHE to another folder", came=True)
-
-    def _error(
-        self, reason: str, *, network: bool = False, offline: bool = False, mirror: bool = False, came: bool = False
-    ) -> HubError:
-        """The sentence: what, why, and the ways out that apply; `came` where an answer to the request did."""
-        what = f"{self.what}: " if came or self.name is None else f"{self.what} is not in the local cache, and "
-        file = self.name or "[FILE]"
-        ways = []
-        if network or mirror:
-            ways.append("name a mirror that this machine reaches (HF_ENDPOINT=https://MIRROR)")
-        if (network or offline) and not self.uploads:
-            at = "" if self.revision == "main" else f" --revision {self.revision}"
-            ways.append(
-                f"where there is a network, run: hf download {self.repository} {file}{at}, and copy its folder "
-                f"{self.folder.name} into {self.folder.parent} here"
-            )
-        if offline:
-            ways.append("or unset HF_HUB_OFFLINE")
-        elif network and not self.uploads:
-            ways.append("with HF_HUB_OFFLINE=1 nobody is asked again")
-        return HubError("; ".join([f"{what}{reason}", *ways]))
-
-
-_LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
-
-
-def _leads_out(name: str) -> bool:
-    """Whether a name from elsewhere is none of a file below a folder."""
-    parts = PurePosixPath(name).parts
-    return not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name
-
-
-def _chain(fault: BaseException) -> Iterator[BaseException]:
-    """A fault and what led to it: clients wrap what the system said."""
-    seen: set[int] = set()
-    reason: BaseException | None = fault
-    while reason is not None and id(reason) not in seen:
-        seen.add(id(reason))
-        yield reason
-        reason = reason.__cause__ or reason.__context__
 
 
 def _is(path: Path, digest: str, sha256: str | None) -> bool:

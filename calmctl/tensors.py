@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,7 +148,7 @@ class _Allowance(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self._FACTORIES and kwargs.get("out") is None:
-            self._spend(func(*args, **{**kwargs, "device": torch.device("meta")}))
+            self._spend(_planned(func, args, kwargs))
         return func(*args, **kwargs)
 
     def _spend(self, planned: Tensor) -> None:
@@ -155,3 +156,21 @@ class _Allowance(TorchFunctionMode):
         self._tensors -= 1
         if self._bytes < 0 or self._tensors < 0:
             raise CheckpointError(self._fault)
+
+
+def _planned(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """A tensor without memory, as large as the one that a factory would make."""
+    # Always by `empty`: `randn`, `eye` and `arange` without memory load torch's tools for compilers, in seconds.
+    plain = {name: value for name, value in kwargs.items() if name in ("size", "dtype", "layout")}
+    if func is torch.eye:
+        rows = args[0] if args else kwargs["n"]
+        args = rows, args[1] if len(args) > 1 else kwargs.get("m") or rows
+    elif func is torch.arange:
+        bounds = [*args, *(kwargs[name] for name in ("start", "end", "step") if name in kwargs)]
+        start, end, step = (0, *bounds, 1)[:3] if len(bounds) == 1 else (*bounds, 1)[:3]
+        args = (max(0, math.ceil((end - start) / step)),)
+        if all(type(bound) is int for bound in bounds):
+            plain.setdefault("dtype", torch.int64)
+    elif func is torch.full:
+        args = args[:1]
+    return torch.empty(*args, **{**plain, "device": torch.device("meta")})

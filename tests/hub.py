@@ -34,6 +34,7 @@ class Hub:
         requests: What was asked for: method, path and Range.
         repositories: Files by repository; the last version only, and its commit.
         tokens: What was sent as authorisation.
+        store: The address that large files lie at, where it is another.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class Hub:
         self.tokens: list[str | None] = []
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
+        self.store: str | None = None
         self.lets_go = threading.Event()
         server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server = server
@@ -166,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"", headers)
 
     def _store(self) -> str:
-        return refused_endpoint() if self.hub.fault == "store refused" else self.hub.endpoint
+        return refused_endpoint() if self.hub.fault == "store refused" else self.hub.store or self.hub.endpoint
 
     def _bytes(self, content: bytes, headers: dict[str, str], body: bool) -> None:
         fault = self.hub.fault

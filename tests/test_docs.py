@@ -22,17 +22,11 @@ ROOT: Any = typer.main.get_command(app)
 SHELL = r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:cat \S+ \| |torchrun [^#\n]*-m )?(calmctl .+)"
 """A line of a shell that runs calmctl, alone, after settings, behind a pipe, or in several processes."""
 OTHERS = {
-    "--help",
-    "--debug",
-    "--install-completion",
-    "--nproc-per-node",
-    "--local-dir",
-    "--porcelain",
-    "--error-unmatch",
-    "--epochs",
+    *("--help", "--debug", "--nproc-per-node", "--local-dir", "--revision", "--cache-dir", "--porcelain"),
+    *("--error-unmatch", "--epochs", "--install-completion", "--start", "--start-time"),
 }
 """Options that are spoken of and that no command of ours declares: what typer and main() take, torchrun's, hf's, git's,
-and the CHANGELOG's example of a recipe key that somebody wrote as an option."""
+players', and the CHANGELOG's example of a recipe key that somebody wrote as an option."""
 
 
 def subcommands(command: Any = ROOT, name: str = "") -> Iterator[tuple[str, Any]]:

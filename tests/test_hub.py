@@ -66,7 +66,7 @@ def test_files_lie_where_the_hubs_own_client_looks(served):
 
 def test_one_request_and_its_redirect_bring_a_file(served):
     fetch(REPOSITORY, "model.safetensors")
-    assert [method for method, _, _ in served.requests] == ["GET", "GET"]
+    assert [path.split("/")[1] for _, path, _ in served.requests] == ["owner", "cdn"]
 
 
 def test_the_listing_and_a_folder_of_files(served):
@@ -212,6 +212,29 @@ def test_another_file_than_the_pinned_is_not_downloaded(served):
 def test_names_lead_nowhere_else(served, name):
     with pytest.raises(HubError, match="is no name of a file"):
         fetch(REPOSITORY, name)
+
+
+def test_what_is_left_of_a_longer_file_is_not_gone_on_with(served):
+    part = Path(constants.HF_HUB_CACHE) / "models--owner--model/blobs"
+    part.mkdir(parents=True)
+    (part / f"{hashlib.sha256(LARGE).hexdigest()}.calmctl.incomplete").write_bytes(bytes(60_000))
+    assert fetch(REPOSITORY, "model.safetensors").read_bytes() == LARGE
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_large_files_lie(served, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    store = sys.modules["loopback_hub"].Hub()
+    store.add(REPOSITORY, FILES)
+    served.store = store.endpoint
+    assert fetch(REPOSITORY, "model.safetensors").read_bytes() == LARGE
+    store.close()
+    assert served.tokens == ["Bearer hf_secret"] and store.tokens == [None]
+
+
+def test_revisions_lead_nowhere_else(served):
+    for revision in ("../../x", "/etc", ""):
+        with pytest.raises(HubError, match="is no branch, tag or commit"):
+            list_files(REPOSITORY, revision=revision or "..")
 
 
 def test_repositories_have_two_names(served):

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +67,36 @@ def test_files_of_other_programs_pass_only_where_they_may(tmp_path):
     save_file({"x": torch.ones(2)}, path, metadata={"calmctl": json.dumps({"step": 1})})
     with pytest.raises(CheckpointError, match="SHA-256"):
         load_tensors(path, what="test", ours=False)
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "named"),
+    [
+        (torch.eye, (3,), {}),
+        (torch.eye, (3, 4), {}),
+        (torch.eye, (), {"n": 3, "m": 2}),
+        (torch.arange, (5,), {}),
+        (torch.arange, (2, 9, 3), {}),
+        (torch.arange, (0, 1, 0.3), {}),
+        (torch.arange, (), {"end": 4}),
+        (torch.full, ((2, 3), 1.0), {}),
+        (torch.full, (), {"size": (2, 3), "fill_value": 1.0}),
+        (torch.randn, (2, 3), {}),
+        (torch.zeros, (2,), {"dtype": torch.float64}),
+    ],
+)
+def test_what_a_factory_would_make_is_known_before_it_is_made(factory: Any, arguments: Any, named: Any) -> None:
+    from calmctl.tensors import _planned
+
+    planned, made = _planned(factory, arguments, named), factory(*arguments, **named)
+    assert planned.is_meta and planned.shape == made.shape
+    assert planned.nbytes == made.nbytes
+
+
+def test_a_bound_on_what_is_built_loads_no_tools_for_compilers() -> None:
+    code = (
+        "import sys, torch; from calmctl.tensors import no_larger_than\n"
+        "with no_larger_than([torch.zeros(9)], 'too large'): torch.randn(3), torch.eye(2), torch.arange(4)\n"
+        "assert 'sympy' not in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -344,7 +344,7 @@ class CaptionResult:
             **self.labels.to_json(),
             "left_out": self.left_out,
             "scores": self.scores.to_json(),
-            "paper": [asdict(row) for row in self.paper],
+            "paper": [{**asdict(row), "card": row.card.to_dict()} for row in self.paper],
             "caveats": list(self.caveats),
             "card": self.card.to_dict(),
         }

@@ -144,7 +144,12 @@ def list_(as_json: options.Json = False) -> None:
     )
 )
 def show(
-    vocabulary: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped name, or a file.")],
+    vocabulary: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE", help="A shipped name, or a file.", autocompletion=options.complete_vocabulary
+        ),
+    ],
     count: Annotated[int | None, options.COUNT(help="Show the seeded subset of so many labels.")] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,

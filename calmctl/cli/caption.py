@@ -90,7 +90,7 @@ def caption(
 
     Without --run it is the newest captioning run that knows such clips.
     """
-    from calmctl.data.demo_world import drawn
+    from calmctl.data.locate import drawn
     from calmctl.data.registry import DATASETS
     from calmctl.device import check_device
     from calmctl.runs.run import WEIGHTS

@@ -37,10 +37,10 @@ from calmctl.words import Watcher, counted, visible
 if TYPE_CHECKING:
     from calmctl import words
     from calmctl.captions.evaluate import CaptionEvaluation
-    from calmctl.evaluation.moments import MomentResult
     from calmctl.evaluation.statistics import PairedDifference
     from calmctl.explain.collection import Collection
     from calmctl.explain.explainer import Explainer
+    from calmctl.referee.moments import MomentResult
     from calmctl.runs.run import Run
 
 

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli import options
-from calmctl.cli.console import Sheet, note, print_json, print_left_out, printable, progress_bar, readings, stdout
+from calmctl.cli.console import (
+    Sheet,
+    loading,
+    note,
+    print_json,
+    print_left_out,
+    printable,
+    progress_bar,
+    readings,
+    stdout,
+)
 from calmctl.errors import BadInput
 from calmctl.words import counted
 
@@ -148,7 +158,7 @@ def _print(report: CheckReport) -> None:
 def reencode(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="A folder of videos, with those below it.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where they go: the same names, with .mp4.")],
-    side: Annotated[int, typer.Option(min=16, max=2160, help="Short side in pixels, even.")] = 240,
+    side: Annotated[int, options.SIDE(metavar="PIXELS", help="Short side, even.")] = 240,
     as_json: options.Json = False,
     workers: options.Workers = None,
     timeout_s: options.Timeout = 600.0,
@@ -161,7 +171,7 @@ def reencode(
 
     Exit code 0: all are there. 1: some could not be re-encoded; they are listed.
     """
-    from calmctl.data.folder import reencode_folder
+    from calmctl.data.reencode import reencode_folder
 
     if side % 2:
         raise BadInput(f"--side {side}: H.264 needs even sizes; give {side + 1}")
@@ -174,6 +184,72 @@ def reencode(
         stdout().print(f"{out}: {counted(done.made, 'video')} re-encoded{before}", markup=False, soft_wrap=True)
         print_left_out({"not re-encoded": done.left_out})
     if done.left_out:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=options.examples(
+        "calmctl data frames msrvtt data.root=/data/msrvtt",
+        "calmctl data frames recipes/lsmdc.yaml data.cache_gb=800 data.workers=16",
+    )
+)
+def frames(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe file, or a shipped recipe's name.",
+            autocompletion=options.complete_recipe,
+        ),
+    ],
+    overrides: options.Overrides = None,
+    as_json: options.Json = False,
+) -> None:
+    """Decode now what a training keeps: its recipe has data.cache: disk.
+
+    A training fills the same folder in its first epoch. What is there is not decoded again.
+
+    Exit code 0: all are there. 1: some could not be decoded or kept; they are told.
+    """
+    from calmctl.recipe import load_recipe, resolve_recipe
+
+    resolved = load_recipe(resolve_recipe(recipe), overrides or [])
+    if resolved.data.cache != "disk" or resolved.data.features is not None:
+        raise BadInput(f"{recipe}: its training keeps no frames on disk; set data.cache=disk data.features=null")
+    loading("the model library")
+    from calmctl.source.source import VideoSource
+    from calmctl.training.prepare import prepare
+    from calmctl.video.cache import in_gb
+
+    prepared = prepare(resolved)
+    source = prepared.source
+    assert isinstance(source, VideoSource)
+    note(f"[dim]{printable(source.keeping(prepared.model))}[/]")
+    with progress_bar("clips") as bar:
+        undecodable = source.fill(prepared.model, readings(bar))
+    cache = source.cache
+    assert cache is not None
+    if as_json:
+        print_json(
+            {
+                "folder": str(cache.folder),
+                "bytes": cache.used_bytes,
+                "clips": dict(cache.counts),
+                "undecodable": undecodable,
+            }
+        )
+    else:
+        decoded = cache.counts.total() - cache.counts["read"] - cache.counts["unkept"]
+        stdout().print(
+            f"{cache.folder}: {counted(decoded, 'clip')} decoded, {cache.counts['read']:,} there before; "
+            f"{in_gb(cache.used_bytes)}",
+            markup=False,
+            soft_wrap=True,
+        )
+        print_left_out({f"{split}, not decodable": clips for split, clips in undecodable.items()})
+    for text in cache.warnings():
+        note(f"[yellow]{printable(text)}[/]")
+    if any(undecodable.values()) or cache.counts["unkept"]:
         raise typer.Exit(1)
 
 

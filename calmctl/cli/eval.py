@@ -94,6 +94,8 @@ def evaluate(
         raise BadInput(f"--scorer {scorer} is about retrieval; {chosen.folder} is a captioning run")
     if save_scores is not None:
         _check_save(save_scores, recipe.task, len(others), len(cross or []))
+    if not features and (cross or recipe.data.features is None):
+        options.check_places(recipe, cross, root, annotations, videos)
     if run is None:
         note(f"evaluating {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
     loading(", ".join(str(each.folder) for each in (chosen, *others)))

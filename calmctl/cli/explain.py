@@ -72,7 +72,7 @@ def explain(
     """
     from calmctl.anchors.shipped import ZERO_SHOT_VOCABULARY, resolve_vocabulary
     from calmctl.anchors.vocabulary import find_anchors
-    from calmctl.data.demo_world import drawn as drawn_clips
+    from calmctl.data.locate import drawn as drawn_clips
     from calmctl.device import check_device
     from calmctl.video.instants import video_extent
 

@@ -10,10 +10,22 @@ from contextlib import suppress
 import typer
 
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
-from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, search, train
+from calmctl.cli import (
+    anchors,
+    caption,
+    data,
+    diagnose,
+    explain,
+    extract,
+    options,
+    reproduce,
+    score,
+    train,
+)
 from calmctl.cli import eval as evaluation
 from calmctl.cli.artifacts import runs, share, weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
+from calmctl.cli.search import search, serve
 from calmctl.errors import CalmError
 
 app = typer.Typer(
@@ -50,6 +62,7 @@ app.command("search similar", rich_help_panel=_USE, epilog=search.SIMILAR_EXAMPL
 app.command("search captions", rich_help_panel=_USE, epilog=search.CAPTIONS_EXAMPLES)(search.captions)
 app.command("search moments", rich_help_panel=_USE, epilog=search.MOMENTS_EXAMPLES)(search.moments)
 app.command("search recall", rich_help_panel=_USE, epilog=search.RECALL_EXAMPLES)(search.recall)
+app.command(rich_help_panel=_USE, epilog=serve.EXAMPLES)(serve.serve)
 app.command(rich_help_panel=_USE, epilog=caption.EXAMPLES)(caption.caption)
 app.command(rich_help_panel=_USE, epilog=explain.EXAMPLES)(explain.explain)
 app.command(rich_help_panel=_USE, epilog=share.EXPORT_EXAMPLES)(share.export)

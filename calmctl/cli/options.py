@@ -66,6 +66,7 @@ ACTORS = Range(0, 10_000)
 SEED = Range(0, 2**63 - 1)
 SEEDS = Range(1, 1000)
 BEAMS = Range(1, 100)
+SIDE = Range(2, 4096)
 LENGTH_PENALTY = Range(0, 10)
 TEMPERATURE = Range(0.01, 100)
 
@@ -125,7 +126,7 @@ Videos = Annotated[
 
 Backbone = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A bare open_clip model, demo-clip, or a config.", rich_help_panel=MODEL),
+    typer.Option(metavar="MODEL", help="A bare open_clip model, hf-hub:NAME, or a config.", rich_help_panel=MODEL),
 ]
 # Not --weights: that chooses among a run's own files, and a bare backbone has a tag or a file.
 BackboneWeights = Annotated[
@@ -240,6 +241,30 @@ def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[
             f"{len(features)} x --features and {len(crossed)} x --cross: a feature store is of one data set; give "
             "one --features for each --cross, in their order"
         )
+
+
+def check_places(
+    recipe: Recipe, cross: Sequence[str] | None, root: Path | None, annotations: Path | None, videos: Path | None
+) -> None:
+    """Refuse test sets of which nothing is there, before anything is loaded: in no place of `test_sets` is a folder.
+
+    Raises:
+        DatasetError: As `load_dataset` says it.
+    """
+    from calmctl.data.registry import protocol_for, require_place
+
+    data = recipe.data
+    for name, wanted in _crossed(cross):
+        roots = [root] if root else [Path(data.root), Path("data") / name]
+        require_place(name, roots, protocol_for(recipe.task, name, wanted), annotations, videos)
+    if not cross:
+        annotations, videos = annotations or _path(data.annotations), videos or _path(data.videos)
+        protocol = protocol_for(recipe.task, data.dataset, data.protocol)
+        require_place(data.dataset, [root or Path(data.root)], protocol, annotations, videos)
+
+
+def _path(place: str | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def test_sets(

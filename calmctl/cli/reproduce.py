@@ -347,7 +347,7 @@ def print_plan(plan: Plan, cost: Cost, *, world_exists: bool, to_stderr: bool = 
     _print_cost(out, cost, world_exists=world_exists)
     for name, reasons in plan.not_run.items():
         for what, why in reasons.items():
-            out.print(f"[yellow]left out of {name}[/]: {printable(what)}: {printable(why)}", soft_wrap=True)
+            out.print(f"[yellow]left out of {name}[/]: {printable(what)}: {printable(why)}")
     out.print()
 
 

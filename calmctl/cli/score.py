@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,9 +25,9 @@ from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
     from calmctl.evaluation.card import Card
-    from calmctl.evaluation.referee import Embeddings, Match, Scores, Verdict
     from calmctl.evaluation.result import Labels
-    from calmctl.evaluation.score_files import Pairs, Stored
+    from calmctl.referee.score_files import Pairs, Stored
+    from calmctl.referee.scores import Embeddings, Match, Scores, Verdict
 
 app = typer.Typer(
     cls=options.Group,
@@ -55,6 +55,9 @@ Dataset = Annotated[
 TextIds = Annotated[Path | None, _file("Ids of the texts, one a line, in their order.")]
 VideoIds = Annotated[Path | None, _file("Ids of the videos, one a line, in their order.")]
 RanksFile = Annotated[Path | None, _file("Write each query's rank: .json or .csv.", panel=None)]
+Board = Annotated[str | None, typer.Option("--format", metavar="mteb|mmeb", help="Print a leaderboard's result file.")]
+Task = Annotated[str, typer.Option(metavar="NAME", help="The leaderboard's name of this data.")]
+Direction = Annotated[str, typer.Option(help="For --format: text_to_video or video_to_text.")]
 Similarity = Annotated[str, typer.Option(help="cosine or dot; of several vectors the best.")]
 
 
@@ -73,13 +76,16 @@ def matrix(
     pairs: PairsFile = None,
     text_ids: TextIds = None,
     video_ids: VideoIds = None,
-    transpose: Annotated[bool, typer.Option("--transpose", help="Its rows are videos.")] = False,
-    distances: Annotated[bool, typer.Option("--distances", help="A low number is a good one.")] = False,
+    transpose: Annotated[bool, typer.Option("--transpose", help="Rows are videos, also of --against.")] = False,
+    distances: Annotated[bool, typer.Option("--distances", help="Low is good, also of --against.")] = False,
     text_embeddings: Annotated[Path | None, _file("What S was made of, to look for a leak.", panel=None)] = None,
     video_embeddings: Annotated[Path | None, _file("The same, of the videos.", panel=None)] = None,
     similarity: Similarity = "cosine",
     against: options.Against = None,
     ranks: RanksFile = None,
+    board: Board = None,
+    task: Task = "",
+    direction: Direction = "text_to_video",
     as_json: options.Json = False,
     dataset: Dataset = None,
     protocol: options.Protocol = None,
@@ -88,14 +94,15 @@ def matrix(
 ) -> None:
     """Score a matrix of similarities both ways, and look for what is wrong with it.
 
-    Ids of rows and columns stand in the file, or in files beside it.
+    Ids of rows and columns stand in the file, or in files beside it; the files beside are for --against as well.
     """
-    from calmctl.evaluation.referee import Matrix
-    from calmctl.evaluation.score_files import read_stored
+    from calmctl.referee.score_files import read_stored
+    from calmctl.referee.scores import Matrix
 
     if (text_embeddings is None) != (video_embeddings is None):
         raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
     _check_ranks_file(ranks)
+    output = _output(board, task, direction, against, as_json)
 
     def opened(path: Path) -> tuple[Scores, Match]:
         stored = read_stored(path, "scores")
@@ -110,7 +117,7 @@ def matrix(
         beside = _embeddings(text_embeddings, video_embeddings, similarity)[0]
     found = opened(scores)
     labels = _labels(scores.name, known, given=True)
-    _report(labels, *found, against or [], opened, ranks, as_json, beside)
+    _report(labels, *found, against or [], opened, ranks, output, beside)
 
 
 @app.command(
@@ -128,6 +135,9 @@ def embeddings(
     similarity: Similarity = "cosine",
     against: options.Against = None,
     ranks: RanksFile = None,
+    board: Board = None,
+    task: Task = "",
+    direction: Direction = "text_to_video",
     as_json: options.Json = False,
     dataset: Dataset = None,
     protocol: options.Protocol = None,
@@ -139,19 +149,28 @@ def embeddings(
     Files of three dimensions hold several vectors each: a score is the mean over the text's of the best of the video's.
     """
     _check_ranks_file(ranks)
+    output = _output(board, task, direction, against, as_json)
     known = _pairs(pairs, dataset, protocol, root, annotations)
-    scores, stored = _embeddings(texts, videos, similarity)
-    given = (
-        _side_ids(stored[0], ("text_ids", "ids"), scores.shape[0], text_ids, "--text-ids"),
-        _side_ids(stored[1], ("video_ids", "ids"), scores.shape[1], video_ids, "--video-ids"),
-    )
-    found = scores, _match(scores.shape, stored[0], given, known)
 
-    def refuse(path: Path) -> tuple[Scores, Match]:
-        raise BadInput(f"--against {path}: embeddings are compared with ranks; write them with --ranks ranks.json")
+    def sides(one: Path, other: Path) -> tuple[Scores, Match]:
+        scores, stored = _embeddings(one, other, similarity)
+        given = (
+            _side_ids(stored[0], ("text_ids", "ids"), scores.shape[0], text_ids, "--text-ids"),
+            _side_ids(stored[1], ("video_ids", "ids"), scores.shape[1], video_ids, "--video-ids"),
+        )
+        return scores, _match(scores.shape, stored[0], given, known)
+
+    def opened(path: Path) -> tuple[Scores, Match]:
+        files = str(path).split(",")
+        if len(files) != 2:
+            raise BadInput(
+                f"--against {path}: embeddings are compared with ranks (--ranks ranks.json), or with two files of "
+                "embeddings with a comma between them: --against texts.npy,videos.npy"
+            )
+        return sides(Path(files[0]), Path(files[1]))
 
     labels = _labels(f"{texts.name}, {videos.name}", known, given=False)
-    _report(labels, *found, against or [], refuse, ranks, as_json, None)
+    _report(labels, *sides(texts, videos), against or [], opened, ranks, output, None)
 
 
 @app.command(
@@ -163,12 +182,39 @@ def embeddings(
 def ranks(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What --ranks wrote.")],
     against: options.Against = None,
+    board: Board = None,
+    task: Task = "",
+    direction: Direction = "text_to_video",
     as_json: options.Json = False,
 ) -> None:
     """Score ranks that were kept, without the model and its scores; compare them with others."""
-    from calmctl.evaluation.rank_files import read_ranks
+    from calmctl.referee.rank_files import read_ranks
 
-    _print(read_ranks(file), [(each, read_ranks(Path(each))) for each in against or []], as_json)
+    output = _output(board, task, direction, against, as_json)
+    _print(read_ranks(file), [(each, read_ranks(Path(each))) for each in against or []], output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What is printed: tables, JSON, or a leaderboard's result file of `task`."""
+
+    board: str | None
+    task: str
+    direction: Literal["text_to_video", "video_to_text"]
+    as_json: bool
+
+
+def _output(board: str | None, task: str, direction: str, against: Sequence[str] | None, as_json: bool) -> _Output:
+    """Raises `BadInput` where the options do not go together."""
+    ways: tuple[Literal["text_to_video", "video_to_text"], ...] = ("text_to_video", "video_to_text")
+    options.require_known("--direction", direction, ways)
+    if board is not None:
+        options.require_known("--format", board, ("mteb", "mmeb"))
+        if against or as_json:
+            raise BadInput("--format prints one result file; leave --against and --json out")
+        if board == "mteb" and not task:
+            raise BadInput("--format mteb: say of which task, such as --task MSRVTTT2V; its name stands in the file")
+    return _Output(board, task, ways[ways.index(direction)], as_json)
 
 
 def _check_ranks_file(path: Path | None) -> None:
@@ -184,7 +230,7 @@ def _pairs(
     pairs: Path | None, dataset: str | None, protocol: str | None, root: Path | None, annotations: Path | None
 ) -> Pairs | None:
     """What --pairs or --dataset say; None where the scores must say it themselves."""
-    from calmctl.evaluation.score_files import protocol_pairs, read_pairs
+    from calmctl.referee.score_files import protocol_pairs, read_pairs
 
     if pairs is not None and dataset is not None:
         raise BadInput("--pairs and --dataset both say which text is of which video; give one of them")
@@ -196,7 +242,7 @@ def _pairs(
 def _side_ids(
     stored: Stored, names: Sequence[str], count: int, sidecar: Path | None, option: str
 ) -> tuple[str, ...] | None:
-    from calmctl.evaluation.score_files import ids_of
+    from calmctl.referee.score_files import ids_of
 
     return ids_of(stored, names, count, sidecar, option)
 
@@ -222,15 +268,15 @@ def _ids(
 
 
 def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | None) -> Match:
-    from calmctl.evaluation.referee import match
-    from calmctl.evaluation.score_files import own_pairs
+    from calmctl.referee.score_files import own_pairs
+    from calmctl.referee.scores import match
 
     return match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
 
 
 def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings, tuple[Stored, Stored]]:
-    from calmctl.evaluation.referee import SIMILARITIES, Embeddings
-    from calmctl.evaluation.score_files import read_stored
+    from calmctl.referee.score_files import read_stored
+    from calmctl.referee.scores import SIMILARITIES, Embeddings
 
     options.require_known("--similarity", similarity, SIMILARITIES)
     sides = read_stored(texts, "text embeddings"), read_stored(videos, "video embeddings")
@@ -257,13 +303,13 @@ def _report(
     against: Sequence[str],
     opened: Callable[[Path], tuple[Scores, Match]],
     ranks: Path | None,
-    as_json: bool,
+    output: _Output,
     beside: Embeddings | None,
 ) -> None:
     """Judge scores and what they are compared with, print it, and write the ranks where they are wanted."""
-    from calmctl.evaluation.rank_files import format_ranks, is_ranks, read_ranks
-    from calmctl.evaluation.referee import judge_scores
     from calmctl.files import RANKS, write_output
+    from calmctl.referee.rank_files import format_ranks, is_ranks, read_ranks
+    from calmctl.referee.scores import judge_scores
 
     others = []
     with progress_bar("rows") as bar:
@@ -277,20 +323,27 @@ def _report(
                 others.append((other, judge_scores(its_scores, its_match, replace(labels, system=path.name))))
     if ranks is not None:
         write_output(ranks, format_ranks(verdict, ranks.suffix), RANKS)
-    _print(verdict, others, as_json)
+    _print(verdict, others, output)
 
 
 _METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR", "R@50", "nDCG@10", "MRR")
 
 
-def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], as_json: bool) -> None:
+def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], output: _Output) -> None:
     from calmctl.evaluation.metrics import DIRECTIONS
-    from calmctl.evaluation.referee import differences, differences_json
     from calmctl.evaluation.tables import retrieval_table
+    from calmctl.referee.scores import differences, differences_json
     from calmctl.runtime import environment
 
+    if output.board:
+        from calmctl.referee.rank_files import format_board
+
+        stdout().file.write(format_board(verdict, output.board, output.task, output.direction))
+        for each in verdict.suspicions or ():
+            note(f"[bold red]!! {each.kind}[/]: {printable(each.text)}")
+        return
     compared = [(name, differences(verdict, other)) for name, other in others]
-    if as_json:
+    if output.as_json:
         found = [{"against": name, **differences_json(each)} for name, each in compared]
         print_json({**verdict.to_json(), **({"differences": found} if found else {}), **environment()})
         return
@@ -386,7 +439,7 @@ def moments(
 
     TIMED is QVHighlights' JSONL, Charades-STA's text, DiDeMo's or ActivityNet Captions' JSON.
     """
-    from calmctl.evaluation.moments import read_answers, read_truth, score_moments
+    from calmctl.referee.moments import read_answers, read_truth, score_moments
 
     known = read_truth(truth)
     result = score_moments(read_answers(answers, known), known)

@@ -73,7 +73,7 @@ def train(
     --dry-run resolves everything, decodes one batch, and measures time and memory.
     """
     from calmctl.anchors.shipped import resolve_vocabulary
-    from calmctl.data.registry import protocol_for, resolve
+    from calmctl.data.registry import protocol_for, require_place, resolve
     from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
     from calmctl.runs.run import HUB, RUNS, find_run
@@ -100,7 +100,12 @@ def train(
     # Device, anchors and data are looked up now: a name that does not exist needs no torch to be refused.
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
-    resolve(resolved.data.dataset, protocol_for(resolved.task, resolved.data.dataset, resolved.data.protocol))
+    data = resolved.data
+    protocol = protocol_for(resolved.task, data.dataset, data.protocol)
+    resolve(data.dataset, protocol)
+    if data.features is None:
+        annotations, videos = (Path(place) if place else None for place in (data.annotations, data.videos))
+        require_place(data.dataset, [Path(data.root)], protocol, annotations, videos)
     loading("the model library")
     if dry_run:
         start = f"--resume {resume}" if resume else shlex.join([str(recipe), *(overrides or [])])

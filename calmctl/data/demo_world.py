@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -306,17 +306,6 @@ def pools(seed: int) -> dict[str, list[tuple[str, str, str, int, str]]]:
     for prefix, count in asdict(MOST).items():
         pieces[prefix], pool = pool[:count], pool[count:]
     return {**pieces, "pretraining": pool}
-
-
-_NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
-
-
-def drawn(names: Sequence[str]) -> bool:
-    """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
-    ours = sum(_NAME.fullmatch(name) is not None for name in names)
-    # Names, because this is asked before any file is opened. Half of them, because demo clips are copied among
-    # others.
-    return ours > 0 and 2 * ours >= len(names)
 
 
 # Drawing the demo's clips: a scene in, RGB frames out, and the frames as an H.264 file.

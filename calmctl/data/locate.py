@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -229,3 +230,17 @@ def listing(names: Sequence[object]) -> str:
     """`a`, `a and b`, or `a, b and c`."""
     *head, last = map(str, names)
     return f"{', '.join(head)} and {last}" if head else last
+
+
+# The demo's clips, which are told by their names.
+
+
+_NAME = re.compile(r"(train|val|test|shifted)\d{4}(-[0-9a-f]{8})?")
+
+
+def drawn(names: Sequence[str]) -> bool:
+    """Whether clips, by id or by file name without the suffix, are this world's: at least half have its names."""
+    ours = sum(_NAME.fullmatch(name) is not None for name in names)
+    # Names, because this is asked before any file is opened. Half of them, because demo clips are copied among
+    # others.
+    return ours > 0 and 2 * ours >= len(names)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +34,11 @@ _MOST_TEXT = 1 << 20  # bytes of a text beside a video
 _PIECE = 1 << 20
 GROWTH = 3
 """Videos are packed already: an archive that unfolds to more than this many times its size is refused, unless asked."""
+# What the libraries raise for archives that are cut short, damaged, encrypted, or of another kind.
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, ValueError, NotImplementedError, RuntimeError),
+)
 _TEXTS = (".txt", ".json", ".caption")
 _CAPTIONS = ("caption", "captions", "text", "sentence", "enCap")
 _NAMES = ("video_id", "videoID", "file_name", "video_path", "id", "key")
@@ -74,7 +81,11 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
     """The archives that lie in folders, each once; parts of one are one."""
     found: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError:  # one that is none, or cannot be read, which the listing of its clips tells
+            continue
+        for path in paths:
             part = _PART.fullmatch(path.name)
             if part or path.suffix.lower() in (".zip", ".tar"):
                 found.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
@@ -181,8 +192,7 @@ def _opened(archive: Archive) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
                 yield stack.enter_context(tarfile.open(fileobj=joined, mode="r:"))
         except OSError as fault:
             raise DatasetError(f"cannot read {archive.paths[0]}: {fault.strerror or fault}") from None
-        # What the two libraries raise for archives that are cut short, damaged, encrypted, or of another kind.
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, NotImplementedError, RuntimeError) as fault:
+        except _DAMAGED as fault:
             raise DatasetError(f"{archive.paths[0]}: not an archive that can be read ({str(fault)[:80]})") from None
 
 
@@ -193,7 +203,7 @@ def _members(archive: Archive, opened: zipfile.ZipFile | tarfile.TarFile) -> Ite
         if count == _MOST_MEMBERS:
             raise DatasetError(f"{archive.paths[0]}: more than {_MOST_MEMBERS:,} members")
         if isinstance(member, zipfile.ZipInfo):
-            name, size, is_file, is_folder = member.filename, member.file_size, True, member.is_dir()
+            name, size, is_folder = member.filename, member.file_size, member.filename.endswith("/")
             is_file = (member.external_attr >> 28) in (0, 8)  # a link that a zip holds is no regular file
         else:
             name, size, is_file, is_folder = member.name, member.size, member.isreg(), member.isdir()
@@ -357,6 +367,13 @@ def _video_of(row: dict[str, Any], otherwise: str) -> tuple[bytes | None, str]:
     return None, ""
 
 
+def _read(content: BinaryIO, archive: Archive, name: str) -> bytes:
+    try:
+        return content.read(_PIECE)
+    except (*_DAMAGED, OSError) as fault:  # bzip2 calls damage an OSError
+        raise DatasetError(f"{archive.paths[0]}: {shown(name)} in it cannot be read ({str(fault)[:80]})") from None
+
+
 def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     """Write one file, no more than `room` bytes; returns how many it has."""
     part = path.with_name(f".{path.name}.part")
@@ -364,7 +381,7 @@ def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as handle:
-            while piece := content.read(_PIECE):
+            while piece := _read(content, archive, path.name):
                 written += len(piece)
                 if written > room:
                     break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,6 +119,17 @@ def require_dataset_or_folder(name: str) -> None:
     hint = nearest(name)
     message = f"{name} is neither a dataset ({', '.join(DATASETS)}) nor a folder"
     raise DatasetError(f"{message}; {hint}" if hint else message)
+
+
+def require_place(
+    name: str, roots: Sequence[Path | None], protocol: str, annotations: Path | None, videos: Path | None
+) -> None:
+    """Raise what `load_dataset` would, where none of the places is a folder.
+
+    For commands to ask before they load torch, which takes seconds.
+    """
+    if not any(place is not None and place.is_dir() for place in (*roots, annotations, videos)):
+        load_dataset(name, roots[-1], protocol=protocol, annotations=annotations, videos=videos)
 
 
 def load_dataset(

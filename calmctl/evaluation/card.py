@@ -187,7 +187,7 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         except (OSError, ValueError) as fault:
             why = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
             raise BadInput(f"{file}: cannot be read as JSON: {why}") from None
-        waiting = [(file.stem if path.is_dir() else file.name, content)]
+        waiting = [(f"{path.name}: {file.stem}" if path.is_dir() else file.name, content)]
         while waiting:
             name, value = waiting.pop(0)
             if isinstance(value, dict):

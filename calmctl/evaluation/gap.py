@@ -267,12 +267,12 @@ def gaps_of_runs(
     """
     vocabulary = runs[0].anchors()
     systems: list[tuple[str, str, Recipe, CalmModel, Run | None]] = []
-    starts: dict[tuple[str, str | None, int | None], str] = {}
+    starts: dict[tuple[str, str | None, int | None, int | None], str] = {}
     for run in runs:
         recipe = run.recipe()
         weights = started_from(recipe)
         # Without weights a run starts from the draw of its seed, which is another start for each seed.
-        start = (recipe.backbone.model, weights, recipe.seed if weights is None else None)
+        start = (recipe.backbone.model, weights, recipe.backbone.image_size, recipe.seed if weights is None else None)
         if start not in starts:
             starts[start] = "before training" if not starts else f"before {run.folder.name}"
             systems.append((starts[start], "", recipe, _untrained(recipe, vocabulary, device), None))

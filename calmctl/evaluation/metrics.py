@@ -109,23 +109,24 @@ class Ranks:
         before = self.equal / (self.targets + 1) if ties == "average" else 1.0 * self.equal
         return 1.0 + self.greater + (0.0 if ties == "optimistic" else before)
 
-    def reciprocal(self) -> NDArray[np.float64]:
-        """Each query's expected 1 / rank of its best target over all orders of the equals, [N].
+    def reciprocal(self, k: int | None = None) -> NDArray[np.float64]:
+        """Each query's expected 1 / rank of its best target over all orders of the equals, [N]; 0 behind the first `k`.
 
         One target among e equals stands at g + 1 ... g + e + 1 equally often: a mean of the harmonic series. Of m
         targets the first stands at g + 1 + j where j wrong ones are drawn before any of them.
         """
+        depth = self.n_candidates if k is None else min(k, self.n_candidates)
         harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, self.n_candidates + 1))])
-        last = np.minimum(self.greater + self.equal + 1, self.n_candidates)
-        found = (harmonic[last] - harmonic[self.greater]) / (self.equal + 1)
+        last, first = np.minimum(self.greater + self.equal + 1, depth), np.minimum(self.greater, depth)
+        found = (harmonic[last] - harmonic[first]) / (self.equal + 1)
         for query in np.flatnonzero((self.targets > 1) & (self.equal > 0)):
             wrong, right = int(self.equal[query]), int(self.targets[query])
             found[query], none_yet = 0.0, 1.0
-            for j in range(wrong + 1):
+            for j in range(min(wrong + 1, depth - int(self.greater[query]))):
                 found[query] += none_yet * right / (right + wrong - j) / (self.greater[query] + 1 + j)
                 none_yet *= (wrong - j) / (right + wrong - j)
         alone = (self.targets > 1) & (self.equal == 0)
-        found[alone] = 1.0 / (1 + self.greater[alone])
+        found[alone] = np.where(self.greater[alone] < depth, 1.0 / (1 + self.greater[alone]), 0.0)
         return np.asarray(found, dtype=np.float64)
 
     def gains(self, k: int = 10) -> NDArray[np.float64]:

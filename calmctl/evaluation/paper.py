@@ -83,6 +83,17 @@ class PaperCaptioning:
     rouge_l: float
     note: str = ""
 
+    @property
+    def card(self) -> Card:
+        """How it was made as far as that is known: on the official test clips, each with all its references."""
+        clips, references = _CAPTION_TESTS[self.tested_on]
+        return Card(
+            dataset=self.tested_on, split="test", queries=clips, candidates=references, trained_on=self.trained_on
+        )
+
+
+_CAPTION_TESTS = {"msrvtt": (2990, 59_800), "msvd": (670, 27_763)}
+
 
 @dataclass(frozen=True, slots=True)
 class PaperAnchors:

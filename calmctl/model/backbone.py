@@ -323,8 +323,8 @@ class Backbone(nn.Module):
     def compile_blocks(self) -> None:
         """Compile the transformer blocks of both towers, for training: one graph a tower serves all of its blocks.
 
-        The number of rows and the length of texts may change without another compilation. Without a gradient nothing
-        changes: an evaluation has the numbers that it would have had.
+        The number of rows and the length of texts may change without another compilation, but for a single row. Without
+        a gradient nothing changes: an evaluation has the numbers that it would have had.
         """
         text = getattr(self.clip, "text", self.clip)
         for tower in (self.clip.visual, text):
@@ -493,10 +493,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     A bfloat16 cosine has three digits; times a logit scale of 100 the error would be about 0.4.
     """
-    precision = torch.get_float32_matmul_precision()
+    precision, recurrent = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # which is on by itself, and LSTMs are cuDNN's: scores were off by 3e-5
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = recurrent

@@ -10,7 +10,8 @@ from calmctl.errors import RecipeError
 from calmctl.model.backbone import Backbone, FeatureAdapter
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.captioner import CaptionDecoder, Captioner, CaptionModel, CaptionVocabulary
-from calmctl.model.cocap import CocapDecoder, CocapModel
+from calmctl.model.captioners.cocap import CocapDecoder, CocapModel
+from calmctl.model.captioners.semsynan import SemSynDecoder, SemSynModel
 from calmctl.model.embedder import Embedder
 from calmctl.model.heads.diffusionret import DiffusionRetHead
 from calmctl.model.heads.emcl import EMCLHead
@@ -59,16 +60,23 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     keys, read = recipe.caption, recipe.data.compressed
     writes = CaptionVocabulary(backbone, tokens)
     decoder: CaptionDecoder
-    if keys.system == "cocap":
-        decoder = CocapDecoder(keys, backbone.dim, read.gops, writes)
-    else:
-        decoder = Captioner(keys, backbone.dim, recipe.data.frames, writes)
+    match keys.system:
+        case "cocap":
+            decoder = CocapDecoder(keys, backbone.dim, read.gops, writes)
+        case "semsynan":
+            word = backbone.token_embedding.shape[1]
+            decoder = SemSynDecoder(keys, backbone.dim, recipe.data.frames, word, writes)
+        case "transformer":
+            decoder = Captioner(keys, backbone.dim, recipe.data.frames, writes)
     # Behind the random start, which draws the same numbers with this key and without.
     if keys.init_tokens == "backbone":
         decoder.start_from(backbone.token_embedding)
+    parts = _parts(recipe, vocabulary, backbone)
     if keys.system == "cocap":
-        return CocapModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone), read)
-    return CaptionModel(backbone, decoder, keys, _parts(recipe, vocabulary, backbone))
+        return CocapModel(backbone, decoder, keys, parts, read)
+    if isinstance(decoder, SemSynDecoder):
+        return SemSynModel(backbone, decoder, keys, parts)
+    return CaptionModel(backbone, decoder, keys, parts)
 
 
 def recipe_backbone(recipe: Recipe) -> Backbone:

@@ -226,14 +226,14 @@ class Cache:
         length: How many tokens those are.
     """
 
-    memory: list[KeysValues]
-    past: list[KeysValues | None]
+    memory: Sequence[tuple[Tensor, ...]]
+    past: list[tuple[Tensor, ...] | None]
     length: int = 0
 
     def select(self, rows: Tensor) -> None:
         """Keep captions `rows` [M], in that order; a caption may be kept several times."""
-        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
-        self.past = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.past]
+        self.memory = [tuple(part[rows] for part in each) for each in self.memory]
+        self.past = [None if each is None else tuple(part[rows] for part in each) for each in self.past]
 
 
 class CaptionDecoder(nn.Module):
@@ -272,7 +272,7 @@ class CaptionDecoder(nn.Module):
         # A map between widths changes lengths, and the positions beside them start at INIT_STD.
         rows = rows * (INIT_STD / rows.std())
         self.tokens.weight.copy_(rows)
-        if self.output is not None:
+        if self.output is not None and self.output.weight.shape == rows.shape:
             self.output.weight.copy_(rows)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -407,7 +407,11 @@ class CaptionModel(AlignedModel):
         """The losses of one step: L_cap + L_rec + alpha L_KL (docs/captioning.md)."""
         if batch.captions is None:
             raise ValueError("a captioning batch needs the captions' tokens")
-        frames = encode_in_chunks(self.encode_frames, batch.frames, self.chunk)
+        return self.losses_of(batch, encode_in_chunks(self.encode_frames, batch.frames, self.chunk))
+
+    def losses_of(self, batch: Batch, frames: Tensor) -> Losses:
+        """The same for clips that are encoded, frame features [B, F, D]."""
+        assert batch.captions is not None
         # Padding is no row of an embedding. Any token will do in its place: attention is causal, and the loss skips it.
         logits = self.captioner(batch.captions[:, :-1].clamp(min=0), self.captioner.encode(frames))
         keys = self.caption_keys

@@ -19,18 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from calmctl.errors import CheckpointError
+from calmctl.files import read_json
 from calmctl.hub import cached, fetch, list_files, revision_of
 from calmctl.model.backbone import Backbone, Tokens, parameters_digest
 from calmctl.model.published import CLIP_EMBEDDER, EMBEDDER, OWN, check_embedder, is_repository
 from calmctl.model.spec import BackboneSpec
 
-_BYTES = 1024
+BYTES = 1024
 """Bytes of UTF-8 that a sentence may have (our choice): captions have a tenth of it."""
 _SIZE = 336
 """Height and width of the frames where the processor names none and resizes as it likes (our choice)."""
 _SCALE = 20.0
 """Where the contrastive loss's scale begins: what sentence-transformers' losses use (our choice)."""
-_RUNS_CODE = (".py",)
+_KNOWN = "sentence_transformers."
+"""What the classes of a model's modules must begin with: its files name them, and loading imports what they name."""
 
 
 class Bytes:
@@ -39,7 +41,7 @@ class Bytes:
     Its prompts and templates want text; everything here passes on tensors [N, L].
     """
 
-    def __call__(self, sentences: Sequence[str], context_length: int = _BYTES) -> Tensor:
+    def __call__(self, sentences: Sequence[str], context_length: int = BYTES) -> Tensor:
         """Bytes plus one, int64 [N, context_length]."""
         tokens = torch.zeros(len(sentences), context_length, dtype=torch.long)
         for row, sentence in zip(tokens, sentences, strict=True):
@@ -149,7 +151,8 @@ class Embedder(Backbone):
 
     def _vectors(self, encode: Callable[..., Any], inputs: list[Any], device: torch.device, **more: Any) -> Tensor:
         try:
-            vectors = encode(inputs, convert_to_tensor=True, show_progress_bar=False, batch_size=len(inputs), **more)
+            # In the library's own batches: a vision-language model has no room for as many frames as CLIP.
+            vectors = encode(inputs, convert_to_tensor=True, show_progress_bar=False, **more)
         except (ValueError, TypeError, ImportError) as fault:
             raise CheckpointError(
                 f"backbone.model: {self.spec.model} cannot encode this ({str(fault).splitlines()[0]}); one vector a "
@@ -180,11 +183,8 @@ def load_embedder(model: str, weights: str | None = OWN, *, recorded: BackboneSp
     from transformers.utils.logging import disable_progress_bar as hide_bars
 
     folder, source, revision = _folder(name, recorded)
-    # A model may bring Python that its loading would run.
-    if code := sorted(path.name for path in folder.rglob("*") if path.suffix in _RUNS_CODE):
-        raise CheckpointError(
-            f"backbone.model: {name} brings code of its own ({code[0]}), and nothing of that is run here"
-        )
+    _refuse_code(name, [path.name for path in folder.rglob("*.py")])
+    _refuse_code(name, [each for each in _classes(folder) if not each.startswith(_KNOWN)])
     try:
         hide_bars()
         embedder: Any = SentenceTransformer(
@@ -212,6 +212,28 @@ def load_embedder(model: str, weights: str | None = OWN, *, recorded: BackboneSp
     return backbone
 
 
+def _refuse_code(name: str, code: list[str]) -> None:
+    """Refuse a model whose loading would run what it brings, or what it names anywhere in Python."""
+    if code:
+        raise CheckpointError(
+            f"backbone.model: {name} brings code of its own ({min(code)}), and nothing of that is run here"
+        )
+
+
+def _classes(folder: Path) -> list[str]:
+    """The classes that a model's files name for its modules."""
+    names: list[str] = []
+    for path in (*folder.rglob("modules.json"), *folder.rglob("router_config.json")):
+        value = read_json(path, what="backbone.model", error=CheckpointError)
+        if path.name == "modules.json" and isinstance(value, list):
+            named = [each.get("type") if isinstance(each, dict) else None for each in value]
+        else:
+            types = value.get("types") if isinstance(value, dict) else None
+            named = list(types.values()) if isinstance(types, dict) else [None]
+        names += map(str, named)
+    return names
+
+
 def _folder(name: str, recorded: BackboneSpec | None) -> tuple[Path, str | None, str | None]:
     """Where the files are, and the repository and commit that they are of."""
     path = Path(name).expanduser()
@@ -226,9 +248,13 @@ def _folder(name: str, recorded: BackboneSpec | None) -> tuple[Path, str | None,
     if modules is not None:
         return modules.parent, repository, revision_of(modules)
     if recorded is not None:  # of a stranger's run, which is no reason to ask anybody
-        raise CheckpointError(f"{what} is not in the local cache; bring it: calmctl weights get {recorded.model}")
+        raise CheckpointError(
+            f"{what} is not in the local cache, and there is no such folder; bring it: calmctl weights get "
+            f"{recorded.model}"
+        )
     listing = list_files(repository, revision=revision or None, what=what)
     wanted = [n for n in listing.names if n.endswith((".json", ".safetensors", ".txt", ".model", ".py", ".jinja"))]
+    _refuse_code(name, [n for n in wanted if n.endswith(".py")])  # before the first byte of it
     if "modules.json" not in wanted:
         raise CheckpointError(f"{what} has no modules.json, so it is no model of sentence-transformers")
     # Last: its being in the cache says that all of it is.
@@ -253,7 +279,7 @@ def _spec(embedder: Any, name: str, per_clip: bool) -> BackboneSpec:
         architecture={"library": "sentence-transformers", "vectors": "clip" if per_clip else "frame"},
         activation="gelu",
         tokenizer="bytes",
-        context_length=_BYTES,
+        context_length=BYTES,
         image_size=size,
         dim=dim,
         weights=OWN,

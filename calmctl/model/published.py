@@ -18,7 +18,7 @@ from typing import Any
 
 from calmctl.errors import CheckpointError
 from calmctl.files import read_json, sha256_file
-from calmctl.hub import cached, fetch, list_files
+from calmctl.hub import cached, fetch, is_absent, is_offline, list_files, note_absent
 from calmctl.recipe.schema import PUBLISHED, is_published
 
 OWN = "own"
@@ -188,14 +188,19 @@ class Published:
             return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
         assert self.repository is not None
         at = {"revision": self.revision}
-        here = next((path for name in names if (path := cached(self.repository, name, **at))), None)
-        if here is not None:
-            return here
+        # A later name counts where the earlier ones are known not to be there: another program may have brought it.
+        for name in names:
+            if path := cached(self.repository, name, **at):
+                return path
+            if not is_absent(self.repository, name, **at) and not is_offline():
+                break
         what = f"backbone.model: {self.name}"
         listing = list_files(self.repository, **at, what=what)
-        name = next((name for name in names if name in listing.names), None)
+        there = next((name for name in names if name in listing.names), None)
+        for name in names[: None if there is None else names.index(there)]:
+            note_absent(self.repository, name, listing.revision)
         # At the revision as it was asked for, and not its commit: so the cache knows the branch by name, offline too.
-        return None if name is None else fetch(self.repository, name, **at, what=what)
+        return None if there is None else fetch(self.repository, there, **at, what=what)
 
     def config(self) -> tuple[dict[str, Any], Path]:
         """Its config in open_clip's form, `model_cfg` and `preprocess_cfg`, and the file that it was read from.

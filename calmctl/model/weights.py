@@ -20,7 +20,7 @@ from calmctl.files import read_json, sha256_file
 from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
 from calmctl.model.convert import in_open_clips_names, looks_like_openai
-from calmctl.model.embedder import load_embedder
+from calmctl.model.embedder import BYTES, Bytes, load_embedder
 from calmctl.model.published import OWN, Published, is_embedder, recommended, tokenizer_digest, tokenizer_folder
 from calmctl.model.spec import (
     CLIP_PIXELS,
@@ -68,15 +68,18 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             weights, nothing that says how frames are prepared, a download that is not possible; each says what to do.
     """
     if is_embedder(model):
+        if image_size is not None:
+            raise CheckpointError(f"backbone.image_size: {model} has a processor of its own; leave it at null")
         return load_embedder(model, weights)
     check_backbone(model, weights)
     architecture = read_architecture(model)
     tags = _tags(architecture)
+    sized = architecture
     if image_size is not None:
-        architecture = replace(architecture, config=at_size(architecture.config, image_size))
+        sized = replace(architecture, config=at_size(architecture.config, image_size))
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
-        return build_backbone(architecture.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
+        return build_backbone(sized.spec(architecture.pixels or _agreed(tags) or CLIP_PIXELS))
     shipped, tag = shipped_weights(architecture, weights), tag_of(architecture, weights)
     notes: tuple[str, ...] = ()
     origin: dict[str, str | None] = {"weights": Path(weights).name}
@@ -100,14 +103,15 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             raise _no_tag(architecture, weights)
         state, metadata = load_tensors(file, what="backbone.weights", ours=False)
         if isinstance(metadata.get("backbone"), dict):
-            pixels = _pixels_of_ours(architecture, file, metadata)
+            pixels = _pixels_of_ours(architecture, file, metadata, resized=image_size is not None)
             state, notes = _towers(file, state)
         else:
             state = in_open_clips_names(state)
             activation = "quick_gelu" if looks_like_openai(state) else None
             _check_activation(architecture, weights, activation)
-            pixels = _pixels_of_foreign(architecture, file, tags)
-    spec = architecture.spec(pixels, **origin, weights_sha256=sha256_file(file))
+            said = architecture.pixels if place else None  # by its own config
+            pixels = said or _pixels_of_foreign(architecture, file, tags)
+    spec = sized.spec(pixels, **origin, weights_sha256=sha256_file(file))
     unfit = (
         f"{weights} does not fit {spec.model}, which is far larger than its own tensors; "
         "name the model these weights belong to"
@@ -115,7 +119,10 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     # The config may be a stranger's, and names layers of any size beside a few bytes of tensors.
     with no_larger_than(state.values(), unfit):
         backbone = build_backbone(spec)
-    backbone.load_weights(_fitted(state, backbone), source=str(file) if weights == OWN else weights)
+    state = _as_written_now(state, backbone)
+    if image_size is not None:
+        _interpolate_positions(state, backbone)
+    backbone.load_weights(state, source=str(file) if weights == OWN else weights)
     backbone.notes = notes
     return backbone
 
@@ -126,6 +133,9 @@ def load_tokens(model: str) -> Tokens:
     Raises:
         CheckpointError: Unknown name, or a tokenizer that is not at hand.
     """
+    if is_embedder(model):
+        check_backbone(model, OWN)
+        return Tokens(Bytes(), BYTES)
     architecture = read_architecture(model)
     spec = architecture.spec(architecture.pixels or CLIP_PIXELS)  # no tokenizer looks at pixels
     with _building(spec):
@@ -183,12 +193,24 @@ def _resize_trunk(clip: Any, spec: BackboneSpec) -> None:
         clip.visual.image_size = spec.image_size
 
 
-def _fitted(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """Weights with what their writers did otherwise: position embeddings of another size, and what is not learned."""
-    from calmctl.model.openclip import open_clip
-
+def _as_written_now(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Weights as today's libraries write them."""
     # A buffer that transformers once saved and has no more.
     state = {name: value for name, value in state.items() if not name.endswith("embeddings.position_ids")}
+    own = backbone.clip.state_dict()
+    for scalar in ("logit_scale", "logit_bias"):  # some are written as lists of one number
+        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel():
+            state[scalar] = state[scalar].reshape(own[scalar].shape)
+    return state
+
+
+def _interpolate_positions(state: dict[str, Tensor], backbone: Backbone) -> None:
+    """Fit the image tower's position embeddings in `state` to the size of its frames.
+
+    Only where that was asked for: weights of another resolution are otherwise those of another model.
+    """
+    from calmctl.model.openclip import open_clip
+
     own = backbone.clip.state_dict()
     name = "visual.trunk.pos_embed"
     if name in state and name in own and state[name].shape != own[name].shape:
@@ -198,12 +220,7 @@ def _fitted(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
         state[name] = resample_abs_pos_embed(
             state[name], list(trunk.patch_embed.grid_size), num_prefix_tokens=trunk.num_prefix_tokens
         )
-    # Those of the text stay: a longer context is another model, and its length is refused below.
     open_clip.model.resize_pos_embed(state, backbone.clip)
-    for scalar in ("logit_scale", "logit_bias"):  # some are written as lists of one number
-        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel():
-            state[scalar] = state[scalar].reshape(own[scalar].shape)
-    return state
 
 
 def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
@@ -221,6 +238,7 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
             f"backbone.model: the tokenizer of {spec.tokenizer} in {folder} is not the one that {spec.model} was used "
             "with (its SHA-256 differs), so sentences would become other tokens; bring back its files"
         )
+    keys |= {"trust_remote_code": False, "local_files_only": True}  # or it asks the terminal whether to run code
     return open_clip.tokenizer.HFTokenizer(str(folder), tokenizer_mode=text.get("tokenizer_mode"), **keys), digest
 
 
@@ -230,6 +248,8 @@ def _text_tower(spec: BackboneSpec) -> Path:
     folder = _files_of(spec, name)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"backbone.model: {name} has no config.json in {folder}; bring it: hf download {name}")
+    if "auto_map" in read_json(folder / "config.json", what="backbone.model", error=CheckpointError):
+        raise CheckpointError(f"backbone.model: {name} brings code of its own, and nothing of that is run here")
     return folder
 
 
@@ -308,7 +328,7 @@ def _agreed(tags: dict[str, Pixels]) -> Pixels | None:
     return first if all(pixels == first for pixels in tags.values()) else None
 
 
-def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, Any]) -> Pixels:
+def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, Any], *, resized: bool) -> Pixels:
     """How a checkpoint of ours wants its frames; its activation must be the model's."""
     spec = read_spec(metadata, source=str(file))
     recorded = metadata["backbone"]
@@ -321,6 +341,11 @@ def _pixels_of_ours(architecture: Architecture, file: Path, metadata: dict[str, 
         raise CheckpointError(
             f"backbone.weights: {file} has the towers of {spec.model}, and backbone.model {architecture.name} is built "
             f"otherwise; name {spec.model}, or the config that it was trained with"
+        )
+    if spec.architecture != architecture.config and not resized:
+        raise CheckpointError(
+            f"backbone.weights: {file} was trained with frames of {spec.image_size[0]} x {spec.image_size[1]}; set "
+            f"backbone.image_size={spec.image_size[0]}"
         )
     return spec.pixels
 

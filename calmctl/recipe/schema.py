@@ -73,8 +73,18 @@ class Data(Section):
         "crop-flip", description="crop-flip: one random crop (area 0.5 to 1) and flip a clip, as T-MASS"
     )
     flip: bool = Field(True, description="whether crop-flip flips; captions with left/right suffer from it")
-    cache: Literal["none", "memory"] = Field("none", description="memory: decode every clip once, keep frames")
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(2, description="processes that decode; 0: one per core")
+    # The published preparations re-encode all clips to a short side of 224 or so before they begin. Whole frames of a
+    # film are 25 times as much to keep, and a crop of them is 224 pixels again.
+    short_side: Annotated[int, Field(ge=16, le=4096)] | None = Field(
+        None, description="crop-flip: larger frames are first scaled down to this short side; null: whole frames"
+    )
+    cache: Literal["none", "memory", "disk"] = Field(
+        "none", description="decode every clip once and keep its frames: in memory, or on disk for all runs"
+    )
+    cache_folder: str | None = Field(None, description="where cache: disk keeps frames; null: .frames under root")
+    cache_gb: PositiveFloat = Field(100.0, description="most that folder may hold, in 10^9 bytes")
+    # They give way to the training (`nice`), so that every core may decode.
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that decode; 0: one per core")
     timeout_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(120.0, description="time limit for decoding one clip")
     require_complete: bool = Field(False, description="missing or broken clips are an error, not a list")
     compressed: CompressedSection = CompressedSection()
@@ -212,8 +222,8 @@ class HeadSection(Section):
 class CaptionSection(Section):
     """The caption head of task: caption, its loss, and how captions are searched for (26; docs/captioning.md)."""
 
-    system: Literal["transformer", "cocap"] = Field(
-        "transformer", description="an encoder and a decoder over frames (CLIP4Caption's too), or CoCap"
+    system: Literal["transformer", "cocap", "semsynan"] = Field(
+        "transformer", description="encoder and decoder over frames (CLIP4Caption's too), CoCap, or SemSynAN over CLIP"
     )
     width: Wide = Field(768, description="of the transformer's layers")
     encoder_layers: Count = Field(1, description="transformer layers over the frames")
@@ -226,6 +236,10 @@ class CaptionSection(Section):
     )
     input_norm: bool = Field(False, description="LayerNorms before and behind the linear layer over the frames")
     output_transform: bool = Field(False, description="linear, GELU and LayerNorm before the output, as BERT has")
+    concepts: Wide = Field(300, description="semsynan: most frequent nouns, verbs, adjectives of training captions")
+    semantics: Literal["both", "concepts", "syntax"] = Field(
+        "both", description="semsynan: what steers the words; concepts or syntax alone has one cell of three"
+    )
     vocabulary: Literal["all", "train"] = Field(
         "all", description="CLIP's 49,408 tokens, or those of the training captions: faster (our choice)"
     )
@@ -297,7 +311,7 @@ class OptimSection(Section):
     # Accumulating gradients is no key: smaller batches have fewer negatives, which is another loss. `chunk` is exact.
     # bf16 is for the towers only: a cosine times 100 needs more than its three digits.
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the towers; CALM is always float32")
-    # Two compilations a run, a minute together: a tenth of a second saved in each of 7,000 steps.
+    # Two compilations a run, 15 s together on an H200, and a quarter off each of MSR-VTT's 6,645 steps.
     compile: Literal["auto"] | bool = Field(
         "auto", description="transformer blocks of towers that train, by torch.compile; auto: on CUDA"
     )
@@ -339,7 +353,12 @@ class Recipe(Section):
         if self.data.cache == "memory" and self.data.augment != "none":
             raise ValueError(
                 "data.cache: memory keeps frames at the backbone's input size, and data.augment: "
-                f"{self.data.augment} needs whole frames; set data.augment=none, or data.cache=none"
+                f"{self.data.augment} needs whole frames; set data.augment=none, data.cache=disk or data.cache=none"
+            )
+        if self.data.cache == "disk" and self.reads_compressed:
+            raise ValueError(
+                "data.cache: disk keeps frames, and caption.system: cocap reads what a codec keeps; set "
+                "data.cache=memory data.augment=none, or data.cache=none"
             )
         return self
 
@@ -404,6 +423,15 @@ class Recipe(Section):
             raise ValueError(
                 "caption.system: cocap reads vectors and residuals, and a feature store (data.features) holds frames "
                 "only; set data.features=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _semsynan_has_an_output(self) -> Recipe:
+        if self.caption.system == "semsynan" and self.caption.tied:
+            raise ValueError(
+                "caption.tied: true has no meaning for caption.system=semsynan, whose words are narrower than its "
+                "cells; set caption.tied=false"
             )
         return self
 

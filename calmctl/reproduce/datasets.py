@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from calmctl.anchors.shipped import resolve_vocabulary
@@ -92,6 +93,10 @@ def folder_world(root: Path, tables: Sequence[Table]) -> TableData:
     )
 
 
+_TAGGER = "textblob"
+"""The package that tells SemSynAN what kind of word each is; an extra."""
+
+
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """One thing that a table needs, and whether it is there.
@@ -122,6 +127,10 @@ def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) ->
         vocabulary = recipe.anchors.vocabulary
         if vocabulary not in requirements:
             requirements[vocabulary] = _vocabulary(vocabulary)
+        if recipe.task == "caption" and recipe.caption.system == "semsynan":
+            # Else its rows would stop a table after hours, when their turn comes.
+            there = find_spec(_TAGGER) is not None
+            requirements[_TAGGER] = Requirement(_TAGGER, there, "" if there else "pip install 'calmctl[syntax]'")
         weights = f"{recipe.backbone.model} {recipe.backbone.weights}"
         if weights not in requirements:
             requirements[weights] = _weights(recipe)
@@ -130,7 +139,9 @@ def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) ->
 
 def needs(recipe: Recipe) -> tuple[str, ...]:
     """What a row of this recipe needs, by the names of `look`, the datasets that it is only tested on left aside."""
+    tagger = (_TAGGER,) if recipe.task == "caption" and recipe.caption.system == "semsynan" else ()
     return (
+        *tagger,
         clips_of(recipe.data.dataset, recipe),
         recipe.anchors.vocabulary,
         f"{recipe.backbone.model} {recipe.backbone.weights}",

@@ -138,10 +138,12 @@ def _captions(name: str, title: str, tests: tuple[str, ...]) -> Table:
         "caption.input_norm=true", "caption.output_transform=true", "caption.encoder_layers=2",
         "caption.decoder_layers=2", "caption.tied=true", "caption.smoothing=0", "caption.length_penalty=0",
     )  # fmt: skip
+    semsynan = ("caption.system=semsynan", "caption.concepts=40", "caption.smoothing=0", "caption.beam=1")
     systems = (
         ("captioner", "our captioner", "demo-caption", ()),
         ("clip4caption", "CLIP4Caption", "demo-caption", clip4caption),
         ("cocap", "CoCap", "demo-cocap", ()),
+        ("semsynan", "SemSynAN over CLIP", "demo-caption", semsynan),
     )
     rows = []
     for key, label, recipe, own in systems:

@@ -108,7 +108,7 @@ def run_record(run: Run) -> RunRecord:
         return _read(run, RunRecord(name=name, folder=folder, state="unfinished", bytes=size))
     except CalmError as fault:
         return RunRecord(name=name, folder=folder, state="unreadable", fault=str(fault), bytes=size)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as fault:
         # Files of a run are JSON that anybody may have edited.
         reason = f"its files are not those of a run ({type(fault).__name__}: {fault})"
         return RunRecord(name=name, folder=folder, state="unreadable", fault=reason, bytes=size)

@@ -29,7 +29,7 @@ from calmctl.words import counted
 
 _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "": ("name", "device", "init_from"),
-    "data": ("root", "annotations", "videos", "features", "workers", "timeout_s"),
+    "data": ("root", "annotations", "videos", "features", "workers", "timeout_s", "cache_folder", "cache_gb"),
     "anchors": ("vocabulary",),
     "backbone": ("weights",),
     "head": ("from_run",),

@@ -29,9 +29,9 @@ import yaml
 from calmctl.errors import BadInput, CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_file, write_json, write_text
 from calmctl.hub import translated
-from calmctl.recipe import Recipe
+from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import LEFT_OUT
-from calmctl.runs.identity import RunIdentity, weights_identity
+from calmctl.runs.identity import RunIdentity, require_together, weights_identity
 from calmctl.runs.run import Run, export_metadata
 from calmctl.tensors import load_tensors, save_tensors
 from calmctl.words import counted
@@ -83,7 +83,7 @@ def export_run(run: Run, folder: Path, *, repository: str | None = None, licence
     slim = folder / SLIM
     with _left_whole(folder):
         metadata = _write_slim(run, slim)
-        recipe = Recipe.model_validate(metadata["recipe"])
+        recipe = recipe_from_dict(metadata["recipe"], where=str(run.folder))
         name = (repository or recipe.name).rpartition("/")[2]
         results = published_results(run, name)
         write_text(folder / "recipe.yaml", yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True))
@@ -123,6 +123,7 @@ def _write_slim(run: Run, target: Path) -> dict[str, Any]:
     if not source.is_file():
         raise CheckpointError(f"{source} does not exist; finish the run with: calmctl train --resume {run.folder}")
     state, metadata = load_tensors(source, what=f"run {run.folder}")
+    require_together(run, metadata, source)
     if not isinstance(metadata.get("recipe"), dict):  # full weights, or slim ones from before they said what they are
         metadata |= export_metadata(run.recipe(), run.anchors())
     state = {tensor: value for tensor, value in state.items() if not tensor.startswith(LEFT_OUT)}
@@ -149,11 +150,15 @@ def published_results(run: Run, name: str) -> dict[str, Any]:
         # Of these weights alone; an evaluation before the run went on is of others.
         if record.get("weights_sha256") in digests:
             tests += [record["result"], *([record["base"]] if "base" in record else [])]
-    # The training's own test and its kept evaluation are one; the kept one, which comes later, may know more.
-    results = {}
-    for each in tests:
-        cleaned = _cleaned(each, str(run.folder), name)
-        results[json.dumps([cleaned.get(key) for key in _WHAT])] = cleaned
+    # The training's own test and its kept evaluation are one; the kept one, which comes later, may know more, and a
+    # number without a protocol card gives way to the same one with it.
+    results: dict[str, dict[str, Any]] = {}
+    for each in [_cleaned(each, run.folder.name, name) for each in tests]:
+        what = json.dumps([each.get(key) for key in _WHAT])
+        protocol = (each.get("card") or {}).get("column", "")
+        if protocol:
+            results.pop(what, None)
+        results[what + protocol] = each
     ended = bool(finished) or not run.log.exists()  # weights that were given away come without either
     validation = finished.get("validation", [])
     return {"name": name, "finished": ended, "validation": validation, "results": list(results.values())}
@@ -163,7 +168,9 @@ def _cleaned(result: Mapping[str, Any], folder: str, name: str) -> dict[str, Any
     kept = {key: result[key] for key in _RESULT if key in result}
     if isinstance(kept.get("scores"), dict):
         kept["scores"] = {key: value for key, value in kept["scores"].items() if key not in _SCORES_LEFT}
-    kept["caveats"] = [str(caveat).replace(folder, name) for caveat in kept.get("caveats", ())]
+    # A caveat names the run by the path that it had then.
+    path = rf"(?:[^\s:;,()]*[/\\])?{re.escape(folder)}(?![\w.-])"
+    kept["caveats"] = [re.sub(path, lambda _: name, str(caveat)) for caveat in kept.get("caveats", ())]
     return kept
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
-from calmctl.data.demo_world import drawn
+from calmctl.data.locate import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
 from calmctl.recipe import Recipe, recipe_from_dict
@@ -52,7 +52,7 @@ where it leads, it goes with the folder, and it is a name for --run already."""
 
 
 _PLACES = {
-    "data": ("root", "annotations", "videos", "features"),
+    "data": ("root", "annotations", "videos", "features", "cache_folder"),
     "backbone": ("weights",),
     "anchors": ("vocabulary",),
 }
@@ -307,7 +307,7 @@ def export_metadata(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a slim file needs beside its weights to be a run by itself: no path of the machine that trained it."""
     data, backbone = recipe.data, recipe.backbone
     plain = type(data).model_fields["root"].default
-    places = {"root": plain, "annotations": None, "videos": None, "features": None}
+    places = {"root": plain, "annotations": None, "videos": None, "features": None, "cache_folder": None}
     # Names without folders: a path would tell whose machine it was, and leads nowhere on another.
     weights = None if backbone.weights is None else Path(backbone.weights).name
     # Towers may be frozen because features were trained on. An export names no store, so it must say it itself.

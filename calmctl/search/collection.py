@@ -1,4 +1,4 @@
-"""When the hits of a search begin and end."""
+"""What is searched, which of it, and when the hits begin and end."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+
+import numpy as np
 
 from calmctl.data.folder import FolderClips
 from calmctl.data.locate import Missing, VideoFiles
-from calmctl.errors import DatasetError, RunFailed, StoreError, VideoError
+from calmctl.errors import BadInput, DatasetError, RunFailed, StoreError
 from calmctl.files import sha256_bytes
 from calmctl.model.backbone import fingerprint
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.search.model import BARE_FRAMES, SearchModel
-from calmctl.search.rows import MappedFrames, ShardRows, searched_rows
-from calmctl.search.windows import windows_of
+from calmctl.search.rows import FOLDER, MappedFrames, ShardRows, searched_rows
+from calmctl.search.windows import extents_of, windows_of
 from calmctl.store.extract import deserves_another_try, extract
 from calmctl.store.format import INDEX, shard_file
 from calmctl.store.store import NOT_EXTRACTED, ClipSource, FeatureStore, read_sources
 from calmctl.store.writer import is_unchanged, record_origin
-from calmctl.video.instants import measure
 from calmctl.video.pool import TIMEOUT_S
 from calmctl.words import Progress, counted
 
 Times = tuple[float, float | None, float]
 
 
-def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[int]) -> dict[int, Times]:
+def times_of(
+    collection: Collection, frames: MappedFrames, positions: Sequence[int], progress: Progress | None = None
+) -> dict[int, Times]:
     """Start and end of the clips at some positions by their file's own clock, and when its first frame is shown.
 
     In seconds. A window's are in the shard it was extracted into, counted from the first frame. Where a clip goes to
@@ -50,16 +54,72 @@ def times_of(collection: Collection, frames: MappedFrames, positions: Sequence[i
         times[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
         if clip is not None and (end_s is None or clip.begins_s is None):
             unmeasured[position] = Clip(key, clip.path)
-    extents = {clip.id: extent for clip, extent in measure(unmeasured.values()) if not isinstance(extent, VideoError)}
+    # A measured file is remembered, because a decoder takes longer to start than a search to answer.
+    extents = extents_of(list(unmeasured.values()), collection.store.path / FOLDER / "lengths.json", progress)
     for position, clip in unmeasured.items():
-        if clip.id in extents:
-            length_s, begins_s = extents[clip.id]
+        extent = extents[clip.id]
+        if not isinstance(extent, str):
+            length_s, begins_s = extent
             start_s, end_s, _ = times[position]
             times[position] = start_s, length_s if end_s is None else min(end_s, length_s), begins_s
     return {
         position: (begins_s + start_s, None if end_s is None else begins_s + end_s, begins_s)
         for position, (start_s, end_s, begins_s) in times.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which clips may be found; what is None is not asked.
+
+    Attributes:
+        below: A folder below the collection: clips whose id begins with it.
+        since, until: Days on which the file was last changed, the first and the last of them.
+        longer_s, shorter_s: Seconds that a clip lasts, at least and at most.
+    """
+
+    below: str | None = None
+    since: date | None = None
+    until: date | None = None
+    longer_s: float | None = None
+    shorter_s: float | None = None
+
+    @property
+    def by_file(self) -> bool:
+        """Whether files must be at hand to tell."""
+        return (self.since, self.until, self.longer_s, self.shorter_s) != (None,) * 4
+
+
+def wanted_positions(
+    collection: Collection, frames: MappedFrames, wanted: Wanted, progress: Progress | None = None
+) -> np.ndarray:
+    """The positions of the clips that are wanted, ascending.
+
+    Raises:
+        BadInput: There is none, or dates and lengths are asked for and no file is known.
+    """
+    clips = collection.clips
+    prefix = "" if wanted.below is None else wanted.below.strip("/") + "/"
+    kept = [position for position, key in enumerate(frames.ids) if key.startswith(prefix)]
+    if wanted.by_file and not clips:
+        raise BadInput(f"days and lengths are those of files, and {collection.name} knows none; give --videos")
+    if wanted.since is not None or wanted.until is not None:
+        first, last = wanted.since or date.min, wanted.until or date.max
+        kept = [n for n in kept if (day := _day(clips.get(frames.ids[n]))) is not None and first <= day <= last]
+    if wanted.longer_s is not None or wanted.shorter_s is not None:
+        least, most = wanted.longer_s or 0.0, float("inf") if wanted.shorter_s is None else wanted.shorter_s
+        times = times_of(collection, frames, kept, progress)
+        kept = [n for n in kept if (end_s := times[n][1]) is not None and least <= end_s - times[n][0] <= most]
+    if not kept:
+        raise BadInput(f"none of {counted(len(frames.ids), collection.unit)} is in that folder, of that day and length")
+    return np.array(kept, np.int64)
+
+
+def _day(clip: Clip | None) -> date | None:
+    try:
+        return None if clip is None else date.fromtimestamp(clip.path.stat().st_mtime)
+    except (OSError, ValueError, OverflowError):
+        return None
 
 
 # What is searched: a feature store, or a folder of videos that becomes one.

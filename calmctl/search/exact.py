@@ -123,6 +123,7 @@ def search_exact(
     *,
     block: int | None = None,
     progress: Progress | None = None,
+    among: np.ndarray | None = None,
 ) -> list[Best]:
     """The `top` best clips of every text, by the head's own scores over all clips.
 
@@ -137,6 +138,7 @@ def search_exact(
         top: k; all clips where there are fewer.
         block: Clips at once; None for what suits the scorer.
         progress: Told of the clips, over all parts of the texts.
+        among: Positions of the clips that may be found, ascending; None for all.
     """
     at_once = max(1, MOST_SCORES // max(1, len(index.frames)))
     parts = torch.split(texts, at_once) if len(texts) else ()
@@ -147,9 +149,10 @@ def search_exact(
             if progress is not None:
                 progress("scoring clips", before * len(index.frames) + done, len(parts) * len(index.frames))
 
-        scores = _all_scores(index, scorer, part, block, tell)
+        scores = all_scores(index, scorer, part, block, tell)
+        positions = np.arange(len(index.frames)) if among is None else among
         found += [
-            select(index, judge, text, row, np.arange(len(row)), top) for text, row in zip(part, scores, strict=True)
+            select(index, judge, text, row[positions], positions, top) for text, row in zip(part, scores, strict=True)
         ]
     return found
 
@@ -170,10 +173,10 @@ def select(index: SearchIndex, judge: Judge, text: Tensor, scores: np.ndarray, p
 
 
 @torch.inference_mode()
-def _all_scores(
+def all_scores(
     index: SearchIndex, scorer: Scorer, texts: Tensor, block: int | None, tell: Callable[[int], None]
 ) -> np.ndarray:
-    """Float32 scores [N_t, N] of all clips."""
+    """Float32 scores [N_t, N] of all clips; `tell` hears of the clips."""
     frames, device = index.frames, scorer.device
     prepared = scorer.prepare(texts.to(device))
     step = block or CLIPS_PER_BLOCK

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import CheckpointError, VideoError
 from calmctl.explain.explainer import ZERO_SHOT_MODEL, Explainer, explain_with_run, explain_zero_shot
 from calmctl.model.calm import AlignedParts, CalmModel
@@ -23,6 +24,7 @@ from calmctl.video.pool import decode_clips
 
 BARE_FRAMES = 12
 """Frames of a clip for a bare backbone, as the paper's recipes have them."""
+_BARE_VOCABULARY = "charades+coco@1"  # the largest one that ships
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class SearchModel:
         n_frames: F of the clips it was trained on; None for a bare backbone, whose mean takes any number.
         device: Where it is.
         explainer: The same model with its anchors, where hits are to be explained.
+        labels: Its anchors in words: what "nothing here matches" is measured with where there are no captions.
     """
 
     name: str
@@ -42,6 +45,7 @@ class SearchModel:
     n_frames: int | None
     device: torch.device
     explainer: Explainer | None
+    labels: tuple[str, ...] = ()
 
     @torch.inference_mode()
     def video(self, clip: Clip, n_frames: int) -> Tensor:
@@ -74,7 +78,7 @@ def search_model_of_run(run: Run, device: torch.device, *, why: bool = False) ->
     explainer = explain_with_run(run, device) if why else None
     model = explainer.model if explainer else load_run(run, "best", device)
     name = f"{run.folder} (best on validation), head {model.head.name}, {run.trained_on}"
-    return SearchModel(name, model, run.recipe().data.frames, device, explainer)
+    return SearchModel(name, model, run.recipe().data.frames, device, explainer, run.anchors().texts)
 
 
 def bare_search_model(
@@ -104,7 +108,8 @@ def bare_search_model(
             f"{fault}; here: give a .safetensors file with --backbone-weights, or search with a run "
             "('calmctl demo' makes one)"
         ) from fault
-    return SearchModel(f"{model.backbone.spec.model} with {weights}, mean pooling", model, None, device, explainer)
+    name = f"{model.backbone.spec.model} with {weights}, mean pooling"
+    return SearchModel(name, model, None, device, explainer, resolve_vocabulary(_BARE_VOCABULARY).texts)
 
 
 def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:

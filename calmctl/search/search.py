@@ -1,12 +1,10 @@
-"""What a search gives back."""
+"""Searching a collection with sentences, with its clips, or with a clip from elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +15,24 @@ from calmctl.explain.anchors import compare, worth_saying
 from calmctl.explain.explainer import Explainer
 from calmctl.model.heads.base import FusionHead, Reranker
 from calmctl.model.heads.meanp import MeanPoolHead
-from calmctl.samples import Clip, LeftOut
-from calmctl.search.collection import WAITING, Collection, times_of
+from calmctl.samples import Clip
+from calmctl.search.collection import WAITING, Collection, Times, Wanted, times_of, wanted_positions
+from calmctl.search.confidence import (
+    Confidence,
+    NullBank,
+    NullScorer,
+    NullSentences,
+    Rule,
+    anchor_phrases,
+    captions_of,
+)
 from calmctl.search.exact import (
     CANDIDATES,
     Best,
     Graph,
     Judge,
     Recall,
+    all_scores,
     measure_recall,
     open_graph,
     rerank,
@@ -35,105 +43,10 @@ from calmctl.search.exact import (
     select,
 )
 from calmctl.search.model import BARE_FRAMES, SearchModel
+from calmctl.search.results import Answer, Found, Hit, Ranked, Shared, Term
 from calmctl.search.scorers import Scorer, SearchIndex, choose_scorer, open_index
 from calmctl.source.encoding import encode_captions
 from calmctl.words import Progress, counted
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """An anchor that sentence and clip both have, and min(V_p, S_p) of it."""
-
-    anchor: str
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One clip of an answer.
-
-    Attributes:
-        rank: From 1.
-        score: The head's cosine, in float64; re-ranked where the head does that.
-        clip: Its id.
-        file: Where it lies; None where only its features are known.
-        start_s: When the clip begins by its file's own clock, as a player shows it; from the file's first frame where
-            only features are known.
-        end_s: When it ends; None where only its features are known.
-        shared: The strongest shared anchors; None where they were not asked for.
-        neighbours: Windows that overlap or adjoin this one and score less: the same moment, so no hits of their own.
-        begins_s: When the file's first frame is shown by that clock.
-        base_score: The score before re-ranking; None where the head does not re-rank.
-    """
-
-    rank: int
-    score: float
-    clip: str
-    file: Path | None
-    start_s: float
-    end_s: float | None
-    shared: tuple[Shared, ...] | None = None
-    neighbours: int = 0
-    begins_s: float = 0.0
-    base_score: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for programs."""
-        return {**without_base(self), "file": None if self.file is None else str(self.file)}
-
-
-def without_base(hit: Any) -> dict[str, Any]:
-    """A hit's fields, without the score before re-ranking where there was none."""
-    return {name: each for name, each in asdict(hit).items() if name != "base_score" or each is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a query found, the best first."""
-
-    query: str
-    hits: tuple[Hit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A search.
-
-    Attributes:
-        seeker: Who searched.
-        collection: What was searched.
-        clips: How many clips that are.
-        unit: What one of them is, "clip" or "window".
-        method: How, for people.
-        answers: One for each query.
-        left_out: Files that could not be decoded.
-    """
-
-    seeker: str
-    collection: Path
-    clips: int
-    unit: str
-    method: str
-    answers: tuple[Answer, ...]
-    left_out: tuple[LeftOut, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for programs."""
-        return {
-            "by": self.seeker,
-            "collection": str(self.collection),
-            "clips": self.clips,
-            "unit": self.unit,
-            "method": self.method,
-            "answers": [
-                {"query": answer.query, "hits": [hit.to_json() for hit in answer.hits]} for answer in self.answers
-            ],
-            "left_out": {clip.id: clip.reason for clip in self.left_out},
-        }
-
-
-# Searching a collection with sentences, or with a clip.
-
 
 _SHARED = 3
 
@@ -151,6 +64,9 @@ class Search:
         self.not_kept: str | None = None
         self._scorer, self._judge, self._index = self._open(seeker.model.head)
         self._graph: Graph | None = None
+        self._means: tuple[Scorer, Judge, SearchIndex] | None = None
+        self._bank: NullBank | None = None
+        self._times: dict[int, Times] = {}
 
     def __len__(self) -> int:
         return len(self._index.frames)
@@ -159,8 +75,32 @@ class Search:
     def _size(self) -> str:
         return counted(len(self), self.collection.unit)
 
+    def only(self, wanted: Wanted) -> np.ndarray:
+        """The positions of wanted clips, for `among`. Raises `BadInput` where there is none."""
+        return wanted_positions(self.collection, self._index.frames, wanted, self._progress)
+
+    def measure_all(self) -> None:
+        """Know the length of every clip, so that no answer waits for a decoder; remembered beside the features."""
+        self._times = times_of(self.collection, self._index.frames, range(len(self)), self._progress)
+
+    def end_progress(self) -> None:
+        """Tell nobody of the work any more: the bar of the start is gone when later questions come."""
+        self._progress = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The clips that are searched, by position."""
+        return self._index.frames.ids
+
     def sentences(
-        self, queries: Sequence[str], top: int, *, approximate: bool = False, candidates: int = CANDIDATES
+        self,
+        queries: Sequence[str],
+        top: int,
+        *,
+        approximate: bool = False,
+        candidates: int = CANDIDATES,
+        rule: Rule | None = None,
+        among: np.ndarray | None = None,
     ) -> Found:
         """The `top` best clips of every sentence.
 
@@ -169,9 +109,11 @@ class Search:
             top: Clips a sentence; all of them where there are fewer.
             approximate: Look only at what the first stage proposes.
             candidates: How many that are.
+            rule: When a hit is said to match; None where that is not asked.
+            among: Positions of the clips that may be found, ascending; None for all. An exact search alone knows it.
 
         Raises:
-            BadInput: `approximate` without usearch.
+            BadInput: `approximate` without usearch, or too few null sentences for the rule.
         """
         texts, head = self._texts(queries), self.seeker.model.head
         asked = self._asked(max(top, head.candidates) if isinstance(head, Reranker) else top)
@@ -180,15 +122,16 @@ class Search:
             some = min(max(asked, candidates), len(self))
             method = f"two-stage: the {some:,} of {self._size} nearest by mean pooling (usearch), then the head"
         else:
-            best = self._exact(texts, asked)
-            method = f"exact: the head's score of all {self._size}"
+            best = self._exact(texts, asked, among)
+            searched = self._size if among is None else f"the {len(among):,} of {self._size} that were asked for"
+            method = f"exact: the head's score of all {searched}"
         if not isinstance(head, Reranker):
-            return self._found(queries, best, top, method, texts)
+            return self._found(queries, best, top, method, texts, rule=rule)
         before = [dict(zip(each.positions, each.scores, strict=True)) for each in best]
         pairs = zip(texts, best, strict=True)
         best = [rerank(self._index, self._judge, text, each, head.candidates) for text, each in pairs]
         method += f"; its best {min(head.candidates, len(self))} re-ranked (list-wise)"
-        return self._found(queries, best, top, method, texts, before)
+        return self._found(queries, best, top, method, texts, before, rule)
 
     def within(self, queries: Sequence[tuple[str, str]], top: int) -> list[list[tuple[float, float, float]]]:
         """The best windows of one video each: start and end by its own clock, in seconds, and score, the best first.
@@ -234,24 +177,113 @@ class Search:
 
         The same file in the collection is no answer. Raises `VideoError` where the clip cannot be decoded.
         """
-        head = MeanPoolHead()
-        scorer, judge, index = self._open(head)
-        frames = self.seeker.adapted(self.seeker.video(clip, index.frames.n_frames))
-        query = head.video_table(frames)["video"].cpu()
+        frames = self.seeker.adapted(self.seeker.video(clip, self._index.frames.n_frames))
         # By file, not by id: the clip came by a path.
         own = {key for key, each in self.collection.clips.items() if _same(each.path, clip.path)}
+        return self._alike(str(clip.path), frames, {n for n, key in enumerate(self.ids) if key in own}, top, None)
+
+    def like(self, position: int, top: int, among: np.ndarray | None = None) -> Found:
+        """The same for a clip of the collection, which is not decoded again."""
+        frames = self.seeker.adapted(self._index.frames.rows(np.array([position])))
+        return self._alike(self.ids[position], frames, self._same_moment(position), top, among)
+
+    def combined(self, terms: Sequence[Term], top: int, among: np.ndarray | None = None) -> Found:
+        """The `top` best clips by a weighted sum: "like this clip, but at night, and no people".
+
+        A head's scores of sentences and the cosines of clips have scales of their own, so each term is first brought
+        to mean 0 and deviation 1 over the collection (our choice).
+
+        Args:
+            terms: What is asked for; a clip of a term, and a window beside it, is no answer.
+            top: Clips.
+            among: As in `sentences`.
+        """
+        total = np.zeros(len(self), np.float64)
+        for term in terms:
+            if term.text is not None:
+                scores = all_scores(self._index, self._scorer, self._texts([term.text]), None, lambda _: None)[0]
+            else:
+                assert term.position is not None
+                scorer, _, index = self._mean_pooled()
+                frames = self.seeker.adapted(self._index.frames.rows(np.array([term.position])))
+                scores = all_scores(index, scorer, _pooled(frames), None, lambda _: None)[0]
+            deviation = float(scores.std(dtype=np.float64))
+            if deviation > 0:
+                total += term.weight * (scores.astype(np.float64) - scores.mean(dtype=np.float64)) / deviation
+        allowed = np.setdiff1d(
+            np.arange(len(self)) if among is None else among,
+            sorted(n for term in terms if term.position is not None for n in self._same_moment(term.position)),
+        ).astype(np.int64)
+        order = allowed[np.lexsort((allowed, -total[allowed].round(12)))][: self._asked(top)]
+        best = Best(tuple(order.tolist()), tuple(total[order].tolist()))
+        named = (self.ids[term.position] if term.position is not None else str(term.text) for term in terms)
+        query = " ".join(f"{term.weight:+g} ({name})" for term, name in zip(terms, named, strict=True))
+        return self._found([query], [best], top, "a weighted sum of scores, each with deviation 1", None)
+
+    def line(self, position: int, text: str) -> list[tuple[int, float]]:
+        """Every window of a clip's file and its score under a sentence, in the order of time."""
+        clips = self.collection.clips
+        path = clips[self.ids[position]].path if self.ids[position] in clips else None
+        own = [n for n, key in enumerate(self.ids) if key in clips and clips[key].path == path] or [position]
+        own.sort(key=lambda n: clips[self.ids[n]].start_s if self.ids[n] in clips else 0.0)
+        texts = self._texts([text])
+        scores = self._judge.scores(texts, self._index.frames.rows(np.array(own)))[0]
+        return list(zip(own, scores.tolist(), strict=True))
+
+    def when(self, position: int) -> Times:
+        """Start and end of a clip by its file's clock, and when its first frame is shown."""
+        if position not in self._times:
+            self._times |= times_of(self.collection, self._index.frames, [position])
+        return self._times[position]
+
+    def shared(self, position: int, text: str) -> tuple[Shared, ...] | None:
+        """The anchors that a clip of the collection and a sentence share most; None without anchors."""
+        why = self._shared(self._texts([text])[0], [position])
+        return None if why is None else why[0]
+
+    def open_bank(self, sentences: NullSentences | None = None) -> NullBank:
+        """Make ready to say that nothing matches; computed once a collection, and brought up to date like tables.
+
+        Args:
+            sentences: The null sentences; None for captions of the collection, or else phrases of the model's anchors.
+
+        Raises:
+            BadInput: There are neither.
+        """
+        if self._bank is None or sentences is not None:
+            store = self.collection.store
+            chosen = sentences or captions_of(store) or anchor_phrases(self.seeker.labels)
+            if not chosen.texts:
+                raise BadInput(
+                    "neither captions nor anchors to compare with are at hand; give sentences with --calibrate FILE"
+                )
+            scorer = NullScorer(self._scorer, chosen, self._texts(chosen.texts), store.header.backbone)
+            index = open_index(store, self.collection.shards, scorer, self._progress, self._waiting)
+            self.not_kept = self.not_kept or index.not_kept
+            self._bank = NullBank(chosen, index.columns["null"], index.frames.ids)
+        return self._bank
+
+    def _same_moment(self, position: int) -> set[int]:
+        """A clip and the windows that overlap or adjoin it."""
+        clips, ids = self.collection.clips, self.ids
+        own = clips.get(ids[position])
+        if self.collection.unit != "window" or own is None:
+            return {position}
+        return {n for n, key in enumerate(ids) if key in clips and _neighbours(clips[key], own)}
+
+    def _alike(self, name: str, frames: Tensor, own: set[int], top: int, among: np.ndarray | None) -> Found:
+        scorer, judge, index = self._mean_pooled()
         # So many more, because so many are taken out below.
         asked = self._asked(top) + len(own)
-        (best,) = search_exact(index, scorer, judge, query, asked, progress=self._progress)
-        kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if index.frames.ids[p] not in own]
+        (best,) = search_exact(index, scorer, judge, _pooled(frames), asked, progress=self._progress, among=among)
+        kept = [(p, s) for p, s in zip(best.positions, best.scores, strict=True) if p not in own]
         chosen = Best(tuple(p for p, _ in kept), tuple(s for _, s in kept))
-        return self._found(
-            [str(clip.path)],
-            [chosen],
-            top,
-            f"exact: cosines of mean-pooled frames, {self._size}",
-            None,
-        )
+        return self._found([name], [chosen], top, f"exact: cosines of mean-pooled frames, {self._size}", None)
+
+    def _mean_pooled(self) -> tuple[Scorer, Judge, SearchIndex]:
+        if self._means is None:
+            self._means = self._open(MeanPoolHead())
+        return self._means
 
     def recall(self, queries: Sequence[str], *, candidates: int = CANDIDATES, at: int = 10) -> Recall:
         """How much of the exact answers the first stage keeps. Raises `BadInput` without usearch."""
@@ -291,8 +323,9 @@ class Search:
     def _texts(self, queries: Sequence[str]) -> Tensor:
         return encode_captions(self.seeker.model, tuple(queries), self.seeker.device)
 
-    def _exact(self, texts: Tensor, top: int) -> list[Best]:
-        return search_exact(self._index, self._scorer, self._judge, texts, top, progress=self._progress)
+    def _exact(self, texts: Tensor, top: int, among: np.ndarray | None = None) -> list[Best]:
+        progress = self._progress
+        return search_exact(self._index, self._scorer, self._judge, texts, top, progress=progress, among=among)
 
     def _two_stage(self, texts: Tensor, top: int, candidates: int) -> list[Best]:
         sentences = self.seeker.model.sentences(texts)
@@ -334,28 +367,39 @@ class Search:
         method: str,
         texts: Tensor | None,
         before: Sequence[Mapping[int, float]] | None = None,
+        rule: Rule | None = None,
     ) -> Found:
         """Every query's best moments; `before` has the scores before re-ranking, by position."""
+        bank = None if rule is None else self.open_bank()
+        if bank is not None and rule is not None:
+            bank.require(rule)
         frames, collection = self._index.frames, self.collection
         moments = [self._moments(each, top) for each in scored]
         best = [each for each, _ in moments]
         # Of what is shown alone: some files have to be measured, each in a process of its own.
-        times = times_of(collection, frames, sorted({p for each in best for p in each.positions}))
+        shown = sorted({p for each in best for p in each.positions} - self._times.keys())
+        self._times |= times_of(collection, frames, shown)
         answers = []
         for number, (query, each) in enumerate(zip(queries, best, strict=True)):
             shared = self._shared(None if texts is None else texts[number], each.positions)
             hits = []
+            first_stage = [s if before is None else before[number][p] for p, s in zip(*_of(each), strict=True)]
+            judged = _judged(bank, rule, each.positions, first_stage)
             beside = moments[number][1]
             for rank, (position, score) in enumerate(zip(each.positions, each.scores, strict=True)):
                 key = frames.ids[position]
-                clip, (start_s, end_s, begins_s) = collection.clips.get(key), times[position]
+                clip, (start_s, end_s, begins_s) = collection.clips.get(key), self._times[position]
                 path = clip.path if clip else None
                 why = shared[rank] if shared else None
                 first = None if before is None else before[number][position]
-                hits.append(Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s, first))
+                sure = judged[rank] if judged else None
+                hits.append(
+                    Hit(rank + 1, score, key, path, start_s, end_s, why, beside[rank], begins_s, first, sure, position)
+                )
             answers.append(Answer(query, tuple(hits)))
         size, unit = len(frames), collection.unit
-        return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out)
+        says = None if bank is None else f"{rule}; measured with {bank.sentences.says}"
+        return Found(self.seeker.name, collection.name, size, unit, method, tuple(answers), collection.left_out, says)
 
     @torch.inference_mode()
     def _shared(self, text: Tensor | None, positions: Sequence[int]) -> list[tuple[Shared, ...]] | None:
@@ -364,6 +408,27 @@ class Search:
             return None
         frames = self.seeker.adapted(self._index.frames.rows(np.array(positions))).cpu()
         return [shared_anchors(explainer, text, each) for each in frames]
+
+
+def _pooled(frames: Tensor) -> Tensor:
+    """The mean-pooled unit vectors [n, D] of frames [n, F, D]."""
+    return MeanPoolHead().video_table(frames)["video"].cpu()
+
+
+def _of(best: Best) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return best.positions, best.scores
+
+
+def _judged(
+    bank: NullBank | None, rule: Rule | None, positions: Sequence[int], scores: Sequence[float]
+) -> list[Confidence] | None:
+    """The confidence of hits in their order, from scores of one scale for all queries: those before re-ranking."""
+    if bank is None or rule is None:
+        return None
+    order = sorted(range(len(scores)), key=lambda n: -scores[n])
+    judged = bank.judge(rule, [positions[n] for n in order], [scores[n] for n in order])
+    placed = dict(zip(order, judged, strict=True))
+    return [placed[n] for n in range(len(scores))]
 
 
 def shared_anchors(explainer: Explainer, text: Tensor, frames: Tensor) -> tuple[Shared, ...]:
@@ -404,21 +469,6 @@ def _same(one: Path, other: Path) -> bool:
 
 
 # The other direction: which of some sentences a clip is.
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """One sentence for a clip; the rest as in `Hit`."""
-
-    rank: int
-    score: float
-    sentence: str
-    shared: tuple[Shared, ...] | None = None
-    base_score: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for programs."""
-        return without_base(self)
 
 
 def rank_sentences(seeker: SearchModel, clip: Clip, sentences: Sequence[str], top: int) -> list[Ranked]:

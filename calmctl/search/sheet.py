@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from calmctl.explain.pages import pictures_of, render
 from calmctl.files import PAGE, write_output
 from calmctl.samples import Clip
-from calmctl.search.search import Found, Hit
+from calmctl.search.results import Found, Hit
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -19,6 +18,8 @@ def write_sheet(result: Found, path: Path) -> None:
 
     A hit whose file is not at hand, or does not decode any more, has no pictures, and the page says why.
     """
+    from calmctl.explain.pages import pictures_of, render  # jinja2, which hits on a terminal do not need
+
     clips: dict[str, Clip] = {}
     for answer in result.answers:
         for hit in answer.hits:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import BadInput, DatasetError, RunFailed, VideoError
-from calmctl.files import read_json, stamp, write_json
+from calmctl.files import make_folder, read_json, stamp, write_json
 from calmctl.samples import Clip, LeftOut
-from calmctl.video.instants import is_length, measure, require_countable
+from calmctl.video.instants import Extent, is_length, measure, require_countable
 from calmctl.words import Progress, watched
 
 MOST_WINDOWS = 2_000_000
@@ -64,26 +64,15 @@ def windows_of(
         cache: Where lengths are remembered, by the stamps of files, because a long file takes seconds to measure.
         progress: Told of the files.
     """
-    known = _remembered(cache)
-    stamps = {clip.id: _stat(clip.path) for clip in clips}
-    passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
-    # By the file's stamp: one that was replaced is measured again.
-    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != stamps[clip.id]]
-    for clip, extent in watched(measure(unknown), "measuring videos", len(unknown), progress):
-        # The file's stamp, and behind it its length (or why it has none) and its beginning: `_fits` reads these two.
-        known[clip.id] = [*stamps[clip.id], *((str(extent), 0.0) if isinstance(extent, VideoError) else extent)]
-        if isinstance(extent, VideoError) and extent.limit_s is not None:
-            passing.add(clip.id)
-    if unknown:
-        with suppress(RunFailed):  # they are measured again the next time
-            write_json(cache, {clip.id: known[clip.id] for clip in clips if clip.id not in passing})
+    known = extents_of(clips, cache, progress, prune=True)
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
-        length, begins_s = known[clip.id][-2:]
-        if isinstance(length, str):
-            left_out.append(LeftOut(clip.id, length))
+        extent = known[clip.id]
+        if isinstance(extent, str):
+            left_out.append(LeftOut(clip.id, extent))
             continue
+        length, begins_s = extent
         try:
             bounds = window_bounds(length, window_s, stride_s)
         except VideoError as fault:
@@ -98,6 +87,39 @@ def windows_of(
                 f"more than {MOST_WINDOWS:,} windows in the folder; take longer ones with --window, or --stride"
             )
     return windows, left_out
+
+
+def extents_of(
+    clips: Sequence[Clip], cache: Path, progress: Progress | None = None, *, prune: bool = False
+) -> dict[str, Extent | str]:
+    """The extent of every clip's file by the clip's id, or why it has none; measured once, and again when it changes.
+
+    Args:
+        clips: The clips.
+        cache: Where extents are remembered, by the stamps of files.
+        progress: Told of the files that are measured.
+        prune: Whether the cache is to forget all other clips.
+    """
+    known = _remembered(cache)
+    stamps = {clip.id: _stat(clip.path) for clip in clips}
+    passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
+    # By the file's stamp: one that was replaced is measured again.
+    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != stamps[clip.id]]
+    for clip, extent in watched(measure(unknown), "measuring videos", len(unknown), progress):
+        # The file's stamp, and behind it its length (or why it has none) and its beginning: `_fits` reads these two.
+        known[clip.id] = [*stamps[clip.id], *((str(extent), 0.0) if isinstance(extent, VideoError) else extent)]
+        if isinstance(extent, VideoError) and extent.limit_s is not None:
+            passing.add(clip.id)
+    if unknown:
+        kept = stamps if prune else known
+        with suppress(RunFailed):  # they are measured again the next time
+            make_folder(cache.parent)
+            write_json(cache, {key: known[key] for key in kept if key not in passing})
+    extents: dict[str, Extent | str] = {}
+    for clip in clips:
+        length, begins_s = known[clip.id][-2:]
+        extents[clip.id] = length if isinstance(length, str) else Extent(length, begins_s)
+    return extents
 
 
 def _to_ms(time_s: float) -> str:

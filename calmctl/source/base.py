@@ -13,6 +13,7 @@ from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import LeftOut, Split, StoredSplit
 from calmctl.source.encoding import EncodedSplit
+from calmctl.video.cache import CacheFolder
 from calmctl.words import Progress
 
 
@@ -88,6 +89,7 @@ class Source(Protocol):
         notes: Facts that a report of the data must show.
         absent: Why a split that the protocol has is not there, by its name.
         unread: Folders and files of it that could not be read.
+        cache: The folder of kept frames and what came of it, once it is in use.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Source(Protocol):
     notes: tuple[str, ...] = ()
     absent: Mapping[str, str] = {}
     unread: tuple[LeftOut, ...] = ()
+    cache: CacheFolder | None = None
 
     def split(self, name: str) -> Split | StoredSplit:
         """One split. Raises `DatasetError` or `StoreError` where it is not there."""
@@ -122,7 +125,7 @@ class Source(Protocol):
             split: The split's name.
             progress: Told of clips.
             keep: Whether the split will be encoded again, as validation is after every epoch: what can be kept of it
-                in memory may be kept, where the recipe says `data.cache: memory`.
+                may be kept, where the recipe's `data.cache` says so.
 
         Raises:
             DatasetError: No clip of the split is usable.
@@ -151,6 +154,14 @@ class Source(Protocol):
             progress: Told of clips that are read now.
         """
         ...
+
+    def keeping(self, model: AlignedModel) -> str:
+        """How much a training keeps on disk, in words, before it begins; "" where it keeps nothing.
+
+        Raises:
+            BadInput: There is no room for it.
+        """
+        return ""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Clips, captions and clips left out, by split."""

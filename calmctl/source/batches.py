@@ -17,6 +17,7 @@ from calmctl.model.calm import Batch
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import Clip, LeftOut, Split
+from calmctl.video.cache import KeptFrames
 from calmctl.video.compressed import CompressedReader
 from calmctl.video.pixels import FrameReader
 from calmctl.video.pool import run_isolated
@@ -44,19 +45,25 @@ class FrameSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamedFrames:
-    """Decodes each clip when its pair is due, in worker processes, augmented there."""
+    """Decodes each clip when its pair is due, in worker processes, augmented there; kept frames are read instead."""
 
     clips: tuple[Clip, ...]
     reader: FrameReader | CompressedReader
     data: Data
     seed: int
+    kept: KeptFrames | None = None
 
     def stream(self, clips: Sequence[int], places: Sequence[int], epoch: int) -> Iterator[Decoded]:
         """Frames of `clips` in order."""
-        jobs = [(self.clips[clip], self._reader(epoch, place)) for clip, place in zip(clips, places, strict=True)]
         # Decoding goes on while a step computes.
         ahead = max(1, min(AHEAD, AHEAD_BYTES // math.prod(self.reader.shape)))
         workers, timeout_s = self.data.workers or None, self.data.timeout_s
+        pairs = zip(clips, places, strict=True)
+        if self.kept is not None and isinstance(self.reader, FrameReader):
+            cached = ((self.clips[clip], self._crop(self.reader, epoch, place)) for clip, place in pairs)
+            yield from self.kept.stream(cached, workers=workers, timeout_s=timeout_s, ahead=ahead)
+            return
+        jobs = ((self.clips[clip], self._reader(epoch, place)) for clip, place in pairs)
         for _, frames in run_isolated(_read, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
             yield frames
 
@@ -64,11 +71,18 @@ class StreamedFrames:
         """Gray frames."""
         return np.full(self.reader.shape, 128, np.uint8)
 
-    def _reader(self, epoch: int, position: int) -> FrameReader | CompressedReader:
+    def _reader(self, epoch: int, place: int) -> FrameReader | CompressedReader:
+        if isinstance(self.reader, FrameReader):
+            return self._crop(self.reader, epoch, place)
         if self.data.augment == "none":
             return self.reader
+        return self.reader.augmented((self.seed, epoch, place), flip=self.data.flip)
+
+    def _crop(self, reader: FrameReader, epoch: int, place: int) -> FrameReader:
+        if self.data.augment == "none":
+            return reader
         # By place in the epoch: the same draws for a run that goes on, and others for each caption of a clip.
-        return self.reader.augmented((self.seed, epoch, position), flip=self.data.flip)
+        return reader.augmented((self.seed, epoch, place), flip=self.data.flip, short_side=self.data.short_side)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from calmctl.data.benchmark import Splits
 from calmctl.data.identity import SplitRecord, contents_of, record_split
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.errors import DatasetError, StoreError
+from calmctl.errors import BadInput, DatasetError, StoreError
 from calmctl.model.backbone import fingerprint
 from calmctl.model.calm import AlignedModel
 from calmctl.parallel import SINGLE, World
@@ -31,7 +31,9 @@ from calmctl.source.encoding import (
     stream_frames,
 )
 from calmctl.store.store import FeatureStore
-from calmctl.words import Progress, counted
+from calmctl.video.cache import CacheFolder, KeptFrames
+from calmctl.video.pixels import FrameReader
+from calmctl.words import Progress, counted, watched
 
 
 def open_source(spec: SourceSpec, recipe: Recipe, *, val: bool = True) -> Source:
@@ -114,6 +116,11 @@ class VideoSource(Source):
         chosen = self.split(split)
         what = f"{self.name} {split} clips".strip()
         # A test split is encoded once or twice, so it is not kept, whatever the recipe says.
+        if keep and self._data.cache == "disk":
+            reader, keys = self._reader(model, train=False), self._data
+            jobs = ((clip, reader) for clip in chosen.clips)
+            read = self._kept_frames(reader).stream(jobs, workers=keys.workers or None, timeout_s=keys.timeout_s)
+            return encode_split(model, chosen, watched(read, what, len(chosen.clips), progress), model.device, progress)
         if not (keep and self._data.cache == "memory"):
             frames = stream_frames(chosen, model, self._data, what, progress)
             return encode_split(model, chosen, frames, model.device, progress)
@@ -133,7 +140,8 @@ class VideoSource(Source):
     ) -> PairBatches:
         """Pairs whose clips are decoded when they are due, or all of them now, for a cache in memory."""
         chosen = self.split(split)
-        frames: FrameSource = StreamedFrames(chosen.clips, model.reader(self._data.frames), self._data, seed)
+        kept = self._kept_frames(self._reader(model, train=True)) if self._data.cache == "disk" else None
+        frames: FrameSource = StreamedFrames(chosen.clips, model.reader(self._data.frames), self._data, seed, kept)
         tokenize: Callable[[list[str]], Tensor] = model.backbone.tokenize
         if self._data.cache == "memory":
             frames = self._cached(model, chosen, f"decoding {split} clips", progress)
@@ -150,6 +158,58 @@ class VideoSource(Source):
             encode_captions=model.caption_tokens,
             world=world,
         )
+
+    # Frames kept on disk, for all runs: as they are before any crop where a training crops, else at input size.
+
+    def keeping(self, model: AlignedModel) -> str:
+        """How many clips are kept, where, and about how much is to come; raises `BadInput` where there is no room."""
+        if self._data.cache != "disk":
+            return ""
+        asked = [(self._reader(model, train=name == "train"), self.split(name).clips) for name in self._kept_splits]
+        return self._cache_folder().require_room(asked, workers=self._data.workers or None)
+
+    def fill(self, model: AlignedModel, progress: Progress | None = None) -> dict[str, dict[str, str]]:
+        """Decode and keep now what a training of `model` will ask for; the clips that do not decode, by split."""
+        undecodable = {}
+        for name in self._kept_splits:
+            reader, keys = self._reader(model, train=name == "train"), self._data
+            undecodable[name] = self._kept_frames(reader).fill(
+                self.split(name).clips,
+                reader,
+                f"{self.name} {name} clips",
+                workers=keys.workers or None,
+                timeout_s=keys.timeout_s,
+                progress=progress,
+            )
+        return undecodable
+
+    @property
+    def _kept_splits(self) -> tuple[str, ...]:
+        return tuple(name for name in ("train", "val") if name in self.splits)
+
+    def _reader(self, model: AlignedModel, *, train: bool) -> FrameReader:
+        reader = model.reader(self._data.frames)
+        if not isinstance(reader, FrameReader):
+            raise BadInput(
+                "data.cache: disk keeps frames, and this model reads what a codec keeps; set data.cache=none"
+            )
+        if not train or self._data.augment == "none":
+            return reader
+        return reader.augmented(
+            (0,), flip=False, short_side=self._data.short_side
+        )  # any draw: what comes before it counts
+
+    def _cache_folder(self) -> CacheFolder:
+        if self.cache is None:
+            keys = self._data
+            folder = Path(keys.cache_folder) if keys.cache_folder else Path(keys.root) / ".frames"
+            self.cache = CacheFolder(folder, int(keys.cache_gb * 1e9))
+        return self.cache
+
+    def _kept_frames(self, reader: FrameReader) -> KeptFrames:
+        folder = self._cache_folder()
+        folder.begin()
+        return KeptFrames(folder, reader)
 
     def _cached(self, model: AlignedModel, split: Split, what: str, progress: Progress | None) -> CachedFrames:
         """All frames of a split, or what frozen towers make of them, before any adapter: that is asked only once."""

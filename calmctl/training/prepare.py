@@ -19,6 +19,7 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
+from calmctl.model.captioners.semsynan import SemSynModel
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run
@@ -82,6 +83,7 @@ class Prepared:
             **({} if self.tau is None else {"temperature": {"tau": self.tau, "entropy": self.recipe.anchors.entropy}}),
             "backbone": fingerprint(self.model.backbone),
             "device": str(self.device),
+            **({"concepts": list(self.model.concept_words)} if isinstance(self.model, SemSynModel) else {}),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
 
@@ -169,7 +171,11 @@ def _build(
         # Without such a split there are none, which is refused soon.
         captions = source.split("train").captions if "train" in source.splits else ()
         tokens = training_vocabulary(backbone, captions)
-    return build_caption_model(recipe, vocabulary, tokens, backbone)
+    model = build_caption_model(recipe, vocabulary, tokens, backbone)
+    if isinstance(model, SemSynModel) and "train" in source.splits:
+        train = source.split("train")  # and no other: what is tested must not be among the concepts by itself
+        model.learn_from(train.captions, train.owners)
+    return model
 
 
 # A run that goes on under another recipe: its towers, adapter and head are the start, anchors and VAE begin anew.
@@ -273,6 +279,7 @@ def _first_stage(recipe: Recipe) -> CalmModel | None:
         "head.base_alignment": (head.base_alignment, theirs.alignment.kind),
         "data.frames": (recipe.data.frames, theirs.data.frames),
         "backbone.model": (Path(recipe.backbone.model).name, Path(theirs.backbone.model).name),
+        "backbone.image_size": (recipe.backbone.image_size, theirs.backbone.image_size),
         "backbone.adapter": (recipe.backbone.adapter, theirs.backbone.adapter),
     }
     for name in type(head).model_fields:
@@ -280,7 +287,7 @@ def _first_stage(recipe: Recipe) -> CalmModel | None:
             keys[f"head.{name}"] = (getattr(head, name), getattr(theirs.head, name))
     if theirs.head.kind == "t-mass":  # whose noise is drawn from it
         keys["seed"] = (recipe.seed, theirs.seed)
-    if other := [f"{key}={value}" for key, (own, value) in keys.items() if own != value]:
+    if other := [f"{key}={'null' if value is None else value}" for key, (own, value) in keys.items() if own != value]:
         raise BadInput(
             f"head.from_run: a second stage keeps what its first was, and {run.folder} was trained with "
             f"{' '.join(other)}; set that, or name another run"

@@ -6,6 +6,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from calmctl.runs.run import IDENTITY, WEIGHTS, Run, create_run, places_below
 from calmctl.runtime import environment, interruptible
 from calmctl.source.base import Batches, SourceSpec
 from calmctl.source.encoding import EncodedSplit
+from calmctl.source.source import recipe_source
 from calmctl.training.loop import Training, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
 from calmctl.training.prepare import Prepared, prepare
@@ -110,7 +112,7 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         said of the training's numbers; "left_out": missing clips by split; "recipe": all keys; "cost": of one measured
         step, None where no clip could be decoded.
     """
-    # A plan decodes one batch only: filling the memory cache would be doing the work.
+    # A plan decodes one batch only: filling a cache would be doing the work.
     lean = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": "none"})})
     prepared = prepare(lean)
     source = prepared.batches()
@@ -148,6 +150,8 @@ def plan_training(recipe: Recipe) -> dict[str, Any]:
         f"{str(batch.frames.dtype).removeprefix('torch.')}, texts {tuple(batch.texts.shape)}",
         "device": str(prepared.device),
     }
+    if recipe.data.cache == "disk" and (kept := recipe_source(recipe).keeping(prepared.model)):
+        summary["frames kept"] = kept
     cost = None
     if batch is not None:
         steps = source.steps_per_epoch * keys.epochs
@@ -189,6 +193,8 @@ def _captioner(recipe: Recipe, prepared: Prepared) -> str:
     what = "captioner"
     if keys.system == "cocap":
         what, layers = f"CoCap, {prepared.model.reader(0)}", str(keys.decoder_layers)
+    if keys.system == "semsynan":
+        return f"SemSynAN over CLIP features, {keys.semantics}, cells of {keys.width}, {tokens:,} tokens"
     return f"{what}, {layers} layers of {keys.width}, {tokens:,} tokens"
 
 
@@ -246,8 +252,10 @@ def train(
             watcher.begin(run.folder, recipe.optim.epochs)
             for text in prepared.model.backbone.notes:
                 watcher.warn(text)
+            if kept := world.together(lambda: prepared.source.keeping(prepared.model) if world.rank == 0 else ""):
+                watcher.stage(f"frames kept: {kept}")
             source = prepared.batches(watcher.reading, world)
-        validation = _Validation(prepared, watcher.reading)
+        validation = _Validation(prepared, watcher)
         position = run_training(
             Training(
                 recipe,
@@ -265,6 +273,9 @@ def train(
             ),
             resume=resume is not None,
         )
+        cache, kept_frames = prepared.source.cache, Counter[str]()
+        for counts in world.gather_objects(dict(cache.counts) if cache else {}):
+            kept_frames.update(counts)
         # The others have no part in the test, which may take longer than they would wait.
         world.leave()
         if world.rank > 0:
@@ -279,6 +290,7 @@ def train(
             "best": position.best,
             "test": [result.to_json() for result in results],
             "left_out": left_out,
+            **({"kept_frames": dict(kept_frames)} if kept_frames else {}),
         }
         # Last, because it is this file that says that a run is finished.
         write_json(run.results, record)
@@ -340,16 +352,18 @@ def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
 
 
 class _Validation:
-    """Validation numbers with the current weights; frames are kept in memory where the recipe says so."""
+    """Validation numbers with the current weights; frames are kept where the recipe says so."""
 
-    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
         self._prepared = prepared
-        self._progress = progress
+        self._watcher = watcher
         self.encoded: EncodedSplit | None = None
 
     def __call__(self) -> dict[str, float]:
         prepared = self._prepared
-        self.encoded = prepared.source.encode(prepared.model, "val", self._progress, keep=True)
+        self.encoded = prepared.source.encode(prepared.model, "val", self._watcher.reading, keep=True)
+        for text in prepared.source.cache.warnings() if prepared.source.cache else ():
+            self._watcher.warn(text)
         return task_of(prepared.recipe).validate(prepared.model, self.encoded)
 
 

@@ -256,7 +256,8 @@ def _rounded(sums: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a + b + 1) >> 1
+    mean: np.ndarray = (a + b + 1) >> 1
+    return mean
 
 
 def _right(plane: np.ndarray) -> np.ndarray:

@@ -86,6 +86,25 @@ def _overlap(length: int, size: int) -> tuple[slice, slice]:
     return slice(before, before + size), slice(0, size)
 
 
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Frames scaled down until their short side is `side`; smaller ones stay as they are, and with None all do.
+
+    Bicubic with antialiasing, as the crops that come behind it. What was shrunk once does not change again.
+    """
+
+    side: int | None
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Shrink uint8 RGB frames [F, H, W, 3] of one size."""
+        height, width = frames.shape[1:3]
+        if self.side is None or min(height, width) <= self.side:
+            return frames
+        ratio = self.side / min(height, width)
+        size = (max(self.side, round(width * ratio)), max(self.side, round(height * ratio)))
+        return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+
+
 # Training augmentation: one random crop and flip per clip, without torch (T-MASS's released settings).
 
 
@@ -104,14 +123,17 @@ class CropFlip:
         size: Side of the square result in pixels, or height and width of the result.
         flip: Whether to mirror half of the clips.
         seed: What the draw depends on, and nothing else does.
+        short_side: `Shrink`'s, before the crop.
     """
 
     size: int | tuple[int, int]
     flip: bool
     seed: tuple[int, ...]
+    short_side: int | None = None
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Crop uint8 RGB frames of any one size to uint8 [F, H, W, 3]."""
+        frames = Shrink(self.short_side)(frames)
         rng = np.random.default_rng(self.seed)
         top, left, height, width = _box(frames.shape[1], frames.shape[2], rng)
         mirrored = self.flip and rng.random() < 0.5
@@ -155,9 +177,14 @@ class FrameReader:
         size = self.transform.size
         return self.n_frames, *((size, size) if isinstance(size, int) else size), 3
 
-    def augmented(self, seed: tuple[int, ...], *, flip: bool) -> FrameReader:
-        """The same reader with a crop of its own."""
-        return FrameReader(self.n_frames, CropFlip(self.transform.size, flip, seed))
+    @property
+    def lasting(self) -> FrameResize | Shrink:
+        """What it does to a clip each time alike, before any draw; applying it twice is applying it once."""
+        return self.transform if isinstance(self.transform, FrameResize) else Shrink(self.transform.short_side)
+
+    def augmented(self, seed: tuple[int, ...], *, flip: bool, short_side: int | None = None) -> FrameReader:
+        """The same reader with a crop of its own, of frames shrunk to `short_side`."""
+        return FrameReader(self.n_frames, CropFlip(self.transform.size, flip, seed, short_side))
 
     def __call__(self, clip: Clip) -> np.ndarray:
         """The clip's frames. Raises `VideoError`."""

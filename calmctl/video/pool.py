@@ -68,7 +68,7 @@ def decode_clips(
         `VideoError` that says why it has none: unreadable, crashed the decoder, or took too long.
     """
     job = partial(_decode, n_frames=n_frames, transform=transform)
-    with closing(_run(job, _passes(clips), workers, timeout_s, ahead)) as decoded:
+    with closing(run_answers(job, _passes(clips), workers, timeout_s, ahead)) as decoded:
         for passed, results in decoded:
             last = VideoError("the decoder gave fewer clips than there are")
             for clip in passed:
@@ -140,13 +140,13 @@ def run_isolated(
     Raises:
         RunFailed: A worker process cannot be started at all.
     """
-    with closing(_run(job, items, workers, timeout_s, ahead)) as answered:
+    with closing(run_answers(job, items, workers, timeout_s, ahead)) as answered:
         for item, results in answered:
             for result in results:
                 yield item, result
 
 
-def _run(
+def run_answers(
     job: Job[Item], items: Iterable[Item], workers: int | None, timeout_s: float, ahead: int | None
 ) -> Generator[tuple[Item, Iterator[np.ndarray | VideoError]], None, None]:
     """Every item in order with its results, as they come; what is left of them when the next is asked for is lost."""

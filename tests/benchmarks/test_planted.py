@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from calmctl.evaluation.suspicions import diagonal_advantage
+from calmctl.referee.suspicions import diagonal_advantage
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "planted.py"
 

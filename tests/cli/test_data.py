@@ -1,7 +1,9 @@
 """`calmctl data` as a person meets it: a table of 80 columns, and an exit code that tells."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -10,6 +12,9 @@ from calmctl.cli.data import app
 from calmctl.data.benchmark import Published
 from calmctl.data.benchmarks import msvd
 from calmctl.errors import BadInput, CalmError
+from calmctl.samples import Clip
+from calmctl.video.compressed import CompressedReader
+from calmctl.yaml_strict import dump_yaml
 
 
 def calmctl(*arguments: object) -> Result:
@@ -110,6 +115,46 @@ def test_mistakes_are_sentences(root: Path, arguments: list[str], message: str) 
         calmctl(*arguments)
 
 
+def test_reencode_makes_files_that_cocap_reads_and_keeps_what_is_there(tmp_path: Path, movies: Any) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "reencoded"
+    (videos / "more").mkdir(parents=True)
+    movies.write(videos / "a.mp4")
+    movies.write(videos / "more/b.avi", codec="mpeg4", b_frames=0)
+    (videos / "c.mp4").write_text("no video")
+    shown = calmctl("reencode", videos, out, "--side", 48, "--workers", 1)
+    assert shown.exit_code == 1 and "2 videos re-encoded" in shown.stdout
+    assert "not re-encoded: 1 clip left out" in shown.stderr and "x not a video" in shown.stderr
+    reader = CompressedReader(48, gops=1, pictures=3)
+    for name in ("a.mp4", "more/b.mp4"):
+        assert reader(Clip(name, out / name)).shape == reader.shape
+    before = (out / "a.mp4").stat().st_mtime_ns
+    (videos / "c.mp4").unlink()
+    again = calmctl("reencode", videos, out, "--side", 48, "--workers", 1, "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout) == {"folder": str(out), "side": 48, "made": 0, "kept": 2, "left_out": {}}
+    assert (out / "a.mp4").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone", "out"], "gone is no folder"),
+        (["data", "out", "--side", "47"], "H.264 needs even sizes; give 48"),
+        (["data", "data/out"], "data/out is in data, where a second call"),
+        (["data", "data"], "data is in data"),
+        (["empty", "out"], "empty: .*name another folder"),
+        (["twice", "out"], "would both become out/a.mp4"),
+    ],
+)
+def test_reencode_refuses_what_would_go_wrong(root: Path, arguments: list[str], message: str) -> None:
+    for name in ("empty", "twice"):
+        (root.parent / name).mkdir()
+    for name in ("a.avi", "a.mkv"):
+        (root.parent / "twice" / name).write_text("no video")
+    with pytest.raises(BadInput, match=message):
+        calmctl("reencode", *arguments)
+
+
 def test_where_explains_the_layout(root: Path) -> None:
     assert "didemo" in calmctl("where").stdout
     text = calmctl("where", "msrvtt").stdout
@@ -120,3 +165,21 @@ def test_where_explains_the_layout(root: Path) -> None:
 def test_help_ends_in_commands_to_copy(command: str) -> None:
     assert f"calmctl data {command}" in calmctl(command, "--help").stdout
     assert f"calmctl data {command} msrvtt" in calmctl("--help").stdout
+
+
+def test_frames_are_kept_beforehand_and_once(
+    tiny_world: Path, tiny_recipe_values: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe, kept = tmp_path / "tiny.yaml", tmp_path / "kept"
+    recipe.write_text(dump_yaml(tiny_recipe_values(tiny_world)))
+    with pytest.raises(BadInput, match=r"keeps no frames on disk; set data\.cache=disk"):
+        calmctl("frames", recipe)
+    keys = ("data.cache=disk", f"data.cache_folder={kept}")
+    with pytest.raises(BadInput, match=r"18 clips of 2 frames take about .* data\.cache_gb is 1e-06"):
+        calmctl("frames", recipe, *keys, "data.cache_gb=1e-6")
+    assert not kept.exists()
+    result = calmctl("frames", recipe, *keys)
+    assert result.exit_code == 0 and f"{kept}: 18 clips decoded, 0 there before; " in result.stdout
+    assert "18 clips of 2 frames in" in result.stderr and "to come, 0 there" in result.stderr
+    again = json.loads(calmctl("frames", recipe, *keys, "--json").stdout)
+    assert again["clips"] == {"read": 18, "unkept": 0} and again["undecodable"] == {"train": {}, "val": {}}

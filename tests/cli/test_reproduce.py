@@ -24,6 +24,13 @@ def test_the_tables_are_those_of_the_library() -> None:
     assert tuple(PUBLISHED) == TABLES
 
 
+def test_a_dry_run_says_what_nobody_can_run() -> None:
+    shown = " ".join(call("table4", "--dry-run").stdout.split())
+    assert "left out of table4: TextKG: its regions, speech and knowledge graphs are published by nobody" in shown
+    plan = json.loads(call("table4", "--dry-run", "--json").stdout)
+    assert list(plan["left_out"]["table4"]) == ["TextKG"]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_dry_run_needs_no_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

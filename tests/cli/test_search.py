@@ -252,5 +252,43 @@ def test_what_a_verb_cannot_use_is_no_option_of_it():
 
 
 def test_importing_the_command_imports_no_torch():
-    code = "import sys, calmctl.cli.search; sys.exit('torch' in sys.modules)"
+    code = "import sys, calmctl.cli.search.search; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_nothing_matches_is_an_answer(here, tmp_path):
+    record = json.loads(calmctl("a man talking", "--in", here, "--confident", "--json").stdout)
+    (answer,) = record["answers"]
+    assert answer["matches"] == sum(hit["confidence"]["match"] for hit in answer["hits"])
+    assert "phrases of anchors" in record["confidence"] and "not guaranteed" in record["confidence"]
+    others = tmp_path / "others.txt"
+    others.write_text("\n".join(f"sentence number {n}" for n in range(30)) + "\na man talking\n")
+    # The question itself is among those that nothing here answers: it cannot be better than all of them by much.
+    table = calmctl("sentence number 7", "--in", here, "--fdr", 0.04, "--calibrate", others)
+    assert "31 sentences of others.txt" in " ".join(table.stdout.split())
+    assert max(map(len, table.stdout.splitlines())) <= 80
+    for wrong, reason in (
+        (["--confident", "--fdr", "0.1"], "two rules"),
+        (["--calibrate", others], "give one of them too"),
+        (["--fdr", "0.001", "--calibrate", others], "needs 999 sentences"),
+    ):
+        with pytest.raises(CalmError, match=reason):
+            calmctl("x", "--in", here, *wrong)
+
+
+def test_paths_filters_cuts_and_questions_one_after_another(here, tmp_path, monkeypatch):
+    paths = calmctl("x", "--in", here, "--paths").stdout.splitlines()
+    assert sorted(map(Path, paths)) == [here / f"clip{n}.mp4" for n in range(3)]
+    with pytest.raises(CalmError, match="none of 3 clips"):
+        calmctl("x", "--in", here, "--longer", 3600)
+    with pytest.raises(CalmError, match="none of 3 clips"):
+        calmctl("x", "--in", here, "--before", "1999-12-31")
+    assert len(calmctl("x", "--in", here, "--after", "2000-01-01", "--paths").stdout.splitlines()) == 3
+    cuts = calmctl("x", "--in", here, "--top", 1, "--cut", tmp_path / "cuts")
+    assert len(list((tmp_path / "cuts").iterdir())) == 1 and "wrote" in cuts.stderr
+    told = calmctl("-i", "--in", here, stdin="a dog\n:like 1\n:like 99\na cat\n\n")
+    assert told.exit_code == 0 and told.stdout.count("3 clips of my [videos]") == 3
+    assert "from 1 to 2" in told.stderr
+    with pytest.raises(CalmError, match=r"--open needs a player|nothing to open"):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        calmctl("x", "--in", here, "--open")

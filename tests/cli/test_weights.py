@@ -97,6 +97,8 @@ def test_where_tells_how_to_bring_a_file(hub):
     value = json.loads(run("where", "PE-Core-B-16", "meta", "--json", code=1).stdout)
     assert value["path"] is None and value["source"]["repository"] == "timm/PE-Core-B-16"
     assert "calmctl weights get ViT-B-32-quickgelu openai" in refused("check", "ViT-B-32-quickgelu", "openai")
+    assert run("where", "demo-clip", "drawn-2").stdout.strip().endswith("demo-clip.safetensors")
+    assert "no.safetensors does not exist" in refused("where", "demo-clip", "no.safetensors")
     assert hub.requests == []
 
 
@@ -127,7 +129,7 @@ def test_convert(tmp_path, monkeypatch):
     assert value["sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     assert "is no .safetensors file" in refused("convert", tmp_path / "model.bin", "--out", tmp_path / "x.pt")
     shown = "".join(run("check", "demo-clip", tmp_path / "model.safetensors").stdout.split())
-    assert value["sha256"] in shown and "afile" in shown
+    assert value["sha256"] in shown and "thismachine" in shown
 
 
 def test_what_is_recommended_is_what_open_clip_builds():

@@ -153,6 +153,16 @@ def test_damaged_archives_are_sentences(tmp_path: Path, suffix: str, content: by
         assert str(path) in str(fault)
 
 
+def test_a_member_that_is_cut_short_is_a_sentence(tmp_path: Path) -> None:
+    content = zipped(tmp_path / "v.zip", {"a.mp4": bytes(range(256)) * 40}).read_bytes()
+    at = content.index(b"a.mp4") + 5
+    for damaged in (content[:at] + b"\xff" * 60 + content[at + 60 :], content[:at] + content[at + 20 :]):
+        (tmp_path / "v.zip").write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"v\.zip"):
+            unpack([tmp_path / "v.zip"], tmp_path / "out")
+        assert not list((tmp_path / "out").glob("*.part")) and not list((tmp_path / "out").glob(".*"))
+
+
 def test_check_says_what_lies_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("msrvtt_test_1k.json").write_text(

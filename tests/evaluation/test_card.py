@@ -14,9 +14,9 @@ from calmctl.errors import BadInput
 from calmctl.evaluation.card import COMPARED, NAMES, Card, cards_in, list_facts
 from calmctl.evaluation.metrics import rank_all
 from calmctl.evaluation.paper import RETRIEVAL
-from calmctl.evaluation.referee import Matrix, judge_scores, match
 from calmctl.evaluation.result import Labels, retrieval_result
-from calmctl.evaluation.score_files import Pairs
+from calmctl.referee.score_files import Pairs
+from calmctl.referee.scores import Matrix, judge_scores, match
 
 FULL = Card(
     dataset="msrvtt",

@@ -24,7 +24,7 @@ def missing() -> str | None:
 
 
 class Browser:
-    """One window; every page is opened from a file."""
+    """One window."""
 
     def __init__(self, driver: str) -> None:
         arguments = ["--headless=new", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking"]
@@ -40,14 +40,18 @@ class Browser:
         self._session = f"/session/{self._call('POST', '/session', capabilities={'alwaysMatch': wanted})['sessionId']}"
 
     def open(self, page: Path, *, width: int = 1100, height: int = 900, dark: bool = False) -> None:
-        """Show a page in a window of that size and colour scheme."""
+        """Show a page of a file in a window of that size and colour scheme."""
+        self.visit(page.resolve().as_uri(), width=width, height=height, dark=dark)
+
+    def visit(self, address: str, *, width: int = 1100, height: int = 900, dark: bool = False) -> None:
+        """The same for any address."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
         self.devtools(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.logs("browser"), self.logs("performance")  # what came before is no concern of this page
-        self._call("POST", f"{self._session}/url", url=page.resolve().as_uri())
+        self._call("POST", f"{self._session}/url", url=address)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns."""
@@ -71,9 +75,9 @@ class Browser:
         events = [json.loads(entry["message"])["message"] for entry in self.logs("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        """The page as PNG: all of it, or what its window shows."""
+        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def devtools(self, command: str, **parameters: Any) -> Any:

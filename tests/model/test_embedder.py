@@ -164,15 +164,23 @@ def test_a_repository_is_fetched_once_and_a_record_asks_nobody(hub, pictures, tm
     spec = read_spec({"backbone": fingerprint(backbone)}, source="test")
     assert rebuild(spec, f"{EMBEDDER}owner/embedder").unchanging == backbone.unchanging
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
-    with pytest.raises(CheckpointError, match="is not in the local cache; bring it: calmctl weights get sentence-tr"):
+    with pytest.raises(CheckpointError, match=r"is not in the local cache.*bring it: calmctl weights get sentence-tr"):
         rebuild(spec, f"{EMBEDDER}owner/embedder")
     assert hub.requests == []
+
+
+def named(folder, name):
+    """Let a model's first module be of another class."""
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["type"] = name
+    (folder / "modules.json").write_text(json.dumps(modules))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda folder: (folder / "modeling.py").write_text("evil"), "brings code of its own"),
+        (lambda folder: named(folder, "os.system"), r"brings code of its own \(os\.system\)"),
         (lambda folder: (folder / "model.safetensors").unlink(), "sentence-transformers cannot load"),
         (lambda folder: (folder / "config.json").write_text("{}"), "sentence-transformers cannot load"),
     ],
@@ -184,6 +192,13 @@ def test_what_cannot_be_used_is_told(pictures, tmp_path, change, message):
     change(tmp_path / "copy")
     with pytest.raises(CheckpointError, match=message):
         load_embedder(f"{EMBEDDER}{tmp_path / 'copy'}")
+
+
+def test_code_on_a_hub_is_refused_before_anything_of_it_comes(hub):
+    hub.add("owner/code", {"modules.json": b"[]", "modeling.py": b"evil", "model.safetensors": b"x" * 5000})
+    with pytest.raises(CheckpointError, match=r"brings code of its own \(modeling\.py\)"):
+        load_embedder(f"{EMBEDDER}owner/code")
+    assert len(hub.requests) == 1
 
 
 def test_what_such_a_model_has_not_is_told(pictures):

@@ -16,6 +16,7 @@ from calmctl.model.published import clip_of_transformers, usual_weights
 from calmctl.model.spec import check_backbone, read_spec
 from calmctl.model.weights import build_backbone, load_backbone
 from calmctl.recipe.schema import BackboneSection
+from calmctl.tensors import save_tensors
 from calmctl.training.optim import clamp_logit_scale
 
 VISION = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
@@ -70,6 +71,21 @@ class TestPlaces:
         assert rebuilt(backbone).spec.pixels == spec.pixels and not hub.requests
         constants.HF_HUB_OFFLINE = True  # the fixture takes it back
         assert same(first, load_backbone("hf-hub:owner/tiny", "own"))
+
+    def test_what_another_program_brought_is_not_taken_for_all_there_is(self, hub):
+        """timm's own config.json lies beside open_clip's, and may be the only one in the cache."""
+        first = build(CONFIG)
+        hub.add("owner/tiny", published_files(CONFIG, first) | {"config.json": b'{"architecture": "vit"}'})
+        published.fetch("owner/tiny", "config.json")
+        assert same(first, load_backbone("hf-hub:owner/tiny", "own"))
+
+    def test_a_file_that_a_repository_lacks_is_asked_for_once(self, hub):
+        files = {"config.json": b'{"model_type": "clip"}', "preprocessor_config.json": b"{}"}
+        hub.add("owner/theirs", files)
+        place = published.Published.of("hf-hub:owner/theirs")
+        assert place.config()[1].name == "config.json"
+        hub.requests[:] = []
+        assert place.config()[1].name == "config.json" and hub.requests == []
 
     def test_a_folder(self, tmp_path):
         first = build(CONFIG)
@@ -232,9 +248,9 @@ class TestTokenizersOfTransformers:
         assert plain.logit_scale.item() == pytest.approx(LN_100)
 
     def test_a_text_tower_of_transformers(self, hub, tmp_path):
+        files = tokenizer_files(tmp_path / "words")  # skips without the extra
         from transformers import RobertaConfig
 
-        files = tokenizer_files(tmp_path / "words")
         tower = RobertaConfig(
             vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
             max_position_embeddings=20, pad_token_id=0,
@@ -253,6 +269,10 @@ class TestTokenizersOfTransformers:
         assert same(first, load_backbone("hf-hub:owner/multi", "own"))
         with torch.inference_mode():
             assert first.encode_text(first.tokenize(["a dog runs"])).shape == (1, 16)
+        config = published.cached("owner/tower", "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoConfig": "evil.Config"}}))
+        with pytest.raises(CheckpointError, match="owner/tower brings code of its own"):
+            rebuilt(first)
 
 
 def test_a_sigmoid_trained_model_trains_with_calm_and_its_bias_stays(tiny_recipe, tmp_path):
@@ -287,8 +307,28 @@ class TestAnotherResolution:
         positions = larger.clip.visual.positional_embedding
         assert positions.shape[0] == 17 and torch.allclose(positions[1:], torch.tensor(3.0))
         assert torch.equal(positions[0], first.clip.visual.positional_embedding[0])
+        save_file(first.clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PIXELS}))
+        beside = load_backbone(str(path), str(tmp_path / "w.safetensors"), image_size=32)
+        own = load_backbone(f"local-dir:{tmp_path}", "own", image_size=32)
+        assert same(beside, larger) and same(own, larger)
         assert larger.encode_frames(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2, 16)
         assert rebuilt(larger).spec.image_size == (32, 32)
+
+    def test_only_where_it_is_asked_for(self, tmp_path):
+        small, large = tmp_path / "small.json", tmp_path / "large.json"
+        small.write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS}))
+        large.write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS, "vision_cfg": VISION | {"image_size": 32}}))
+        backbone = load_backbone(str(large), None)
+        save_file(backbone.clip.state_dict(), tmp_path / "w.safetensors")
+        with pytest.raises(CheckpointError, match=r"1 of another shape \(first: visual\.positional_embedding\)"):
+            load_backbone(str(small), str(tmp_path / "w.safetensors"))
+        towers = {f"backbone.clip.{name}": value for name, value in backbone.clip.state_dict().items()}
+        save_tensors(tmp_path / "ours.safetensors", towers, {"backbone": fingerprint(backbone)})
+        with pytest.raises(CheckpointError, match=r"frames of 32 x 32; set backbone\.image_size=32"):
+            load_backbone(str(small), str(tmp_path / "ours.safetensors"))
+        again = load_backbone(str(small), str(tmp_path / "ours.safetensors"), image_size=32)
+        assert same(backbone, again)
 
     def test_tags_belong_to_a_model_at_any_resolution(self):
         from calmctl.model.spec import at_size, is_published, read_architecture

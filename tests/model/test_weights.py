@@ -128,7 +128,7 @@ def test_mistakes_are_told(model, weights, message, monkeypatch):
 def test_without_a_network_the_ways_out_are_told(hub):
     hub.fault = "503"
     with pytest.raises(
-        CheckpointError, match=r"^backbone\.weights: ViT-B-32-quickgelu 'openai': .* answers 503.*hf downl"
+        CheckpointError, match=r"^backbone\.weights: ViT-B-32-quickgelu 'openai' is not .* answers 503.*hf downl"
     ):
         load_backbone("ViT-B-32-quickgelu", "openai")
 

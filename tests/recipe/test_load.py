@@ -46,7 +46,8 @@ def test_paper_settings_are_the_defaults():
         (["optim.lr_head=.nan"], ["optim.lr_head = nan", "finite"]),
         (["backbone.freeze=true"], ["could change nothing", "backbone.adapter=linear"]),
         (["data.features=store"], ["could change nothing"]),
-        (["data.cache=memory"], ["data.augment=none"]),
+        (["data.cache=memory"], ["data.augment=none", "data.cache=disk"]),
+        (["data.cache=disk", "task=caption", "caption.system=cocap"], ["keeps frames", "data.cache=none"]),
     ],
 )
 def test_a_mistake_is_told_with_its_key_and_the_way_out(overrides, parts):

@@ -16,7 +16,7 @@ from calmctl.api import evaluate, load
 from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.errors import BadInput, CalmError, HubError, RunFailed, RunNotFound
 from calmctl.recipe import load_recipe
-from calmctl.runs.publish import export_run, push_run, training_sentence
+from calmctl.runs.publish import export_run, published_results, push_run, training_sentence
 from calmctl.runs.run import ExportedRun, Run, find_run
 from calmctl.source.base import SourceSpec
 
@@ -178,6 +178,31 @@ def test_a_hub_that_does_not_take_it_is_a_sentence_at_once(place, hub, monkeypat
     with pytest.raises(HubError, match=rf"pushing to me/my-model: .*{message}") as refused:
         push_run(Run(place / "runs/tiny-001"), "me/my-model")
     assert "hf download" not in str(refused.value), "there is nothing to download"
+
+
+def test_every_protocol_s_numbers_are_published_and_caveats_name_no_path(place):
+    run = Run(place / "runs/tiny-001")
+    finished = json.loads(run.results.read_text())
+    test = {**finished["test"][0], "card": {"column": "a"}}
+    test["caveats"] = [
+        "/home/somebody/runs/tiny-001 was made before",
+        "runs/tiny-001: old",
+        "of runs/tiny-0012 nothing",
+    ]
+    from_before = {key: value for key, value in test.items() if key != "card"}
+    tests = [from_before, test, {**test, "card": {"column": "b"}}, test]
+    run.results.write_text(json.dumps({**finished, "test": tests}))
+    first, second = published_results(run, "my-model")["results"]
+    assert [first["card"]["column"], second["card"]["column"]] == ["a", "b"]
+    assert first["caveats"] == ["my-model was made before", "my-model: old", "of runs/tiny-0012 nothing"]
+
+
+def test_weights_beside_another_recipe_are_not_published(place, tmp_path):
+    run = Run(place / "runs/tiny-001")
+    recipe = json.loads(run.recipe_file.read_text())
+    run.recipe_file.write_text(json.dumps({**recipe, "seed": 25}))
+    with pytest.raises(CalmError, match=r"not trained with the recipe\.json beside it"):
+        export_run(run, tmp_path / "out")
 
 
 def test_an_unfinished_training_is_told(place, tmp_path):

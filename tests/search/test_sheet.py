@@ -7,7 +7,8 @@ import numpy as np
 
 from calmctl.data.demo_world import encode
 from calmctl.samples import LeftOut
-from calmctl.search.search import Answer, Found, Hit, Shared
+from calmctl.search.confidence import Confidence
+from calmctl.search.results import Answer, Found, Hit, Shared
 from calmctl.search.sheet import address, moment, write_sheet
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \x1b[31m\u202eback'
@@ -80,3 +81,16 @@ def test_pictures_lead_to_the_moment_in_the_file(tmp_path: Path) -> None:
 def test_moments() -> None:
     assert moment(Hit(1, 0.0, "a", None, 61.0, 75.0)) == "1:01 to 1:15"
     assert moment(Hit(1, 0.0, "a", None, 0.0, None)) == "0.0 s to its end"
+
+
+def test_a_sheet_says_that_nothing_matches(tmp_path):
+    near = Hit(1, 0.5, "a", None, 0.0, None, confidence=Confidence(False, 0.4, 0.1))
+    found = Found("s", Path("c"), 7, "clip", "m", (Answer("q", (near,)),), (), "measured with 20 captions")
+    write_sheet(found, tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert "No clip of 7 matches" in page and "no match, only near: 40.0 %" in page
+    assert "measured with 20 captions" in page
+    sure = Hit(1, 0.5, "a", None, 0.0, None, confidence=Confidence(True, 0.01, 0.01))
+    write_sheet(Found("s", Path("c"), 7, "clip", "m", (Answer("q", (sure,)),), (), "x"), tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert "matches: 1.0 %" in page and "No clip" not in page

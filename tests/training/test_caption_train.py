@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -101,6 +103,27 @@ def test_cocap_without_reencoding_has_no_clip_and_says_the_command(tiny_recipe, 
     recipe = tiny_recipe(*SMALL, *COCAP, "data.compressed.reencode=false")
     with pytest.raises(DatasetError, match="calmctl data reencode ROOT OUT"):
         train(recipe, tmp_path)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_semsynan_trains_and_resumes_bit_for_bit(tiny_recipe, tmp_path, stop_at, killed, monkeypatch):
+    english = ModuleType("textblob.en")  # the package is an extra
+    english.tag = lambda text: [(word, "VBG" if word.endswith("ing") else "NN") for word in text.split()]
+    monkeypatch.setitem(sys.modules, "textblob", ModuleType("textblob"))
+    monkeypatch.setitem(sys.modules, "textblob.en", english)
+    keys = ("caption.system=semsynan", "caption.concepts=20", "optim.batch_size=30", "optim.save_every=2")
+    recipe = tiny_recipe(*SMALL, *keys)
+    whole = train(recipe, tmp_path / "a")
+    about = json.loads(whole.run.about.read_text())
+    test_words = {word for each in whole.results[0].references.values() for text in each for word in text.split()}
+    assert len(about["concepts"]) == 20 and not set(about["concepts"]) <= test_words
+    assert load_captioner(whole.run, "slim", CPU).anchors is None
+    with pytest.raises(killed):
+        train(recipe, tmp_path / "b", watcher=stop_at(3))
+    stopped = find_run("tiny-001", tmp_path / "b")
+    resumed = train(stopped.recipe_to_resume(), tmp_path / "b", resume=stopped)
+    ours, theirs = (load_tensors(each.run.weights("last"), what="test")[0] for each in (whole, resumed))
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_a_plan_tells_cocap(tiny_recipe):

@@ -13,6 +13,7 @@ from calmctl.errors import BadInput, RecipeError, RunNotFound
 from calmctl.recipe import load_recipe
 from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.identity import recipe_digest, run_identity
+from calmctl.runs.publish import push_run
 from calmctl.runs.run import Run, export_metadata, find_run
 from calmctl.training.prepare import prepare
 
@@ -66,6 +67,15 @@ def test_the_start_is_the_run_s(place, name, keys, load):
     assert any(tensor.startswith("backbone.clip.visual") for tensor in trained) != ("backbone.freeze=true" in keys)
     fresh = [tensor for tensor in theirs if tensor.startswith("vae.") and theirs[tensor].dim() > 1]
     assert fresh and not any(torch.equal(ours[tensor], theirs[tensor]) for tensor in fresh), "the VAE begins anew"
+
+
+def test_a_run_of_a_hub_is_a_start(place, hub):
+    first = find_run("tiny-001", Path("runs"))
+    push_run(first, "me/my-model")
+    started = recipe("init_from=hf://me/my-model")
+    model, theirs = prepare(started).model, load_run(first, "best", CPU)
+    assert all(torch.equal(value, model.head.state_dict()[name]) for name, value in theirs.head.state_dict().items())
+    assert export_metadata(started, first.anchors())["recipe"]["init_from"] == "hf://me/my-model"
 
 
 def test_a_frozen_run_s_towers_can_train(place):

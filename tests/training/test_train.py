@@ -15,6 +15,7 @@ from calmctl.tensors import load_tensors
 from calmctl.training import loop
 from calmctl.training.prepare import prepare
 from calmctl.training.train import plan_training, train
+from calmctl.words import Watcher
 
 CPU = torch.device("cpu")
 
@@ -108,6 +109,40 @@ def test_training_is_reproducible_and_resumes_bit_for_bit(tiny_recipe, tmp_path,
         assert resumed.validation == whole.validation
         steps = [json.loads(line)["step"] for line in run.log.read_text().splitlines()]
         assert steps == [json.loads(line)["step"] for line in whole.run.log.read_text().splitlines()]
+
+
+def test_frames_kept_on_disk_change_no_weight_filled_or_not(tiny_recipe, tmp_path, stop_at, killed):
+    """A crop for each pair from kept frames: killed while it fills, gone on with what is there, one entry damaged."""
+    keys = ("data.augment=crop-flip", "data.short_side=40", f"data.cache_folder={tmp_path / 'kept'}")
+    decoded = train(tiny_recipe(*keys, "data.cache=none"), tmp_path / "a")
+    recipe = tiny_recipe(*keys, "data.cache=disk", "optim.save_every=2")
+    with pytest.raises(killed):
+        train(recipe, tmp_path / "b", watcher=stop_at(3))
+    kept = sorted((tmp_path / "kept").rglob("*.frames"))
+    assert kept
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])
+
+    class Heard(Watcher):
+        def __init__(self):
+            self.stages, self.warnings = [], []
+
+        def stage(self, text):
+            self.stages.append(text)
+
+        def warn(self, text):
+            self.warnings.append(text)
+
+    run, heard = find_run("tiny-001", tmp_path / "b"), Heard()
+    resumed = train(run.recipe_to_resume(), tmp_path / "b", resume=run, watcher=heard)
+    assert_same_weights(decoded.run, resumed.run)
+    assert resumed.validation == decoded.validation
+    assert heard.stages[0].startswith("frames kept: 18 clips of 2 frames in ") and "to come" in heard.stages[0]
+    assert heard.warnings == [f"{tmp_path / 'kept'}: the kept frames of 1 clip were damaged and decoded again"]
+    counts = json.loads(run.results.read_text())["kept_frames"]
+    assert counts["damaged"] == 1 and counts["unkept"] == 0 and counts["read"] > counts["absent"]
+    assert len(list((tmp_path / "kept").rglob("*.frames"))) == 18
+    plan = plan_training(recipe)["summary"]["frames kept"]
+    assert plan == f"18 clips of 2 frames in {tmp_path / 'kept'}: all of them there"
 
 
 def test_a_signal_saves_and_says_how_to_resume(tiny_recipe, tmp_path, stop_at):

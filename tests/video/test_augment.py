@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from calmctl.video.pixels import RATIO, SCALE, CropFlip, _box
+from calmctl.video.pixels import RATIO, SCALE, CropFlip, Shrink, _box
 
 
 def clip(height: int = 60, width: int = 80, frames: int = 3) -> np.ndarray:
@@ -49,3 +49,15 @@ def test_about_half_of_the_clips_are_mirrored(flip):
 def test_a_rectangle_has_its_height_first():
     frames = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
     assert CropFlip((16, 24), False, (1,))(frames).shape == (2, 16, 24, 3)
+
+
+def test_larger_frames_are_shrunk_to_their_short_side_once():
+    frames = clip(60, 81)
+    small = Shrink(40)(frames)
+    expected = Image.fromarray(frames[1]).resize((54, 40), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(small[1], np.asarray(expected))
+    assert Shrink(40)(frames.transpose(0, 2, 1, 3)).shape == (3, 54, 40, 3)
+    assert all(Shrink(side)(each) is each for side, each in ((40, small), (60, frames), (61, frames), (None, frames)))
+    crop = CropFlip(16, True, (7,), 40)
+    np.testing.assert_array_equal(crop(frames), CropFlip(16, True, (7,))(small))
+    np.testing.assert_array_equal(crop(small), crop(frames))

@@ -35,6 +35,10 @@ class DownloadBar(DownloadWatcher):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
+    def wait(self, name: str, repository: str) -> None:
+        """Say why nothing moves."""
+        note(printable(f"another process downloads {name} of {repository}; waiting for it"))
+
     def begin(self, download: Download) -> None:
         """Say what comes from where, before its first byte."""
         if download.size is not None and download.size < self.LEAST:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from calmctl.cli.console import (
     loading,
     note,
     print_json,
+    print_text,
     printable,
     progress_bar,
     readings,
@@ -328,7 +328,7 @@ def compare(
     elif as_markdown or as_latex:
         from calmctl.evaluation.compare import latex, markdown
 
-        print("\n".join((latex if as_latex else markdown)(comparison) for comparison in comparisons), end="")
+        print_text("\n".join((latex if as_latex else markdown)(comparison) for comparison in comparisons))
     else:
         for comparison in comparisons:
             print_comparison(comparison)
@@ -402,11 +402,13 @@ def _kept(
 
 def _print_csv(comparisons: Sequence[Comparison]) -> None:
     import csv
+    import io
 
-    rows = [row for comparison in comparisons for row in comparison.rows()]
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    rows, text = [row for comparison in comparisons for row in comparison.rows()], io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    print_text(text.getvalue())
 
 
 def print_comparison(comparison: Comparison) -> None:

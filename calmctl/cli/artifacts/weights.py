@@ -86,7 +86,7 @@ def ls(as_json: options.Json = False) -> None:
     "get",
     epilog=options.examples(
         "calmctl weights get ViT-B-32-quickgelu openai",
-        "calmctl weights get ViT-B-16-SigLIP2 webli                  # needs calmctl[hf]",
+        "calmctl weights get ViT-B-16-SigLIP2 webli                  # needs an extra",
         "calmctl weights get hf-hub:timm/PE-Core-B-16",
         "HF_ENDPOINT=https://MIRROR calmctl weights get PE-Core-B-16 meta",
     ),
@@ -215,25 +215,29 @@ def _place(model: str, weights: str | None) -> tuple[Path | None, dict[str, Any]
     from calmctl.hub import cached
     from calmctl.model.published import CLIP_EMBEDDER, EMBEDDER, HUB, WEIGHTS, Published, recommended, usual_weights
 
+    here: dict[str, Any] = {"repository": "", "command": ""}
     weights = weights or usual_weights(model)
     if weights.endswith(".safetensors"):
-        return (Path(weights) if Path(weights).is_file() else None), {"repository": "", "command": ""}
+        if not Path(weights).is_file():
+            raise BadInput(f"{weights} does not exist; give a .safetensors file or a pretrained tag of {model}")
+        return Path(weights), here
     for kind in (CLIP_EMBEDDER, EMBEDDER, HUB):
         if model.startswith(kind):
             name = model.removeprefix(kind)
             if kind != HUB and Path(name).is_dir():
-                return Path(name), {"repository": "", "command": ""}
+                return Path(name), here
             repository, _, revision = name.partition("@")
             files = WEIGHTS if kind == HUB else ("modules.json",)
             found = [path for file in files if (path := cached(repository, file, revision=revision or None))]
             return (found[0] if found else None), _source(repository, revision or None, "")
     if place := Published.of(model):
-        return place.weights(), {"repository": "", "command": ""}
-    from calmctl.model.spec import check_backbone, read_architecture
+        return place.weights(), here
+    from calmctl.model.spec import HUB_CONFIG, HUB_WEIGHTS, check_backbone, read_architecture, shipped_weights
 
     check_backbone(model, weights)
+    if shipped := shipped_weights(read_architecture(model), weights):
+        return shipped, here
     loading("the model library")
-    from calmctl.model.spec import HUB_CONFIG, HUB_WEIGHTS
     from calmctl.model.weights import cached_tag, known_tag, repository_of
 
     tag = known_tag(read_architecture(model), weights)
@@ -279,12 +283,13 @@ def _checked(model: str, weights: str | None, as_json: bool) -> None:
     for name, value in {
         "model": spec.model,
         "weights": spec.weights,
-        "from": f"{spec.source} at {spec.revision}" if spec.source else "a file",
-        "SHA-256": f"{spec.weights_sha256} ({verdict})" if spec.weights_sha256 else "of all files together, below",
+        "from": f"{spec.source} at {spec.revision}" if spec.source else "this machine",
+        "SHA-256": f"{spec.weights_sha256} ({verdict})" if spec.weights_sha256 else "of its parameters alone",
         "parameters": spec.parameters_sha256,
         "frames": f"{spec.image_size[0]} x {spec.image_size[1]}, {spec.pixels}",
-        "sentences": f"{spec.context_length} {'bytes' if spec.tokenizer == 'bytes' else 'tokens'} of "
-        f"{spec.tokenizer or 'CLIP'}",
+        "sentences": f"up to {spec.context_length} bytes, read by its own tokenizer"
+        if spec.tokenizer == "bytes"
+        else f"up to {spec.context_length} tokens of {spec.tokenizer or 'CLIP'}",
         "activation": spec.activation,
         "D": str(spec.dim),
         "logit scale": f"{backbone.logit_scale.detach().exp().item():.4g}",

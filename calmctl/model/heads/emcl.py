@@ -130,9 +130,9 @@ class EMCLHead(nn.Module):
         operator, bases = expectation_maximisation(rows, start, self.steps, self.rebuild)
         if self.training:
             # The first batch sets the mean: zeros would hold it down for tens of batches.
-            keep = MOMENTUM if self.batches > 0 else 0.0
+            share = torch.where(self.batches > 0, operator.new_full((), 1 - MOMENTUM), operator.new_ones(()))
             # A buffer, and so part of the weights (our choice): the released code does not save its mean.
-            self.operator.lerp_(operator, 1 - keep)
+            self.operator.lerp_(operator, share)
             self.batches += 1
             if self.start == "released":
                 self.basis_signs.lerp_(bases.mean(0, keepdim=True), 1 - MOMENTUM)

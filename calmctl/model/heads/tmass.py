@@ -104,7 +104,7 @@ def support_texts(texts: Tensor, radii: Tensor, pooled: Tensor) -> Tensor:
 
 
 # Stochastic scoring holds D numbers per pair, a few times over: blocks that fit a CPU's cache, or fill a GPU.
-PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}
+PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 18}
 
 
 class TMassHead(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.score_files import ids_of, own_pairs, protocol_pairs, read_pairs, read_stored
+from calmctl.referee.score_files import ids_of, own_pairs, protocol_pairs, read_pairs, read_stored
 from calmctl.tensors import save_tensors
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(3, 2) / 4
@@ -71,7 +71,7 @@ def test_half_precision_and_vectors_in_lists(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "s.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(BadInput, match=r"pip install 'calmctl\[cluster\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'calmctl\[parquet\]'"):
         read_stored(path, "scores")
 
 
@@ -148,7 +148,7 @@ def test_hostile_arrays_are_refused_unread(name: str, inside: bool, tmp_path: Pa
 
 
 def test_what_unpacks_to_far_more_than_it_is_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from calmctl.evaluation import score_files
+    from calmctl.referee import score_files
 
     monkeypatch.setattr(score_files, "_PLAIN_BYTES", 1000)
     np.savez_compressed(tmp_path / "bomb.npz", scores=np.zeros((1000, 100)))

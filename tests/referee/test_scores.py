@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from calmctl.errors import BadInput, RunFailed
-from calmctl.evaluation import referee
 from calmctl.evaluation.metrics import DIRECTIONS, rank_all
-from calmctl.evaluation.rank_files import format_ranks, is_ranks, read_ranks
-from calmctl.evaluation.referee import (
+from calmctl.evaluation.result import Labels
+from calmctl.referee import scores as referee
+from calmctl.referee.rank_files import format_ranks, is_ranks, read_ranks
+from calmctl.referee.score_files import Pairs
+from calmctl.referee.scores import (
     Embeddings,
     Match,
     Matrix,
@@ -20,8 +22,6 @@ from calmctl.evaluation.referee import (
     match,
     rank_scores,
 )
-from calmctl.evaluation.result import Labels
-from calmctl.evaluation.score_files import Pairs
 
 PARTS = ("greater", "equal", "targets", "clips")
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.moments import (
+from calmctl.referee.moments import (
     AP_IOUS,
     Answers,
     TimedQuery,

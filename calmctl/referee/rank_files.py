@@ -1,11 +1,11 @@
-"""Ranks on disk: all that numbers and comparisons need, without the model or its scores."""
+"""Ranks on disk: all that numbers and comparisons need, without the scores; and the result files of leaderboards."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 from calmctl.data.annotations import expect, read_table
 from calmctl.errors import BadInput
 from calmctl.evaluation.card import Card
-from calmctl.evaluation.metrics import DIRECTIONS, Ranks
-from calmctl.evaluation.referee import Verdict
+from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, ndcg_of_captions
 from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.files import read_json, read_regular
+from calmctl.referee.scores import Verdict
 
 _CAPTIONS = "caption_of_video"
 _COLUMNS = ("greater", "equal", "targets", "clips")
@@ -142,3 +142,68 @@ def _ranks(columns: Mapping[str, Any], place: str, n_videos: int) -> Ranks:
     if (greater + equal + targets > candidates).any() or (targets < 1).any() or (clips >= n_videos).any():
         raise BadInput(f"{place}: more stand before a query's target than there are, or its clip is none of them")
     return Ranks(greater, equal, targets, clips, candidates)
+
+
+# Leaderboards: the same ranks in their result files. Ties stay the mean over all orders here; MTEB's trec_eval puts the
+# larger id first, and MMEB's argsort the first candidate, either of which can flatter a score with few distinct values.
+
+
+BOARDS = ("mteb", "mmeb")
+_MTEB_DEPTHS = (1, 3, 5, 10, 20, 100, 1000)
+_MMEB_DEPTHS = (1, 5, 10)
+
+
+def board_metrics(verdict: Verdict, direction: Direction, depths: Sequence[int]) -> dict[str, float]:
+    """Means over queries as shares of 1, by "NAME@K": hit, recall, precision, ndcg, mrr, and map where it is mrr.
+
+    Of sentences as queries each has one right video. Of videos, all sentences are candidates, as leaderboards have it,
+    and a video's own are its right answers: recall is the share of them, hit whether there is any.
+    """
+    if direction == "text_to_video":
+        ranks = verdict.ranks["text_to_video"]
+        found = {k: ranks.recall(k) for k in depths}
+        values = {f"recall@{k}": each for k, each in found.items()} | {f"ndcg@{k}": ranks.gains(k) for k in depths}
+        values |= {f"map@{k}": ranks.reciprocal(k) for k in depths}
+        values |= {f"precision@{k}": each / k for k, each in found.items()}
+    else:
+        ranks, captions = verdict.ranks["video_to_text_plain"], verdict.captions
+        _, clip, own = np.unique(captions.clips, return_inverse=True, return_counts=True)
+        right = {k: np.bincount(clip, captions.recall(k)) for k in depths}
+        values = {f"recall@{k}": each / own for k, each in right.items()}
+        values |= {f"precision@{k}": each / k for k, each in right.items()}
+        values |= {f"ndcg@{k}": ndcg_of_captions(captions, k) for k in depths}
+    values |= {f"hit@{k}": ranks.recall(k) for k in depths} | {f"mrr@{k}": ranks.reciprocal(k) for k in depths}
+    return {name: float(each.mean()) for name, each in values.items()}
+
+
+def format_board(verdict: Verdict, board: str, task: str, direction: Direction) -> str:
+    """A leaderboard's result file: MTEB's for one task, or MMEB's TASK_score.json.
+
+    What it was made on is in it as the protocol card: the name of a task says nothing of the clips that were at hand.
+    """
+    card = verdict.result.card
+    if board == "mmeb":
+        found = board_metrics(verdict, direction, _MMEB_DEPTHS)
+        scores: dict[str, Any] = {name: each for name, each in found.items() if not name.startswith("ndcg@")}
+        for kind in ("linear", "exponential"):  # of gains that are 0 or 1 both are the same
+            scores |= {f"ndcg_{kind}@{k}": found[f"ndcg@{k}"] for k in _MMEB_DEPTHS}
+        n_queries = len(verdict.ranks[direction].clips)
+        record = {**scores, "num_pred": n_queries, "num_data": n_queries, "calmctl_card": card.to_dict()}
+    else:
+        names = {"hit": "hit_rate"}
+        found = board_metrics(verdict, direction, _MTEB_DEPTHS)
+        scores = {
+            f"{names.get(name, name)}_at_{k}": round(each, 5)
+            for (name, _, k), each in ((key.partition("@"), each) for key, each in found.items())
+        }
+        subset = {"hf_subset": "default", "languages": ["eng-Latn"], "main_score": scores["ndcg_at_10"]}
+        record = {
+            "dataset_revision": f"calmctl {card.list_digest or ''}".strip(),
+            "task_name": task,
+            "mteb_version": None,
+            "scores": {card.split or "test": [{**scores, "accuracy": scores["recall_at_1"], **subset}]},
+            "evaluation_time": None,
+            "kg_co2_emissions": None,
+            "calmctl_card": card.to_dict(),
+        }
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -25,7 +25,6 @@ from calmctl.evaluation.metrics import (
     ndcg_of_captions,
 )
 from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
-from calmctl.evaluation.score_files import Pairs
 from calmctl.evaluation.statistics import (
     Interval,
     PairedDifference,
@@ -34,7 +33,8 @@ from calmctl.evaluation.statistics import (
     paired_mean,
     recall_interval,
 )
-from calmctl.evaluation.suspicions import (
+from calmctl.referee.score_files import Pairs
+from calmctl.referee.suspicions import (
     FEWEST_CLIPS,
     Survey,
     Suspicion,
@@ -260,7 +260,8 @@ def match(
         if set(rows_of) & set(wanted) and set(columns_of) & {*pairs.videos, *(pairs.also or ())}:
             raise _transposed(shape, "its rows have the ids of videos, and its columns those of texts")
         raise BadInput(
-            f"no pair of {pairs.name} is in the scores: their rows are called {_some(names[0])} and their columns "
+            f"no pair of {pairs.name} is in the scores {list(shape)}, and it has {len(pairs.videos):,} texts and "
+            f"{len(wanted):,} videos: their rows are called {_some(names[0])} and their columns "
             f"{_some(names[1])}, the pairs {_some([f'{t} - {v}' for t, v in list(pairs.videos.items())[:3]])}; name "
             "them alike, or give --text-ids and --video-ids"
         )

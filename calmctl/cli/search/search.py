@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +13,6 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import (
-    Sheet,
     choose_run,
     loading,
     note,
@@ -21,28 +22,48 @@ from calmctl.cli.console import (
     printable,
     progress_bar,
     readings,
-    stdout,
 )
-from calmctl.errors import BadInput, DatasetError, StoreError, VideoError
+from calmctl.cli.search.shown import cut_out, open_hit, print_found, print_paths, print_recall, print_sentences
+from calmctl.errors import BadInput, CalmError, DatasetError, StoreError, VideoError
 from calmctl.files import PAGE, require_output
 from calmctl.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.progress import Progress
 
-    from calmctl.search.exact import Recall
+    from calmctl.search.confidence import Rule
     from calmctl.search.model import SearchModel
-    from calmctl.search.search import Found, Ranked, Search, Shared
+    from calmctl.search.results import Found, Hit
+    from calmctl.search.search import Search
 
+
+# A larger share than half would be no answer, and a smaller one than 1/10,000 wants as many sentences to compare with.
+SHARE = options.Range(0.0001, 0.5)
+DAYS = ["%Y-%m-%d"]
 
 Cache = Annotated[
     Path,
     typer.Option("--cache", metavar="FOLDER", help="Where features of folders are kept.", rich_help_panel=options.DATA),
 ]
+Calibrate = Annotated[
+    str | None,
+    typer.Option("--calibrate", metavar="FILE", help="Sentences of other videos, to compare with."),
+]
 Candidates = Annotated[int | None, options.COUNT(help="Clips that the first of two stages keeps; 1000.")]
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video file.")]
+After = Annotated[
+    datetime | None, typer.Option("--after", metavar="DAY", formats=DAYS, help="Files of that day or later.")
+]
+Before = Annotated[
+    datetime | None, typer.Option("--before", metavar="DAY", formats=DAYS, help="Files of that day or earlier.")
+]
+Below = Annotated[str | None, typer.Option("--below", metavar="FOLDER", help="Clips in this folder of the folder.")]
+Longer = Annotated[float | None, options.SECONDS("--longer", metavar="SECONDS", help="Clips that last so long.")]
+Shorter = Annotated[float | None, options.SECONDS("--shorter", metavar="SECONDS", help="Clips no longer than this.")]
+Confident = Annotated[bool, typer.Option("--confident", help="Say so where nothing matches.")]
+Fdr = Annotated[float | None, SHARE("--fdr", metavar="SHARE", help="Or: so much of what is shown may be wrong.")]
 Queries = Annotated[
     str | None, typer.Option("--queries", metavar="FILE", help="Sentences: one a line, CSV or JSON; - for stdin.")
 ]
@@ -66,7 +87,9 @@ SEARCH_EXAMPLES = options.examples(
     'calmctl search "a man talking" --in holidays',
     'calmctl search "a dog" "a red car" --in holidays --html sheet.html --why',
     'calmctl search "the goal" --in matches --window 10 --stride 5 --top 3',
+    'calmctl search "a dog on a beach" --in holidays --confident',
     "cat queries.txt | calmctl search --queries - --in features/msrvtt --json",
+    "calmctl search -i --in holidays",
     "calmctl search -- similar      # the word, and not the verb",
 )
 SIMILAR_EXAMPLES = options.examples(
@@ -92,6 +115,18 @@ def search(
     queries: Queries = None,
     top: options.Top = 10,
     why: Why = False,
+    confident: Confident = False,
+    fdr: Fdr = None,
+    calibrate: Calibrate = None,
+    below: Below = None,
+    after: After = None,
+    before: Before = None,
+    longer: Longer = None,
+    shorter: Shorter = None,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Ask on and on.")] = False,
+    open_first: Annotated[bool, typer.Option("--open", help="Open the best hit in a player.")] = False,
+    cut: Annotated[Path | None, typer.Option("--cut", metavar="FOLDER", help="Write hits as files.")] = None,
+    paths: Annotated[bool, typer.Option("--paths", help="Print paths alone, for pipes.")] = False,
     html: options.Html = None,
     as_json: options.Json = False,
     approximate: Annotated[bool, typer.Option("--approximate", help="Two stages, not all clips.")] = False,
@@ -124,23 +159,60 @@ def search(
         require_output(html, PAGE)
     if candidates is not None and not approximate:
         raise BadInput("--candidates belongs to --approximate; the exact search looks at every clip")
+    rule = match_rule(confident, fdr, calibrate)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
     query_texts = _sentences(sentences, queries)
-    if not query_texts:
+    if interactive and (query_texts or as_json or paths or html or cut or open_first):
+        raise BadInput("-i asks for its sentences itself and prints tables; leave the others out")
+    if paths and as_json:
+        raise BadInput("--paths and --json are two forms of the answer; give one of them")
+    if cut is not None:
+        from calmctl.search.cut import require_folder_for_cuts
+
+        require_folder_for_cuts(cut)
+    if not query_texts and not interactive:
         raise BadInput('give a sentence, such as: calmctl search "a man talking" --in my-videos')
     if approximate:
         from calmctl.search.exact import require_usearch
 
         require_usearch()
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, why, _drawn(where))
-    _note_cut(search_model, query_texts)
+    search_model = choose_model(run, runs, backbone, weights, device, why, are_drawn(where))
+    note_cut(search_model, query_texts)
+    from calmctl.search.collection import Wanted
+    from calmctl.search.exact import CANDIDATES
+
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
-        result = engine.sentences(query_texts, top, approximate=approximate, **_given(candidates))
-    _note_left_out(engine)
-    _show(result, html, as_json)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
+        calibrated(engine, rule, calibrate)
+        wanted = Wanted(below, after and after.date(), before and before.date(), longer, shorter)
+        if wanted != Wanted() and approximate:
+            raise BadInput("--approximate knows neither folders, days nor lengths; leave it out")
+        among = engine.only(wanted) if wanted != Wanted() else None
+        if not interactive:
+            result = engine.sentences(
+                query_texts,
+                top,
+                approximate=approximate,
+                candidates=candidates or CANDIDATES,
+                rule=rule,
+                among=among,
+            )
+    if interactive:
+        note_left_out(engine)
+        engine.end_progress()
+        ask_on(engine, top, partial(engine.sentences, top=top, approximate=approximate, rule=rule, among=among))
+        return
+    note_left_out(engine)
+    if paths:
+        print_paths(result)
+    else:
+        _show(result, html, as_json)
+    if cut is not None:
+        cut_out(result, cut)
+    if open_first:
+        open_hit(result.answers[0])
 
 
 def similar(
@@ -175,11 +247,11 @@ def similar(
     require_folder(where, "name a folder of videos or a feature store with --in")
     check_device(device)
     _require_video(clip)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         result = engine.similar(Sample(clip.stem, clip), top)
-    _note_left_out(engine)
+    note_left_out(engine)
     _show(result, html, as_json)
 
 
@@ -199,7 +271,7 @@ def captions(
 
     By the run's own score; a list in which nothing fits has a best line, too.
     """
-    from calmctl.data.demo_world import drawn
+    from calmctl.data.locate import drawn
     from calmctl.device import check_device
     from calmctl.samples import Clip as Sample
     from calmctl.search.queries import read_sentences
@@ -208,8 +280,8 @@ def captions(
     check_device(device)
     _require_video(clip)
     sentences = read_sentences(file)
-    search_model = _search_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
-    _note_cut(search_model, sentences)
+    search_model = choose_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
+    note_cut(search_model, sentences)
     from calmctl.search.search import rank_sentences
 
     ranked = rank_sentences(search_model, Sample(clip.stem, clip), sentences, top)
@@ -252,12 +324,12 @@ def recall(
     query_texts = _sentences(sentences, queries)
     require_usearch()
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
-    _note_cut(search_model, query_texts)
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
+    note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
         measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
-    _note_left_out(engine)
+    note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
 
 
@@ -284,8 +356,8 @@ def moments(
 
     from calmctl.data.locate import require_folder
     from calmctl.device import check_device
-    from calmctl.evaluation.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.files import MOMENTS, write_output
+    from calmctl.referee.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride)
@@ -297,17 +369,17 @@ def moments(
     if out is not None:
         require_output(out, MOMENTS)
     check_device(device)
-    search_model = _search_model(run, runs, backbone, weights, device, False, _drawn(where))
-    _note_cut(search_model, [query.sentence for query in truth.queries])
+    search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
+    note_cut(search_model, [query.sentence for query in truth.queries])
     with progress_bar("items") as bar:
-        engine = _open(search_model, where, window, stride_s, None, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, None, cache, bar)
         names = dict.fromkeys(name.rpartition("#t=")[0] for name in engine.collection.clips)
         videos = own_videos(truth, names)
         asked = [query for query in truth.queries if query.video in videos]
         if not asked:
             raise DatasetError(f"{where}: not one of the {len(truth.queries):,} timed sentences is of a video in it")
         found = engine.within([(query.sentence, videos[query.video]) for query in asked], top)
-    _note_left_out(engine)
+    note_left_out(engine)
     if out is not None:
         rows = [
             {"qid": query.id, "query": query.sentence, "vid": query.video, "pred_relevant_windows": windows}
@@ -327,6 +399,65 @@ def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
     return given + (read_sentences(source) if source is not None else [])
 
 
+def ask_on(engine: Search, top: int, ask: Callable[[list[str]], Found]) -> None:
+    """Ask for a sentence and answer, until there is none; the model and all tables stay where they are."""
+    with suppress(ImportError):  # Windows edits lines itself
+        import readline  # noqa: F401  # arrows and a history
+    from calmctl.search.results import Answer
+
+    note("a sentence; :open N, :like N for a hit of the last answer; an empty line ends it")
+    hits: tuple[Hit, ...] = ()
+    while True:
+        try:
+            asked = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not asked:
+            return
+        try:
+            if asked.startswith(":"):
+                verb, _, number = asked[1:].partition(" ")
+                if verb not in ("open", "like") or not number.isdecimal() or not 1 <= int(number) <= len(hits):
+                    raise BadInput(f":open N and :like N take the number of a hit, from 1 to {len(hits)}")
+                hit = hits[int(number) - 1]
+                if verb == "open":
+                    open_hit(Answer("", (hit,)))
+                    continue
+                result = engine.like(hit.position, top)
+            else:
+                note_cut(engine.seeker, [asked])
+                result = ask([asked])
+        except CalmError as fault:  # a slip ends no session
+            note(f"[bold red]error:[/] {printable(str(fault))}")
+            continue
+        hits = result.answers[0].hits
+        print_found(result)
+
+
+def match_rule(confident: bool, fdr: float | None, calibrate: str | None) -> Rule | None:
+    """When a hit matches, by --confident or --fdr; None where neither is given."""
+    if confident and fdr is not None:
+        raise BadInput("--confident and --fdr are two rules; give one of them")
+    if not confident and fdr is None:
+        if calibrate is not None:
+            raise BadInput("--calibrate FILE is what --confident and --fdr compare with; give one of them too")
+        return None
+    from calmctl.search.confidence import Rule
+
+    return Rule() if fdr is None else Rule("fdr", fdr)
+
+
+def calibrated(engine: Search, rule: Rule | None, source: str | None) -> None:
+    """Make a search ready to say that nothing matches, with the sentences of a file where one is given."""
+    if rule is None:
+        return
+    from calmctl.search.confidence import sentences_of_others
+    from calmctl.search.queries import read_sentences
+
+    given = None if source is None else sentences_of_others(read_sentences(source), Path(source).name)
+    engine.open_bank(given).require(rule)
+
+
 def _given(candidates: int | None) -> dict[str, int]:
     return {} if candidates is None else {"candidates": candidates}
 
@@ -340,19 +471,20 @@ def _require_video(clip: Path) -> None:
     video_extent(clip)
 
 
-def _note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+def note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
+    """Say which sentences are longer than the model reads."""
     if cut := search_model.model.backbone.tokens.cut(sentences, "sentence"):
         note(f"[yellow]{cut}[/]")
 
 
-def _drawn(where: Path) -> bool:
+def are_drawn(where: Path) -> bool:
     """Whether what lies in a folder or store are the demo's drawn shapes.
 
     Raises:
         DatasetError: There is nothing to search, which is said before a model is asked for.
     """
-    from calmctl.data.demo_world import drawn
     from calmctl.data.folder import FolderClips
+    from calmctl.data.locate import drawn
     from calmctl.files import read_json
     from calmctl.store.format import INDEX
 
@@ -368,7 +500,7 @@ def _drawn(where: Path) -> bool:
     return drawn([Path(name).name for name in folder_clips.ids])
 
 
-def _search_model(
+def choose_model(
     name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
 ) -> SearchModel:
     """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
@@ -393,7 +525,7 @@ def _search_model(
     return search_model
 
 
-def _open(
+def open_search(
     search_model: SearchModel,
     where: Path,
     window: float | None,
@@ -402,6 +534,7 @@ def _open(
     cache: Path,
     bar: Progress,
 ) -> Search:
+    """The search of a folder or store; damaged features of a folder are made again."""
     from calmctl.search.collection import open_collection
     from calmctl.search.search import Search
 
@@ -420,7 +553,8 @@ def _open(
     return Search(search_model, opened(verify=True), tell)
 
 
-def _note_left_out(engine: Search) -> None:
+def note_left_out(engine: Search) -> None:
+    """Say what was extracted, what cannot be found, and why."""
     from calmctl.store.store import NOT_EXTRACTED
 
     collection = engine.collection
@@ -453,71 +587,3 @@ def _show(result: Found, html: Path | None, as_json: bool) -> None:
         print_found(result)
     if html is not None:
         note(f"wrote {printable(str(html))}")
-
-
-# What `calmctl search` shows on a terminal of 80 columns.
-
-
-def print_found(result: Found) -> None:
-    """Print every query's hits."""
-    from calmctl.search.sheet import moment
-
-    out = stdout()
-    for answer in result.answers:
-        out.print(f"[bold]{printable(answer.query)}[/]")
-        table = _table("clip", "when")
-        for hit in answer.hits:
-            name = str(hit.file) if hit.file is not None else hit.clip
-            table.add_row(str(hit.rank), f"{hit.score:z.3f}", printable(name), moment(hit))
-            if hit.base_score is not None:
-                table.add_row("", "", f"[dim]{hit.base_score:z.3f} before re-ranking[/]", "")
-            if hit.neighbours:
-                table.add_row("", "", f"[dim]and {counted(hit.neighbours, 'window')} beside it[/]", "")
-            if hit.shared is not None:
-                table.add_row("", "", _anchors(hit.shared), "")
-        out.print(table, "")
-    out.print(
-        f"[dim]{counted(result.clips, result.unit)} of {printable(str(result.collection))}\n"
-        f"{printable(result.method)}[/]"
-    )
-    out.print(f"[dim]by {printable(result.seeker)}[/]")
-
-
-def print_sentences(video: str, ranked: Sequence[Ranked]) -> None:
-    """Print the sentences of one clip."""
-    out = stdout()
-    out.print(f"[bold]{printable(video)}[/]", soft_wrap=True)
-    table = _table("sentence")
-    for each in ranked:
-        table.add_row(str(each.rank), f"{each.score:z.3f}", printable(each.sentence))
-        if each.base_score is not None:
-            table.add_row("", "", f"[dim]{each.base_score:z.3f} before re-ranking[/]")
-        if each.shared is not None:
-            table.add_row("", "", _anchors(each.shared))
-    out.print(table)
-
-
-def print_recall(recall: Recall) -> None:
-    """Print what the first stage keeps."""
-    out = stdout()
-    out.print(
-        f"recall@{recall.at} of the first stage over {recall.queries} queries: [bold]{100 * recall.kept:z.1f} %[/]\n"
-        f"(share of the exact best {recall.at} among its {recall.candidates:,} candidates; "
-        f"its own best {recall.at} alone would hold {100 * recall.first:z.1f} %)"
-    )
-
-
-def _anchors(shared: Sequence[Shared]) -> str:
-    from calmctl.explain.words import percent
-
-    named = ", ".join(f"{printable(each.anchor)} {percent(each.share)}" for each in shared)
-    return f"[dim]{named or 'no anchor in common'}[/]"
-
-
-def _table(*columns: str) -> Sheet:
-    table = Sheet(header_style="dim")
-    table.add_column("", justify="right")
-    table.add_column("score")
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number > 0, ratio=1 if number == 0 else None)
-    return table

@@ -194,7 +194,7 @@ class CocapDecoder(CaptionDecoder):
 
     def start_cache(self, memory: Tensor) -> Cache:
         """An empty cache for captions of visual tokens [N, F, width]."""
-        return Cache(self._visual(memory), [None] * len(self.layers), length=memory.shape[1])
+        return Cache([*self._visual(memory)], [None] * len(self.layers), length=memory.shape[1])
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [N, V] after the newest `tokens` [N]; `cache.length` counts the visual tokens too."""
@@ -231,7 +231,7 @@ def _input(dim: int, width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(dim), nn.Dropout(dropout), nn.Linear(dim, width), nn.ReLU(), nn.LayerNorm(width))
 
 
-def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
+def _joined(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> KeysValues:
     return torch.cat([first[0], second[0]], dim=2), torch.cat([first[1], second[1]], dim=2)
 
 
@@ -327,7 +327,7 @@ def unpack(packed: Tensor, reader: CompressedReader) -> tuple[Tensor, Tensor, Te
     """
     size, cells, rows = reader.size, reader.size // CELL, packed.shape[:2]
     n_vectors, n_residual = (reader.pictures if length else 0 for length in reader.lengths[1:])
-    pictures, vectors, residual = torch.split(packed, reader.lengths, dim=2)
+    pictures, vectors, residual = torch.split(packed, list(reader.lengths), dim=2)
     return (
         pictures.reshape(*rows, size, size, 3),
         vectors.contiguous().view(torch.int16).view(*rows, n_vectors, 4, cells, cells),

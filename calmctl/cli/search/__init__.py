@@ -1,0 +1,1 @@
+"""`calmctl search` and `calmctl serve`, which are one engine."""

@@ -1,0 +1,1 @@
+"""Scores of anybody: read from what people hold, looked through for what is wrong, and measured."""

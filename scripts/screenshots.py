@@ -1,0 +1,50 @@
+"""Make the screenshots of docs/ again, from a running `calmctl serve` and headless Chromium.
+
+    python scripts/screenshots.py holidays --run demo-001
+
+`holidays` holds clips test0000 to test0011 of the drawn world, as docs/search.md has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "tests" / "explain"))
+from browser import chromium, missing  # noqa: E402
+
+
+def main() -> None:
+    """Write docs/assets/serve.png."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--run", required=True)
+    options = parser.parse_args()
+    if reason := missing():
+        sys.exit(reason)
+    command = [sys.executable, "-m", "calmctl", "serve", options.folder, "--run", options.run, "--port", "0"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            with chromium(Path(folder, "log")) as window:
+                window.visit(f"{address}#q=a+big+red+triangle+is+turning+around", width=900, height=560)
+                until = time.monotonic() + 60
+                loaded = "return document.images.length > 3 && [...document.images].every((i) => i.complete)"
+                while not window.run(loaded) and time.monotonic() < until:
+                    time.sleep(0.2)
+                window.screenshot(REPOSITORY / "docs" / "assets" / "serve.png", whole=False)
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    main()
