@@ -110,7 +110,8 @@ def extents_of(
         known[clip.id] = [*stamps[clip.id], *((str(extent), 0.0) if isinstance(extent, VideoError) else extent)]
         if isinstance(extent, VideoError) and extent.limit_s is not None:
             passing.add(clip.id)
-    if unknown:
+    # Of a stranger's store the folder may be a link to one of one's own.
+    if unknown and not cache.parent.is_symlink():
         kept = stamps if prune else known
         with suppress(RunFailed):  # they are measured again the next time
             make_folder(cache.parent)

@@ -129,3 +129,21 @@ def test_a_folder_has_an_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("calmctl.search.windows.MOST_WINDOWS", 2)
     with pytest.raises(DatasetError, match="more than 2 windows"):
         windows_of([clip], 0.1, 0.1, tmp_path / "lengths.json")
+
+
+def test_lengths_are_measured_once_and_never_written_through_a_link(tmp_path, monkeypatch):
+    from calmctl.search import windows
+
+    clip = Clip("a", tmp_path / "a.mp4")
+    clip.path.write_bytes(encode(np.zeros((30, 48, 64, 3), np.uint8)))
+    cache = tmp_path / "search" / "lengths.json"
+    first = windows.extents_of([clip], cache)
+    assert isinstance(first["a"], tuple) and first["a"][0] > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "measure", lambda clips: [pytest.fail("a decoder was started")] if list(clips) else [])
+        assert windows.extents_of([clip], cache) == first
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (tmp_path / "link").symlink_to(mine)
+    assert windows.extents_of([clip], tmp_path / "link" / "lengths.json") == first
+    assert not list(mine.iterdir())
