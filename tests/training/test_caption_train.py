@@ -81,7 +81,13 @@ COCAP = (
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["optim.save_every=2", "data.cache=none", "data.augment=crop-flip", "optim.epochs=1"],
+        [
+            "backbone.freeze=true",
+            "backbone.adapter=linear",
+            "data.cache=none",
+            "data.augment=crop-flip",
+            "optim.epochs=1",
+        ],
         ["backbone.freeze=true", "alignment.kind=none", "data.compressed.vectors=none"],
     ],
 )
