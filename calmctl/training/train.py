@@ -240,6 +240,7 @@ def train(
         recipe = places_below(recipe, runs)
     # Everything that can be wrong is found here, before there is a folder.
     prepared = world.together(lambda: prepare(recipe))
+    keeping = world.together(lambda: prepared.source.keeping(prepared.model) if world.rank == 0 else "")
     run = resume or _new_run(runs, recipe, world)
     # One process writes and so one holds the folder: a lock of each would keep the others out.
     with _locked(run, new=resume is None) if world.rank == 0 else nullcontext():
@@ -252,8 +253,8 @@ def train(
             watcher.begin(run.folder, recipe.optim.epochs)
             for text in prepared.model.backbone.notes:
                 watcher.warn(text)
-            if kept := world.together(lambda: prepared.source.keeping(prepared.model) if world.rank == 0 else ""):
-                watcher.stage(f"frames kept: {kept}")
+            if keeping:
+                watcher.stage(f"frames kept: {keeping}")
             source = prepared.batches(watcher.reading, world)
         validation = _Validation(prepared, watcher)
         position = run_training(

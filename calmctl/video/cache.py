@@ -261,9 +261,9 @@ class CacheFolder:
         Raises:
             BadInput: They do not fit into `most_bytes`, or on the disk.
         """
-        n_clips = n_there = 0
+        n_clips = n_there = n_frames = 0
         need = 0.0
-        n_frames = 0
+        ways = "name another folder with data.cache_folder, or set data.cache=none"
         for reader, clips in splits:
             cache = FrameCache.of(self.folder, reader)
             missing = [clip for clip in clips if not cache.path(clip).exists()]
@@ -271,8 +271,9 @@ class CacheFolder:
             self.expected_bytes[cache.way] = int(each)
             need += len(missing) * each
             n_clips, n_there, n_frames = n_clips + len(clips), n_there + len(clips) - len(missing), reader.n_frames
+            if isinstance(cache.lasting, Shrink):
+                ways = f"set data.short_side={(cache.lasting.side or 257) - 1} or less, {ways}"
         what = f"{counted(n_clips, 'clip')} of {counted(n_frames, 'frame')}"
-        ways = "set data.short_side=256 or less, name another folder with data.cache_folder, or set data.cache=none"
         if self.used_bytes + need > self.most_bytes:
             raise BadInput(
                 f"data.cache: disk: {what} take about {in_gb(need)} more than the {in_gb(self.used_bytes)} that "
