@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,28 +13,21 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import (
-    choose_run,
-    loading,
     note,
     print_json,
-    print_left_out,
     print_moments,
     printable,
     progress_bar,
-    readings,
 )
+from calmctl.cli.search.opening import are_drawn, choose_model, note_cut, note_left_out, open_search
 from calmctl.cli.search.shown import cut_out, open_hit, print_found, print_paths, print_recall, print_sentences
-from calmctl.errors import BadInput, CalmError, DatasetError, StoreError, VideoError
+from calmctl.errors import BadInput, CalmError, DatasetError, VideoError
 from calmctl.files import PAGE, require_output
-from calmctl.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from rich.progress import Progress
+    from collections.abc import Callable
 
     from calmctl.search.confidence import Rule
-    from calmctl.search.model import SearchModel
     from calmctl.search.results import Found, Hit
     from calmctl.search.search import Search
 
@@ -469,110 +462,6 @@ def _require_video(clip: Path) -> None:
     if not clip.is_file():
         raise VideoError(f"{clip} is no file; give the path of a video")
     video_extent(clip)
-
-
-def note_cut(search_model: SearchModel, sentences: Sequence[str]) -> None:
-    """Say which sentences are longer than the model reads."""
-    if cut := search_model.model.backbone.tokens.cut(sentences, "sentence"):
-        note(f"[yellow]{cut}[/]")
-
-
-def are_drawn(where: Path) -> bool:
-    """Whether what lies in a folder or store are the demo's drawn shapes.
-
-    Raises:
-        DatasetError: There is nothing to search, which is said before a model is asked for.
-    """
-    from calmctl.data.folder import FolderClips
-    from calmctl.data.locate import drawn
-    from calmctl.files import read_json
-    from calmctl.store.format import INDEX
-
-    # Before a model is asked for: which one answers depends on what lies here.
-    if (where / INDEX).is_file():
-        index = read_json(where / INDEX, what="feature store", error=StoreError)
-        header = index.get("header") if isinstance(index, dict) else None
-        # A store says whose it is; a folder is known by the names in it.
-        return isinstance(header, dict) and str(header.get("dataset")).startswith("demo")
-    folder_clips = FolderClips(where)
-    if not folder_clips.ids:
-        raise DatasetError(f"{where}: {folder_clips.no_video()}; name another folder or a feature store with --in")
-    return drawn([Path(name).name for name in folder_clips.ids])
-
-
-def choose_model(
-    name: str | None, runs: Path, backbone: str | None, weights: str | None, device: str, why: bool, drawn: bool
-) -> SearchModel:
-    """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
-    # Named things first: a guess is made only where nobody said what shall answer.
-    bare = backbone is not None or weights is not None
-    run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
-    if run is None:
-        options.check_bare(backbone, weights)
-    loading(str(run.folder) if run else backbone or "the bare backbone")
-    # From here on torch is needed, which takes seconds: the mistakes above are found before.
-    from calmctl.device import choose_device
-    from calmctl.search.model import bare_search_model, search_model_of_run
-
-    chosen = choose_device(device)
-    if run is not None:
-        search_model = search_model_of_run(run, chosen, why=why)
-        warning = run.trained_on.warning(drawn)
-        return replace(search_model, name=f"{search_model.name} !! {warning}") if warning else search_model
-    search_model = bare_search_model(chosen, backbone=backbone, weights=weights, why=why)
-    for text in search_model.model.backbone.notes:
-        note(printable(text))
-    return search_model
-
-
-def open_search(
-    search_model: SearchModel,
-    where: Path,
-    window: float | None,
-    stride: float | None,
-    videos: Path | None,
-    cache: Path,
-    bar: Progress,
-) -> Search:
-    """The search of a folder or store; damaged features of a folder are made again."""
-    from calmctl.search.collection import open_collection
-    from calmctl.search.search import Search
-
-    tell = readings(bar)
-    opened = partial(
-        open_collection, where, search_model, window_s=window, stride_s=stride, stores=cache, progress=tell
-    )
-    collection = opened(videos=videos)
-    try:
-        return Search(search_model, collection, tell)
-    except StoreError:
-        if collection.is_store:
-            raise
-    # Features of a folder are ours to make again; of a store they are not.
-    note("a file of the extracted features is damaged: making it again")
-    return Search(search_model, opened(verify=True), tell)
-
-
-def note_left_out(engine: Search) -> None:
-    """Say what was extracted, what cannot be found, and why."""
-    from calmctl.store.store import NOT_EXTRACTED
-
-    collection = engine.collection
-    if collection.extracted:
-        note(f"extracted {counted(collection.extracted, collection.unit)} into {printable(str(collection.store.path))}")
-    if pending := sum(clip.reason == NOT_EXTRACTED for clip in collection.left_out):
-        whole = counted(sum(len(shard.ids) for shard in collection.shards) + pending, "clip")
-        note(f"[bold red]!! {pending:,} of {whole} are not extracted yet and cannot be found[/]")
-    if engine.not_kept is not None:
-        note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
-    # A file that could not be measured has no windows, and counts as a clip.
-    for unit in ("clip", "window"):
-        reasons = {each.id: each.reason for each in collection.left_out if ("#t=" in each.id) == (unit == "window")}
-        print_left_out({str(collection.name): reasons}, noun=unit)
-    not_read = {each.id: each.reason for each in collection.unread}
-    print_left_out({f"{collection.name}, not read": not_read}, noun="place")
-    if collection.passed_over is not None:
-        note(f"[dim]{printable(collection.passed_over)}[/]")
 
 
 def _show(result: Found, html: Path | None, as_json: bool) -> None:

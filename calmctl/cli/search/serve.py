@@ -9,18 +9,8 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import note, printable, progress_bar, stdout
-from calmctl.cli.search.search import (
-    CACHE,
-    Cache,
-    Calibrate,
-    Stride,
-    Window,
-    are_drawn,
-    calibrated,
-    choose_model,
-    note_left_out,
-    open_search,
-)
+from calmctl.cli.search.opening import are_drawn, choose_model, note_left_out, open_search
+from calmctl.cli.search.search import CACHE, Cache, Calibrate, Stride, Window, calibrated
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
