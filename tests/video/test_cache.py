@@ -337,3 +337,18 @@ def test_room_is_measured_before_anything_is_kept(
     monkeypatch.undo()
     KeptFrames(folder, CROPPED).fill(clips, CROPPED, "clips", workers=1)
     assert folder.require_room([(CROPPED, clips)], workers=1).endswith("all of them there")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("short_side", [None, 256])
+def test_kept_frames_of_real_clips_are_theirs(real_data: Path, tmp_path: Path, short_side: int | None) -> None:
+    found = [path for suffix in ("mp4", "avi") for path in sorted(real_data.rglob(f"*.{suffix}"))[:2]]
+    assert len(found) == 4
+    reader = FrameReader(12, FrameResize(224)).augmented((1, 2, 3), flip=True, short_side=short_side)
+    cache = FrameCache.of(tmp_path, reader)
+    for path in found:
+        expected = reader(Clip(path.stem, path))
+        for how in ("absent", "read"):
+            frames, came, _ = read(cache, reader, Clip(path.stem, path))
+            assert came == how
+            np.testing.assert_array_equal(frames, expected)
