@@ -92,6 +92,8 @@ def recipe_digest(values: Mapping[str, Any]) -> str:
         for section, keys in values.items()
         if isinstance(keys, dict)
     }
+    if (kept.get("data") or {}).get("cache") == "disk":  # frames kept on disk are those of decoding, to the bit
+        kept["data"]["cache"] = "none"
     other = {key: value for key, value in values.items() if key not in (*kept, *_NOT_THE_RESULT[""])}
     # A place is no identity, but whether videos or features are read, and which published weights, is one.
     features, weights = (values.get("data") or {}).get("features"), (values.get("backbone") or {}).get("weights")

@@ -32,7 +32,7 @@ from calmctl.source.encoding import (
 )
 from calmctl.store.store import FeatureStore
 from calmctl.video.cache import CacheFolder, KeptFrames
-from calmctl.video.pixels import FrameReader
+from calmctl.video.pixels import FrameReader, FrameResize, Shrink
 from calmctl.words import Progress, counted, watched
 
 
@@ -92,6 +92,7 @@ class VideoSource(Source):
         self.absent = dataset.splits.absent if isinstance(dataset.splits, Splits) else {}
         self._dataset, self._data = dataset, data
         self._kept: dict[str, CachedFrames] = {}
+        self._on_disk: dict[FrameResize | Shrink, KeptFrames] = {}
 
     def split(self, name: str) -> Split:
         """One split; raises `DatasetError` with what is missing of it."""
@@ -207,9 +208,11 @@ class VideoSource(Source):
         return self.cache
 
     def _kept_frames(self, reader: FrameReader) -> KeptFrames:
-        folder = self._cache_folder()
-        folder.begin()
-        return KeptFrames(folder, reader)
+        if reader.lasting not in self._on_disk:
+            folder = self._cache_folder()
+            folder.begin()
+            self._on_disk[reader.lasting] = KeptFrames(folder, reader)
+        return self._on_disk[reader.lasting]
 
     def _cached(self, model: AlignedModel, split: Split, what: str, progress: Progress | None) -> CachedFrames:
         """All frames of a split, or what frozen towers make of them, before any adapter: that is asked only once."""

@@ -151,6 +151,8 @@ def test_a_digest_of_a_recipe_knows_numbers_and_no_places(tiny_recipe: Any) -> N
 
     same = ("name=x", "data.root=elsewhere", "data.workers=3", "optim.save_every=7", "device=cpu")
     assert {digest(each) for each in same} == {digest()}
+    kept = ("data.cache=disk", "data.cache_folder=elsewhere", "data.cache_gb=3")
+    assert digest(*kept) == digest("data.cache=none") != digest("data.cache=none", "data.short_side=64")
     other = ("data.frames=3", "seed=3", "data.features=f", "backbone.weights=a.safetensors", "backbone.weights=openai")
     assert len({digest(), *(digest(each) for each in other)}) == 6
     files = {digest(f"backbone.weights={place}.safetensors") for place in ("a", "b/c")}

@@ -11,11 +11,13 @@ from calmctl.data.benchmark import Splits
 from calmctl.errors import DatasetError
 from calmctl.model.build import build_model
 from calmctl.samples import Clip, Dataset, LeftOut, Split
+from calmctl.source import batches
 from calmctl.source import source as sources
 from calmctl.source.base import Source, SourceSpec
 from calmctl.source.encoding import EncodedSplit
 from calmctl.source.source import VideoSource, open_source, recipe_source
 from calmctl.training.prepare import recipe_vocabulary
+from calmctl.video.pixels import FrameReader, FrameResize
 
 
 def test_a_place_of_data_is_read_from_a_recipe_once(tiny_recipe):
@@ -95,3 +97,20 @@ def test_a_new_source_counts_and_is_scored_as_the_others_are():
     assert [entry.id for entry in source.left_out()["test"]] == ["clip3"] and not source.absent and not source.unread
     encoded = source.encode(None, "test")
     assert encoded.ids == ("clip0", "clip1", "clip2") and encoded.owners.tolist() == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "processes"), [("null", 4, 3), ("null", 1, 1), ("0", 4, None), ("5", 4, 5)]
+)
+def test_a_training_leaves_its_trainer_a_core(tiny_recipe, monkeypatch, workers, cores, processes):
+    asked = []
+
+    def answer(job, jobs, *, workers, timeout_s, ahead):
+        asked.append(workers)
+        return iter(())
+
+    monkeypatch.setattr(batches, "run_isolated", answer)
+    monkeypatch.setattr(batches, "available_cores", lambda: cores)
+    keys = tiny_recipe(f"data.workers={workers}").data
+    assert not list(batches.StreamedFrames((), FrameReader(2, FrameResize(8)), keys, 0).stream([], [], 0))
+    assert asked == [processes]

@@ -122,6 +122,22 @@ def test_a_damaged_entry_is_noticed_and_made_again(clips: list[Clip], tmp_path: 
     np.testing.assert_array_equal(frames, RESIZED(clips[0]))
 
 
+@pytest.mark.parametrize(
+    "shape", [[3, -1, 32, 3], [3, 10**30, 1, 3], [3], "3323", [3, 3072, 1], [3, 32, 32, 3.0], [1, 96, 32, 3]]
+)
+def test_an_entry_of_a_stranger_with_a_right_digest_is_not_believed(
+    clips: list[Clip], tmp_path: Path, shape: object
+) -> None:
+    cache = FrameCache.of(tmp_path, RESIZED)
+    pixels, made_of = bytes(3 * 32 * 32 * 3), module.stamp(clips[0].path)
+    header = {"stamp": made_of, "shape": shape, "sha256": module._digest(made_of, shape, memoryview(pixels))}
+    cache.path(clips[0]).parent.mkdir(parents=True)
+    cache.path(clips[0]).write_bytes(json.dumps(header).encode() + b"\n" + pixels)
+    frames, how, _ = read(cache, RESIZED, clips[0])
+    assert how == "damaged"
+    np.testing.assert_array_equal(frames, RESIZED(clips[0]))
+
+
 def test_a_changed_video_is_decoded_again_and_its_entry_replaced(clips: list[Clip], tmp_path: Path) -> None:
     cache = FrameCache.of(tmp_path / "kept", RESIZED)
     first, other = clips[:2]
@@ -321,3 +337,18 @@ def test_room_is_measured_before_anything_is_kept(
     monkeypatch.undo()
     KeptFrames(folder, CROPPED).fill(clips, CROPPED, "clips", workers=1)
     assert folder.require_room([(CROPPED, clips)], workers=1).endswith("all of them there")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("short_side", [None, 256])
+def test_kept_frames_of_real_clips_are_theirs(real_data: Path, tmp_path: Path, short_side: int | None) -> None:
+    found = [path for suffix in ("mp4", "avi") for path in sorted(real_data.rglob(f"*.{suffix}"))[:2]]
+    assert len(found) == 4
+    reader = FrameReader(12, FrameResize(224)).augmented((1, 2, 3), flip=True, short_side=short_side)
+    cache = FrameCache.of(tmp_path, reader)
+    for path in found:
+        expected = reader(Clip(path.stem, path))
+        for how in ("absent", "read"):
+            frames, came, _ = read(cache, reader, Clip(path.stem, path))
+            assert came == how
+            np.testing.assert_array_equal(frames, expected)
