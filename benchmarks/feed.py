@@ -4,12 +4,12 @@
     python benchmarks/feed.py --size 640x360 --cores 1 2 4
     python benchmarks/feed.py --device cuda --model ViT-B-32-quickgelu --batch 128 --clips 128 --cores 1 4 15
 
-Clips are drawn and encoded (H.264) for the run. First what one core does with a clip, in CPU time, which a busy machine
-disturbs least: decoding, or reading what was kept, and then a crop of its own for each pair (`crop`) or the one frame
-size (`resized`). Then epochs of `source.epoch` as a trainer sees them, by the clock, decoding processes and their start
-included: "decoded" and "filling" over a caption a clip, the others over `--captions`; a crop a pair, but for memory,
-which keeps input size. Last the step (forward, backward and optimiser of X-Pool with CALM) in the same run. "Ratio" is to
-the first row of each part. It takes a minute of two cores.
+Clips are drawn and encoded (H.264) for the run. First what one core does with a clip, in CPU time, which a busy
+machine disturbs least: decoding, or reading what was kept, and then a crop of its own for each pair (`crop`) or the
+one frame size (`resized`). Then epochs of `source.epoch` as a trainer sees them, by the clock, decoding processes and
+their start included: "decoded" and "filling" over a caption a clip, the others over `--captions`; a crop a pair, but
+for memory, which keeps input size. Last the step (forward, backward and optimiser of X-Pool with CALM) in the same
+run. "Ratio" is to the first row of each part. It takes a minute of two cores.
 """
 
 from __future__ import annotations

@@ -217,7 +217,8 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
     path = run.evals / f"{'-'.join(word for word in words if word)}.json"
     # A name is no identity: a run that went on has other weights under the same one.
     weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}
-    record = {"run": str(run.folder), **weights, **evaluation.record(), **environment()}
+    # By its name alone: the file lies in the run's own folder, which may be moved.
+    record = {"run": run.folder.name, **weights, **evaluation.record(), **environment()}
 
     def of_something_else(other: Path) -> bool:
         if not other.exists():
