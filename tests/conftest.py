@@ -208,7 +208,7 @@ def caption_folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> "Trained":
-    """A finished captioning run that has learned its 12 clips by heart; its towers are frozen and random."""
+    """A finished captioning run that has learned its 12 clips by heart; its towers are frozen."""
     from calmctl.recipe import recipe_from_dict
     from calmctl.training.train import train
 
@@ -216,6 +216,7 @@ def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     overrides = [
         "data.dataset=folder",
         "backbone.model=demo-clip",
+        "backbone.weights=drawn-2",
         "backbone.freeze=true",
         "backbone.adapter=linear",
         "anchors.encode=frozen",
@@ -226,7 +227,7 @@ def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "caption.dropout=0",
         "caption.vocabulary=train",
         "optim.batch_size=24",
-        "optim.epochs=16",
+        "optim.epochs=28",
         "optim.lr_head=5e-3",
         "optim.decay=matrices",
         "optim.weight_decay=0.01",

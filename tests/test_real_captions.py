@@ -19,6 +19,7 @@ RECIPE = [
     "data.augment=none",
     "backbone.model=demo-clip",
     "backbone.weights=null",
+    "anchors.temperature=100",
     "backbone.freeze=true",
     "backbone.adapter=linear",
     "anchors.vocabulary=shapes@1",

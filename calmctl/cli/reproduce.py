@@ -57,7 +57,7 @@ EXAMPLES = options.examples(
     "calmctl reproduce table7 --data /data --seeds 5 optim.precision=bf16",
     "calmctl reproduce table1 --data /data --skip-missing --rows t-mass,t-mass+calm",
     "calmctl reproduce ablations --data demo --json",
-    "calmctl reproduce effect --data demo --small           # does the loss help? two cores, over an hour",
+    "calmctl reproduce effect --data demo --small  # does the loss help? an hour",
 )
 DEMO_EXAMPLES = options.examples("calmctl demo", "calmctl demo --seed 1 --json")
 
@@ -109,6 +109,7 @@ def reproduce(
     Ours is mean and spread over seeds; differences that are more than chance are marked.
 
     Finished runs are used again, interrupted ones go on. Tables are also written as JSON and Markdown.
+
     effect is the study of whether CALM's loss helps, on the drawn world (docs/results.md).
     """
     names = [word for word in tables if "=" not in word]

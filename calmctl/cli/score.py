@@ -56,7 +56,7 @@ TextIds = Annotated[Path | None, _file("Ids of the texts, one a line, in their o
 VideoIds = Annotated[Path | None, _file("Ids of the videos, one a line, in their order.")]
 RanksFile = Annotated[Path | None, _file("Write each query's rank: .json or .csv.", panel=None)]
 Board = Annotated[str | None, typer.Option("--format", metavar="mteb|mmeb", help="Print a leaderboard's result file.")]
-Task = Annotated[str, typer.Option(metavar="NAME", help="The leaderboard's name of this data.")]
+Task = Annotated[str, typer.Option("--mteb-task", metavar="NAME", help="The leaderboard's name of this data.")]
 Direction = Annotated[str, typer.Option(help="For --format: text_to_video or video_to_text.")]
 Similarity = Annotated[str, typer.Option(help="cosine or dot; of several vectors the best.")]
 
@@ -213,7 +213,7 @@ def _output(board: str | None, task: str, direction: str, against: Sequence[str]
         if against or as_json:
             raise BadInput("--format prints one result file; leave --against and --json out")
         if board == "mteb" and not task:
-            raise BadInput("--format mteb: say of which task, such as --task MSRVTTT2V; its name stands in the file")
+            raise BadInput("--format mteb: say of which task, as --mteb-task MSRVTTT2V; its name stands in the file")
     return _Output(board, task, ways[ways.index(direction)], as_json)
 
 

@@ -420,7 +420,7 @@ def paper_rows(comparison: Comparison, way: str) -> tuple[list[str], list[list[s
             cells += ["", ""]
         else:
             low, high = difference.interval.low, difference.interval.high
-            cells += [f"{difference.difference:+z.1f} ({low:+z.1f} to {high:+z.1f})", f"{difference.p_value:.3f}"]
+            cells += [f"{difference.difference:+z.1f} ({low:+z.1f} to {high:+z.1f})", f"{difference.p_value:z.3f}"]
         rows.append(cells)
     return headings, rows
 

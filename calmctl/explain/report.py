@@ -257,7 +257,7 @@ def histograms(kept: KeptEvaluation) -> list[Figure]:
         values = 100 * np.array(list(kept.record["clip_scores"]["cider"].values()))
         edges = np.linspace(0, max(100.0, float(values.max())), 11)
         counts, _ = np.histogram(values, edges)
-        labels = [f"{low:.0f}" for low in edges[:-1]]
+        labels = [f"{low:z.0f}" for low in edges[:-1]]
         return [_bars("CIDEr of a clip's caption, from", labels, counts / len(values), "ranks-0")]
     figures: list[Figure] = []
     for number, way in enumerate(way for way in WAYS if way in kept.ranks):
@@ -296,7 +296,7 @@ def _bars(title: str, labels: Sequence[str], shares: np.ndarray, prefix: str) ->
     drawing = Drawing(figsize=(5.6, 2.6))
     axes = drawing.add_subplot()
     bars = axes.bar(labels, 100 * shares, color=_VIDEO, width=0.8)
-    axes.bar_label(bars, [f"{100 * share:.1f}" for share in shares], color=_SOFT, fontsize=8, padding=2)
+    axes.bar_label(bars, [f"{100 * share:z.1f}" for share in shares], color=_SOFT, fontsize=8, padding=2)
     axes.set_ylabel("% of queries")
     return Figure(title, _svg(drawing, axes, title, prefix))
 

@@ -204,7 +204,7 @@ def many_seeds(path: Path = SHIPPED) -> str:
 
     def change(test: str, metric: str) -> str:
         each = here[test, metric]
-        return f"{each['difference']:+z.2f} ± {each['half']:.2f}"
+        return f"{each['difference']:+z.2f} ± {each['half']:z.2f}"
 
     grid = study["grid"]
     return (
@@ -262,11 +262,11 @@ def _markdown_table(effects: Sequence[Effect]) -> list[str]:
         columns = [(test, metric) for test in TESTS for metric in METRICS] + [(test, "kl") for test in TESTS]
         losses = list(dict.fromkeys(loss for loss, _, _ in here))
         name = " ".join(each for each in (head, f"dial {dial}" if dial else "") if each) or "all"
-        without = [f"{here[losses[0], test, metric].base:.2f}" for test, metric in columns]
+        without = [f"{here[losses[0], test, metric].base:z.2f}" for test, metric in columns]
         rows.append(f"| {name} | none | " + " | ".join(without) + " |")
         for loss in losses:
             cells = [here[loss, test, metric] for test, metric in columns]
-            shown = [f"{e.difference:+z.2f} ± {e.half:.2f}{e.star}" for e in cells]
+            shown = [f"{e.difference:+z.2f} ± {e.half:z.2f}{e.star}" for e in cells]
             rows.append(f"| | {loss} | " + " | ".join(shown) + " |")
     return rows
 
@@ -287,7 +287,7 @@ _DIAGNOSTICS = {
 def _diagnostics(found: Found) -> list[str]:
     rows = ["| loss | " + " | ".join(_DIAGNOSTICS.values()) + " |", "|---|" + "--:|" * len(_DIAGNOSTICS)]
     for loss, means in found.means.items():
-        cells = [f"{means[name]:.2f}" if name in means else "" for name in _DIAGNOSTICS]
+        cells = [f"{means[name]:z.2f}" if name in means else "" for name in _DIAGNOSTICS]
         rows.append(f"| {loss} | " + " | ".join(cells) + " |")
     return rows
 
@@ -354,23 +354,23 @@ def _panel(found: Found, test: str, metric: str, *, x: int, y: int) -> str:
     unit = "points" if metric == "r1" else "ranks"
     lines = [
         f'<text x="{x + _LEFT}" y="{y + 13}" font-weight="bold">{NAMES[metric]}, {PLACES[test]}: {unit}{better}</text>',
-        f'<line x1="{x + _LEFT}" x2="{x + _LEFT + inner_w}" y1="{at(0):.1f}" y2="{at(0):.1f}" stroke="#888"/>',
+        f'<line x1="{x + _LEFT}" x2="{x + _LEFT + inner_w}" y1="{at(0):z.1f}" y2="{at(0):z.1f}" stroke="#888"/>',
     ]
     for value in sorted({0.0, *_ticks(low, high)}):
         lines.append(
-            f'<text x="{x + _LEFT - 6}" y="{at(value) + 4:.1f}" text-anchor="end" fill="#555">{value:+z.3g}</text>'
+            f'<text x="{x + _LEFT - 6}" y="{at(value) + 4:z.1f}" text-anchor="end" fill="#555">{value:+z.3g}</text>'
         )
     losses = [loss for loss in found.grid.losses if loss != BASE]
     for column, dial in enumerate(found.grid.dials):
         middle = x + _LEFT + inner_w * (column + 0.5) / len(found.grid.dials)
-        lines.append(f'<text x="{middle:.1f}" y="{y + _HEIGHT - 16}" text-anchor="middle">dial {dial}</text>')
+        lines.append(f'<text x="{middle:z.1f}" y="{y + _HEIGHT - 16}" text-anchor="middle">dial {dial}</text>')
         for place, loss in enumerate(losses):
             effect = next(e for e in here if (e.loss, e.dial) == (loss, dial))
             left = middle + 14 * (place - (len(losses) - 1) / 2)
             top, bottom = at(effect.difference + effect.half), at(effect.difference - effect.half)
             lines.append(
-                f'<line x1="{left:.1f}" x2="{left:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="{_COLOURS[loss]}" '
-                f'stroke-width="2"/><circle cx="{left:.1f}" cy="{at(effect.difference):.1f}" r="4" '
+                f'<line x1="{left:z.1f}" x2="{left:z.1f}" y1="{top:z.1f}" y2="{bottom:z.1f}" stroke="{_COLOURS[loss]}" '
+                f'stroke-width="2"/><circle cx="{left:z.1f}" cy="{at(effect.difference):z.1f}" r="4" '
                 f'fill="{_COLOURS[loss]}"/>'
             )
     return "".join(lines)

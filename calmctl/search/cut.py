@@ -88,8 +88,8 @@ def _copy(hit: Hit, path: Path) -> None:
 
 def _unused(folder: Path, hit: Hit) -> Path:
     assert hit.file is not None
-    end = "end" if hit.end_s is None else f"{hit.end_s:.1f}"
-    stem, suffix = f"{hit.file.stem}-{hit.start_s:.1f}-{end}", hit.file.suffix
+    end = "end" if hit.end_s is None else f"{hit.end_s:z.1f}"
+    stem, suffix = f"{hit.file.stem}-{hit.start_s:z.1f}-{end}", hit.file.suffix
     number, path = 1, folder / f"{stem}{suffix}"
     while path.exists():
         number += 1

@@ -38,7 +38,7 @@ def runs(tiny_world, tmp_path_factory):
 
     patched.setattr(score, "find_java", find_java)
     for name in ("tiny-001", "told-001"):
-        shutil.copytree(GOLDEN / name, folder / name)
+        shutil.copytree(GOLDEN / name, folder / name, ignore=shutil.ignore_patterns("evals"))
         made[name] = Run(folder / name)
         recipe = json.loads(made[name].recipe_file.read_text())
         recipe["data"]["root"] = str(tiny_world)

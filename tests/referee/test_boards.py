@@ -117,7 +117,7 @@ def test_the_command_prints_result_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert board["ndcg_linear@10"] == pytest.approx(plain["further"]["text_to_video"]["ndcg10"] / 100)
     assert (board["num_pred"], board["num_data"]) == (40, 40) and board["calmctl_card"]["queries"] == 40
     mteb = json.loads(
-        run.invoke(app, [*base, "--format", "mteb", "--task", "T", "--direction", "video_to_text"]).stdout
+        run.invoke(app, [*base, "--format", "mteb", "--mteb-task", "T", "--direction", "video_to_text"]).stdout
     )
     assert mteb["task_name"] == "T" and mteb["scores"]["test"][0]["hf_subset"] == "default"
     for wrong, message in (

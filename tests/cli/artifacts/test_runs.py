@@ -76,6 +76,7 @@ def test_nothing_is_removed_unasked(place, monkeypatch):
 
 
 def test_runs_are_compared_from_what_is_kept_and_else_evaluated_now(place):
+    shutil.rmtree(place / "runs/tiny-001/evals")  # what its training kept
     shutil.copytree(place / "runs/tiny-001", place / "runs/tiny-002")
     said = call("compare", "tiny-001", "tiny-002")
     assert said.exit_code == 0, said.output
