@@ -1,8 +1,10 @@
 """Make the screenshots of docs/ again, from a running `calmctl serve` and headless Chromium.
 
     python scripts/screenshots.py holidays --run demo-001
+    python scripts/screenshots.py --page runs/demo.html
 
-`holidays` holds clips test0000 to test0011 of the drawn world, as docs/search.md has it.
+`holidays` holds clips test0000 to test0011 of the drawn world, as docs/search.md has it; the page is that of
+`calmctl demo`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,21 @@ from browser import chromium, missing  # noqa: E402
 
 
 def main() -> None:
-    """Write docs/assets/serve.png."""
+    """Write docs/assets/serve.png, or demo.png of a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--run", required=True)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--run")
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     if reason := missing():
         sys.exit(reason)
+    if options.page:
+        with tempfile.TemporaryDirectory() as folder, chromium(Path(folder, "log")) as window:
+            window.open(options.page, width=1000, height=740)
+            window.screenshot(REPOSITORY / "docs" / "assets" / "demo.png", whole=False)
+        return
+    if not (options.folder and options.run):
+        parser.error("name a folder and its run, or a page")
     command = [sys.executable, "-m", "calmctl", "serve", options.folder, "--run", options.run, "--port", "0"]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
