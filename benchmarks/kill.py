@@ -146,10 +146,14 @@ def events_of(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that must not depend on kills: digests of files, the log without times, the events."""
+    """All that must not depend on kills: digests of files, log and kept evaluations without times, the events."""
     found: dict[str, Any] = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         if path.name in (LOG, ".lock", "run.json") or "tfevents" in path.name:
+            continue
+        if path.parent.name == "evals":
+            kept = json.loads(path.read_text())
+            found[str(path.relative_to(folder))] = {name: value for name, value in kept.items() if name != "created"}
             continue
         found[str(path.relative_to(folder))] = sha256_file(path)
     for log in folder.rglob("log.jsonl"):
