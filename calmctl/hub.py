@@ -18,11 +18,11 @@ import queue
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -164,15 +164,6 @@ def list_files(repository: str, *, revision: str | None = None, what: str | None
     """
     asked = _Fetch(repository, None, revision or "main", None, what or repository)
     return asked.listing()
-
-
-def fetch_folder(repository: str, names: Sequence[str], *, revision: str, what: str | None = None) -> Path:
-    """The folder in the cache that holds these files of a repository at a commit; raises as `fetch`."""
-    folder = Path()
-    for name in names:
-        path = fetch(repository, name, revision=revision, what=what)
-        folder = path.parents[len(PurePosixPath(name).parts) - 1]
-    return folder
 
 
 @contextmanager

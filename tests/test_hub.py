@@ -16,7 +16,7 @@ from huggingface_hub.utils import close_session
 
 from calmctl import hub as module
 from calmctl.errors import HubError
-from calmctl.hub import cached, fetch, fetch_folder, list_files, revision_of
+from calmctl.hub import cached, fetch, list_files, revision_of
 
 SMALL, LARGE = b'{"a": 1}', os.urandom(50_000)
 FILES = {"config.json": SMALL, "model.safetensors": LARGE, "sub/vocabulary.txt": b"words"}
@@ -72,7 +72,8 @@ def test_one_request_and_its_redirect_bring_a_file(served):
 def test_the_listing_and_a_folder_of_files(served):
     listing = list_files(REPOSITORY)
     assert listing.names == tuple(sorted(FILES)) and listing.revision == served.commit(REPOSITORY)
-    folder = fetch_folder(REPOSITORY, listing.names, revision=listing.revision)
+    paths = [fetch(REPOSITORY, name, revision=listing.revision) for name in listing.names]
+    (folder,) = {path.parents[name.count("/")] for path, name in zip(paths, listing.names, strict=True)}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(FILES)
 
 

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from calmctl.captions.java import Java, java_process
 from calmctl.errors import RunFailed
@@ -94,7 +94,6 @@ def _spelled(token: str) -> str:
 
 
 Tokenizer = Literal["ptb-java", "ptb-python", "none"]
-TOKENIZERS: tuple[Tokenizer, ...] = get_args(Tokenizer)
 
 
 def tokenize(captions: Sequence[str], tokenizer: Tokenizer, java: Java | None = None) -> list[str]:

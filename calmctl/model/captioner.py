@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -236,7 +237,7 @@ class Cache:
         self.past = [None if each is None else tuple(part[rows] for part in each) for each in self.past]
 
 
-class CaptionDecoder(nn.Module):
+class CaptionDecoder(nn.Module, ABC):
     """What writes captions of frame features: the losses and the search know nothing else of it.
 
     To add one, inherit and write the methods without a body; `build_caption_model` chooses it.
@@ -275,21 +276,21 @@ class CaptionDecoder(nn.Module):
         if self.output is not None and self.output.weight.shape == rows.shape:
             self.output.weight.copy_(rows)
 
+    @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
         """What sentences are written from, [N, ...], of frame features [N, F, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Logits [N, T, V] of the token after each prefix of `tokens` [N, T], for what `encode` gave."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_cache(self, memory: Tensor) -> Cache:
         """An empty cache for captions of what `encode` gave."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [N, V] after the newest `tokens` [N], the earlier ones being in `cache`, which grows by them."""
-        raise NotImplementedError
 
 
 class Captioner(CaptionDecoder):

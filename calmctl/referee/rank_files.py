@@ -148,7 +148,6 @@ def _ranks(columns: Mapping[str, Any], place: str, n_videos: int) -> Ranks:
 # larger id first, and MMEB's argsort the first candidate, either of which can flatter a score with few distinct values.
 
 
-BOARDS = ("mteb", "mmeb")
 _MTEB_DEPTHS = (1, 3, 5, 10, 20, 100, 1000)
 _MMEB_DEPTHS = (1, 5, 10)
 
