@@ -7,7 +7,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,7 +232,8 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
     text = spec.architecture["text_cfg"]
     keys = {"context_length": spec.context_length, **(text.get("tokenizer_kwargs") or {})}
     if spec.tokenizer is None:
-        return open_clip.SimpleTokenizer(**keys), None
+        # A copy, because a backbone changes how it cleans (`Tokens`); the merges, which take the time, stay shared.
+        return copy(_clip_tokenizer(json.dumps(keys, sort_keys=True))), None
     folder = _files_of(spec, spec.tokenizer)
     digest = tokenizer_digest(folder)
     if spec.tokenizer_sha256 not in (None, digest):
@@ -240,6 +243,13 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
         )
     keys |= {"trust_remote_code": False, "local_files_only": True}  # or it asks the terminal whether to run code
     return open_clip.tokenizer.HFTokenizer(str(folder), tokenizer_mode=text.get("tokenizer_mode"), **keys), digest
+
+
+@lru_cache(maxsize=4)
+def _clip_tokenizer(keys: str) -> Any:
+    from calmctl.model.openclip import open_clip
+
+    return open_clip.SimpleTokenizer(**json.loads(keys))
 
 
 def _text_tower(spec: BackboneSpec) -> Path:
