@@ -254,6 +254,10 @@ def well_formed(file: str) -> bytes:
         return _parquet([{"text_id": "0", "a": 0.5, "b": 0.25}, {"text_id": "1", "a": 0.125, "b": 1.0}])
     if file.startswith("ranks."):
         return _kept_ranks(file)
+    if file.endswith("_names.npy"):
+        stream = io.BytesIO()
+        np.save(stream, np.array(CLIPS))
+        return stream.getvalue()
     if file.endswith(".parquet"):
         return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))

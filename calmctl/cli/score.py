@@ -97,12 +97,13 @@ def matrix(
     Ids of rows and columns stand in the file, or in files beside it; the files beside are for --against as well.
     """
     from calmctl.referee.score_files import read_stored
-    from calmctl.referee.scores import Matrix
+    from calmctl.referee.scores import SIMILARITIES, Matrix
 
     if (text_embeddings is None) != (video_embeddings is None):
         raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
     _check_ranks_file(ranks)
     output = _output(board, task, direction, against, as_json)
+    options.require_known("--similarity", similarity, SIMILARITIES)
 
     def opened(path: Path) -> tuple[Scores, Match]:
         stored = read_stored(path, "scores")

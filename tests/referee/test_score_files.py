@@ -202,6 +202,13 @@ def test_ids_that_name_nobody(ids: str, message: str, tmp_path: Path) -> None:
         ids_of(stored, ("ids",), 3, tmp_path / "ids.txt", "--text-ids")
 
 
+@pytest.mark.parametrize("ids", [np.array(["a", "b", "\u00e9"]), np.array([b"a", b"b", b"\xc3\xa9"])])
+def test_ids_beside_the_scores_may_be_an_array(ids: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", ids)
+    stored = read_stored(write(tmp_path / "s.npy"), "scores")
+    assert ids_of(stored, ("ids",), 3, tmp_path / "ids.npy", "--text-ids") == ("a", "b", "\u00e9")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -225,6 +232,8 @@ def test_every_form_of_pairs(name: str, content: str, tmp_path: Path) -> None:
     [
         ("p.csv", "a,x\na,y\n", "'a' has two videos"),
         ("p.csv", "a\n", "expected a text id and a video id"),
+        ("p.csv", "a;x\nb;y\n", "separated by semicolons"),
+        ("p.npy", "a,x\n", "pairs are read from"),
         ("p.csv", "", "no pairs"),
         ("p.json", '[["a", NaN]]', "expected a text id"),
         ("p.json", '{"a": null}', "expected a text id"),
