@@ -176,6 +176,11 @@ def readers() -> dict[str, Reader]:
     for name, benchmark in BENCHMARKS.items():
         for protocol in benchmark.protocols:
             result[f"{name} {protocol}".strip()] = Reader(tuple(file_names(name, protocol)), _dataset(name, protocol))
+    arrays = (
+        *(f"public_split/{split}_names.npy" for split in ("trn", "val", "tst")),
+        "annotation/RET/ref_captions.json",
+    )
+    result["vatex hgr, arrays"] = Reader(arrays, _dataset("vatex", "hgr"))
     for captions in ("captions.csv", "captions.json", "captions.jsonl"):
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
     for packed in ("packed.zip", "packed.tar", "packed.parquet"):
@@ -269,7 +274,8 @@ def _array(file: str) -> bytes:
     if file.endswith(".npy"):
         np.save(stream, scores)
     elif file.endswith(".npz"):
-        np.savez(stream, scores=scores, text_ids=np.array(["0", "1"]), owners=np.array([0, 1]))
+        told = {"sentences": np.array([b"one", b"two"]), "card": np.array('{"frames": 12, "seeds": [1]}')}
+        np.savez(stream, scores=scores, text_ids=np.array(["0", "1"]), owners=np.array([0, 1]), **told)
     else:
         return save({"scores": scores})
     return stream.getvalue()
@@ -361,7 +367,7 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[Counter[str], float, l
             for file in reader.files:
                 content = mutated(file, rng) if file in touched else well_formed(file)
                 (root / file).unlink(missing_ok=True)
-                (root / file).parent.mkdir(exist_ok=True)
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
                 if content is not None:
                     (root / file).write_bytes(content)
             started = time.perf_counter()

@@ -169,6 +169,24 @@ def npy_header(
     return shape, fortran, dtype
 
 
+def npy_texts(values: np.ndarray, place: str, error: type[BadInput] = BadInput) -> list[str]:
+    """The strings of an array [N] of text, or of bytes in UTF-8.
+
+    Raises:
+        BadInput: What it holds is no text; `error` says which.
+    """
+    fault = error(f"{place} holds what is no UTF-8 text; save it again")
+    # Looked at as numbers first: NumPy makes a string of any, and a number that is no letter ends in a SystemError.
+    if values.dtype.kind == "U" and values.size and values.dtype.itemsize:
+        codes = values.copy().view(f"{values.dtype.str[0]}u4")
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any():
+            raise fault
+    try:
+        return [each.decode("utf-8") if isinstance(each, bytes) else each for each in values.tolist()]
+    except UnicodeDecodeError:
+        raise fault from None
+
+
 def sha256_bytes(content: bytes) -> str:
     """Hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()

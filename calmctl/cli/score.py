@@ -272,7 +272,13 @@ def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | Non
     from calmctl.referee.score_files import own_pairs
     from calmctl.referee.scores import match
 
-    return match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
+    found = match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
+    if stored.card is None:
+        return found
+    # What eval wrote beside its scores; of the list only what stands here, which may be other pairs than it asked.
+    own = ("dataset", "protocol", "split") if known is None else ()
+    names = (*own, "frames", "reader", "files", "pixels", "selection", "weights", "trained_on", "seeds")
+    return replace(found, tested={**{name: getattr(stored.card, name) for name in names}, **found.tested})
 
 
 def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings, tuple[Stored, Stored]]:

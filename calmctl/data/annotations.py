@@ -15,7 +15,7 @@ from typing import Any
 from calmctl.data.locate import VIDEO_SUFFIXES, listing
 from calmctl.errors import DatasetError
 from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
-from calmctl.files import NotJson, npy_header, open_regular, parse_json, read_regular, write_text
+from calmctl.files import NotJson, npy_header, npy_texts, open_regular, parse_json, read_regular, write_text
 from calmctl.samples import Span
 
 _AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
@@ -87,11 +87,8 @@ def read_names(path: Path) -> list[str]:
     shape, _, dtype = npy_header(handle, str(path), len(content), DatasetError)
     if dtype.kind not in "US" or len(shape) != 1:
         raise DatasetError(f"{path}: expected a list of names, found {list(shape)} of {dtype}")
-    try:
-        names = np.frombuffer(content, dtype, offset=handle.tell()).tolist() if shape[0] * dtype.itemsize else []
-        return [each.decode("utf-8") if isinstance(each, bytes) else each for each in names]
-    except ValueError:  # bytes that are no UTF-8, or numbers that are no letters
-        raise DatasetError(f"{path}: a name in it is no text; save it again as text, one name a line") from None
+    names = np.frombuffer(content, dtype, offset=handle.tell()) if shape[0] * dtype.itemsize else np.empty(0, "U1")
+    return npy_texts(names, str(path), DatasetError)
 
 
 def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:

@@ -24,7 +24,8 @@ from calmctl.data.benchmark import Annotated, read_splits
 from calmctl.data.locate import places
 from calmctl.data.registry import BENCHMARKS, load_dataset, resolve
 from calmctl.errors import BadInput, DatasetError
-from calmctl.files import NotJson, npy_header, open_regular, parse_json
+from calmctl.evaluation.card import Card
+from calmctl.files import NotJson, npy_header, npy_texts, open_regular, parse_json
 from calmctl.words import counted
 
 Array = NDArray[Any]
@@ -45,12 +46,16 @@ class Stored:
         arrays: Its arrays of numbers, by name; "" where the file has no names.
         ids: Its lists of ids, by name: "ids", "text_ids", "video_ids", and "columns" of a table's header.
         owners: For each text the column of its video, where the file says it (`calmctl eval --save-scores`).
+        sentences: Of each text, where the file has them beside `owners`.
+        card: How the scores were made, where the file says it.
     """
 
     path: Path
     arrays: Mapping[str, Array]
     ids: Mapping[str, tuple[str, ...]]
     owners: Array | None = None
+    sentences: tuple[str, ...] | None = None
+    card: Card | None = None
 
     def array(self, names: Sequence[str], dimensions: Sequence[int], what: str) -> Array:
         """The array of one of `names`, or the only one; raises `BadInput` where it has other `dimensions`."""
@@ -97,9 +102,13 @@ def _sorted_out(path: Path, arrays: Mapping[str, Array]) -> Stored:
     """Numbers, ids and owners told apart by name and kind."""
     numbers: dict[str, Array] = {}
     ids: dict[str, tuple[str, ...]] = {}
-    owners = None
+    owners, sentences, card = None, None, None
     for name, each in arrays.items():
-        if name in ("ids", "text_ids", "video_ids") and each.dtype.kind in "USiu":
+        if name == "card" and each.ndim == 0 and each.dtype.kind == "U":
+            card = _card_of(npy_texts(each.reshape(1), f"{path}: card")[0], f"{path}: card")
+        elif name == "sentences" and each.dtype.kind in "US":
+            sentences = _as_ids(each, f"{path}: {name}")
+        elif name in ("ids", "text_ids", "video_ids") and each.dtype.kind in "USiu":
             ids[name] = _as_ids(each, f"{path}: {name}")
         elif each.ndim == 0 or each.dtype.kind in "US":
             continue  # what a program writes beside its arrays: a date, a name, sentences
@@ -109,16 +118,20 @@ def _sorted_out(path: Path, arrays: Mapping[str, Array]) -> Stored:
             numbers[name] = each
         else:
             raise BadInput(f"{path}: {name or 'its array'} is of type {each.dtype}; real numbers are needed")
-    return Stored(path, numbers, ids, owners)
+    return Stored(path, numbers, ids, owners, sentences, card)
+
+
+def _card_of(text: str, place: str) -> Card:
+    try:
+        return Card.from_dict(expect(parse_json(text), dict, place), place)
+    except NotJson as fault:
+        raise BadInput(f"{place} {fault}") from None
 
 
 def _as_ids(values: Array, place: str) -> tuple[str, ...]:
     if values.ndim != 1:
         raise BadInput(f"{place} must be a list of ids, not {list(values.shape)}")
-    try:
-        return tuple(each.decode("utf-8") if isinstance(each, bytes) else str(each) for each in values.tolist())
-    except UnicodeDecodeError:
-        raise BadInput(f"{place} holds an id that is not UTF-8") from None
+    return tuple(npy_texts(values, place) if values.dtype.kind in "US" else map(str, values.tolist()))
 
 
 # NumPy's files.
@@ -374,7 +387,12 @@ def own_pairs(
         )
     texts = text_ids if text_ids is not None else [*map(str, range(shape[0]))]
     videos = video_ids if video_ids is not None else [*map(str, range(shape[1]))]
-    return Pairs(stored.path.name, {text: videos[owner] for text, owner in zip(texts, owners.tolist(), strict=True)})
+    said = stored.sentences
+    if said is not None and len(said) != shape[0]:
+        raise BadInput(f"{stored.path}: {counted(len(said), 'sentence')} for {shape[0]:,} texts; leave sentences out")
+    pairs = {text: videos[owner] for text, owner in zip(texts, owners.tolist(), strict=True)}
+    sentences = None if said is None else dict(zip(texts, said, strict=True))
+    return Pairs(stored.path.name, pairs, sentences=sentences)
 
 
 def protocol_pairs(name: str, protocol: str | None, root: Path | None, annotations: Path | None) -> Pairs:

@@ -166,7 +166,8 @@ def test_names_of_hgr_give_the_same_split(root: Path, folders: tuple[str, str], 
         (np.array([{"code": 1}], dtype=object), "Python objects"),
         (np.array([["bbbbbbbbbbb_000010_000020"]]), "expected a list of names"),
         (np.array([1.5]), "expected a list of names"),
-        (np.array([b"\xff"]), "is no text"),
+        (np.array([b"\xff"]), "no UTF-8 text"),
+        (np.array([0x7FFFFFFF], np.uint32).view("<U1"), "no UTF-8 text"),
     ],
 )
 def test_arrays_that_are_no_names(root: Path, names: np.ndarray, message: str) -> None:

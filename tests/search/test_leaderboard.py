@@ -15,8 +15,6 @@ from calmctl.search.model import SearchModel, bare_search_model
 from calmctl.tensors import save_tensors
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed (calmctl[mteb])")
-# datasets digests its functions by pickling them, and some releases of pyarrow have names that dill does not find.
-pytestmark = pytest.mark.filterwarnings("ignore:Cannot .*MonthDayNano")
 
 
 @pytest.fixture(scope="module")
