@@ -181,7 +181,7 @@ def readers() -> dict[str, Reader]:
         "annotation/RET/ref_captions.json",
     )
     result["vatex hgr, arrays"] = Reader(arrays, _dataset("vatex", "hgr"))
-    for captions in ("captions.csv", "captions.json", "captions.jsonl"):
+    for captions in ("captions.csv", "captions.json", "captions.jsonl", "captions.parquet"):
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
     for packed in ("packed.zip", "packed.tar", "packed.parquet"):
         result[f"unpack, {packed}"] = Reader((packed,), _unpack(packed))
@@ -263,6 +263,8 @@ def well_formed(file: str) -> bytes:
         stream = io.BytesIO()
         np.save(stream, np.array(CLIPS))
         return stream.getvalue()
+    if file == "captions.parquet":
+        return _parquet([{**row, "split": "test"} for row in _SENTENCES])
     if file.endswith(".parquet"):
         return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))

@@ -219,7 +219,8 @@ def read_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, 
                 yield f"{path}: [{i}]", expect(record, dict, f"{path}: [{i}]")
 
 
-def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path, keys: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As `read_rows`; without `keys` all columns of text, lists of text and whole numbers, and no videos."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -232,7 +233,8 @@ def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[s
         try:
             with open_regular(part) as handle:
                 table = pyarrow.parquet.ParquetFile(handle)
-                meta, wanted = table.metadata, [each for each in table.schema_arrow.names if each in keys]
+                meta, columns = table.metadata, table.schema_arrow
+                wanted = [each.name for each in columns if (_is_told(each.type) if keys is None else each.name in keys)]
                 groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
                 chunks = [group.column(each) for group in groups for each in range(group.num_columns)]
                 read = [each for each in chunks if each.path_in_schema.split(".")[0] in wanted]
@@ -251,6 +253,14 @@ def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[s
             raise DatasetError(f"cannot read {part}: {error.strerror or error}") from None
         except (pyarrow.ArrowException, ValueError) as fault:
             raise DatasetError(f"{part} is not a .parquet file that can be read ({shown(str(fault))})") from None
+
+
+def _is_told(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind))
 
 
 def clip_name(name: str) -> str:
@@ -284,10 +294,10 @@ def _first_of(row: dict[str, Any], keys: Sequence[str], place: str) -> Any:
     return row[found]
 
 
-# Captions of somebody's own videos, read and written: CSV, TSV, JSON or JSONL.
+# Captions of somebody's own videos: CSV, TSV, JSON, JSONL or parquet, and written as the first four.
 
 
-CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # The first to be taken first, where no column names more clips than another.
 _VIDEO_KEYS = ("video", "file_name", "filename", "file", "path", "video_id", "id")
 _CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")
@@ -349,7 +359,7 @@ def read_captions(path: Path, is_clip: Callable[[str], bool] = lambda name: Fals
     Raises:
         DatasetError: When the file is malformed, empty, or of another kind.
     """
-    readers = {".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json, ".jsonl": _jsonl}
+    readers = {".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DatasetError(f"{path}: captions can be read from {listing(CAPTIONS_SUFFIXES)} files only")
@@ -404,6 +414,11 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except NotJson as fault:
             raise DatasetError(f"{place} {fault}") from None
         yield place, expect(record, dict, place)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, row in _parquet_rows(path):  # an empty cell is a key that is not there
+        yield place, {key: value for key, value in row.items() if value is not None}
 
 
 def lower_keys(record: dict[str, Any], place: str) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def _begins_as_video(path: Path) -> bool:
 #     folder/**/*.mp4 ...            the clips; a clip's id is its path without the suffix
 #     folder/captions.csv            columns `video`, `caption`, and `split` if the folder has splits; or captions.tsv
 #     folder/captions.json           {"video": "caption" or ["captions", ...]}, or a list of objects
-#     folder/captions.jsonl          one object a line: {"video": ..., "caption": ..., "split": ...}
+#     folder/captions.jsonl          one object a line: {"video": ..., "caption": ..., "split": ...}; or .parquet
 #     folder/train.txt, val.txt, test.txt    the splits as lists of videos, where no `split` is told
 #
 # A table of another name is read where it is the only one whose rows are captions of clips in the folder; others are
@@ -360,6 +360,7 @@ def _annotation_files(place: Path, clips: FolderClips) -> _AnnotationFiles:
     return _AnnotationFiles(captions, lists, read, tuple(notes), tuple(lost))
 
 
+_LATER_SHARD = re.compile(r"-(?!00000)\d{5}-of-\d{5}\.parquet\Z")
 _SPLIT_WORD = re.compile(r"([a-z]+)\d*k?")
 
 
@@ -399,6 +400,8 @@ def _lists(place: Path, files: list[Path]) -> dict[str, Path]:
 
 def _is_table(name: str) -> bool:
     path = PurePosixPath(name)
+    if _LATER_SHARD.search(path.name):  # read with the first one
+        return False
     return path.suffix.lower() in CAPTIONS_SUFFIXES or path.name.lower() == "captions.txt"
 
 
