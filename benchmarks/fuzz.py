@@ -176,7 +176,12 @@ def readers() -> dict[str, Reader]:
     for name, benchmark in BENCHMARKS.items():
         for protocol in benchmark.protocols:
             result[f"{name} {protocol}".strip()] = Reader(tuple(file_names(name, protocol)), _dataset(name, protocol))
-    for captions in ("captions.csv", "captions.json", "captions.jsonl"):
+    arrays = (
+        *(f"public_split/{split}_names.npy" for split in ("trn", "val", "tst")),
+        "annotation/RET/ref_captions.json",
+    )
+    result["vatex hgr, arrays"] = Reader(arrays, _dataset("vatex", "hgr"))
+    for captions in ("captions.csv", "captions.json", "captions.jsonl", "captions.parquet"):
         result[f"folder, {captions}"] = Reader((captions, "train.txt", "test.txt"), _dataset("folder", ""))
     for packed in ("packed.zip", "packed.tar", "packed.parquet"):
         result[f"unpack, {packed}"] = Reader((packed,), _unpack(packed))
@@ -254,6 +259,12 @@ def well_formed(file: str) -> bytes:
         return _parquet([{"text_id": "0", "a": 0.5, "b": 0.25}, {"text_id": "1", "a": 0.125, "b": 1.0}])
     if file.startswith("ranks."):
         return _kept_ranks(file)
+    if file.endswith("_names.npy"):
+        stream = io.BytesIO()
+        np.save(stream, np.array(CLIPS))
+        return stream.getvalue()
+    if file == "captions.parquet":
+        return _parquet([{**row, "split": "test"} for row in _SENTENCES])
     if file.endswith(".parquet"):
         return _parquet(_VATEX if "vatex" in file else _SEGMENTS)
     return next(content for ending, content in WELL_FORMED.items() if file.endswith(ending))
@@ -265,7 +276,8 @@ def _array(file: str) -> bytes:
     if file.endswith(".npy"):
         np.save(stream, scores)
     elif file.endswith(".npz"):
-        np.savez(stream, scores=scores, text_ids=np.array(["0", "1"]), owners=np.array([0, 1]))
+        told = {"sentences": np.array([b"one", b"two"]), "card": np.array('{"frames": 12, "seeds": [1]}')}
+        np.savez(stream, scores=scores, text_ids=np.array(["0", "1"]), owners=np.array([0, 1]), **told)
     else:
         return save({"scores": scores})
     return stream.getvalue()
@@ -357,7 +369,7 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[Counter[str], float, l
             for file in reader.files:
                 content = mutated(file, rng) if file in touched else well_formed(file)
                 (root / file).unlink(missing_ok=True)
-                (root / file).parent.mkdir(exist_ok=True)
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
                 if content is not None:
                     (root / file).write_bytes(content)
             started = time.perf_counter()

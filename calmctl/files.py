@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
 import sys
 import tempfile
+import tokenize
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +20,12 @@ from functools import lru_cache
 from io import BufferedReader
 from itertools import chain, count, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from calmctl.errors import BadInput, CalmError, RunFailed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Data come from strangers: what should be a file may be a link to a device that never ends or to a pipe that never
 # answers. `open_regular` is the one door that readers use. `write_atomic` is for files of ours, `write_output` for the
@@ -124,6 +130,61 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 )
             seen.add(key)
     return values
+
+
+_MOST_NPY_HEADER = 10_000
+_HEADER_FAULTS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, tokenize.TokenError)
+
+
+def npy_header(
+    handle: BinaryIO, place: str, held: int, error: type[BadInput] = BadInput
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type from the header of a .npy, behind which `handle` then stands.
+
+    Args:
+        handle: At the file's beginning.
+        place: For messages.
+        held: Bytes of the whole file, against which the header's claim is held before anything is set aside for it.
+        error: What is raised.
+
+    Raises:
+        BadInput: It is damaged, cut short, or holds Python objects.
+    """
+    from numpy.lib import format as npy
+
+    try:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(handle)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote it, which numpy also says of a damaged header
+            shape, fortran, dtype = read(handle, max_header_size=_MOST_NPY_HEADER)
+    except (*_HEADER_FAULTS, MemoryError, EOFError) as fault:
+        raise error(f"{place} is not a .npy file that can be read ({str(fault)[:80] or 'truncated'})") from None
+    if dtype.hasobject:
+        raise error(f"{place} holds Python objects, which would have to be executed; save plain numbers or text")
+    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != held - handle.tell():
+        raise error(
+            f"{place}: its header says {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize:,} bytes, and "
+            f"{max(0, held - handle.tell()):,} are there; it is damaged or was cut short: write it again"
+        )
+    return shape, fortran, dtype
+
+
+def npy_texts(values: np.ndarray, place: str, error: type[BadInput] = BadInput) -> list[str]:
+    """The strings of an array [N] of text, or of bytes in UTF-8.
+
+    Raises:
+        BadInput: What it holds is no text; `error` says which.
+    """
+    fault = error(f"{place} holds what is no UTF-8 text; save it again")
+    # Looked at as numbers first: NumPy makes a string of any, and a number that is no letter ends in a SystemError.
+    if values.dtype.kind == "U" and values.size and values.dtype.itemsize:
+        codes = values.copy().view(f"{values.dtype.str[0]}u4")
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any():
+            raise fault
+    try:
+        return [each.decode("utf-8") if isinstance(each, bytes) else each for each in values.tolist()]
+    except UnicodeDecodeError:
+        raise fault from None
 
 
 def sha256_bytes(content: bytes) -> str:

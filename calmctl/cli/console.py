@@ -534,7 +534,8 @@ def print_moments(result: MomentResult, others: Sequence[tuple[str, MomentResult
     for name, value in result.means().items():
         bound = intervals[name]
         table.add_row(name, f"{value:.1f}", "" if bound is None else f"{bound.low:.1f} to {bound.high:.1f}")
-    out.print(printable(f"{result.system}: {len(result.truth.queries):,} queries, each of its own video"), style="bold")
+    queries = counted(len(result.truth.queries), "query")
+    out.print(printable(f"{result.system}: {queries}, each of its own video"), style="bold")
     out.print(table)
     for text in result.notes:
         note(f"[yellow]{printable(text)}[/]")

@@ -142,6 +142,9 @@ def _print(report: CheckReport) -> None:
     ]
     verdict = " and ".join(faults) or "complete"
     stdout().print(f"{verdict}; where files belong: calmctl data where {report.dataset}")
+    for finding in report.findings:
+        if finding.command:
+            stdout().print(finding.command, markup=False, soft_wrap=True)
     print_left_out({"not read": dict(report.unread)}, noun="place")
     print_left_out({f"{split}, no file": dict(clips) for split, clips in report.missing.items()})
     print_left_out({f"{split}, not decodable": dict(clips) for split, clips in (report.undecodable or {}).items()})

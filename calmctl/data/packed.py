@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import re
+import shlex
 import tarfile
 import zipfile
 import zlib
@@ -29,6 +30,7 @@ from calmctl.words import Progress
 
 _PART = re.compile(r"(.+\.tar)\.?(?:part)?[-_.]?(\d{2,}|[a-z]{2})\Z")
 """DiDeMo_Videos_mp4_train.tar.part-000, X.tar.00, X.tar.aa: pieces of a tar, in the order of their names."""
+_COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tar\.(?:gz|bz2|xz|zst))\Z", re.IGNORECASE)
 _MOST_MEMBERS = 2_000_000
 _MOST_TEXT = 1 << 20  # bytes of a text beside a video
 _PIECE = 1 << 20
@@ -86,7 +88,7 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
         except OSError:  # one that is none, or cannot be read, which the listing of its clips tells
             continue
         for path in paths:
-            part = _PART.fullmatch(path.name)
+            part = _part_of(path)
             if part or path.suffix.lower() in (".zip", ".tar"):
                 found.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
     return [Archive(Path(name).name, tuple(paths)) for name, paths in found.items()]
@@ -94,11 +96,36 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
 
 def archive_of(path: Path) -> Archive:
     """The archive that a file is, with its other parts where it is one of several."""
-    part = _PART.fullmatch(path.name)
+    part = _part_of(path)
     if part is None:
         return Archive(path.name, (path,))
-    parts = sorted(each for each in path.parent.iterdir() if (one := _PART.fullmatch(each.name)) and one[1] == part[1])
+    parts = sorted(each for each in path.parent.iterdir() if (one := _part_of(each)) and one[1] == part[1])
     return Archive(part[1], tuple(parts))
+
+
+def _part_of(path: Path) -> re.Match[str] | None:
+    """The whole's name and the part's, of a part of a tar."""
+    part = _PART.fullmatch(path.name)
+    # X.tar.gz is compressed, unless it is the 182nd of X.tar.aa, X.tar.ab ...
+    first = path.with_name(f"{path.name[:-2]}aa")
+    return None if part and part[2] in ("gz", "xz") and not first.exists() else part
+
+
+def may_be_packed(name: str) -> bool:
+    """Whether a file's name is that of an archive, of a part of one, or of a table that may hold videos."""
+    return bool(_PART.fullmatch(name)) or name.lower().endswith((".zip", ".tar", ".parquet"))
+
+
+def how_to_unpack(paths: Sequence[Path], out: Path | None = None) -> str:
+    """The command that unpacks some archives (of one in parts any), as a shell takes it: beside the first, or to `out`.
+
+    Of many only their pattern is named.
+    """
+    ways = [shlex.quote(str(path)) for path in paths]
+    if len(ways) > 1:
+        ways = [f"{shlex.quote(str(path.parent))}/*{path.suffix}" for path in paths]
+    target = shlex.quote(str(out or paths[0].parent / "videos"))
+    return f"calmctl data unpack {' '.join(dict.fromkeys(ways))} --out {target}"
 
 
 def list_archive(archive: Archive) -> Contents:
@@ -193,7 +220,14 @@ def _opened(archive: Archive) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         except OSError as fault:
             raise DatasetError(f"cannot read {archive.paths[0]}: {fault.strerror or fault}") from None
         except _DAMAGED as fault:
-            raise DatasetError(f"{archive.paths[0]}: not an archive that can be read ({str(fault)[:80]})") from None
+            advice = (
+                "; it is compressed: make a plain .tar of it first (gzip -d, xz -d)"
+                if _COMPRESSED.search(archive.name)
+                else ""
+            )
+            raise DatasetError(
+                f"{archive.paths[0]}: not a zip or tar that can be read ({str(fault)[:80]}){advice}"
+            ) from None
 
 
 def _members(archive: Archive, opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int, str | None, Any]]:
@@ -261,8 +295,10 @@ def unpack(
     for archive in archives:
         read = _parquet_videos if archive.name.lower().endswith(".parquet") else _archive_videos
         for name, size, content, texts in read(archive, done):
-            if texts:
-                captions.setdefault(name, []).extend(texts)
+            told = captions.get(name, [])
+            # webdataset tells one caption twice, as .txt and in .json: it is one query.
+            if fresh := [text for text in texts if text not in told]:
+                captions[name] = [*told, *fresh]
             if content is not None:
                 there = out / PurePosixPath(name)
                 kept = there.stat().st_size if there.is_file() else None

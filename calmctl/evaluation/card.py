@@ -180,6 +180,8 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         files = [each for each in files if each.is_file()]
     else:
         files = [path]
+    if path.suffix.lower() == ".csv":
+        raise BadInput(f"{path}: a table has no protocol card; write the ranks as .json (--ranks ranks.json)")
     found = 0
     for file in files:
         try:

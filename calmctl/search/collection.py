@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def times_of(
         _, _, start, end, *_ = sources[group].get(key) or [None, None, 0.0, None]
         start_s, end_s = float(start or 0.0), None if end is None else float(end)
         clip = collection.clips.get(key)
-        times[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
+        known = clip or collection.windows.get(key)
+        times[position] = start_s, end_s, (known.begins_s if known is not None else None) or 0.0
         if clip is not None and (end_s is None or clip.begins_s is None):
             unmeasured[position] = Clip(key, clip.path)
     # A measured file is remembered, because a decoder takes longer to start than a search to answer.
@@ -126,6 +128,7 @@ def _day(clip: Clip | None) -> date | None:
 
 
 STORES = Path("features") / "search"
+_WINDOW = re.compile(r"(.+)#t=(-?\d+(?:\.\d+)?),-?\d+(?:\.\d+)?", re.DOTALL)
 WAITING = "waiting for another search"
 
 
@@ -144,6 +147,8 @@ class Collection:
         unit: What one of its clips is, "clip" or "window".
         unread: Folders below a folder that could not be read, and links that were not followed, with reasons.
         passed_over: A note on the files of a folder that are no videos by their suffix.
+        windows: Where clips are windows, by id which part of which file each is; of a store whose videos are not at
+            hand the path is the file's name alone.
     """
 
     name: Path
@@ -156,6 +161,7 @@ class Collection:
     unit: str = "clip"
     unread: tuple[LeftOut, ...] = ()
     passed_over: str | None = None
+    windows: Mapping[str, Clip] = field(default_factory=dict)
 
 
 def open_collection(
@@ -211,15 +217,17 @@ def _open_store(path: Path, search_model: SearchModel, videos: Path | None) -> C
     if not ids:
         raise StoreError(f"{path} holds no clips; extract some into it with `calmctl extract`")
     clips = {}
+    windows = _stored_windows(store)
     if videos is not None:
         if not videos.is_dir():
             raise DatasetError(f"--videos {videos} is not a folder")
         # A store's ids are published names or paths below a folder, and each kind has its own way to a file.
         files, folder = VideoFiles(videos), FolderClips(videos)
         for key in ids:
-            path_of_clip = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
+            name = str(windows[key].path) if key in windows else key
+            path_of_clip = next((p for p in (files.find(name), folder.find(name)) if isinstance(p, Path)), None)
             if path_of_clip is not None:
-                clips[key] = Clip(key, path_of_clip)
+                clips[key] = replace(windows.get(key, Clip(key, path_of_clip)), path=path_of_clip)
     # A store that is half extracted once answered as if it were whole. It is searched, and says what is missing.
     pending = [
         LeftOut(key, NOT_EXTRACTED)
@@ -227,7 +235,28 @@ def _open_store(path: Path, search_model: SearchModel, videos: Path | None) -> C
         if store.entry("frames", group) is None
         for key in keys
     ]
-    return Collection(path, store, shards, clips, (*store.left_out, *pending), 0, True)
+    unit = "window" if windows else "clip"
+    return Collection(path, store, shards, clips, (*store.left_out, *pending), 0, True, unit, windows=windows)
+
+
+def _stored_windows(store: FeatureStore) -> dict[str, Clip]:
+    """The windows that a search of a folder made its store of; nothing where a clip of it is none."""
+    windows: dict[str, Clip] = {}
+    if not all("#t=" in key for key in store.ids):
+        return windows
+    for group in range(len(store.groups("frames"))):
+        if store.entry("frames", group) is None:
+            continue
+        sources, _ = read_sources(store.path / shard_file("frames", group))
+        for key in store.present("frames", group):
+            match sources.get(key), _WINDOW.fullmatch(key):
+                case [_, _, int() | float() as start_s, int() | float() as end_s, *_], re.Match() as named:
+                    # Its name has the file's own time, and its source that since the first frame.
+                    begins_s = round(float(named[2]) - start_s, 3)  # names have milliseconds
+                    windows[key] = Clip(key, Path(named[1]), start_s, end_s, begins_s)
+                case _:
+                    return {}
+    return windows
 
 
 def _open_folder(
@@ -284,8 +313,19 @@ def _open_folder(
             f"{folder}: {what} be decoded (first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
     unit = "clip" if window_s is None else "window"
-    over = folder_clips.passed_over()
-    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit, folder_clips.unread, over)
+    return Collection(
+        folder,
+        store,
+        shards,
+        wanted,
+        tuple(left_out),
+        extracted,
+        False,
+        unit,
+        folder_clips.unread,
+        folder_clips.passed_over(),
+        {} if window_s is None else wanted,
+    )
 
 
 def _store_name(

@@ -1,7 +1,9 @@
 """Archives: listed without unpacking, unpacked by safe names and within limits; the layouts that copies have."""
 
+import glob
 import io
 import json
+import shlex
 import tarfile
 import zipfile
 from pathlib import Path
@@ -116,6 +118,7 @@ def test_webdataset_and_parquet_become_a_folder_with_captions(tmp_path: Path, mo
         {
             "000.mp4": video,
             "000.json": b'{"caption": ["a man", "a guy"], "url": "x"}',
+            "000.txt": b"a man",
             "001.mp4": video,
             "001.txt": b"a dog\n",
             "002.txt": b"no video",
@@ -172,12 +175,36 @@ def test_check_says_what_lies_packed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     report = check_dataset("msrvtt", None, annotations=Path(), videos=Path())
     (text,) = [found.text for found in report.findings if found.name == "MSRVTT_Videos.zip"]
     assert text.startswith("4 videos packed in it, 1 of those missing; 1 member stay packed (leads out of the folder)")
-    with pytest.raises(DatasetError, match=r"MSRVTT_Videos\.zip lies there packed: see calmctl data unpack"):
+    with pytest.raises(DatasetError, match=r"MSRVTT_Videos\.zip lies there packed: calmctl data unpack") as fault:
         load_dataset("msrvtt", None, annotations=Path(), videos=Path())
-    ran = CliRunner().invoke(app, ["data", "unpack", "MSRVTT_Videos.zip", "--out", "videos"])
+    commands = [found.command for found in report.findings if found.command]
+    assert len(commands) == 1 and str(fault.value).endswith(commands[0])
+    ran = CliRunner().invoke(app, shlex.split(commands[0])[1:])
     assert ran.exit_code == 0 and "videos: 4 videos" in ran.output
     test = load_dataset("msrvtt", None, annotations=Path(), videos=Path("videos")).splits["test"]
     assert test.ids == ("video3",) and test.captions == ("s3",)
+
+
+@pytest.mark.parametrize(
+    "names", [["a b.zip"], ["wds/0.tar", "wds/1.tar"], ["V.tar.part-000"], ["data/test-0.parquet"]]
+)
+def test_a_folder_of_archives_says_how_to_unpack_them(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        zipped(tmp_path / "mine" / name, {"a.mp4": b"x"})
+    with pytest.raises(DatasetError, match="videos may be packed in") as fault:
+        load_dataset("folder", tmp_path / "mine")
+    said = str(fault.value).partition("calmctl data unpack ")[2]
+    archives, _, out = said.partition(" --out ")
+    assert out == str(tmp_path / "mine-unpacked")
+    (pattern,) = shlex.split(archives)
+    assert sorted(map(Path, glob.glob(pattern))) == [tmp_path / "mine" / name for name in names]
+
+
+def test_compressed_tars_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "v.tar.gz").write_bytes(b"\x1f\x8b" + b"x" * 600)
+    with pytest.raises(DatasetError, match="it is compressed: make a plain"):
+        unpack([tmp_path / "v.tar.gz"], tmp_path / "out")
 
 
 # Layouts of the same captions.

@@ -1,6 +1,7 @@
 """Whatever bytes an annotation file holds: a dataset or one of our errors, and no path outside."""
 
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -73,7 +75,7 @@ def test_any_bytes_give_a_dataset_or_our_error(
     for file in files:
         content = data.draw(contents(file), label=file)
         if content is not None:
-            (root / file).parent.mkdir(exist_ok=True)
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
             (root / file).write_bytes(content)
     try:
         dataset = load_dataset(name, None, protocol=protocol, annotations=root, videos=videos)
@@ -143,8 +145,10 @@ def test_no_annotation_leads_out_of_the_folder_of_clips(tmp_path: Path, name: st
             if other == file:
                 content = _renamed(content, bad.encode(), other)
                 assert content != well_formed(other)
+            if file.endswith(".npy") and other.endswith(".txt"):  # lists as text are read before arrays
+                continue
             if name != "folder" or other == file or (other.endswith(".txt") and not file.endswith(".txt")):
-                (root / other).parent.mkdir(exist_ok=True)
+                (root / other).parent.mkdir(parents=True, exist_ok=True)
                 (root / other).write_bytes(content)
         try:
             dataset = load_dataset(name, None, protocol=protocol, annotations=root, videos=videos)
@@ -160,5 +164,9 @@ def _renamed(content: bytes, bad: bytes, file: str) -> bytes:
     if file.endswith(".pkl"):
         tokens = pickle.loads(content)  # our own, written above
         return pickle.dumps({bad.decode() if clip == "a" else clip: said for clip, said in tokens.items()}, 2)
+    if file.endswith(".npy"):
+        names, file_again = np.load(io.BytesIO(content)), io.BytesIO()
+        np.save(file_again, np.array([bad.decode() if clip == "a" else clip for clip in names]))
+        return file_again.getvalue()
     escaped = json.dumps(bad.decode())[1:-1].encode() if "json" in file else bad
     return re.sub(rb'(?<![\w.])(?:a|video0)(?=(\.mp4)?(["\n\t, ]|$))', lambda _: escaped, content)
