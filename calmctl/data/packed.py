@@ -86,7 +86,7 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
         except OSError:  # one that is none, or cannot be read, which the listing of its clips tells
             continue
         for path in paths:
-            part = _PART.fullmatch(path.name)
+            part = _part(path)
             if part or path.suffix.lower() in (".zip", ".tar"):
                 found.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
     return [Archive(Path(name).name, tuple(paths)) for name, paths in found.items()]
@@ -94,11 +94,18 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
 
 def archive_of(path: Path) -> Archive:
     """The archive that a file is, with its other parts where it is one of several."""
-    part = _PART.fullmatch(path.name)
-    if part is None:
+    part = _part(path)
+    if part is None or not path.exists():
         return Archive(path.name, (path,))
-    parts = sorted(each for each in path.parent.iterdir() if (one := _PART.fullmatch(each.name)) and one[1] == part[1])
+    parts = sorted(each for each in path.parent.iterdir() if (one := _part(each)) and one[1] == part[1])
     return Archive(part[1], tuple(parts))
+
+
+def _part(path: Path) -> re.Match[str] | None:
+    """The name of the whole, where a file is a part; X.tar.gz is one only where X.tar.aa lies beside it."""
+    part = _PART.fullmatch(path.name)
+    compressed = part is not None and part[2] in ("gz", "xz", "bz", "lz")
+    return None if compressed and not path.with_name(f"{path.name[:-2]}aa").exists() else part
 
 
 def list_archive(archive: Archive) -> Contents:
@@ -279,7 +286,10 @@ def unpack(
 def _add_captions(path: Path, captions: dict[str, list[str]]) -> None:
     """Write captions, behind those of other videos that an earlier archive brought."""
     rows = [line for _, line in read_lines(path)] if path.is_file() else []
-    rows = [row for row in rows if json.loads(row).get("video") not in captions]
+    try:
+        rows = [row for row in rows if parse_json(row).get("video") not in captions]
+    except (NotJson, AttributeError):
+        raise DatasetError(f"{path}: a line of it is none that calmctl wrote; name another folder") from None
     rows += [
         json.dumps({"video": name, "caption": text}, ensure_ascii=False)
         for name, texts in captions.items()
