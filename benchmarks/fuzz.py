@@ -77,15 +77,14 @@ def fuzz(
             if time.monotonic() > until:
                 break
             files = reader.draw(random.Random(f"{seed} {number}"), corpus.inputs)
-            _write(
-                root, {file: files[file] if file in files else reader.content(file) for file in reader.files}, written
-            )
+            well_formed = {file: reader.content(file) for file in reader.files if file not in files}
+            write_input(root, {**well_formed, **files}, written)
             if place is not None:  # for whoever finds this process dead
                 (place / "number").write_text(str(number))
                 if number % 500 == 0:  # native code does not see an alarm: then this ends the process
                     faulthandler.dump_traceback_later(60 * LIMIT_S, exit=True)
             before = len(tally.faults)
-            kind = _one(reader, root, videos, tally, number, watch)
+            kind = read_one(reader, root, videos, tally, number, watch)
             if len(tally.faults) > before:
                 corpus.fail(files)
             if kind not in tally.kinds:
@@ -95,8 +94,9 @@ def fuzz(
     return tally
 
 
-def _write(root: Path, files: Input, written: dict[str, bytes | None]) -> None:
-    """Put files into the folder, but those that are there as they are."""
+def write_input(root: Path, files: Input, written: dict[str, bytes | None] | None = None) -> None:
+    """Put files into the folder, but those that were `written` as they are."""
+    written = {} if written is None else written
     for file, content in files.items():
         if file in written and written[file] == content:
             continue
@@ -109,7 +109,7 @@ def _write(root: Path, files: Input, written: dict[str, bytes | None]) -> None:
         written[file] = content
 
 
-def _one(reader: Reader, root: Path, videos: Path, tally: Tally, number: int, watch: Watch | None) -> str:
+def read_one(reader: Reader, root: Path, videos: Path, tally: Tally, number: int, watch: Watch | None) -> str:
     """Read one input; what kind of outcome that had."""
     seen = len(watch.seen) if watch is not None else 0
     started = time.process_time()

@@ -160,8 +160,8 @@ def _in_checkpoint(_: str, pickled: bytes) -> bytes:
 
 @cache
 def _pickle_bombs(file: str) -> tuple[bytes, ...]:
-    kind, zeros = Path(file).suffix, bytes(1 << 26)
-    nested = (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", b"\x80\x02" + b"(" * (1 << 18) + b".")
+    kind, zeros = Path(file).suffix, bytes(1 << 24)
+    nested = (b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".", b"\x80\x02" + b"(" * (1 << 15) + b".")
     huge = (_with_pickle(kind, _pickled(kind), {"data/0": zeros}), _with_pickle(kind, b"", {"data.pkl": zeros}))
     return (*huge, *(_with_pickle(kind, each) for each in nested))
 

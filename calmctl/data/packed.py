@@ -264,11 +264,14 @@ def unpack(
         raise DatasetError(f"cannot read {fault.filename}: {fault.strerror}") from None
     limit = max(GROWTH * packed, _PIECE) if most_bytes is None else most_bytes
     make_folder(out)
-    done, captions = Unpacked(), dict[str, list[str]]()
+    done, captions, texts_bytes = Unpacked(), dict[str, list[str]](), 0
     for archive in archives:
         read = _parquet_videos if archive.name.lower().endswith(".parquet") else _archive_videos
         for name, size, content, texts in read(archive, done):
             if texts:
+                texts_bytes += sum(map(len, texts))
+                if done.bytes + texts_bytes > limit:
+                    raise _beyond_limit(archive, name)
                 captions.setdefault(name, []).extend(texts)
             if content is not None:
                 there = out / PurePosixPath(name)
@@ -403,8 +406,12 @@ def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     finally:
         part.unlink(missing_ok=True)
     if written > room:
-        raise DatasetError(
-            f"{archive.paths[0]}: it unfolds to more than its limit at {shown(path.name)}; if it does mean that much, "
-            "give a larger one with --limit-gb"
-        )
+        raise _beyond_limit(archive, path.name)
     return written
+
+
+def _beyond_limit(archive: Archive, name: str) -> DatasetError:
+    return DatasetError(
+        f"{archive.paths[0]}: it unfolds to more than its limit at {shown(name)}; if it does mean that much, give a "
+        "larger one with --limit-gb"
+    )

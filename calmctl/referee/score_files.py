@@ -341,7 +341,10 @@ def read_pairs(path: Path) -> Pairs:
     rows: list[tuple[str, Any]]
     if suffix in (".csv", ".tsv", ".txt"):
         table = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="," if suffix == ".csv" else "\t")
-        rows = [(f"{path}:{table.line_num}", row) for row in table if row]
+        try:
+            rows = [(f"{path}:{table.line_num}", row) for row in table if row]
+        except csv.Error as fault:
+            raise DatasetError(f"{path}:{table.line_num}: {fault}") from None
         if rows:
             low = [cell.strip().lower() for cell in rows[0][1]]
             text, video = (next((low.index(n) for n in names if n in low), None) for names in (_TEXT_IDS, _VIDEO_IDS))

@@ -226,6 +226,7 @@ def test_every_form_of_pairs(name: str, content: str, tmp_path: Path) -> None:
         ("p.csv", "a,x\na,y\n", "'a' has two videos"),
         ("p.csv", "a\n", "expected a text id and a video id"),
         ("p.csv", "", "no pairs"),
+        ("p.csv", "a," + "x" * 200_000, "larger than field limit"),
         ("p.json", '[["a", NaN]]', "expected a text id"),
         ("p.json", '{"a": null}', "expected a text id"),
         ("p.json", "3", "expected a list"),
