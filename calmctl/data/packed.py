@@ -97,7 +97,7 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
 def archive_of(path: Path) -> Archive:
     """The archive that a file is, with its other parts where it is one of several."""
     part = _part_of(path)
-    if part is None:
+    if part is None or not path.exists():
         return Archive(path.name, (path,))
     parts = sorted(each for each in path.parent.iterdir() if (one := _part_of(each)) and one[1] == part[1])
     return Archive(part[1], tuple(parts))
@@ -107,8 +107,8 @@ def _part_of(path: Path) -> re.Match[str] | None:
     """The whole's name and the part's, of a part of a tar."""
     part = _PART.fullmatch(path.name)
     # X.tar.gz is compressed, unless it is the 182nd of X.tar.aa, X.tar.ab ...
-    first = path.with_name(f"{path.name[:-2]}aa")
-    return None if part and part[2] in ("gz", "xz") and not first.exists() else part
+    compressed = part is not None and part[2] in ("gz", "xz", "bz", "lz")
+    return None if compressed and not path.with_name(f"{path.name[:-2]}aa").exists() else part
 
 
 def may_be_packed(name: str) -> bool:
@@ -291,13 +291,16 @@ def unpack(
         raise DatasetError(f"cannot read {fault.filename}: {fault.strerror}") from None
     limit = max(GROWTH * packed, _PIECE) if most_bytes is None else most_bytes
     make_folder(out)
-    done, captions = Unpacked(), dict[str, list[str]]()
+    done, captions, texts_bytes = Unpacked(), dict[str, list[str]](), 0
     for archive in archives:
         read = _parquet_videos if archive.name.lower().endswith(".parquet") else _archive_videos
         for name, size, content, texts in read(archive, done):
             told = captions.get(name, [])
             # webdataset tells one caption twice, as .txt and in .json: it is one query.
             if fresh := [text for text in texts if text not in told]:
+                texts_bytes += sum(map(len, fresh))
+                if done.bytes + texts_bytes > limit:
+                    raise _beyond_limit(archive, name)
                 captions[name] = [*told, *fresh]
             if content is not None:
                 there = out / PurePosixPath(name)
@@ -315,7 +318,10 @@ def unpack(
 def _add_captions(path: Path, captions: dict[str, list[str]]) -> None:
     """Write captions, behind those of other videos that an earlier archive brought."""
     rows = [line for _, line in read_lines(path)] if path.is_file() else []
-    rows = [row for row in rows if json.loads(row).get("video") not in captions]
+    try:
+        rows = [row for row in rows if parse_json(row).get("video") not in captions]
+    except (NotJson, AttributeError):
+        raise DatasetError(f"{path}: a line of it is none that calmctl wrote; name another folder") from None
     rows += [
         json.dumps({"video": name, "caption": text}, ensure_ascii=False)
         for name, texts in captions.items()
@@ -429,8 +435,12 @@ def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     finally:
         part.unlink(missing_ok=True)
     if written > room:
-        raise DatasetError(
-            f"{archive.paths[0]}: it unfolds to more than its limit at {shown(path.name)}; if it does mean that much, "
-            "give a larger one with --limit-gb"
-        )
+        raise _beyond_limit(archive, path.name)
     return written
+
+
+def _beyond_limit(archive: Archive, name: str) -> DatasetError:
+    return DatasetError(
+        f"{archive.paths[0]}: it unfolds to more than its limit at {shown(name)}; if it does mean that much, give a "
+        "larger one with --limit-gb"
+    )

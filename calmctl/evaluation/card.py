@@ -6,6 +6,7 @@ Recalls of one data set differ by 5 to 20 points with its test list, its caption
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -189,9 +190,9 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         except (OSError, ValueError) as fault:
             why = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
             raise BadInput(f"{file}: cannot be read as JSON: {why}") from None
-        waiting = [(f"{path.name}: {file.stem}" if path.is_dir() else file.name, content)]
+        waiting = deque([(f"{path.name}: {file.stem}" if path.is_dir() else file.name, content)])
         while waiting:
-            name, value = waiting.pop(0)
+            name, value = waiting.popleft()
             if isinstance(value, dict):
                 if isinstance(value.get("card"), dict):
                     found += 1

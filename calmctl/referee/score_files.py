@@ -331,7 +331,10 @@ def read_pairs(path: Path) -> Pairs:
         raise DatasetError(f"{path}: pairs are read from .csv, .tsv, .json and .jsonl: a text id and its video's a row")
     if suffix in (".csv", ".tsv", ".txt"):
         table = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="," if suffix == ".csv" else "\t")
-        rows = [(f"{path}:{table.line_num}", row) for row in table if row]
+        try:
+            rows = [(f"{path}:{table.line_num}", row) for row in table if row]
+        except csv.Error as fault:
+            raise DatasetError(f"{path}:{table.line_num}: {fault}") from None
         if rows:
             check_header([cell.strip() for cell in rows[0][1]] if len(rows[0][1]) == 1 else [], path)
             low = [cell.strip().lower() for cell in rows[0][1]]

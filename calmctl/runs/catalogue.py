@@ -5,7 +5,6 @@ Nothing here needs torch: a list of a hundred runs comes at once. A run that can
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import BadInput, CalmError, RunFailed, RunNotFound
-from calmctl.files import read_json, read_regular
+from calmctl.files import parse_json, read_json, read_regular
 from calmctl.recipe import Recipe
 from calmctl.runs.run import IDENTITY, PINNED, Run, TrainedOn
 
@@ -156,7 +155,7 @@ def _log(run: Run) -> list[dict[str, Any]]:
     lines = []
     for line in read_regular(run.log).splitlines() if run.log.is_file() else ():
         with suppress(ValueError):
-            value = json.loads(line)
+            value = parse_json(line)
             if isinstance(value, dict) and "time" in value:
                 lines.append(value)
     return lines

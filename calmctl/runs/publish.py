@@ -141,7 +141,22 @@ def published_results(run: Run, name: str) -> dict[str, Any]:
     """The numbers of a run's best weights: of its validation, of its own test, and of every evaluation kept since.
 
     Caveats that name the run's folder name `name` instead.
+
+    Raises:
+        CheckpointError: What the run recorded is not numbers of an evaluation.
     """
+    try:
+        published = _published_results(run, name)
+        for each in published["results"]:  # whatever the card will make of them, before anything is written
+            _numbers(each)
+        _results_tables(published["results"])
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError, OverflowError) as fault:
+        why = f"{type(fault).__name__}: {fault}"[:200]
+        raise CheckpointError(f"{run.folder}: its recorded numbers cannot be read ({why}); evaluate it again") from None
+    return published
+
+
+def _published_results(run: Run, name: str) -> dict[str, Any]:
     finished = read_json(run.results, what=f"run {run.folder}") if run.results.is_file() else {}
     tests = [each for each in finished.get("test", []) if str(each.get("system", "")).startswith("best")]
     digests = {sha256_file(path) for path in (run.weights("best"), run.weights("slim")) if path.is_file()}

@@ -33,7 +33,16 @@ from typing import Any
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
 from calmctl.data.locate import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
-from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
+from calmctl.files import (
+    append_text,
+    locked,
+    parse_json,
+    read_json,
+    read_regular,
+    remove_unfinished,
+    write_json,
+    write_text,
+)
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.recipe.schema import PUBLISHED
 from calmctl.words import counted
@@ -219,7 +228,7 @@ class Run:
             raise CheckpointError(f"cannot read {self.log}: {fault.strerror or fault}; remove it") from None
         try:
             # A line without its end was cut short by a kill. Any other fault means that somebody wrote into the log.
-            records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            records = [parse_json(line) for line in lines if line.endswith(b"\n")]
             return [line for line in records if line["step"] <= step and line.get("epoch", 0) <= epoch]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{self.log} is damaged: not every line is a logged step; remove it") from None
@@ -480,7 +489,7 @@ def _trained_at(run: Run) -> tuple[float, str]:
     times = [0.0]
     for line in read_regular(run.log).splitlines() if run.log.is_file() else ():
         try:
-            times.append(float(json.loads(line)["time"]))
+            times.append(float(parse_json(line)["time"]))
         except (ValueError, KeyError, TypeError):  # a line that a kill cut short
             continue
     return max(times), run.folder.name

@@ -286,3 +286,27 @@ def test_the_real_captions_have_one_digest_in_every_layout(real_data: Path, tmp_
     assert (
         split_digest(msvd._read("test", {"msvd_test.json": path})) == msvd.MSVD.protocols[""].published["test"].sha256
     )
+
+
+def test_a_compressed_tar_is_no_part_of_another(tmp_path: Path) -> None:
+    """X.tar.gz ends in two letters, as the parts that split makes do; it is one of them only beside X.tar.aa."""
+    (tmp_path / "V.tar.gz").write_bytes(b"x")
+    (tmp_path / "V.tar.xz").write_bytes(b"x")
+    assert archive_of(tmp_path / "V.tar.gz").paths == (tmp_path / "V.tar.gz",) and not find_archives([tmp_path])
+    (tmp_path / "V.tar.aa").write_bytes(b"x")
+    assert len(archive_of(tmp_path / "V.tar.gz").paths) == 3
+    with pytest.raises(DatasetError, match=r"cannot read .*W\.tar\.000: No such file"):
+        list_archive(archive_of(tmp_path / "W.tar.000"))
+
+
+def test_texts_count_towards_the_limit(tmp_path: Path) -> None:
+    """A few kilobytes of zeros unfold into captions of any length."""
+    bomb = zipped(tmp_path / "v.zip", {f"{n}.txt": b"a" * (1 << 20) for n in range(5)})
+    with pytest.raises(DatasetError, match=r"v\.zip: it unfolds to more than its limit at '3'"):
+        unpack([bomb], tmp_path / "out", most_bytes=3 << 20)
+
+
+def test_captions_that_others_wrote_are_not_read_as_ours(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_text("[" * 5000 + "\n")
+    with pytest.raises(DatasetError, match="a line of it is none that calmctl wrote"):
+        unpack([zipped(tmp_path / "v.zip", {"a.mp4": b"x", "a.txt": b"one"})], tmp_path)

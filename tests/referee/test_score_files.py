@@ -236,6 +236,7 @@ def test_every_form_of_pairs(name: str, content: str, tmp_path: Path) -> None:
         ("p.csv", "a;x\nb;y\n", "separated by semicolons"),
         ("p.npy", "a,x\n", "pairs are read from"),
         ("p.csv", "", "no pairs"),
+        ("p.csv", "a," + "x" * 200_000, "larger than field limit"),
         ("p.json", '[["a", NaN]]', "expected a text id"),
         ("p.json", '{"a": null}', "expected a text id"),
         ("p.json", "3", "expected a list"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from calmctl.errors import BadInput, RunFailed, RunNotFound
+from calmctl.errors import BadInput, CheckpointError, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.catalogue import (
     best_run,
@@ -16,7 +16,7 @@ from calmctl.runs.catalogue import (
     run_record,
     run_records,
 )
-from calmctl.runs.run import PINNED, Run, create_run
+from calmctl.runs.run import PINNED, Run, create_run, find_run
 
 
 def made(root, name="tiny", *, scores=(50.0,), epochs=1, finished=True, test=40.0, seed=24, val="v", time=1e9, **keys):
@@ -73,6 +73,19 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, content):
     sound, unreadable = run_records(tmp_path)
     assert (sound.name, sound.state) == ("sound-001", "finished")
     assert (unreadable.name, unreadable.state) == ("broken-001", "unreadable") and unreadable.fault
+
+
+def test_a_log_nested_too_deeply_is_a_damaged_line(tmp_path):
+    """No reader of logs overflows its stack: the list of runs, the newest run, and a resume."""
+    run = made(tmp_path, "deep")
+    with run.log.open("a") as log:
+        log.write("[" * 100_000 + "\n")
+    (record,) = run_records(tmp_path)
+    assert record.state == "finished"
+    run.weights("best").write_bytes(b"")
+    assert find_run(None, tmp_path).name == run.name
+    with pytest.raises(CheckpointError, match="not every line is a logged step"):
+        run.read_log(9, 9)
 
 
 def test_records_are_the_newest_first_and_a_pin_is_none(tmp_path):

@@ -14,7 +14,7 @@ import yaml
 
 from calmctl.api import evaluate, load
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.errors import BadInput, CalmError, HubError, RunFailed, RunNotFound
+from calmctl.errors import BadInput, CalmError, CheckpointError, HubError, RunFailed, RunNotFound
 from calmctl.recipe import load_recipe
 from calmctl.runs.publish import export_run, published_results, push_run, training_sentence
 from calmctl.runs.run import ExportedRun, Run, find_run
@@ -142,6 +142,17 @@ def test_what_would_be_lost_or_told_is_refused(place, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFailed, match="cannot create"):
         export_run(run, tmp_path / "file/below")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"test": 3}', '{"test": [{"system": "best"}]}', '{"test": [{"system": "best", "dataset": 1}]}']
+)
+def test_numbers_that_are_none_are_not_published(place, tmp_path, content):
+    run = Run(place / "runs/tiny-001")
+    run.results.write_text(content)
+    with pytest.raises(CheckpointError, match="its recorded numbers cannot be read"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://me", "hf://me/x/y", "hf://me/x@", "hf://me/../x"])
