@@ -94,9 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/demo"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clips", type=int, default=700, help="of the training split")
+    parser.add_argument("--clips", type=int, default=500, help="of the training split, two captions each")
     parser.add_argument("--tests", type=int, default=200, help="test clips")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--tagger", action="store_true", help="judge the tagger instead")
     arguments = parser.parse_args()
     console = Console(width=100)
@@ -105,9 +105,17 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     world = load_demo(arguments.root, shifted=False, protocol="captioning").splits
-    train, test = first(world["train"], arguments.clips), first(world["test"], arguments.tests)
+    train, test = first(world["train"], arguments.clips, 2), first(world["test"], arguments.tests, 5)
     keys = [f"data.root={arguments.root}", f"optim.epochs={arguments.epochs}", "caption.system=semsynan"]
-    keys += ["caption.concepts=40", "caption.smoothing=0", "backbone.adapter=none", "alignment.kind=none"]
+    keys += [
+        "caption.width=64",
+        "optim.batch_size=64",
+        "optim.lr_head=4e-3",
+        "caption.concepts=40",
+        "caption.smoothing=0",
+        "backbone.adapter=none",
+        "alignment.kind=none",
+    ]
     recipe = recipe_of(keys)
     model = model_of(recipe, train)
     features = {split.name: features_of(model, split, recipe) for split in (train, test)}
@@ -137,11 +145,12 @@ def recipe_of(overrides: list[str]) -> Recipe:
     return load_recipe(resolve_recipe("demo-caption"), overrides)
 
 
-def first(split: Split, count: int) -> Split:
-    """The first clips of a split with their sentences."""
-    kept = [place for place, owner in enumerate(split.owners) if owner < count]
-    captions, owners = tuple(split.captions[k] for k in kept), tuple(split.owners[k] for k in kept)
-    return Split(split.name, split.clips[:count], captions, owners, ())
+def first(split: Split, count: int, each: int) -> Split:
+    """The first clips of a split, and the first sentences of each, which stand one behind another."""
+    owners = list(split.owners)
+    kept = [place for place, owner in enumerate(owners) if owner < count and place - owners.index(owner) < each]
+    captions = tuple(split.captions[place] for place in kept)
+    return Split(split.name, split.clips[:count], captions, tuple(owners[place] for place in kept), ())
 
 
 def model_of(recipe: Recipe, train: Split) -> SemSynModel:

@@ -208,8 +208,6 @@ class AlignedModel(nn.Module):
             return encode(texts), None
         if texts.is_floating_point() or not torch.is_grad_enabled():
             return encode(texts), None
-        if self.reads_words and texts.device.type == "cpu":
-            return encode(texts), None  # of prompts no words are read: a pass of their own computes their ends alone
         # Prompts are sentences like others: one pass of the text tower for both, padded to the longer, which changes
         # nothing (`Backbone.tokenize`). A GPU waits for its host in a text tower, and now does so once.
         length = max(texts.shape[1], anchors.tokens.shape[1])
