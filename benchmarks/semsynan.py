@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/demo"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=24)
     parser.add_argument("--clips", type=int, default=500, help="of the training split, two captions each")
     parser.add_argument("--tests", type=int, default=200, help="test clips")
     parser.add_argument("--epochs", type=int, default=6)
@@ -121,7 +122,7 @@ def main() -> None:
     features = {split.name: features_of(model, split, recipe) for split in (train, test)}
     console.print(f"{len(train.clips)} + {len(test.clips)} clips encoded")
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in SETTINGS}
-    for seed in range(24, 24 + arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name in SETTINGS:
             started = time.process_time()
             rows[name].append(
