@@ -327,7 +327,7 @@ def print_plan(plan: Plan, cost: Cost, *, world_exists: bool, to_stderr: bool = 
     for table in plan.tables:
         out.print(Text(f"{table.title}: {counted(len(table.rows), 'row')}", style="bold"))
     if not world_exists:
-        out.print("The demo world is not made yet: it is drawn, and its CLIP trained, in a few minutes at first.")
+        out.print("The demo world is not made yet: it is drawn and its features are extracted first, in minutes.")
     grid = Sheet(show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(max_width=28)
