@@ -210,7 +210,7 @@ class WandbTracker:
 class MlflowTracker:
     """Writes an MLflow run into `mlflow.db` beside the runs, or to the store that MLFLOW_TRACKING_URI names.
 
-    The run's folder `mlflow` says where it is; a run that goes on deletes it (MLflow can restore it) and writes it anew.
+    The run's folder `mlflow` says where; a run that goes on deletes it (MLflow can restore it) and writes it anew.
     """
 
     def __init__(self, run: Run, recipe: Recipe) -> None:
