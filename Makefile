@@ -55,9 +55,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 # The lock covers Linux, macOS and Windows, Python 3.11 and newer, with a hash for every file and no addresses. The extras
-# hf, mcp and mteb are not in it: they are as large as all the others together, and their tests skip without them.
+# hf, mcp, mteb and tracking are not in it: they are as large as all the others together, and their tests skip without them.
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --extra index --extra cluster --extra report \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra index --extra cluster --extra report \
 		--extra parquet --extra serve --extra syntax --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra docs --constraint requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --upgrade -o requirements-docs.lock

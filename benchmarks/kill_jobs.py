@@ -71,7 +71,7 @@ def run_training(mark: Mark, folder: Path, recipe: Recipe) -> None:
     if not begun and (folder / "tiny-001").exists():
         (folder / "tiny-001").rmdir()  # killed between the folder and the recipe: empty, and nothing to resume
     run = find_run("tiny-001", folder) if begun else None
-    train.train(recipe, folder, resume=run, tensorboard=run is None, watcher=Steps())
+    train.train(recipe, folder, resume=run, track=() if run else ("tensorboard",), watcher=Steps())
 
 
 def run_extraction(mark: Mark, folder: Path, world: Path) -> None:

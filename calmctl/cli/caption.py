@@ -55,7 +55,7 @@ _SEARCH, _LONG = "How captions are found", "Of long videos"
 
 def caption(
     sources: Annotated[
-        list[str], typer.Argument(metavar="VIDEO|FOLDER...|DATASET", help="Videos and folders of them, or a data set.")
+        list[str], typer.Argument(metavar="VIDEO...|DATASET", help="Videos and folders of them, or a data set.")
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a captions file: .csv, .json or .jsonl.")

@@ -265,10 +265,9 @@ def where(
     """Explain which files a data set needs, who gives them out and where they belong."""
     from calmctl.data.check import explain_dataset, kept_for_searches, overview
 
-    text = (
-        explain_dataset(dataset) if dataset else "\n\n".join(part for part in (overview(), kept_for_searches()) if part)
-    )
-    stdout().print(text, markup=False, soft_wrap=True)
+    stdout().print(explain_dataset(dataset) if dataset else overview(), markup=False)
+    if dataset is None and (kept := kept_for_searches()):
+        stdout().print(f"\n{kept}", markup=False, soft_wrap=True)  # paths, which are copied
 
 
 @app.command(

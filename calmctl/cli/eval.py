@@ -49,9 +49,7 @@ def evaluate(
     against: options.Against = None,
     scorer: Annotated[
         str | None,
-        typer.Option(
-            help="leak-free, or re-ranked (diffusionret's); dual-softmax, tmass-released: labelled.", show_default=False
-        ),
+        typer.Option(help="leak-free, or re-ranked; dual-softmax and tmass-released are labelled.", show_default=False),
     ] = None,
     tokenizer: options.Tokenizer = "ptb",
     as_json: options.Json = False,

@@ -102,6 +102,7 @@ def extract(
     """
     from calmctl.device import check_device
     from calmctl.runs.run import find_run
+    from calmctl.runtime import require_packages
 
     if merge:
         # Before all else: merging reads stores and needs no model.
@@ -110,6 +111,8 @@ def extract(
     if len(sources) != 1:
         raise BadInput(f"extract takes one dataset or folder, got {len(sources)}; to merge stores, add --merge")
     part = _shard(shard)
+    if ray:
+        require_packages(["ray"], extra="cluster", what="--ray")
     from calmctl.model.published import usual_weights
     from calmctl.model.spec import check_backbone
 

@@ -62,7 +62,12 @@ def train(
         typer.Option(help="Start from this run's head and towers.", metavar="RUN", autocompletion=options.complete_run),
     ] = None,
     dry_run: options.DryRun = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write to tensorboard, wandb, mlflow or trackio, on this machine; repeatable.", metavar="TRACKER"
+        ),
+    ] = None,
     as_json: options.Json = False,
     runs: options.Runs = Path("runs"),
 ) -> None:
@@ -77,6 +82,7 @@ def train(
     from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
     from calmctl.runs.run import HUB, RUNS, find_run
+    from calmctl.training.trackers import require_trackers
 
     if (recipe is None) == (resume is None):
         raise BadInput("give a recipe or --resume RUN, one of the two; for example: calmctl train recipes/demo.yaml")
@@ -97,6 +103,7 @@ def train(
             find_run(begun, RUNS)
         else:
             check_backbone(resolved.backbone.model, resolved.backbone.weights)
+    require_trackers(track or ())
     # Device, anchors and data are looked up now: a name that does not exist needs no torch to be refused.
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
@@ -119,7 +126,7 @@ def train(
 
     with joined(resolved.device) as world:
         if world.rank > 0:  # the first process speaks for all
-            run_train(resolved, runs, resume=former, world=world)
+            run_train(resolved, runs, resume=former, track=track or (), world=world)
             return
         with progress_bar("items") as bar:
             watcher = BarWatcher(bar)
@@ -127,7 +134,7 @@ def train(
                 resolved,
                 runs,
                 resume=former,
-                tensorboard=tensorboard,
+                track=track or (),
                 watcher=watcher,
                 world=world,
             )

@@ -25,6 +25,7 @@ from calmctl.data.annotations import read_lines, shown
 from calmctl.data.locate import VIDEO_SUFFIXES
 from calmctl.errors import DatasetError, RunFailed
 from calmctl.files import NotJson, make_folder, open_regular, parse_json, write_text
+from calmctl.runtime import require_packages
 from calmctl.samples import LeftOut
 from calmctl.words import Progress
 
@@ -282,6 +283,7 @@ def unpack(
 
     Raises:
         DatasetError: An archive cannot be read, or holds more than the limit.
+        BadInput: A parquet file, and pyarrow is not installed.
         RunFailed: The folder cannot be written.
     """
     archives = list({each.paths: each for each in map(archive_of, paths)}.values())
@@ -289,11 +291,13 @@ def unpack(
         packed = sum(each.size for each in archives)
     except OSError as fault:
         raise DatasetError(f"cannot read {fault.filename}: {fault.strerror}") from None
+    if any(map(_is_parquet, archives)):  # before the folder is made
+        require_packages(["pyarrow"], extra="parquet", what="reading .parquet")
     limit = max(GROWTH * packed, _PIECE) if most_bytes is None else most_bytes
     make_folder(out)
     done, captions, texts_bytes = Unpacked(), dict[str, list[str]](), 0
     for archive in archives:
-        read = _parquet_videos if archive.name.lower().endswith(".parquet") else _archive_videos
+        read = _parquet_videos if _is_parquet(archive) else _archive_videos
         for name, size, content, texts in read(archive, done):
             told = captions.get(name, [])
             # webdataset tells one caption twice, as .txt and in .json: it is one query.
@@ -369,14 +373,14 @@ def _told(record: dict[str, Any]) -> list[str]:
     return [each for each in (told if isinstance(told, list) else [told]) if isinstance(each, str) and each.strip()]
 
 
+def _is_parquet(archive: Archive) -> bool:
+    return archive.name.lower().endswith(".parquet")
+
+
 def _parquet_videos(archive: Archive, done: Unpacked) -> Iterator[_Item]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DatasetError(
-            f"{archive.paths[0]}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]'"
-        ) from None
+    import pyarrow
+    import pyarrow.parquet
+
     path, number = archive.paths[0], 0
     try:
         with open_regular(path) as handle:

@@ -19,6 +19,7 @@ from calmctl.files import PAGE, write_output
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.catalogue import flat_recipe, kept_evaluations, run_record
 from calmctl.runs.run import Run
+from calmctl.runtime import require_packages
 from calmctl.samples import Clip, Split
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
@@ -82,7 +83,7 @@ def write_report(run: Run, path: Path, *, top: int = 10) -> None:
         BadInput: matplotlib is not installed, or nothing is kept with the run.
         RunFailed: The page cannot be written.
     """
-    require_matplotlib()
+    require_packages(["matplotlib"], extra="report", what="calmctl report")  # which draws with it
     kept = [read_kept(run, file) for file in kept_evaluations(run)]
     if not kept:
         raise BadInput(f"{run.folder} has no kept evaluation to report; make one with: calmctl eval {run.folder}")
@@ -207,14 +208,6 @@ def worst(kept: KeptEvaluation, top: int) -> list[Miss]:
 
 
 # Figures. matplotlib draws into a file in memory, and what a page does not need is taken out of it.
-
-
-def require_matplotlib() -> None:
-    """Raise `BadInput` where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise BadInput("calmctl report draws with matplotlib: pip install 'calmctl[report]'") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ runs/<name>-<number>/
     vocabulary.yaml     the anchors it used, after any subset
     run.json            provenance: versions, revision, data counts, validation ids, clips left out
     log.jsonl           one line a logged step or epoch, with the time in seconds since 1970
-    tensorboard/        the same numbers as events, with train --tensorboard
+    tensorboard/        the same numbers as events, with train --track tensorboard; wandb/, mlflow/, trackio/ likewise
     state.safetensors   everything needed to go on (train --resume); the commands remove it from a finished run
     last.safetensors    weights after the last epoch
     best.safetensors    weights of the epoch that was best on validation
@@ -112,7 +112,10 @@ class Run:
         self.state = folder / "state.safetensors"
         self.results = folder / "results.json"
         self.evals = folder / "evals"
-        self.tensorboard = folder / "tensorboard"
+
+    def tracked(self, tracker: str) -> Path:
+        """The folder that a tracker has in it, "tensorboard" or another of `calmctl.training.trackers.NEEDS`."""
+        return self.folder / tracker
 
     def weights(self, which: str) -> Path:
         """The weights file `which` of "best", "last", "slim"."""

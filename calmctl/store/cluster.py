@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone
+from calmctl.runtime import require_packages
 from calmctl.samples import Clip, LeftOut
 from calmctl.store.shards import Encoder, FrameShard, decoder, frame_shards
 from calmctl.video.pool import available_cores
@@ -161,11 +161,10 @@ def _ray() -> Iterator[Any]:
     alone = "RAY_ADDRESS" not in os.environ
     if alone and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # it reads them on being imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise BadInput("--ray needs Ray, which is not installed; get it with: pip install 'calmctl[cluster]'") from None
+    require_packages(["ray"], extra="cluster", what="--ray")
+    import ray
+    import ray.data
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
     if ray.is_initialized():

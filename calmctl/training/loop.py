@@ -199,6 +199,8 @@ def run_training(training: Training, *, resume: bool) -> Position:
     per_epoch, world = training.source.steps_per_epoch, training.world
     watch = CollapseWatch(training.recipe, anchors=len(model.anchors.tokens) if model.anchors else 0)
     position = _restore(training, optimizer, watch) if resume else Position(history=[])
+    if not resume:
+        training.tracker.restart(())
     position.processes = world.size
     model.join(world)
     step = Stepper(training, optimizer, world.wrap(model), per_epoch * keys.epochs, watch)

@@ -19,7 +19,7 @@ from calmctl.model.backbone import fingerprint, parameters_digest
 from calmctl.model.build import build_caption_model, build_model, recipe_backbone
 from calmctl.model.calm import CalmModel
 from calmctl.model.captioner import CaptionModel, training_vocabulary, whole_vocabulary
-from calmctl.model.captioners.semsynan import SemSynModel
+from calmctl.model.captioners.semsynan import SemSynModel, require_textblob
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run
@@ -119,6 +119,8 @@ def prepare(recipe: Recipe) -> Prepared:
         CalmError: Whatever is wrong, before any time is spent: a missing dataset or split, a vocabulary, a
             backbone's weights, a feature store of another backbone.
     """
+    if recipe.task == "caption" and recipe.caption.system == "semsynan":
+        require_textblob()
     device = choose_device(recipe.device)
     vocabulary = recipe_vocabulary(recipe)
     source = recipe_source(recipe)

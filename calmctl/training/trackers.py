@@ -1,58 +1,123 @@
-"""Where the numbers of a run go besides its own log (TensorBoard), and which of them are signs of a collapse."""
+"""Where the numbers of a run go besides its own log (TensorBoard, W&B, MLflow, trackio), and signs of a collapse."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from calmctl.errors import BadInput, RunFailed
-from calmctl.files import make_folder
+from calmctl.files import make_folder, read_json, write_json
 from calmctl.recipe import Recipe
+from calmctl.runs.catalogue import flat_recipe
+from calmctl.runs.run import Run
+from calmctl.runtime import require_packages
 
-# TensorBoard, where that extra is installed.
+# Trackers: programs that show the numbers of runs as curves. The run's log.jsonl is the truth about what was logged; a
+# killed run leaves a tracker with steps that will be done again. So a run that goes on tracks its kept lines anew, from
+# its log: every step is there once.
 
 
 Record = Mapping[str, Any]
 """A line of the run's log: "step", "time" and named numbers, or those of a validation under "validation"."""
 
+PROJECT = "calmctl"
+"""What the runs are filed under, unless WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME or TRACKIO_PROJECT says otherwise."""
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),  # the last two are its SQLite store
+    "trackio": ("trackio",),
+}
+"""The trackers by name, each with the packages that it needs."""
+
 
 class Tracker(Protocol):
-    """Receives the lines of a run's log."""
+    """Receives the lines of a run's log. Its methods raise `RunFailed` where they cannot pass them on."""
 
     def restart(self, records: Iterable[Record]) -> None:
-        """Hold these lines and no others: those that a run which goes on keeps."""
+        """Hold these lines and no others: those that a run which goes on keeps; none for a new one."""
         ...
 
     def log(self, record: Record) -> None:
         """Take one more line."""
         ...
 
+    def close(self, *, finished: bool) -> None:
+        """Take no more lines; `finished` says whether the training came to its end."""
+        ...
 
-class NoTracker:
-    """Keeps nothing: the run's own log.jsonl has everything."""
+
+def require_trackers(names: Collection[str]) -> None:
+    """Refuse a name that is none, or a tracker whose packages are not installed, before any work. Raises `BadInput`."""
+    for name in names:
+        if name not in NEEDS:
+            raise BadInput(f"--track {name}: there is no such tracker; there are {', '.join(NEEDS)}")
+        require_packages(NEEDS[name], extra="tracking", what=f"--track {name}")
+
+
+def trackers_of(run: Run) -> list[str]:
+    """The trackers that a run was begun with: resuming takes no options."""
+    return [name for name in NEEDS if run.tracked(name).is_dir()]
+
+
+def open_trackers(names: Collection[str], run: Run, recipe: Recipe) -> Tracker:
+    """The trackers of these names (`NEEDS`), as one."""
+    made: dict[str, Callable[[Run, Recipe], Tracker]] = {
+        "tensorboard": lambda run, _: TensorBoardTracker(run.tracked("tensorboard")),
+        "wandb": WandbTracker,
+        "mlflow": MlflowTracker,
+        "trackio": TrackioTracker,
+    }
+    return Trackers([made[name](run, recipe) for name in NEEDS if name in names])
+
+
+class Trackers:
+    """Several trackers as one; without any, the run's own log.jsonl has everything."""
+
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = trackers
 
     def restart(self, records: Iterable[Record]) -> None:
-        """Do nothing."""
+        """As each of them does."""
+        kept = list(records) if self._trackers else []
+        for tracker in self._trackers:
+            tracker.restart(kept)
 
     def log(self, record: Record) -> None:
-        """Do nothing."""
+        """As each of them does."""
+        for tracker in self._trackers:
+            tracker.log(record)
+
+    def close(self, *, finished: bool) -> None:
+        """As each of them does."""
+        for tracker in self._trackers:
+            tracker.close(finished=finished)
+
+
+def _named(record: Record) -> dict[str, float]:
+    """The numbers of a line by name; those of a validation are under val/."""
+    named = {name: value for name, value in record.items() if name not in ("step", "time", "epoch", "validation")}
+    return named | {f"val/{name}": value for name, value in record.get("validation", {}).items()}
+
+
+def _failed(folder: Path, fault: object) -> RunFailed:
+    return RunFailed(f"cannot write {folder}: {fault}; free space, or go on without it after removing that folder")
 
 
 class TensorBoardTracker:
-    """Writes scalars for TensorBoard into `folder`. Raises `BadInput` where the extra is not installed.
-
-    A killed run leaves events of steps that will be done again. So a run that goes on writes its events anew,
-    from its log and with their former times: every step is there once, for any reader.
-    """
+    """Writes scalars for TensorBoard into `folder`, with their former times where a run goes on."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise BadInput("--tensorboard needs the extra of that name: pip install 'calmctl[tensorboard]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         make_folder(folder)  # at once: a run that is killed before its first step must know what it was asked for
         self._folder = folder
         self._open = SummaryWriter
@@ -68,33 +133,185 @@ class TensorBoardTracker:
         self._flush()
 
     def log(self, record: Record) -> None:
-        """Write one scalar a number; those of a validation are under val/. Raises `RunFailed` when it cannot."""
+        """Write one scalar a number."""
         self._write(record)
         self._flush()
 
+    def close(self, *, finished: bool) -> None:
+        """Close the file; every line is in it already."""
+        if self._writer is not None:
+            self._writer.close()
+
     def _write(self, record: Record) -> None:
-        named = {name: value for name, value in record.items() if name not in ("step", "time", "epoch", "validation")}
-        named |= {f"val/{name}": value for name, value in record.get("validation", {}).items()}
         try:
             if self._writer is None:
                 self._writer = self._open(str(self._folder))
-            for name, value in named.items():
+            for name, value in _named(record).items():
                 self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
         except OSError as fault:
-            raise self._failed(fault) from fault
+            raise _failed(self._folder, fault.strerror or fault) from fault
 
     def _flush(self) -> None:
         try:
             if self._writer is not None:
                 self._writer.flush()
         except OSError as fault:
-            raise self._failed(fault) from fault
+            raise _failed(self._folder, fault.strerror or fault) from fault
 
-    def _failed(self, fault: OSError) -> RunFailed:
-        return RunFailed(
-            f"cannot write {self._folder}: {fault.strerror or fault}; free space, or go on without it after removing "
-            "that folder"
-        )
+
+class WandbTracker:
+    """Writes a Weights & Biases run into the run's folder, to be sent by `wandb sync`; WANDB_MODE=online sends at once.
+
+    A run that goes on writes it anew; what was sent before stays there as a run of its own.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        # Its reports of its own crashes would leave the machine even in offline mode.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        make_folder(run.tracked("wandb"))
+        self._wandb, self._place, self._recipe = wandb, run, recipe
+        self._run: Any = None
+
+    def restart(self, records: Iterable[Record]) -> None:
+        """Begin anew, with `records`."""
+        folder = self._place.tracked("wandb")
+        for former in folder.iterdir():
+            former.unlink() if former.is_symlink() or former.is_file() else shutil.rmtree(former)
+        try:
+            self._run = self._wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=self._place.name,
+                dir=str(self._place.folder),  # it makes the folder wandb there
+                mode=os.environ.get("WANDB_MODE", "offline"),
+                config=self._recipe.model_dump(mode="json"),
+                reinit="create_new",
+                settings=self._wandb.Settings(silent=True, console="off"),
+            )
+        except (OSError, self._wandb.Error) as fault:
+            raise _failed(folder, fault) from fault
+        for record in records:
+            self.log(record)
+
+    def log(self, record: Record) -> None:
+        """Write a row of history; a validation stands in the row of its step."""
+        try:
+            self._run.log(_named(record), step=record["step"])
+        except (OSError, self._wandb.Error) as fault:
+            raise _failed(self._place.tracked("wandb"), fault) from fault
+
+    def close(self, *, finished: bool) -> None:
+        """Wait until all is written (or sent), and say how the run ended."""
+        if self._run is not None:
+            self._run.finish(exit_code=0 if finished else 1)
+
+
+class MlflowTracker:
+    """Writes an MLflow run into `mlflow.db` beside the runs, or to the store that MLFLOW_TRACKING_URI names.
+
+    The run's folder `mlflow` says where; a run that goes on deletes it (MLflow can restore it) and writes it anew.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report what is called to its makers
+        from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        make_folder(run.tracked("mlflow"))
+        self._run, self._recipe = run, recipe
+        self._metric, self._param, self._fault, self._open = Metric, Param, MlflowException, MlflowClient
+        self._client: Any = None
+        self._id = ""
+
+    def restart(self, records: Iterable[Record]) -> None:
+        """Begin anew, with `records` at their former times."""
+        place = self._run.tracked("mlflow") / "run.json"
+        runs = self._run.folder.parent.absolute()
+        try:
+            if place.exists():
+                former = read_json(place, what=f"run {self._run.folder}")
+                self._open(tracking_uri=former["store"]).delete_run(former["run_id"])
+            store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+            self._client = self._open(tracking_uri=store)
+            there = self._client.get_experiment_by_name(name)
+            experiment = there.experiment_id if there else self._client.create_experiment(name)
+            self._id = self._client.create_run(experiment, run_name=self._run.name).info.run_id
+            write_json(place, {"store": store, "run_id": self._id})
+            keys = [self._param(key, str(value)) for key, value in flat_recipe(self._recipe).items()]
+            for first in range(0, len(keys), 100):  # as many as a call may have
+                self._client.log_batch(self._id, params=keys[first : first + 100])
+        except (OSError, self._fault) as fault:
+            raise _failed(self._run.tracked("mlflow"), fault) from fault
+        for record in records:
+            self.log(record)
+
+    def log(self, record: Record) -> None:
+        """Write the numbers of a line at its step and time."""
+        when = round(record["time"] * 1000)
+        metrics = [self._metric(name, float(value), when, record["step"]) for name, value in _named(record).items()]
+        try:
+            self._client.log_batch(self._id, metrics=metrics)
+        except (OSError, self._fault) as fault:
+            raise _failed(self._run.tracked("mlflow"), fault) from fault
+
+    def close(self, *, finished: bool) -> None:
+        """Say how the run ended."""
+        try:
+            if self._id:
+                self._client.set_terminated(self._id, status="FINISHED" if finished else "FAILED")
+        except (OSError, self._fault) as fault:
+            raise _failed(self._run.tracked("mlflow"), fault) from fault
+
+
+class TrackioTracker:
+    """Writes a trackio run into `trackio/` beside the runs, or where TRACKIO_DIR, _SPACE_ID or _SERVER_URL says.
+
+    The run's folder `trackio` has its id; a run that goes on deletes a local one and writes another.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(run.folder.parent.absolute() / "trackio"))  # read once, by its import
+        import trackio
+
+        make_folder(run.tracked("trackio"))
+        self._trackio, self._place, self._recipe = trackio, run, recipe
+        self._run: Any = None
+
+    def restart(self, records: Iterable[Record]) -> None:
+        """Begin anew, with `records`."""
+        place = self._place.tracked("trackio") / "run.json"
+        # It speaks on the standard output, which is the command's own (--json).
+        with redirect_stdout(io.StringIO()):
+            if place.exists():
+                former = read_json(place, what=f"run {self._place.folder}")
+                for run in self._trackio.Api().runs(former["project"]):
+                    if run.id == former["run_id"]:
+                        run.delete()
+            project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+            self._run = self._trackio.init(
+                project=project,
+                name=self._place.name,
+                config=self._recipe.model_dump(mode="json"),
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        write_json(place, {"project": project, "run_id": self._run.id})
+        for record in records:
+            self.log(record)
+
+    def log(self, record: Record) -> None:
+        """Write the numbers of a line at its step."""
+        self._run.log(_named(record), step=record["step"])
+
+    def close(self, *, finished: bool) -> None:
+        """Wait until all is written (or sent)."""
+        if self._run is not None:
+            with redirect_stdout(io.StringIO()):
+                self._run.finish()
 
 
 # Signs that the alignment is dead or says nothing, told in words (docs/science.md, Is it alive?).

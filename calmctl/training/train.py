@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from calmctl.source.source import recipe_source
 from calmctl.training.loop import Training, how_to_resume, run_training
 from calmctl.training.optim import GROUPS, build_optimizer, group_of
 from calmctl.training.prepare import Prepared, prepare
-from calmctl.training.trackers import NoTracker, TensorBoardTracker
+from calmctl.training.trackers import Tracker, open_trackers, require_trackers, trackers_of
 from calmctl.words import SILENT, Progress, Watcher, counted
 
 # The plan of a training: `train --dry-run`.
@@ -223,7 +223,7 @@ def train(
     runs: Path,
     *,
     resume: Run | None = None,
-    tensorboard: bool = False,
+    track: Collection[str] = (),
     watcher: Watcher = SILENT,
     world: World = SINGLE,
 ) -> Trained:
@@ -232,12 +232,17 @@ def train(
     Of several processes (`calmctl.parallel`) the first one writes the folder and tests; the others
     return when the last step is done, without results. All of them must see the same files.
 
+    `track` names trackers (`training.trackers.NEEDS`), which get every line of the run's log.
+
     Raises:
         BadInput: Before the first step, for whatever the recipe names that is not there or does not fit.
         RunFailed: During training; the message says how to resume.
     """
     if resume is None:
         recipe = places_below(recipe, runs)
+    # What was tracked before goes on being tracked: resuming takes no options.
+    tracked = {*track, *(trackers_of(resume) if resume else ())}
+    require_trackers(tracked)
     # Everything that can be wrong is found here, before there is a folder.
     prepared = world.together(lambda: prepare(recipe))
     keeping = world.together(lambda: prepared.source.keeping(prepared.model) if world.rank == 0 else "")
@@ -246,9 +251,7 @@ def train(
     with _locked(run, new=resume is None) if world.rank == 0 else nullcontext():
         with _removed_on_failure(run) if world.rank == 0 and resume is None else nullcontext():
             world.seed_by_rank(recipe.seed)
-            # What was tracked before goes on being tracked: resuming takes no options.
-            tracked = world.rank == 0 and (tensorboard or run.tensorboard.is_dir())
-            tracker = TensorBoardTracker(run.tensorboard) if tracked else NoTracker()
+            tracker = open_trackers(tracked if world.rank == 0 else (), run, recipe)
             identity = _describe(run, prepared) if world.rank == 0 else None
             watcher.begin(run.folder, recipe.optim.epochs)
             for text in prepared.model.backbone.notes:
@@ -257,23 +260,24 @@ def train(
                 watcher.stage(f"frames kept: {keeping}")
             source = prepared.batches(watcher.reading, world)
         validation = _Validation(prepared, watcher)
-        position = run_training(
-            Training(
-                recipe,
-                prepared.model,
-                source,
-                validation,
-                run,
-                prepared.trained_on,
-                prepared.device,
-                tracker,
-                lambda: _left_out(source, validation.encoded),
-                identity,
-                watcher,
-                world,
-            ),
-            resume=resume is not None,
-        )
+        with _closing(tracker):
+            position = run_training(
+                Training(
+                    recipe,
+                    prepared.model,
+                    source,
+                    validation,
+                    run,
+                    prepared.trained_on,
+                    prepared.device,
+                    tracker,
+                    lambda: _left_out(source, validation.encoded),
+                    identity,
+                    watcher,
+                    world,
+                ),
+                resume=resume is not None,
+            )
         cache, kept_frames = prepared.source.cache, Counter[str]()
         for counts in world.gather_objects(dict(cache.counts) if cache else {}):
             kept_frames.update(counts)
@@ -328,6 +332,17 @@ def _removed_on_failure(run: Run) -> Iterator[None]:
     except Exception:
         shutil.rmtree(run.folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[None]:
+    """Close the tracker after the block, however that ends."""
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        tracker.close(finished=finished)
 
 
 def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:

@@ -1,8 +1,10 @@
 """The helps: each fits a screen or is read by subject, ends in lines to copy, and says the same of the same option."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,28 @@ def subcommands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tup
 COMMANDS = dict(subcommands(typer.main.get_command(app)))
 
 
-@pytest.fixture(autouse=True)
-def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-
-def shown(*words: str) -> list[str]:
-    result = CliRunner().invoke(app, [*words, "--help"])
+@cache
+def shown(*words: str, width: int = 80, charset: str = "utf-8") -> list[str]:
+    surroundings = {"COLUMNS": str(width), "NO_COLOR": "1"}
+    result = CliRunner(charset=charset).invoke(app, [*words, "--help"], env=surroundings)
     assert result.exit_code == 0, result.output
     return [line.rstrip() for line in result.output.splitlines()]
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_help_is_whole_at_other_widths(width: int) -> None:
+    for words, command in COMMANDS.items():
+        lines = shown(*words, width=width)
+        assert max(map(len, lines)) <= width, words
+        assert not any("…" in line for line in lines), f"{words}: something is cut"
+        options = {name for param in command.params for name in param.opts if name.startswith("--")}
+        assert options <= set(re.findall(r"--[\w-]+", " ".join(lines))), words
+
+
+@pytest.mark.parametrize("charset", ["cp437", "cp1252"])
+def test_a_help_can_be_written_where_windows_has_a_code_page(charset: str) -> None:
+    for words in ((), ("search",), ("train",), ("data", "where")):
+        assert "\\u" not in "".join(shown(*words, charset=charset))
 
 
 @pytest.mark.parametrize("words", [(), *COMMANDS], ids=" ".join)

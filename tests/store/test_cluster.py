@@ -114,7 +114,7 @@ def test_without_ray_the_message_says_how_to_get_it(
     dataset: Dataset, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BadInput, match=r"--ray needs Ray.*pip install 'calmctl\[cluster\]'"):
+    with pytest.raises(BadInput, match=r"--ray needs ray.*pip install 'calmctl\[cluster\]'"):
         run(dataset, backbone, tmp_path / "store", ray_actors=2)
 
 

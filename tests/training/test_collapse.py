@@ -94,7 +94,7 @@ def test_a_training_tells_its_watcher_and_its_log(tiny_recipe, tmp_path, monkeyp
     ears = Ears()
     # At this temperature cosines cannot tell anchors apart.
     recipe = tiny_recipe("anchors.temperature=0.001", "anchors.video_temperature=0.001", "alignment.kind=kl")
-    run = train(recipe, tmp_path, watcher=ears, tensorboard=True).run
+    run = train(recipe, tmp_path, watcher=ears, track=("tensorboard",)).run
     lines = [json.loads(line) for line in run.log.read_text().splitlines()]
     assert [line["warning"] for line in lines if "warning" in line] == ears.heard
     assert [text.split(",")[0] for text in ears.heard] == ["S_p", "V_p"] * 2 and "all but uniform" in ears.heard[2]

@@ -246,7 +246,7 @@ def mounted(tmp_path):
 def test_a_disk_that_is_really_full(recipe, whole, tmp_path, mounted):
     mounted(tmp_path / "disk", "size=5m")
     with pytest.raises(RunFailed, match="No space left on device"):
-        train(recipe, tmp_path / "disk", tensorboard=True)
+        train(recipe, tmp_path / "disk", track=("tensorboard",))
     subprocess.run(["mount", "-o", "remount,size=90m", str(tmp_path / "disk")], check=True)
     assert_ends_as(whole, recipe, tmp_path / "disk")
 

@@ -64,7 +64,7 @@ def ls(
         print_json([record.to_json() for record in records])
         return
     table = Sheet()
-    table.add_column("run")
+    table.add_column("run", min_width=max((len(record.name) for record in records), default=0))  # never broken
     for heading in ("trained", "epoch", "size", "validation", "test"):
         table.add_column(heading, justify="right")
     for record in records:

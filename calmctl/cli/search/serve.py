@@ -55,12 +55,14 @@ def serve(
     """
     from calmctl.data.locate import require_folder
     from calmctl.device import check_device
+    from calmctl.runtime import require_packages
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store")
-    require_servers(mcp)
+    needed, extra = (("mcp",), "mcp") if mcp else (("starlette", "uvicorn"), "serve")
+    require_packages(needed, extra=extra, what="serve --mcp" if mcp else "serve")
     # Taken before a model is loaded: a port in use is told at once.
     place = None if mcp else bound(port)
     check_device(device)
@@ -82,16 +84,6 @@ def serve(
         tool_server(Engine(engine, Rule())).run("stdio")
     else:
         _serve_page(Engine(engine, Rule()), place, browse)
-
-
-def require_servers(mcp: bool) -> None:
-    """Raise `BadInput` where what serves is not installed."""
-    from importlib.util import find_spec
-
-    needed = ("mcp",) if mcp else ("starlette", "uvicorn")
-    if missing := [name for name in needed if find_spec(name) is None]:
-        extra = "mcp" if mcp else "serve"
-        raise BadInput(f"{' and '.join(missing)} is not installed: pip install 'calmctl[{extra}]'")
 
 
 def bound(port: int) -> socket:

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, RecipeError
 from calmctl.model.backbone import Backbone
 from calmctl.model.calm import AlignedParts, Batch, Losses
 from calmctl.model.captioner import PAD, Cache, CaptionDecoder, CaptionModel, CaptionVocabulary
 from calmctl.recipe.schema import CaptionSection
+from calmctl.runtime import require_packages
 
 SYNTAX = 512
 """Width of the embedding of clips and tag sequences."""
@@ -41,19 +42,20 @@ _PREFIXES = {
 """The Penn Treebank's tags by how they begin."""
 
 
+def require_textblob() -> None:
+    """Raise `BadInput` where TextBlob is not installed, which tells the kinds of words in captions."""
+    require_packages(["textblob"], extra="syntax", what="caption.system: semsynan")
+
+
 def tag_captions(captions: Sequence[str]) -> list[list[tuple[str, str]]]:
     """The words of each caption, lower case, with their universal tags, by TextBlob's PatternTagger.
 
     Raises:
         BadInput: TextBlob is not installed.
     """
-    try:
-        from textblob.en import tag
-    except ImportError:
-        raise BadInput(
-            "caption.system: semsynan learns from the kinds of words in captions, which TextBlob tells; install it "
-            "with: pip install 'calmctl[syntax]'"
-        ) from None
+    require_textblob()
+    from textblob.en import tag
+
     return [[(word, _universal(kind)) for word, kind in tag(caption.lower())] for caption in captions]
 
 

@@ -185,7 +185,7 @@ def test_tags_are_the_universal_ones() -> None:
 
 
 def test_without_textblob_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "textblob.en", None)
+    monkeypatch.setitem(sys.modules, "textblob", None)
     with pytest.raises(BadInput, match=r"pip install 'calmctl\[syntax\]'"):
         tag_captions(["a"])
 
