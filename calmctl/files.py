@@ -229,6 +229,16 @@ def _content_digest(path: str, stamped: tuple[int, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
+def whole_digest(path: Path) -> str:
+    """`sha256_file`, computed once while a file keeps its stamp: what decides whether two files are the same video."""
+    return _whole_digest(str(path), tuple(stamp(path)))
+
+
+@lru_cache(maxsize=1 << 16)  # every window of a film asks for its file's
+def _whole_digest(path: str, stamped: tuple[int, ...]) -> str:
+    return sha256_file(Path(path))
+
+
 # --- writing files of ours -------------------------------------------------------------------------------
 
 

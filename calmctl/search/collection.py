@@ -24,7 +24,7 @@ from calmctl.search.windows import extents_of, windows_of
 from calmctl.store.extract import deserves_another_try, extract
 from calmctl.store.format import INDEX, shard_file
 from calmctl.store.store import NOT_EXTRACTED, ClipSource, FeatureStore, read_sources
-from calmctl.store.writer import is_unchanged, record_origin
+from calmctl.store.writer import has_stamp, is_unchanged, record_origin
 from calmctl.video.pool import TIMEOUT_S
 from calmctl.words import Progress, counted
 
@@ -42,6 +42,7 @@ def times_of(
     """
     times: dict[int, Times] = {}
     unmeasured: dict[int, Clip] = {}
+    digests: dict[str, str | None] = {}
     sources: dict[int, dict[str, ClipSource | None]] = {}
     for position in positions:
         key, group = frames.ids[position], frames.group(position)
@@ -49,15 +50,17 @@ def times_of(
             # One shard's record of its sources is read once, however many hits are in it.
             path = collection.store.path / shard_file("frames", group)
             sources[group], _ = read_sources(path)
-        _, _, start, end, *_ = sources[group].get(key) or [None, None, 0.0, None]
+        _, _, start, end, *contents = sources[group].get(key) or [None, None, 0.0, None]
         start_s, end_s = float(start or 0.0), None if end is None else float(end)
         clip = collection.clips.get(key)
         known = clip or collection.windows.get(key)
         times[position] = start_s, end_s, (known.begins_s if known is not None else None) or 0.0
         if clip is not None and (end_s is None or clip.begins_s is None):
             unmeasured[position] = Clip(key, clip.path)
+            digests[key] = str(contents[1]) if len(contents) > 1 else None
     # A measured file is remembered, because a decoder takes longer to start than a search to answer.
-    extents = extents_of(list(unmeasured.values()), collection.store.path / FOLDER / "lengths.json", progress)
+    cache = collection.store.path / FOLDER / "lengths.json"
+    extents = extents_of(list(unmeasured.values()), cache, progress, digest=lambda clip: digests[clip.id])
     for position, clip in unmeasured.items():
         extent = extents[clip.id]
         if not isinstance(extent, str):
@@ -281,11 +284,12 @@ def _open_folder(
         clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
         left_out += unmeasured
     extracted = 0
-    if clips and (verify or not _is_current(path, clips)):
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    writable = os.access(existing, os.W_OK)
+    if clips and (verify or not _is_current(path, clips, writable)):
         dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())}, folder=folder)
         # Asked before the decoding, not after it.
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
-        if not os.access(existing, os.W_OK):
+        if not writable:
             raise RunFailed(f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --cache")
         if (path / INDEX).is_file():  # its name says whose it is, also that of a store from before there was a record
             record_origin(path, folder)
@@ -297,6 +301,7 @@ def _open_folder(
             # Every question reads all of them, and reading is what takes the time (docs/search.md).
             dtype="float16",
             device=search_model.device,
+            reuse=True,
             progress=progress,
             on_wait=lambda: progress(WAITING, 0, 1) if progress else None,
         )
@@ -339,8 +344,12 @@ def _store_name(
     return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
 
 
-def _is_current(path: Path, clips: list[Clip]) -> bool:
-    """Whether a store has exactly these clips, each extracted from the file as it is now."""
+def _is_current(path: Path, clips: list[Clip], writable: bool) -> bool:
+    """Whether a store has exactly these clips, each extracted from the file as it is now.
+
+    A file of another date is read once and its new date written down; each time, where nothing can be written.
+    """
+    same = has_stamp if writable else is_unchanged
     try:
         store = FeatureStore.open(path)
         split = store.split("test")
@@ -355,7 +364,7 @@ def _is_current(path: Path, clips: list[Clip]) -> bool:
                 return False
             sources, since_ns = read_sources(path / shard_file("frames", group))
             for key in store.groups("frames")[group]:
-                if key in current and not is_unchanged(current[key], sources.get(key), since_ns):
+                if key in current and not same(current[key], sources.get(key), since_ns):
                     return False
     except (StoreError, OSError):
         return False
