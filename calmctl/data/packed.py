@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
@@ -391,7 +391,8 @@ def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     except OSError as fault:
         raise RunFailed(f"cannot write {path}: {fault.strerror or fault}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it is written anew the next time
+            part.unlink(missing_ok=True)
     if written > room:
         raise DatasetError(
             f"{archive.paths[0]}: it unfolds to more than its limit at {shown(path.name)}; if it does mean that much, "

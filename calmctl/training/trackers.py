@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calmctl.errors import BadInput, RunFailed
-from calmctl.files import make_folder
+from calmctl.files import make_folder, remove
 from calmctl.recipe import Recipe
 
 # TensorBoard, where that extra is installed.
@@ -62,7 +62,7 @@ class TensorBoardTracker:
         """Write the events of `records` in place of those that are there."""
         self._writer = None
         for former in self._folder.glob("events.out.tfevents.*"):
-            former.unlink()
+            remove(former)
         for record in records:
             self._write(record)
         self._flush()
