@@ -8,13 +8,14 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -245,27 +246,113 @@ def _whole_digest(path: str, stamped: tuple[int, ...]) -> str:
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place.
 
-    The bytes are on disk (fsync) before the rename, so a killed process leaves the old file or the new
-    one. A file keeps its mode; a link is replaced, not followed: where it leads may be no file of ours.
+    The bytes are on disk (fsync) before the rename, so a killed process leaves the old file or the new one, and a
+    temporary file that the next one which writes into that folder removes. A file keeps its mode; a link is replaced,
+    not followed: where it leads may be no file of ours.
     Raises `RunFailed` when the folder is not writable or the disk is full; nothing is left behind then.
     """
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = _mode_to_keep(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        _remove_abandoned(path.parent)
+        while True:
+            descriptor, temporary = tempfile.mkstemp(prefix=_UNFINISHED, suffix=".tmp", dir=path.parent)
+            if _hold(descriptor, wait=True):
+                break
+            os.close(descriptor)  # it was taken for an abandoned one, before it was held
         with os.fdopen(descriptor, "wb") as handle:
             write(handle)
             handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-        temporary = None
+            os.fsync(descriptor)
+            os.chmod(temporary, mode)
+            if os.name == "nt":  # which renames no open file
+                handle.close()
+            # Elsewhere while it is held: from here on it is no temporary file.
+            os.replace(temporary, path)
+            temporary = None
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # what went wrong is told, and not that the rest could not be removed either
+                os.unlink(temporary)
+
+
+_UNFINISHED = ".calmctl-"
+_tidied: set[str] = set()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of processes that are gone, and so hold them no more; looked for once a process."""
+    where = os.path.abspath(folder)
+    if where in _tidied:
+        return
+    _tidied.add(where)
+    for path in folder.glob(f"{_UNFINISHED}*.tmp"):
+        with suppress(OSError), _opened(path) as descriptor:
+            if _hold(descriptor, wait=False):
+                shutil.rmtree(path) if path.is_dir() else os.unlink(path)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[int]:
+    """A file or a folder, for a lock."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill another folder in the block, which becomes `folder` when all of it is there, or vanishes.
+
+    Raises:
+        BadInput: There is something in `folder` already.
+        RunFailed: It cannot be written.
+    """
+    there = folder.exists()  # it is filled then, because it may be the current one, or a disk of its own
+    place, unfinished, moved = folder if there else folder.parent, None, []
+    try:
+        if not there or folder.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(place)
+        if there and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
+        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, suffix=".tmp", dir=place))
+        with _opened(unfinished) if os.name == "posix" else nullcontext(-1) as descriptor:
+            _hold(descriptor, wait=True)
+            yield unfinished
+            if there:
+                for path in sorted(unfinished.iterdir()):
+                    os.replace(path, folder / path.name)
+                    moved.append(folder / path.name)
+            else:
+                os.chmod(unfinished, 0o777 & ~_UMASK)
+                os.replace(unfinished, folder)
+    except OSError as error:
+        for path in moved:
+            with suppress(OSError):
+                path.unlink()
+        raise RunFailed(f"cannot create {folder}: {error.strerror}; free space or name another folder") from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _hold(descriptor: int, *, wait: bool) -> bool:
+    """Lock a temporary file until it is closed; whether it is there and, where this does not `wait`, was locked."""
+    if os.name == "nt":  # there, and on a file system without locks, nobody removes what is abandoned
+        return wait
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return wait
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def _mode_to_keep(path: Path) -> int:
@@ -320,7 +407,10 @@ def append_text(path: Path, text: str) -> None:
             if begun:
                 handle.seek(begun - 1)
                 text = text if handle.read(1) == b"\n" else "\n" + text
-            handle.write(text.encode("utf-8"))
+            # Without a buffer, a disk that is all but full takes a part of it and says so by a number alone.
+            rest = text.encode("utf-8")
+            while rest:
+                rest = rest[handle.write(rest) :]
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -332,9 +422,20 @@ def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing."""
+    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing.
+
+    Raises `RunFailed` when it cannot.
+    """
     for unfinished in folder.glob(".*.tmp"):
-        unfinished.unlink(missing_ok=True)
+        remove(unfinished)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises `RunFailed` when it cannot."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFailed(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 # --- the files that options name -------------------------------------------------------------------------

@@ -1,4 +1,6 @@
 import errno
+import fcntl
+import io
 import os
 import stat
 import subprocess
@@ -6,6 +8,7 @@ import sys
 
 import pytest
 
+from calmctl import files
 from calmctl.anchors.label_lists import read_labels
 from calmctl.data.annotations import read_captions, read_ids
 from calmctl.errors import BadInput, RunFailed
@@ -16,6 +19,7 @@ from calmctl.files import (
     append_text,
     content_digest,
     locked,
+    new_folder,
     read_json,
     require_output,
     sha256_bytes,
@@ -240,6 +244,87 @@ def test_lines_are_added_behind_anything(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RunFailed, match="it is a pipe"):
         append_text(tmp_path / "pipe", "x\n")
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path, monkeypatch):
+    class Half(io.FileIO):
+        def write(self, content):
+            return super().write(content[: (len(content) + 1) // 2])
+
+    monkeypatch.setattr(os, "fdopen", lambda descriptor, mode, buffering: Half(descriptor, mode))
+    append_text(tmp_path / "log", "a line of some length\n")
+    append_text(tmp_path / "log", "and another\n")
+    assert (tmp_path / "log").read_text() == "a line of some length\nand another\n"
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_what_another_writes_is_not(tmp_path):
+    for name in (".calmctl-killed.tmp", ".calmctl-alive.tmp", ".of-others.tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".calmctl-folder.tmp").mkdir()
+    (tmp_path / ".calmctl-folder.tmp" / "part").write_text("half")
+    with open(tmp_path / ".calmctl-alive.tmp") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        write_text(tmp_path / "a", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {".calmctl-alive.tmp", ".of-others.tmp", "a"}
+
+
+def test_a_file_that_is_taken_for_an_abandoned_one_is_begun_again(tmp_path, monkeypatch):
+    hold, taken = files._hold, []
+
+    def held(descriptor, *, wait):
+        if wait and not taken:  # another process cleans up, right between the making of the file and its lock
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        return hold(descriptor, wait=wait)
+
+    monkeypatch.setattr(files, "_hold", held)
+    write_text(tmp_path / "a", "whole")
+    assert len(taken) == 1 and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_cannot_be_removed_either_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "unlink", full)
+    with pytest.raises(RunFailed, match=r"cannot write .*a\.txt: Input/output error"):
+        write_text(tmp_path / "a.txt", "new")
+    monkeypatch.undo()
+    files._tidied.clear()  # as in the next process
+    write_text(tmp_path / "a.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, there, monkeypatch):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+        (folder / ".calmctl-killed.tmp").mkdir()
+    with pytest.raises(ZeroDivisionError), new_folder(folder) as begun:
+        write_text(begun / "a", "1")
+        raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == ([folder] if there else [])
+    replace = os.replace
+
+    def failing(source, target):
+        if os.path.basename(target) in ("b", "out"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(RunFailed, match=r"cannot create .*out: No space left"), new_folder(folder) as begun:
+        (begun / "a").write_text("1")
+        (begun / "b").write_text("2")
+    assert list(tmp_path.rglob("*")) == ([folder] if there else [])
+    monkeypatch.undo()
+    with new_folder(folder) as begun:
+        write_text(begun / "a", "1")
+        write_text(begun / "b", "2")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "out"]
+    with pytest.raises(BadInput, match="not empty"), new_folder(folder):
+        pass
 
 
 # --- one process at a time -------------------------------------------------------------------------------

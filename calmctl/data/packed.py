@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
@@ -437,7 +437,8 @@ def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     except OSError as fault:
         raise RunFailed(f"cannot write {path}: {fault.strerror or fault}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it is written anew the next time
+            part.unlink(missing_ok=True)
     if written > room:
         raise _beyond_limit(archive, path.name)
     return written

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calmctl.errors import CheckpointError
+from calmctl.errors import MACHINE_ERRORS, CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_file
 from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
@@ -162,7 +162,7 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
     """The backbone that `spec` describes, with random weights. Raises `CheckpointError` where open_clip cannot."""
     from calmctl.model.openclip import load_timm, open_clip
 
-    with TemporaryDirectory() as folder, _building(spec):
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, _building(spec):
         # The tokenizer first: where its files are missing, that is told in no time.
         tokenizer, files = _tokenizer(spec)
         config = spec.architecture
@@ -270,7 +270,7 @@ def _files_of(spec: BackboneSpec, repository: str) -> Path:
 
 @contextmanager
 def _building(spec: BackboneSpec) -> Iterator[None]:
-    """Nothing that open_clip prints is shown, and what it raises becomes a `CheckpointError`."""
+    """Nothing that open_clip prints is shown, and what it raises is a `CheckpointError`; of a disk, `RunFailed`."""
     with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded later
@@ -279,6 +279,8 @@ def _building(spec: BackboneSpec) -> Iterator[None]:
         except CheckpointError:
             raise
         except Exception as fault:
+            if isinstance(fault, OSError) and fault.errno in MACHINE_ERRORS:
+                raise RunFailed(f"cannot build {spec.model}: {fault.strerror}: {fault.filename}") from fault
             files = f"; it needs the files of {spec.tokenizer} in the local cache" if spec.tokenizer else ""
             raise CheckpointError(f"open_clip cannot build {spec.model}: {fault}{files}") from fault
         finally:

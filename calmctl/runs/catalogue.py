@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import BadInput, CalmError, RunFailed, RunNotFound
-from calmctl.files import parse_json, read_json, read_regular
+from calmctl.files import parse_json, read_json, read_regular, remove
 from calmctl.recipe import Recipe
 from calmctl.runs.run import IDENTITY, PINNED, Run, TrainedOn
 
@@ -290,7 +290,7 @@ def prune(what: Prunable) -> None:
         return
     with what.run.locked():
         for path in what.paths:
-            _unlink(path)
+            remove(path)
 
 
 def remove_run(run: Run) -> None:
@@ -309,18 +309,17 @@ def remove_run(run: Run) -> None:
     pinned = folder.parent / PINNED
     leads_here = pinned.is_symlink() and pinned.resolve() == folder.resolve()
     try:
+        # The recipe last: by it a folder is a run, and what could not be removed whole can be removed again.
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != run.recipe_file:
+                path.unlink()
         shutil.rmtree(folder)
     except OSError as fault:
         raise RunFailed(f"cannot remove {fault.filename or folder}: {fault.strerror or fault}") from fault
     if leads_here:
-        _unlink(pinned)
-
-
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as fault:
-        raise RunFailed(f"cannot remove {path}: {fault.strerror or fault}") from fault
+        remove(pinned)
 
 
 def dependants(run: Run, records: Sequence[RunRecord]) -> list[str]:

@@ -24,7 +24,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,13 +32,14 @@ from typing import Any
 
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
 from calmctl.data.locate import drawn
-from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
+from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunInUse, RunNotFound
 from calmctl.files import (
     append_text,
     locked,
     parse_json,
     read_json,
     read_regular,
+    remove,
     remove_unfinished,
     write_json,
     write_text,
@@ -199,16 +200,19 @@ class Run:
 
         Raises `RunFailed` where another process has the run, or where it cannot be written.
         """
-        busy = RunFailed(f"{self.folder} is in use by another process; wait for it or start a new run")
+        busy = RunInUse(f"{self.folder} is in use by another process; wait for it or start a new run")
         with locked(self.folder, busy):
             # Only under the lock: elsewhere such a file may be one that somebody is writing.
             remove_unfinished(self.folder)
             yield
 
     def drop_state(self) -> None:
-        """Remove the checkpoint of a finished run, which nobody resumes: it is two thirds of what training writes."""
+        """Remove the checkpoint of a finished run, which nobody resumes: it is two thirds of what training writes.
+
+        Raises `RunFailed` when it cannot.
+        """
         if self.results.exists():
-            self.state.unlink(missing_ok=True)
+            remove(self.state)
 
     def append_log(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add one line to the log and return it with its time. Raises `RunFailed` when it cannot."""
@@ -423,7 +427,8 @@ def create_run(root: Path, recipe: Recipe) -> Run:
     try:
         write_json(run.recipe_file, recipe.model_dump(mode="json"))
     except RunFailed:  # a full disk: what was not begun leaves nothing
-        folder.rmdir()
+        with suppress(OSError):
+            folder.rmdir()
         raise
     return run
 

@@ -1,9 +1,13 @@
 """Runs of a folder: what a record says, which is best, what may be removed."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from calmctl.cli.main import app
 from calmctl.errors import BadInput, CheckpointError, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.catalogue import (
@@ -143,6 +147,42 @@ def test_a_run_is_removed_with_its_pin(tmp_path):
         remove_run(Run(run.folder))
     remove_run(run)
     assert [path.name for path in tmp_path.iterdir()] == [other.folder.name]
+
+
+def test_a_run_that_could_not_be_removed_whole_can_be_removed_again(tmp_path, monkeypatch):
+    run, unlink = made(tmp_path, "a"), Path.unlink
+
+    def failing(self, missing_ok=False):
+        if self.name == "last.safetensors":
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    with pytest.raises(RunFailed, match=r"cannot remove .*last\.safetensors: Input/output error"):
+        remove_run(run)
+    monkeypatch.undo()
+    assert run.recipe_file.exists(), "what is left is still a run"
+    remove_run(run)
+    assert not run.folder.exists()
+
+
+def test_a_file_that_cannot_be_removed_is_an_error_and_the_others_go(tmp_path, monkeypatch):
+    first, second, unlink = made(tmp_path, "a"), made(tmp_path, "b"), Path.unlink
+
+    def failing(self, missing_ok=False):
+        if self == first.state:
+            raise OSError(errno.EACCES, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    ended = CliRunner().invoke(app, ["runs", "prune", "--yes", "--runs", str(tmp_path)])
+    assert ended.exit_code == 1 and "cannot remove" in str(ended.exception)
+    assert first.state.exists() and not second.state.exists()
+    with second.locked():  # somebody trains it: that is as it should be
+        second.state.write_bytes(b"0")
+        assert CliRunner().invoke(app, ["runs", "prune", "b-001", "--yes", "--runs", str(tmp_path)]).exit_code == 0
+    with pytest.raises(RunFailed, match="cannot remove"):
+        first.drop_state()
 
 
 def test_who_started_from_a_run_is_known(tmp_path):

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calmctl.errors import BadInput, RecipeError
 from calmctl.model.backbone import Backbone
 from calmctl.model.calm import AlignedParts, Batch, Losses
 from calmctl.model.captioner import PAD, Cache, CaptionDecoder, CaptionModel, CaptionVocabulary
