@@ -9,9 +9,7 @@ import os
 import re
 import stat
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -19,7 +17,8 @@ from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from calmctl.errors import BadInput, CalmError, RunFailed
+from calmctl.errors import BadInput, RunFailed
+from calmctl.locks import held_file, remove_unfinished
 
 # Data come from strangers: what should be a file may be a link to a device that never ends or to a pipe that never
 # answers. `open_regular` is the one door that readers use. `write_atomic` is for files of ours, `write_output` for the
@@ -176,20 +175,26 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     The bytes are on disk (fsync) before the rename, so a killed process leaves the old file or the new
     one. A file keeps its mode; a link is replaced, not followed: where it leads may be no file of ours.
-    Raises `RunFailed` when the folder is not writable or the disk is full; nothing is left behind then.
+    Raises `RunFailed` when the folder is not writable or the disk is full; nothing is left behind then, nor what
+    a killed process left of an earlier write of this file.
     """
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = _mode_to_keep(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        remove_unfinished(path.parent, path.name)
+        descriptor, temporary = held_file(path)
         with os.fdopen(descriptor, "wb") as handle:
             write(handle)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-        temporary = None
+            os.chmod(temporary, mode)
+            if os.name != "nt":  # which renames nothing that is open
+                os.replace(temporary, path)  # as long as it is held: later it could be taken for abandoned
+                temporary = None
+        if temporary is not None:
+            os.replace(temporary, path)
+            temporary = None
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
@@ -258,12 +263,6 @@ def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
     """`path`, or where that is taken, the first of `NAME-2.SUFFIX`, `NAME-3.SUFFIX`, ... that is not."""
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
     return next(candidate for candidate in chain([path], others) if not is_taken(candidate))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing."""
-    for unfinished in folder.glob(".*.tmp"):
-        unfinished.unlink(missing_ok=True)
 
 
 # --- the files that options name -------------------------------------------------------------------------
@@ -391,52 +390,6 @@ def _write_into(path: Path, content: bytes) -> None:
             return
     with open(path, "wb") as handle:
         handle.write(content)
-
-
-# --- one process at a time -------------------------------------------------------------------------------
-
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-
-
-@contextmanager
-def locked(folder: Path, busy: CalmError, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends.
-
-    Where a file system has no locks a file with this process's number stands for one. A process that was killed
-    leaves it, which the next process on the same machine notices.
-
-    Args:
-        folder: It must exist.
-        busy: What is raised where another process holds it.
-        on_wait: Called before waiting for the other process; None raises `busy` instead.
-
-    Raises:
-        RunFailed: The folder cannot be written.
-    """
-    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-
-    lock: BaseFileLock = FileLock(folder / ".lock", fallback_to_soft=False)
-    way_out = ""
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except OSError as fault:
-            if fault.errno not in _WITHOUT_LOCKS:
-                raise
-            lock = SoftFileLock(folder / ".lock.process")
-            way_out = f"; {lock.lock_file} names that process: delete it if it has ended"
-            lock.acquire(timeout=1)  # what it takes to see that the process of an old file is gone
-    except Timeout:
-        if on_wait is None:
-            raise type(busy)(f"{busy}{way_out}") from None
-        on_wait()
-        lock.acquire()
-    except OSError as fault:
-        raise RunFailed(f"cannot write {folder}: {fault.strerror or fault}; choose another folder") from fault
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # Where the vocabularies and recipes that come with the package lie.

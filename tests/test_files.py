@@ -15,7 +15,6 @@ from calmctl.files import (
     TABLE,
     append_text,
     content_digest,
-    locked,
     read_json,
     require_output,
     sha256_bytes,
@@ -240,50 +239,3 @@ def test_lines_are_added_behind_anything(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RunFailed, match="it is a pipe"):
         append_text(tmp_path / "pipe", "x\n")
-
-
-# --- one process at a time -------------------------------------------------------------------------------
-
-HOLDING = """
-import sys, time
-from pathlib import Path
-import fcntl
-from calmctl.errors import RunFailed
-from calmctl.files import locked
-if sys.argv[2] != "0":
-    def flock(*_): raise OSError(int(sys.argv[2]), "no locks")
-    fcntl.flock = flock
-with locked(Path(sys.argv[1]), RunFailed("busy")):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def end(process):
-    process.kill()
-    process.wait()  # until then its number is in use
-
-
-@pytest.mark.parametrize("fault", [0, errno.ENOLCK, errno.ENOSYS])
-def test_a_folder_is_held_by_one_process_also_where_there_are_no_locks(tmp_path, monkeypatch, fault):
-    import fcntl
-
-    def flock(*_):
-        raise OSError(fault, "no locks")
-
-    if fault:
-        monkeypatch.setattr(fcntl, "flock", flock)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tmp_path), str(fault)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        told = r"busy.*lock\.process names that process" if fault else r"busy\Z"
-        with pytest.raises(RunFailed, match=told), locked(tmp_path, RunFailed("busy")):
-            pass
-        waited = []
-        with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(end(holder))):
-            assert len(waited) == 1, "who may wait is told, and goes on when the other process has ended"
-    finally:
-        holder.kill()
-        holder.communicate()

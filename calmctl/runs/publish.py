@@ -14,9 +14,11 @@ the data either but digests and counts: captions of a data set are its owner's t
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ import yaml
 from calmctl.errors import BadInput, CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_file, write_json, write_text
 from calmctl.hub import translated
+from calmctl.locks import held_file, remove_unfinished
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import LEFT_OUT
 from calmctl.runs.identity import RunIdentity, require_together, weights_identity
@@ -48,6 +51,7 @@ _WHAT = ("dataset", "protocol", "split", "scorer")
 _SCORES_LEFT = ("segments", "unscored", "empty", "java")
 _METRICS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mdr": "MdR", "mnr": "MnR"}
 _CAPTION_METRICS = {"cider": "CIDEr", "bleu4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L"}
+_FOLDER = ".folder.tmp"
 _WAYS = {"text_to_video": "text to video", "video_to_text": "video to text"}
 
 
@@ -78,42 +82,72 @@ def export_run(run: Run, folder: Path, *, repository: str | None = None, licence
         CheckpointError: The run has no weights, or they cannot be read.
         RunFailed: It cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
-    slim = folder / SLIM
-    with _left_whole(folder):
+    with _whole_folder(folder) as place:
+        slim = place / SLIM
         metadata = _write_slim(run, slim)
         recipe = recipe_from_dict(metadata["recipe"], where=str(run.folder))
         name = (repository or recipe.name).rpartition("/")[2]
         results = published_results(run, name)
-        write_text(folder / "recipe.yaml", yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True))
-        write_text(folder / "vocabulary.yaml", str(metadata["vocabulary"]))
-        write_json(folder / "results.json", results)
+        write_text(place / "recipe.yaml", yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True))
+        write_text(place / "vocabulary.yaml", str(metadata["vocabulary"]))
+        write_json(place / "results.json", results)
         use, identity = repository or f"OWNER/{name}", weights_identity(slim)
         card = model_card(use, recipe, identity, results, licence=licence, parameters=_parameters(slim))
-        write_text(folder / CARD, card)
-        require_portable(folder, run)
-        sums = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-        write_text(folder / SUMS, "".join(f"{digest}  {each}\n" for each, digest in sums.items()))
+        write_text(place / CARD, card)
+        require_portable(place, run)
+        sums = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
+        write_text(place / SUMS, "".join(f"{digest}  {each}\n" for each, digest in sums.items()))
     return Export(folder, {path.name: path.stat().st_size for path in sorted(folder.iterdir())})
 
 
+# A temporary folder beside the new one, and a rename: what is half published misleads, and nobody can go on with it.
+
+
 @contextmanager
-def _left_whole(folder: Path) -> Iterator[None]:
-    """A folder that holds everything afterwards, or nothing: what is half published misleads."""
-    before = folder.exists()
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which stands in the place of `folder` when the block has ended, and else nothing does.
+
+    Raises:
+        BadInput: `folder` exists and is not empty, also where another process has filled it in the meantime.
+        RunFailed: It cannot be written.
+    """
+    folder = Path(os.path.realpath(folder))
+    taken = BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise taken
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_killed(folder)
+        # The file beside it is held, and says that somebody is filling the folder.
+        descriptor, held = held_file(folder)
+        made = Path(held.removesuffix(".tmp") + _FOLDER)
+        try:
+            made.mkdir()
+            yield made
+            _put_in_place(made, folder, taken)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+            os.close(descriptor)
+            Path(held).unlink(missing_ok=True)
     except OSError as fault:
         raise RunFailed(f"cannot create {folder}: {fault.strerror or fault}; name another folder") from fault
+
+
+def _put_in_place(made: Path, folder: Path, taken: BadInput) -> None:
     try:
-        yield
-    except BaseException:
-        for path in folder.iterdir():
-            path.unlink()
-        if not before:
-            folder.rmdir()
+        os.replace(made, folder)
+    except OSError:
+        if folder.exists():
+            raise taken from None
         raise
+
+
+def _remove_killed(folder: Path) -> None:
+    """Remove what exports to `folder` left that were killed."""
+    remove_unfinished(folder.parent, folder.name)
+    for made in folder.parent.glob(f".{glob.escape(folder.name)}.*{_FOLDER}"):
+        if not Path(str(made).removesuffix(_FOLDER) + ".tmp").exists():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _write_slim(run: Run, target: Path) -> dict[str, Any]:

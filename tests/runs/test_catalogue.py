@@ -6,6 +6,7 @@ import pytest
 
 from calmctl.errors import BadInput, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
+from calmctl.runs import catalogue
 from calmctl.runs.catalogue import (
     best_run,
     dependants,
@@ -130,6 +131,33 @@ def test_a_run_is_removed_with_its_pin(tmp_path):
         remove_run(Run(run.folder))
     remove_run(run)
     assert [path.name for path in tmp_path.iterdir()] == [other.folder.name]
+
+
+def test_a_removal_that_was_killed_can_be_given_again(tmp_path, monkeypatch):
+    run, remove, removed = made(tmp_path, "a"), catalogue._remove, []
+
+    def killed(path):
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(catalogue, "_remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_run(run)
+    assert run_record(run).state == "unfinished", "it is no finished run, and is still listed"
+    monkeypatch.setattr(catalogue, "_remove", remove)
+    remove_run(run)
+    assert not run.folder.exists()
+
+
+def test_a_run_that_was_removed_is_not_begun_again(tmp_path):
+    """`train --resume` reads the recipe, and holds the run only then."""
+    run = made(tmp_path, "a")
+    with run.locked():
+        run.recipe_file.unlink()  # what a removal does last
+    with pytest.raises(RunFailed, match="has been removed by another process"), run.locked():
+        pass
 
 
 def test_who_started_from_a_run_is_known(tmp_path):
