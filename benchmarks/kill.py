@@ -57,6 +57,7 @@ class Tally:
         repeated: Steps of trainings that were done again.
         faults: What was wrong, in words.
         operations: Before which operations it was killed.
+        cpu_s: Seconds of processor, without those of processes that outlived a kill.
     """
 
     kills: int = 0
@@ -68,6 +69,7 @@ class Tally:
     repeated: int = 0
     faults: list[str] = field(default_factory=list)
     operations: Counter[str] = field(default_factory=Counter)
+    cpu_s: float = 0.0
 
 
 class Tormentor:
@@ -121,22 +123,20 @@ class Tormentor:
             if self._killed.trains:
                 assert reached - saved <= SAVE_EVERY, f"{reached} steps done, and the checkpoint has {saved}"
             ended = self._attempt(lets_live=number == most)
-            orphans, seconds = ended[1], ended[2]
-            tally.orphans, tally.longest_s = tally.orphans + orphans, max(tally.longest_s, seconds)
-            if done := [int(line.split()[1]) for line in ended[0].told if line.startswith("step ")]:
+            if done := [int(line.split()[1]) for line in ended.told if line.startswith("step ")]:
                 assert done[0] == saved + 1, f"the checkpoint is of step {saved}, and it went on with {done[0]}"
                 tally.repeated += max(0, reached - saved)
                 reached = done[-1]
             locks_free(at)
-            if ended[0].status == 0:
+            if ended.status == 0:
                 break
-            assert ended[0].status == -9, f"status {ended[0].status} after {number} kills:\n{ended[0].said}"
+            assert ended.status == -9, f"status {ended.status} after {number} kills:\n{ended.said}"
             tally.temporary += load_all(at)
         assert not (left := temporaries(at)), f"left behind: {[str(path.relative_to(at)) for path in left]}"
         assert not (wrong := differences(self._outcome(), self.expected)), f"not as the undisturbed one: {wrong}"
 
-    def _attempt(self, *, lets_live: bool) -> tuple[Ended, int, float]:
-        """Begin it, and kill it or let it live; with the processes that outlived it and how long they did."""
+    def _attempt(self, *, lets_live: bool) -> Ended:
+        """Begin it, and kill it or let it live; all that it started has to end, too."""
         rng, tally = self._rng, self.tally
         at_file = not lets_live and rng.random() < 0.5
         # What is left to do after a kill is less than the whole: of its operations and its time the first are likelier.
@@ -146,13 +146,15 @@ class Tormentor:
         if not lets_live and not at_file and not fork.ends_within(share * self._seconds):
             fork.kill()
         ended = fork.wait()
+        tally.cpu_s += ended.cpu_s
         if ended.status == -9:
             tally.kills += 1
             if at_file:
                 tally.at_files += 1
-                operation = ended.operations[-1].split()
-                tally.operations[operation[0]] += 1
-        return ended, *orphans_gone(fork.mark, self._killed.grace_s)
+                tally.operations[ended.operations[-1].split()[0]] += 1
+        orphans, seconds = orphans_gone(fork.mark, self._killed.grace_s)
+        tally.orphans, tally.longest_s = tally.orphans + orphans, max(tally.longest_s, seconds)
+        return ended
 
     def _saved_step(self) -> int:
         state = self._bench.at / "tiny-001" / "state.safetensors"
@@ -180,8 +182,8 @@ def main() -> None:
         while left and sum(each.tally.kills for each in tormentors.values()) < options.kills:
             if options.minutes is not None and time.monotonic() - begun > 60 * options.minutes:
                 break
-            # The command that is furthest behind its share; those that were not begun yet are.
-            name = min(left, key=lambda each: tormentors[each].tally.kills / shares[each] if each in tormentors else -1)
+            # The command that is furthest behind its share.
+            name = min(left, key=lambda each: tormentors[each].tally.kills / shares[each] if each in tormentors else 0)
             if name not in tormentors:
                 tormentors[name] = Tormentor(bench, every[name], rng)
             else:
@@ -211,11 +213,21 @@ def summary(tallies: dict[str, Tally], wall_s: float) -> dict[str, Any]:
 
 def table(record: dict[str, Any], tallies: dict[str, Tally]) -> str:
     """The counts as a table in Markdown, and a sentence."""
-    lines = ["| command | kills | at a file | ended equal | temporary files | outlived it | longest, s | faults |"]
-    lines.append("|---|" + "--:|" * 7)
+    headings = (
+        "kills",
+        "before an operation",
+        "ended equal",
+        "temporary left",
+        "outlived",
+        "s",
+        "CPU s",
+        "faults",
+    )
+    lines = [f"| command | {' | '.join(headings)} |", "|---|" + "--:|" * len(headings)]
     for name, each in tallies.items():
-        numbers = (each.kills, each.at_files, each.ended, each.temporary, each.orphans, f"{each.longest_s:.2f}")
-        lines.append(f"| {name} | {' | '.join(map(str, numbers))} | {len(each.faults)} |")
+        counts = (each.kills, each.at_files, each.ended, each.temporary, each.orphans)
+        numbers = (*counts, f"{each.longest_s:.2f}", f"{each.cpu_s:.0f}", len(each.faults))
+        lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
     operations = sum((each.operations for each in tallies.values()), Counter[str]())
     lines.append("")
     lines.append(

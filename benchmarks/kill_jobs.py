@@ -63,16 +63,12 @@ class Bench:
     """
 
     def __init__(self, root: Path) -> None:
-        """Draw the world and make all that commands read, in forks: a process that has trained cannot fork any more."""
+        """Draw the world; `need` makes all else."""
         self.root, self.at, self.given = root, root / "at", root / "given"
         self.world, self.out = self.given / "world", root / "said"
         self.given.mkdir(parents=True)
         generate_demo(self.world, counts=COUNTS)
         self.empty()
-        self._make(self._training("memory"), "tiny-001", "tiny-001")
-        self._make(partial(self._training("memory"), stops_at=8), "tiny-001", "half")
-        for part in (1, 2):
-            self._make(self.extraction("--shard", f"{part}/2"), "store", str(part))
         split = load_demo(self.world, shifted=False, protocol="captioning").splits["test"]
         references = {clip.id: [] for clip in split.clips}
         for owner, caption in zip(split.owners, split.captions, strict=True):
@@ -89,12 +85,25 @@ class Bench:
         for number, path in enumerate(sorted((self.world / "clips").iterdir())[:8]):
             shutil.copy2(path, self.clips / f"{number}.mp4")
 
-    def _make(self, job: Job, made: str, name: str) -> None:
-        done = warm(job, self.at, self.out)
-        if done.status != 0:
-            raise SystemExit(f"what the commands need cannot be made:\n{done.said}")
-        shutil.move(self.at / made, self.given / name)
-        self.empty()
+    def need(self, *names: str) -> None:
+        """Make what commands read, where it is not there yet, in forks: who has trained cannot fork any more.
+
+        That is "tiny-001", a finished run; "half", the same after 8 of 12 steps; "1" and "2", the parts of a store.
+        """
+        for name in names:
+            if (self.given / name).exists():
+                continue
+            if name in ("1", "2"):
+                self.need("tiny-001")
+                job, made = self.extraction("--shard", f"{name}/2"), "store"
+            else:
+                job, made = partial(self._training("memory"), stops_at=8 if name == "half" else 0), "tiny-001"
+            self.empty()
+            done = warm(job, self.at, self.out)
+            if done.status != 0:
+                raise SystemExit(f"what the commands need cannot be made:\n{done.said}")
+            shutil.move(self.at / made, self.given / name)
+            self.empty()
 
     def _write(self, name: str, value: object) -> None:
         (self.given / name).write_text(json.dumps(value))
@@ -136,6 +145,11 @@ class Bench:
         asked = ("reproduce", "table7", "--data=demo", drawn, runs, "--rows=t-mass", "--seeds=1", "--device=cpu")
         return self.small_world(*asked, "head.trials=2", "optim.epochs=1", *more)
 
+    def demonstration(self) -> Job:
+        """The demo, with its world, three trainings, a report and a page."""
+        where = ("--root", f"{self.at}/drawn", "--runs", f"{self.at}/runs")
+        return self.small_world("demo", *where, "optim.epochs=1", "data.frames=2", "data.workers=1", "device=cpu")
+
     def small_world(self, *arguments: str) -> Job:
         """A command that draws a world of its own, which is small here."""
         return partial(_command, arguments, draws=True)
@@ -163,30 +177,39 @@ class Bench:
         parts = [str(self.given / part) for part in "12"]
         run = self.at / "tiny-001"
         told = [str(self.given / name) for name in ("captions.json", "references.json")]
-        with_run = partial(self.with_run, "tiny-001")
+        with_run, needs_run = partial(self.with_run, "tiny-001"), partial(self.need, "tiny-001")
         on_ray = self.extraction("--ray", "1")
         return [
-            Killed("train, frames in memory", self._training("memory"), 14, trains=True),
-            Killed("train, decoding", self._training("none", "data.augment=crop-flip"), 8, trains=True),
-            Killed("train, frames on disk", self._training("disk"), 8, trains=True),
+            Killed("train, frames in memory", self._training("memory"), 12, trains=True),
+            Killed("train, decoding", self._training("none", "data.augment=crop-flip"), 6, trains=True),
+            Killed("train, frames on disk", self._training("disk"), 6, trains=True),
             Killed("data frames", self.command("data", "frames", str(self.given / "frames.yaml")), 6),
-            Killed("extract", self.extraction(), 12),
-            Killed("extract --merge", self.command("extract", "--merge", *parts, "--out", f"{self.at}/store"), 10),
+            Killed("extract", self.extraction(), 8, needs_run),
+            Killed(
+                "extract --merge",
+                self.command("extract", "--merge", *parts, "--out", f"{self.at}/store"),
+                22,
+                partial(self.need, "1", "2"),
+            ),
             Killed("eval", self.command("eval", str(run), "--device", "cpu"), 8, with_run),
-            Killed("score captions", self.command("score", "captions", *told, "--json"), 6, prints=True),
-            Killed("search --in FOLDER", self.searching(), 8, prints=True),
-            Killed("search --window", self.searching("--window", "0.5"), 6, prints=True),
-            Killed("reproduce", self.reproduction(), 6),
-            Killed("export", self.command("export", str(run), f"{self.at}/given-away"), 6, with_run),
-            Killed("extract --ray", on_ray, 2, grace_s=60.0),
+            Killed("score captions", self.command("score", "captions", *told, "--json"), 2, prints=True),
+            Killed("search --in FOLDER", self.searching(), 8, needs_run, prints=True),
+            Killed("search --window", self.searching("--window", "0.5"), 4, needs_run, prints=True),
+            Killed("reproduce", self.reproduction(), 2),
+            Killed("export", self.command("export", str(run), f"{self.at}/given-away"), 10, with_run),
+            Killed("runs rm", partial(_remove, run, self.command("runs", "rm", str(run), "--yes")), 4, with_run),
+            Killed("demo", self.demonstration(), 1),
+            Killed("extract --ray", on_ray, 1, needs_run, grace_s=60.0),
         ]
 
     def with_run(self, which: str) -> None:
         """Put a run into the folder of the command: "tiny-001", which is finished, or "half"."""
+        self.need(which)
         shutil.copytree(self.given / which, self.at / "tiny-001")
 
     def with_half_store(self) -> None:
         """Put a store there of which half is extracted."""
+        self.need("1")
         shutil.copytree(self.given / "1", self.at / "store")
 
 
@@ -202,6 +225,13 @@ def _command(arguments: Sequence[str], tell: Tell, *, draws: bool = False) -> No
         demo.generate_demo = stand_in.generate_demo = small
     sys.argv = ["calmctl", *arguments]
     main()
+
+
+def _remove(run: Path, command: Job, tell: Tell) -> None:
+    """Remove a run, unless that was done when a kill came."""
+    if (run / "recipe.json").exists():
+        command(tell)
+    shutil.rmtree(run, ignore_errors=True)  # an empty folder is left by a kill behind its last file
 
 
 def _train(recipe: Recipe, folder: Path, tell: Tell, *, stops_at: int = 0) -> None:

@@ -98,9 +98,7 @@ def all_pairs(bench: Bench) -> list[Pair]:
     )
     frames = bench.command("data", "frames", str(given / "frames.yaml"))
     on_disk = bench.command("train", str(given / "frames.yaml"), *runs)
-    shown = bench.small_world(
-        "demo", "--root", f"{at}/drawn", "--runs", f"{at}/runs", *("optim.epochs=1", "data.frames=2", "data.workers=1")
-    )
+    shown = bench.demonstration()
     half, whole, parted = partial(bench.with_run, "half"), partial(bench.with_run, "tiny-001"), bench.with_half_store
     extracting = "another process is extracting into"
     in_use, gone = "in use by another process", "has been removed|no run at|does not exist|cannot read|No such file"
@@ -230,6 +228,7 @@ def main() -> None:
     rng, begun, tallies = random.Random(options.seed), time.monotonic(), dict[str, Tally]()
     with tempfile.TemporaryDirectory() as base:
         bench = Bench(Path(base))
+        bench.need("tiny-001", "half", "1", "2")
         pairs = {pair.name: pair for pair in all_pairs(bench)}
         if unknown := set(options.only or ()) - pairs.keys():
             raise SystemExit(f"no pair {unknown.pop()!r} is started here; there is {'; '.join(pairs)}")

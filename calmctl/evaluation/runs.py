@@ -94,19 +94,29 @@ def evaluate_run(
     sources = [open_source(test, recipe, val=split != "test") for test in tests]
     records = [source.record(split) for source in sources]
     weights = run.trained_weights(which)
-    before = stamp(weights) if weights.exists() else None
+    before = _stamp(weights)
     model = task.load(run, which, device)
     evaluations = []
     for test, source, record in zip(tests, sources, records, strict=True):
         # Before encoding: a set that is known to hold clips of the training is refused here.
-        labels = labels_of(run, which, test, record, scorer=task.scorer)
-        if stamp(weights) != before:  # the labels would be of others than the model
+        try:
+            labels = labels_of(run, which, test, record, scorer=task.scorer)
+        except FileNotFoundError:
+            raise RunFailed(f"{run.folder} has been removed by another process") from None
+        if _stamp(weights) != before:  # the labels would be of others than the model
             raise RunFailed(f"{weights} has changed while it was read: its training goes on; evaluate again")
         encoded = source.encode(model, split, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
         evaluations.append(task.evaluate(model, encoded, labels, progress))
     return evaluations
+
+
+def _stamp(weights: Path) -> list[int] | None:
+    try:
+        return stamp(weights)
+    except FileNotFoundError:
+        return None
 
 
 def labels_of(
