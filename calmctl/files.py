@@ -8,14 +8,12 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 import sys
-import tempfile
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -23,7 +21,8 @@ from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from calmctl.errors import BadInput, CalmError, RunFailed
+from calmctl.errors import BadInput, RunFailed
+from calmctl.locks import held_file, held_folder, tidy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,12 +254,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = _mode_to_keep(path)
-        _remove_abandoned(path.parent)
-        while True:
-            descriptor, temporary = tempfile.mkstemp(prefix=_UNFINISHED, suffix=".tmp", dir=path.parent)
-            if _hold(descriptor, wait=True):
-                break
-            os.close(descriptor)  # it was taken for an abandoned one, before it was held
+        tidy(path.parent)
+        descriptor, temporary = held_file(path.parent)
         with os.fdopen(descriptor, "wb") as handle:
             write(handle)
             handle.flush()
@@ -279,80 +274,42 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 os.unlink(temporary)
 
 
-_UNFINISHED = ".calmctl-"
-_tidied: set[str] = set()
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of processes that are gone, and so hold them no more; looked for once a process."""
-    where = os.path.abspath(folder)
-    if where in _tidied:
-        return
-    _tidied.add(where)
-    for path in folder.glob(f"{_UNFINISHED}*.tmp"):
-        with suppress(OSError), _opened(path) as descriptor:
-            if _hold(descriptor, wait=False):
-                shutil.rmtree(path) if path.is_dir() else os.unlink(path)
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[int]:
-    """A file or a folder, for a lock."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill another folder in the block, which becomes `folder` when all of it is there, or vanishes.
 
     Raises:
-        BadInput: There is something in `folder` already.
+        BadInput: There is something in `folder` already, also where another process has filled it in the meantime.
         RunFailed: It cannot be written.
     """
-    there = folder.exists()  # it is filled then, because it may be the current one, or a disk of its own
-    place, unfinished, moved = folder if there else folder.parent, None, []
+    taken = BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
+    there = os.path.lexists(folder)  # it is filled then, because it may be the current one, or a disk of its own
+    moved: list[Path] = []
     try:
+        place = folder if there else folder.parent
         if not there or folder.is_dir():
             place.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(place)
+            tidy(place)
         if there and (not folder.is_dir() or any(folder.iterdir())):
-            raise BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
-        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, suffix=".tmp", dir=place))
-        with _opened(unfinished) if os.name == "posix" else nullcontext(-1) as descriptor:
-            _hold(descriptor, wait=True)
-            yield unfinished
+            raise taken
+        with held_folder(place) as made:
+            yield made
             if there:
-                for path in sorted(unfinished.iterdir()):
+                if any(path != made for path in folder.iterdir()):
+                    raise taken
+                for path in sorted(made.iterdir()):
                     os.replace(path, folder / path.name)
                     moved.append(folder / path.name)
             else:
-                os.chmod(unfinished, 0o777 & ~_UMASK)
-                os.replace(unfinished, folder)
+                os.chmod(made, 0o777 & ~_UMASK)
+                os.replace(made, folder)
     except OSError as error:
         for path in moved:
             with suppress(OSError):
                 path.unlink()
-        raise RunFailed(f"cannot create {folder}: {error.strerror}; free space or name another folder") from error
-    finally:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _hold(descriptor: int, *, wait: bool) -> bool:
-    """Lock a temporary file until it is closed; whether it is there and, where this does not `wait`, was locked."""
-    if os.name == "nt":  # there, and on a file system without locks, nobody removes what is abandoned
-        return wait
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return wait
-    return os.fstat(descriptor).st_nlink > 0
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(folder) and not there:
+            raise taken from None
+        raise RunFailed(f"cannot create {folder}: {error.strerror or error}; name another folder") from error
 
 
 def _mode_to_keep(path: Path) -> int:
@@ -419,15 +376,6 @@ def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
     """`path`, or where that is taken, the first of `NAME-2.SUFFIX`, `NAME-3.SUFFIX`, ... that is not."""
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
     return next(candidate for candidate in chain([path], others) if not is_taken(candidate))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing.
-
-    Raises `RunFailed` when it cannot.
-    """
-    for unfinished in folder.glob(".*.tmp"):
-        remove(unfinished)
 
 
 def remove(path: Path) -> None:
@@ -563,52 +511,6 @@ def _write_into(path: Path, content: bytes) -> None:
             return
     with open(path, "wb") as handle:
         handle.write(content)
-
-
-# --- one process at a time -------------------------------------------------------------------------------
-
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-
-
-@contextmanager
-def locked(folder: Path, busy: CalmError, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends.
-
-    Where a file system has no locks a file with this process's number stands for one. A process that was killed
-    leaves it, which the next process on the same machine notices.
-
-    Args:
-        folder: It must exist.
-        busy: What is raised where another process holds it.
-        on_wait: Called before waiting for the other process; None raises `busy` instead.
-
-    Raises:
-        RunFailed: The folder cannot be written.
-    """
-    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-
-    lock: BaseFileLock = FileLock(folder / ".lock", fallback_to_soft=False)
-    way_out = ""
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except OSError as fault:
-            if fault.errno not in _WITHOUT_LOCKS:
-                raise
-            lock = SoftFileLock(folder / ".lock.process")
-            way_out = f"; {lock.lock_file} names that process: delete it if it has ended"
-            lock.acquire(timeout=1)  # what it takes to see that the process of an old file is gone
-    except Timeout:
-        if on_wait is None:
-            raise type(busy)(f"{busy}{way_out}") from None
-        on_wait()
-        lock.acquire()
-    except OSError as fault:
-        raise RunFailed(f"cannot write {folder}: {fault.strerror or fault}; choose another folder") from fault
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # Where the vocabularies and recipes that come with the package lie.

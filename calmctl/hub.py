@@ -26,10 +26,11 @@ from typing import Any
 from urllib.parse import quote
 
 from calmctl.errors import HubError
-from calmctl.files import locked, parse_json, sha256_file
+from calmctl.files import parse_json, sha256_file
 from calmctl.hub_faults import Asked, leads_out
 from calmctl.hub_faults import cache_folder as cache_folder
 from calmctl.hub_faults import endpoint as endpoint
+from calmctl.locks import locked
 
 ANSWER_S = 5.0
 """Seconds for the answer to a request, all of it: name, connection, certificate, redirects, headers (our choice)."""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from calmctl import files
+from calmctl import locks
 from calmctl.anchors.label_lists import read_labels
 from calmctl.data.annotations import read_captions, read_ids
 from calmctl.errors import BadInput, RunFailed
@@ -18,7 +18,6 @@ from calmctl.files import (
     TABLE,
     append_text,
     content_digest,
-    locked,
     new_folder,
     read_json,
     require_output,
@@ -269,15 +268,15 @@ def test_what_a_killed_process_was_writing_is_removed_and_what_another_writes_is
 
 
 def test_a_file_that_is_taken_for_an_abandoned_one_is_begun_again(tmp_path, monkeypatch):
-    hold, taken = files._hold, []
+    hold, taken = locks._hold, []
 
-    def held(descriptor, *, wait):
-        if wait and not taken:  # another process cleans up, right between the making of the file and its lock
+    def held(descriptor):
+        if not taken:  # another process cleans up, right between the making of the file and its lock
             taken.extend(tmp_path.iterdir())
             taken[0].unlink()
-        return hold(descriptor, wait=wait)
+        return hold(descriptor)
 
-    monkeypatch.setattr(files, "_hold", held)
+    monkeypatch.setattr(locks, "_hold", held)
     write_text(tmp_path / "a", "whole")
     assert len(taken) == 1 and [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -291,7 +290,7 @@ def test_what_cannot_be_removed_either_does_not_hide_what_went_wrong(tmp_path, m
     with pytest.raises(RunFailed, match=r"cannot write .*a\.txt: Input/output error"):
         write_text(tmp_path / "a.txt", "new")
     monkeypatch.undo()
-    files._tidied.clear()  # as in the next process
+    locks._tidied.clear()  # as in the next process
     write_text(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -328,47 +327,3 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, there, monkeypatch):
 
 
 # --- one process at a time -------------------------------------------------------------------------------
-
-HOLDING = """
-import sys, time
-from pathlib import Path
-import fcntl
-from calmctl.errors import RunFailed
-from calmctl.files import locked
-if sys.argv[2] != "0":
-    def flock(*_): raise OSError(int(sys.argv[2]), "no locks")
-    fcntl.flock = flock
-with locked(Path(sys.argv[1]), RunFailed("busy")):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def end(process):
-    process.kill()
-    process.wait()  # until then its number is in use
-
-
-@pytest.mark.parametrize("fault", [0, errno.ENOLCK, errno.ENOSYS])
-def test_a_folder_is_held_by_one_process_also_where_there_are_no_locks(tmp_path, monkeypatch, fault):
-    import fcntl
-
-    def flock(*_):
-        raise OSError(fault, "no locks")
-
-    if fault:
-        monkeypatch.setattr(fcntl, "flock", flock)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tmp_path), str(fault)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        told = r"busy.*lock\.process names that process" if fault else r"busy\Z"
-        with pytest.raises(RunFailed, match=told), locked(tmp_path, RunFailed("busy")):
-            pass
-        waited = []
-        with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(end(holder))):
-            assert len(waited) == 1, "who may wait is told, and goes on when the other process has ended"
-    finally:
-        holder.kill()
-        holder.communicate()

@@ -147,7 +147,7 @@ class Terminal(Console):
         return text if self.encoding.startswith("utf") else text.translate(_STAND_INS)
 
 
-_STAND_INS = str.maketrans("→–“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')
+_STAND_INS = str.maketrans("→–“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')  # noqa: RUF001
 
 
 def _width(stream: TextIO) -> int | None:

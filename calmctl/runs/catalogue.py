@@ -14,6 +14,7 @@ from typing import Any
 
 from calmctl.errors import BadInput, CalmError, RunFailed, RunNotFound
 from calmctl.files import parse_json, read_json, read_regular, remove
+from calmctl.locks import LOCK
 from calmctl.recipe import Recipe
 from calmctl.runs.run import IDENTITY, PINNED, Run, TrainedOn
 
@@ -179,10 +180,12 @@ def files_of(run: Run) -> dict[str, int]:
     """Bytes of every file of a run, by its path in the folder; of an exported file, itself."""
     folder = run.folder
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-    found = [path for path in paths if path.is_file() and not path.is_symlink()]
-    return {
-        path.relative_to(folder).as_posix() if path != folder else path.name: path.lstat().st_size for path in found
-    }
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):  # temporary, of a training that goes on
+            if path.is_file() and not path.is_symlink():
+                found[path.relative_to(folder).as_posix() if path != folder else path.name] = path.lstat().st_size
+    return found
 
 
 # The best run.
@@ -279,7 +282,8 @@ def prunable(records: Sequence[RunRecord], *, last: bool = False) -> list[Prunab
             paths += unfinished
             why.append("what a killed process was writing")
         if paths:
-            found.append(Prunable(run, tuple(paths), sum(path.lstat().st_size for path in paths), ", ".join(why)))
+            sizes = files_of(run)
+            found.append(Prunable(run, tuple(paths), sum(sizes.get(each.name, 0) for each in paths), ", ".join(why)))
     return found
 
 
@@ -304,22 +308,27 @@ def remove_run(run: Run) -> None:
     if folder.is_symlink() or not (folder / "recipe.json").is_file():
         what = "a link to a run" if folder.is_symlink() else "one file, and no folder of a run"
         raise BadInput(f"{folder} is {what}; remove that yourself, or name the run's own folder")
-    with run.locked():  # nobody trains it, at this moment at least
-        pass
     pinned = folder.parent / PINNED
     leads_here = pinned.is_symlink() and pinned.resolve() == folder.resolve()
-    try:
-        # The recipe last: by it a folder is a run, and what could not be removed whole can be removed again.
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path != run.recipe_file:
-                path.unlink()
-        shutil.rmtree(folder)
-    except OSError as fault:
-        raise RunFailed(f"cannot remove {fault.filename or folder}: {fault.strerror or fault}") from fault
+    with run.locked():  # nobody trains it, and nobody begins to
+        # Its results first and its recipe last: where a kill stops this it is no finished run, and can be removed.
+        kept = (run.recipe_file, folder / LOCK)
+        for path in (run.results, *(each for each in sorted(folder.iterdir()) if each not in kept), run.recipe_file):
+            _remove(path)
+    _remove(folder)
     if leads_here:
         remove(pinned)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, where it is still there."""
+    if path.is_symlink() or not path.is_dir():
+        remove(path)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as fault:
+        raise RunFailed(f"cannot remove {fault.filename or path}: {fault.strerror or fault}") from fault
 
 
 def dependants(run: Run, records: Sequence[RunRecord]) -> list[str]:

@@ -33,17 +33,8 @@ from typing import Any
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
 from calmctl.data.locate import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunInUse, RunNotFound
-from calmctl.files import (
-    append_text,
-    locked,
-    parse_json,
-    read_json,
-    read_regular,
-    remove,
-    remove_unfinished,
-    write_json,
-    write_text,
-)
+from calmctl.files import append_text, parse_json, read_json, read_regular, remove, write_json, write_text
+from calmctl.locks import locked, remove_unfinished
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.recipe.schema import PUBLISHED
 from calmctl.words import counted
@@ -202,7 +193,8 @@ class Run:
         """
         busy = RunInUse(f"{self.folder} is in use by another process; wait for it or start a new run")
         with locked(self.folder, busy):
-            # Only under the lock: elsewhere such a file may be one that somebody is writing.
+            if not self.recipe_file.exists():
+                raise RunFailed(f"{self.folder} has been removed by another process; start a new run")
             remove_unfinished(self.folder)
             yield
 

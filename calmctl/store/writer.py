@@ -15,10 +15,8 @@ from torch import Tensor
 from calmctl.errors import StoreError
 from calmctl.files import (
     content_digest,
-    locked,
     make_folder,
     read_regular,
-    remove_unfinished,
     sha256_bytes,
     sha256_file,
     stamp,
@@ -26,6 +24,7 @@ from calmctl.files import (
     write_bytes,
     write_text,
 )
+from calmctl.locks import locked, remove_unfinished
 from calmctl.samples import Clip, Dataset, LeftOut
 from calmctl.store import format as fmt
 from calmctl.store.format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, CheckpointError, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
+from calmctl.runs import catalogue
 from calmctl.runs.catalogue import (
     best_run,
     dependants,
@@ -166,6 +167,24 @@ def test_a_run_that_could_not_be_removed_whole_can_be_removed_again(tmp_path, mo
     assert not run.folder.exists()
 
 
+def test_a_removal_that_was_killed_can_be_given_again(tmp_path, monkeypatch):
+    run, remove, removed = made(tmp_path, "a"), catalogue._remove, []
+
+    def killed(path):
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(catalogue, "_remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_run(run)
+    assert run_record(run).state == "unfinished", "it is no finished run, and is still listed"
+    monkeypatch.setattr(catalogue, "_remove", remove)
+    remove_run(run)
+    assert not run.folder.exists()
+
+
 def test_a_file_that_cannot_be_removed_is_an_error_and_the_others_go(tmp_path, monkeypatch):
     first, second, unlink = made(tmp_path, "a"), made(tmp_path, "b"), Path.unlink
 
@@ -183,6 +202,15 @@ def test_a_file_that_cannot_be_removed_is_an_error_and_the_others_go(tmp_path, m
         assert CliRunner().invoke(app, ["runs", "prune", "b-001", "--yes", "--runs", str(tmp_path)]).exit_code == 0
     with pytest.raises(RunFailed, match="cannot remove"):
         first.drop_state()
+
+
+def test_a_run_that_was_removed_is_not_begun_again(tmp_path):
+    """`train --resume` reads the recipe, and holds the run only then."""
+    run = made(tmp_path, "a")
+    with run.locked():
+        run.recipe_file.unlink()  # what a removal does last
+    with pytest.raises(RunFailed, match="has been removed by another process"), run.locked():
+        pass
 
 
 def test_who_started_from_a_run_is_known(tmp_path):
