@@ -299,8 +299,8 @@ def unpack(
     if as_json:
         print_json(asdict(done))
         return
-    captions = f", {done.captions:,} captions" if done.captions else ""
-    stdout().print(f"{out}: {done.videos:,} videos, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
+    captions = f", {counted(done.captions, 'caption')}" if done.captions else ""
+    stdout().print(f"{out}: {counted(done.videos, 'video')}, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
     if done.others:
-        note(f"[dim]{done.others:,} others are neither videos nor texts and stay packed[/]")
+        note(f"[dim]not unpacked, neither videos nor texts: {counted(done.others, 'member')}[/]")
     print_left_out({"not unpacked": {each.id: each.reason for each in done.refused}}, noun="member")

@@ -359,7 +359,8 @@ def _packed(benchmark: Benchmark, where: Places, missing: set[str]) -> Iterator[
         ids = {benchmark.id_of(name) if benchmark.id_of else clip_name(name) for name in names}
         text = f"{counted(len(names), 'video')} packed in it, {len({*ids, *names} & missing):,} of those missing"
         if contents.refused:
-            text += f"; {counted(len(contents.refused), 'member')} stay packed ({contents.refused[0].reason})"
+            stay = "stays" if len(contents.refused) == 1 else "stay"
+            text += f"; {counted(len(contents.refused), 'member')} {stay} packed ({contents.refused[0].reason})"
         yield Finding("video files", archive.name, "note", text, how_to_unpack([archive.paths[0]]))
 
 

@@ -181,8 +181,10 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         files = [each for each in files if each.is_file()]
     else:
         files = [path]
-    if path.suffix.lower() == ".csv":
-        raise BadInput(f"{path}: a table has no protocol card; write the ranks as .json (--ranks ranks.json)")
+    if path.suffix.lower() in (".csv", ".npz"):
+        raise BadInput(
+            f"{path}: cards are read from JSON, as --json prints and calmctl score writes with --ranks ranks.json"
+        )
     found = 0
     for file in files:
         try:

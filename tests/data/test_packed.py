@@ -174,7 +174,7 @@ def test_check_says_what_lies_packed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     zipped(Path("MSRVTT_Videos.zip"), {f"video/video{n}.mp4": b"x" for n in range(4)} | {"../b.mp4": b"x"})
     report = check_dataset("msrvtt", None, annotations=Path(), videos=Path())
     (text,) = [found.text for found in report.findings if found.name == "MSRVTT_Videos.zip"]
-    assert text.startswith("4 videos packed in it, 1 of those missing; 1 member stay packed (leads out of the folder)")
+    assert text.startswith("4 videos packed in it, 1 of those missing; 1 member stays packed (leads out of the folder)")
     with pytest.raises(DatasetError, match=r"MSRVTT_Videos\.zip lies there packed: calmctl data unpack") as fault:
         load_dataset("msrvtt", None, annotations=Path(), videos=Path())
     commands = [found.command for found in report.findings if found.command]
