@@ -348,10 +348,11 @@ class CollapseWatch:
         self._signs = _signs(recipe, anchors) if aligned else []
         self._rows = [0] * len(self._signs)
         self._largest = math.log(anchors) if aligned else None  # None: nothing to look at, or the start is over
+        self._fitted = recipe.anchors.temperature == "auto"
 
     def update(self, numbers: Mapping[str, Any]) -> list[str]:
         """Take the numbers of one more logged step; returns the warnings that are due."""
-        due = [] if self._largest is None else _at_start(numbers, self._largest)
+        due = [] if self._largest is None else _at_start(numbers, self._largest, fitted=self._fitted)
         self._largest = None
         for index, sign in enumerate(self._signs):
             if self._rows[index] < PATIENCE:  # afterwards it has been told
@@ -368,17 +369,22 @@ class CollapseWatch:
                 self.update(record)
 
 
-def _at_start(numbers: Mapping[str, Any], largest: float) -> list[str]:
-    """What is wrong with the distributions before anything was learned, `largest` being log K: mostly the tau."""
+def _at_start(numbers: Mapping[str, Any], largest: float, *, fitted: bool) -> list[str]:
+    """What is wrong with the distributions before anything was learned, `largest` being log K: mostly the tau.
+
+    `fitted` says whether tau was fitted to S_p already.
+    """
     due = []
     for name, key in (("S_p, the sentences'", "entropy_s"), ("V_p, the videos'", "entropy_v")):
         value = numbers[key]
         state = "one-hot" if value < ONE_HOT_START else "uniform" if value > UNIFORM_START * largest else ""
         if state:
+            way_out = "anchors.temperature=auto finds a tau that fits this backbone"
+            if fitted:
+                way_out = "tau was fitted to sentences; anchors.video_temperature is one for videos alone"
             due.append(
                 f"{name} distribution over anchors, is nearly {state} at the start: a mean entropy of {value:.2f} of "
-                f"{largest:.2f} nats, so it says little of how anchors compare; anchors.temperature=auto finds a tau "
-                "that fits this backbone"
+                f"{largest:.2f} nats, so it says little of how anchors compare; {way_out}"
             )
     return due
 

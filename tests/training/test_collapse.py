@@ -38,6 +38,9 @@ def test_a_temperature_that_does_not_fit_is_told_at_the_first_step_alone(numbers
     watch = CollapseWatch(tiny_recipe(), 5)
     watch.catch_up([HEALTHY | numbers])
     assert watch.update(HEALTHY | numbers) == []  # a run that goes on has told it
+    # A tau that was fitted already is no way out: it knows sentences alone.
+    (warning,) = CollapseWatch(tiny_recipe("anchors.temperature=auto"), 5).update(HEALTHY | numbers)
+    assert words in warning and "anchors.video_temperature" in warning and "temperature=auto" not in warning
 
 
 def told(watch, numbers, times=PATIENCE):
