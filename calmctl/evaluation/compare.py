@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Ranks
 from calmctl.evaluation.statistics import (
@@ -30,10 +30,13 @@ from calmctl.evaluation.statistics import (
     mean_intervals,
     spread,
 )
-from calmctl.files import read_json, sha256_file, stamp
+from calmctl.files import read_json, sha256_bytes, sha256_file, stamp
 from calmctl.recipe import Recipe
 from calmctl.runs.catalogue import kept_evaluations, recipe_differences
+from calmctl.runs.identity import require_own_recipe
 from calmctl.runs.run import WEIGHTS, Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import open_source
 from calmctl.words import counted
 
 WAYS = {"text_to_video": "text to video", "video_to_text": "video to text", "captions": "captions"}
@@ -168,6 +171,23 @@ def find_kept(
     return min(found)[-1] if found else None
 
 
+def changed_since(kept: KeptEvaluation, spec: SourceSpec) -> str:
+    """In what the test set at hand is another one than was evaluated; "" where it is the same, or not at hand."""
+    split, then = str(kept.result["split"]), kept.result.get("test_set") or {}
+    try:
+        now = open_source(spec, kept.run.recipe(), val=split != "test").record(split)
+    except CalmError:  # numbers are looked at where no data are
+        return ""
+    if then.get("digest", now.digest) != now.digest:
+        return "its clips or captions are others"
+    if (then.get("features") or "") != now.features:
+        return "its features were extracted anew" if then.get("features") and now.features else ""
+    files = kept.card.files
+    if files and now.knows_files and files != sha256_bytes(now.contents.encode()):
+        return "files of its clips are others"
+    return ""
+
+
 @lru_cache(maxsize=64)  # several evaluations are of the same weights
 def _sha256(path: str, stamped: tuple[int, ...]) -> str:
     return sha256_file(Path(path))
@@ -279,6 +299,7 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
 
     Raises:
         BadInput: They are of other clips or captions, of two tasks, or fewer than two.
+        CheckpointError: A run's recipe or anchors were changed since.
         RecipeError: A recipe cannot be read.
     """
     if len(evaluations) < 2:
@@ -286,6 +307,8 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
     first = evaluations[0]
     for other in evaluations[1:]:
         _require_same(first, other)
+    for each in evaluations:
+        require_own_recipe(each.run)
     recipes = [each.run.recipe() for each in evaluations]
     groups = seed_groups(recipes)
     systems: list[System] = []
