@@ -83,6 +83,11 @@ class KeptEvaluation:
         return path.is_file() and self.record.get("weights_sha256") == _sha256(str(path), tuple(stamp(path)))
 
     @property
+    def n_captions(self) -> int:
+        """Sentences of the test set."""
+        return int(self.result.get("n_captions") or self.result["scores"]["n_references"])
+
+    @property
     def test_set(self) -> str:
         """Digest of the clips and captions that it is of, "" where that was not recorded."""
         return str((self.result.get("test_set") or {}).get("digest", ""))
@@ -143,6 +148,7 @@ def read_kept(run: Run, path: Path) -> KeptEvaluation:
         for way in kept.sums:
             kept.metrics(way)
             kept.intervals(way)
+        kept.n_captions, kept.result["dataset"], kept.result["protocol"], kept.result["split"]
     except (KeyError, TypeError, ValueError, AttributeError, LookupError, OverflowError) as fault:
         why = f"{type(fault).__name__}: {fault}"[:200]
         raise BadInput(f"{path}: its numbers cannot be read ({why}); {remedy}") from None
@@ -319,7 +325,6 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
     differing = recipe_differences([recipes[group[0]] for group in groups])
     differing.pop("seed", None)
     result = first.result
-    captions = result.get("n_captions") or result["scores"]["n_references"]
     caveats = [caveat for each in evaluations for caveat in each.result.get("caveats", ())]
     for other in evaluations[1:]:
         # The same queries, but seen in another way: what a system sees may be what is compared, so it is said.
@@ -335,7 +340,7 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
         split=str(result["split"]),
         weights=str(first.record["weights"]),
         clips=len(next(iter(first.sums.values())).clips),
-        captions=int(captions),
+        captions=first.n_captions,
         left_out=int(result.get("left_out", 0)),
         test_set=first.test_set,
         card=first.card.column if first.result.get("card") else "",

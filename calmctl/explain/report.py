@@ -19,7 +19,7 @@ from calmctl.files import PAGE, write_output
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.catalogue import flat_recipe, kept_evaluations, run_record
 from calmctl.runs.identity import require_own_recipe
-from calmctl.runs.run import Run
+from calmctl.runs.run import Run, export_metadata
 from calmctl.samples import Clip, Split
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
@@ -91,7 +91,8 @@ def write_report(run: Run, path: Path, *, top: int = 10) -> None:
     require_own_recipe(run)
     recipe = run.recipe()
     plain = flat_recipe(recipe_from_dict({"name": recipe.name, "data": {"dataset": recipe.data.dataset}}))
-    keys = flat_recipe(recipe)
+    # A page is passed on: of places it has what an export would say.
+    keys = flat_recipe(recipe_from_dict(export_metadata(recipe, run.anchors())["recipe"]))
     main = _main(kept)
     misses = worst(main, top)
     clips, why_none = _clips(run, main)

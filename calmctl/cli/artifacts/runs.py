@@ -408,10 +408,14 @@ def _print_csv(comparisons: Sequence[Comparison]) -> None:
     import csv
     import io
 
+    from calmctl.words import cell
+
     rows, text = [row for comparison in comparisons for row in comparison.rows()], io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {key: cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
+    )
     print_text(text.getvalue())
 
 
