@@ -29,7 +29,7 @@ _CONTAINERS = (
 MOST_PIXELS = 1 << 26
 """Of a frame, 8192 x 8192 (our choice): refused before it is decoded, and by the decoder where it comes later."""
 MOST_ASPECT = 64
-"""Long side of a frame by its short one (our choice): scaled until the short one fits, the long one would be endless."""
+"""Long side of a frame by its short one (our choice): where the short one is scaled to fit, the long one is endless."""
 MOST_PACKETS = 10_000_000
 """Of a file (our choice): 46 hours at 60 frames per second."""
 MOST_PACKET_BYTES = 1 << 28

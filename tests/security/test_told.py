@@ -67,9 +67,10 @@ _heard: list[list[Any]] = []
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _heard and event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"):
-        if event != "socket.connect" or arguments[0].family != getattr(socket, "AF_UNIX", None):
-            _heard[-1].append((event, arguments[1:]))
+    asks = event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname")
+    local = event == "socket.connect" and arguments[0].family == getattr(socket, "AF_UNIX", None)
+    if _heard and asks and not local:
+        _heard[-1].append((event, arguments[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,6 @@ def made(
         (place / folder).mkdir()
     sys.addaudithook(_hook)
     _heard.append(result.connections)
-    former = os.umask(0o022)
-    os.umask(former)
     with pytest.MonkeyPatch.context() as here:
         for name in ("HOME", "USERPROFILE"):
             here.setenv(name, str(place.parent))
@@ -109,9 +108,8 @@ def made(
         here.chdir(place)
 
         def command(words: str, to: str | None = None) -> None:
-            outcome = CliRunner().invoke(
-                app, [{"CLIP": clip.name, "SENTENCE": SENTENCE}.get(word, word) for word in words.split()]
-            )
+            known = {"CLIP": clip.name, "SENTENCE": SENTENCE}
+            outcome = CliRunner().invoke(app, [known.get(word, word) for word in words.split()])
             if outcome.exit_code:
                 result.failed[words] = f"{outcome.output} {outcome.exception}"
             if to is not None:
@@ -120,9 +118,8 @@ def made(
         shutil.copy(clip, place / clip.name)
         command("train tiny.yaml")
         command("train tiny.yaml name=other seed=7")
-        command(
-            "train tiny.yaml name=told task=caption caption.width=16 caption.heads=2 caption.ffn=16 caption.decoder_layers=1"
-        )
+        small = "caption.width=16 caption.heads=2 caption.ffn=16 caption.decoder_layers=1"
+        command(f"train tiny.yaml name=told task=caption {small}")
         command("eval tiny-001 --root world --device cpu --json", "json/eval.json")
         command("eval tiny-001 --cross demo-shifted --root world --device cpu --json", "json/cross.json")
         command("export tiny-001 export")
