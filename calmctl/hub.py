@@ -41,6 +41,7 @@ _MOST_CUTS = 5
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SHA1 = re.compile("[0-9a-f]{40}")
 _MOST_LISTING = 1 << 24
+"""Bytes of a repository's list of files (our choice)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,12 +53,17 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": git_revision(),
-        "command": [_portable(argument) for argument in sys.argv[1:]],
+        "command": command_line(),
     }
 
 
+def command_line() -> list[str]:
+    """The arguments of this process as they may be passed on: no folder of this machine stands in them."""
+    return [_portable(argument) for argument in sys.argv[1:]]
+
+
 def _portable(argument: str) -> str:
-    """An argument, `--root=VALUE` or `key=VALUE`, without the folders of a person above the current one."""
+    """An argument, `--root=VALUE` or `key=VALUE`, without the folders above the current one, home, or anything else."""
     key, value = re.fullmatch(r"([^/\\=]*=)?(.*)", argument, re.DOTALL).groups("")  # type: ignore[union-attr]
     path = Path(value)
     if not path.is_absolute():
@@ -67,7 +72,7 @@ def _portable(argument: str) -> str:
     for folder, name in ((Path.cwd(), "."), (Path.home(), "~")):
         if path.is_relative_to(folder):
             return f"{key}{Path(name) / path.relative_to(folder)}"
-    return argument
+    return f"{key}.../{path.name}"
 
 
 def git_revision() -> str | None:

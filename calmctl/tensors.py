@@ -117,8 +117,9 @@ def _is_whole(path: Path) -> bool | None:
 # Models are built from what a file says of itself, and filled from its tensors afterwards. A stranger's file may say
 # anything: a layer of 65,536 x 65,536, a billion layers. So building may take little more than the tensors do.
 
-_TIMES, _SPARE_BYTES = 3, 1 << 26
+_TIMES = 3
 """Of the tensors' bytes (our choice): all models tried take 1.0 times, and float16 files become float32."""
+_SPARE_BYTES = 1 << 26
 _TENSORS_EACH = 8
 
 

@@ -38,6 +38,24 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet that opens a CSV file would compute a cell of this text instead of showing it."""
+    return text.startswith(_FORMULAS)
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a CSV file: behind an apostrophe where it would be a formula; `uncell` takes that away."""
+    return f"'{text}" if is_formula(text.lstrip("'")) else text
+
+
+def uncell(text: str) -> str:
+    """The text that `cell` wrote."""
+    return text[1:] if text[:1] == "'" and is_formula(text.lstrip("'")) else text
+
+
 def utf8_name(name: str) -> tuple[str, str | None]:
     """A file's name as text, and why it cannot be used, if it cannot.
 

@@ -18,8 +18,10 @@ import yaml
 from calmctl.errors import BadInput
 from calmctl.files import read_regular
 
-MAX_BYTES = 4 * 1024 * 1024  # 20,000 labels fit in 1 MiB; our choice
-MAX_DEPTH = 32  # our choice; a recipe is 4 deep
+MAX_BYTES = 4 * 1024 * 1024
+"""Of a YAML file (our choice): 20,000 labels fit in 1 MiB."""
+MAX_DEPTH = 32
+"""Of its nesting (our choice): a recipe is 4 deep."""
 _TOO_LARGE = "is larger than {:,} KiB, too large for a file that people read"
 
 _TRUE = {"true", "True", "TRUE"}

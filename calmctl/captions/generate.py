@@ -21,7 +21,7 @@ from calmctl.recipe.schema import CaptionSection
 from calmctl.samples import Clip
 from calmctl.video.instants import LONG_TIMEOUT_S, require_countable, video_extent
 from calmctl.video.pool import read_clips
-from calmctl.words import Progress
+from calmctl.words import Progress, visible
 
 CLIPS_PER_BATCH = 64
 # So many sentences at once, one for each beam of a clip, hold a few hundred megabytes of log-probabilities.
@@ -215,12 +215,16 @@ def _features(model: CaptionModel, frames: np.ndarray) -> torch.Tensor:
 
 
 def srt(segments: Sequence[Segment]) -> str:
-    """The segments as a SubRip file, which players show as subtitles."""
+    """The segments as a SubRip file, which players show as subtitles: a caption is one line of text, and no cue."""
     blocks = [
-        f"{number}\n{timestamp(each.start_s)} --> {timestamp(each.end_s)}\n{each.caption.text}\n"
+        f"{number}\n{timestamp(each.start_s)} --> {timestamp(each.end_s)}\n{_one_line(each.caption.text)}\n"
         for number, each in enumerate(segments, start=1)
     ]
     return "\n".join(blocks)
+
+
+def _one_line(text: str) -> str:
+    return visible(" ".join(text.split())).replace("-->", "->")
 
 
 def timestamp(time_s: float) -> str:

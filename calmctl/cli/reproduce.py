@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from calmctl.cli.console import (
     stdout,
 )
 from calmctl.errors import BadInput, CalmError, RunFailed
+from calmctl.runtime import command_line
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def reproduce(
         work_off(plan.jobs, runs, watcher=watcher)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
         # Stands in the Markdown, so that whoever reads the table can make it again.
-        command = shlex.join(["calmctl", *sys.argv[1:]])
+        command = shlex.join(["calmctl", *command_line()])
         files = [path for table in filled for path in write_table(table, runs, command)]
     if as_json:
         print_json([table_to_json(table) for table in filled])
@@ -253,7 +253,7 @@ def study(
         watcher.stage(f"the study: {counted(grid.seeds, 'seed')}")
         done |= run(effect.study_jobs(grid, rate, weights), watcher=watcher)
         found = effect_result.evaluate_study(grid, rate, weights, done, bare, overrides)
-        files = effect_result.write_study(found, runs, shlex.join(["calmctl", *sys.argv[1:]]))
+        files = effect_result.write_study(found, runs, shlex.join(["calmctl", *command_line()]))
     if as_json:
         print_json(read_json(files[0], what="a study"))
         return

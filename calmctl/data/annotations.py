@@ -17,6 +17,7 @@ from calmctl.errors import DatasetError
 from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
 from calmctl.files import NotJson, npy_header, npy_texts, open_regular, parse_json, read_regular, write_text
 from calmctl.samples import Span
+from calmctl.words import is_formula
 
 _AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
 _KINDS: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
@@ -506,6 +507,10 @@ def write_captions(path: Path, captions: Mapping[str, str]) -> dict[str, int]:
             row["split"] = {8: "val", 9: "test"}.get(place, "train")
     match path.suffix.lower():
         case ".csv":
+            for row in rows:
+                # A file's name leads where it did, and a sentence says what it did, but neither is a formula.
+                row["video"] = f"./{row['video']}" if is_formula(row["video"]) else row["video"]
+                row["caption"] = f" {row['caption']}" if is_formula(row["caption"]) else row["caption"]
             text = io.StringIO()
             writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -21,6 +21,7 @@ from calmctl.samples import Clip, Split, StoredSplit
 from calmctl.words import counted
 
 ORDER = "the order of its clips and captions differs"
+FEATURES = "features were extracted anew"
 _SHORT = 6
 """Bytes of a digest of one clip: 100,000 training clips meet one of 1,000 test clips by chance in 1 of 3 million."""
 # No content has six zero bytes for a digest but in one of 2^48 cases, so zeros can stand for "not known".
@@ -196,7 +197,7 @@ def changes(before: SplitRecord, now: SplitRecord) -> list[str]:
             differences.append(f"{what} of {counted(differ, 'clip')} differ")
     # The same clips as float16, or encoded by other weights, give other numbers.
     if (before.dtype, before.features) != (now.dtype, now.features):
-        differences.append("features were extracted anew")
+        differences.append(FEATURES)
     # Said alone: every change above moves the order too.
     if not differences and before.order != now.order:
         differences.append(ORDER)

@@ -33,7 +33,9 @@ _PART = re.compile(r"(.+\.tar)\.?(?:part)?[-_.]?(\d{2,}|[a-z]{2})\Z")
 """DiDeMo_Videos_mp4_train.tar.part-000, X.tar.00, X.tar.aa: pieces of a tar, in the order of their names."""
 _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tar\.(?:gz|bz2|xz|zst))\Z", re.IGNORECASE)
 _MOST_MEMBERS = 2_000_000
-_MOST_TEXT = 1 << 20  # bytes of a text beside a video
+"""Members of an archive that are looked at (our choice)."""
+_MOST_TEXT = 1 << 20
+"""Bytes that are read of a text beside a video (our choice)."""
 _PIECE = 1 << 20
 GROWTH = 3
 """Videos are packed already: an archive that unfolds to more than this many times its size is refused, unless asked."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Ranks
 from calmctl.evaluation.statistics import (
@@ -30,10 +30,13 @@ from calmctl.evaluation.statistics import (
     mean_intervals,
     spread,
 )
-from calmctl.files import read_json, sha256_file, stamp
+from calmctl.files import read_json, sha256_bytes, sha256_file, stamp
 from calmctl.recipe import Recipe
 from calmctl.runs.catalogue import kept_evaluations, recipe_differences
+from calmctl.runs.identity import require_own_recipe
 from calmctl.runs.run import WEIGHTS, Run
+from calmctl.source.base import SourceSpec
+from calmctl.source.source import open_source
 from calmctl.words import counted
 
 WAYS = {"text_to_video": "text to video", "video_to_text": "video to text", "captions": "captions"}
@@ -78,6 +81,11 @@ class KeptEvaluation:
         """Whether it is of the weights that the run has now; a run that went on has others under the same name."""
         path = self.run.trained_weights(str(self.record["weights"]))
         return path.is_file() and self.record.get("weights_sha256") == _sha256(str(path), tuple(stamp(path)))
+
+    @property
+    def n_captions(self) -> int:
+        """Sentences of the test set."""
+        return int(self.result.get("n_captions") or self.result["scores"]["n_references"])
 
     @property
     def test_set(self) -> str:
@@ -140,6 +148,7 @@ def read_kept(run: Run, path: Path) -> KeptEvaluation:
         for way in kept.sums:
             kept.metrics(way)
             kept.intervals(way)
+        kept.n_captions, kept.result["dataset"], kept.result["protocol"], kept.result["split"]
     except (KeyError, TypeError, ValueError, AttributeError, LookupError, OverflowError) as fault:
         why = f"{type(fault).__name__}: {fault}"[:200]
         raise BadInput(f"{path}: its numbers cannot be read ({why}); {remedy}") from None
@@ -166,6 +175,23 @@ def find_kept(
             differs = bool(like is not None and like.card.differences(kept.card))
             found.append((differs, len(labels.get("caveats", ())), path.name, kept))
     return min(found)[-1] if found else None
+
+
+def changed_since(kept: KeptEvaluation, spec: SourceSpec) -> str:
+    """In what the test set at hand is another one than was evaluated; "" where it is the same, or not at hand."""
+    split, then = str(kept.result["split"]), kept.result.get("test_set") or {}
+    try:
+        now = open_source(spec, kept.run.recipe(), val=split != "test").record(split)
+    except CalmError:  # numbers are looked at where no data are
+        return ""
+    if then.get("digest", now.digest) != now.digest:
+        return "its clips or captions are others"
+    if (then.get("features") or "") != now.features:
+        return "its features were extracted anew" if then.get("features") and now.features else ""
+    files = kept.card.files
+    if files and now.knows_files and files != sha256_bytes(now.contents.encode()):
+        return "files of its clips are others"
+    return ""
 
 
 @lru_cache(maxsize=64)  # several evaluations are of the same weights
@@ -279,6 +305,7 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
 
     Raises:
         BadInput: They are of other clips or captions, of two tasks, or fewer than two.
+        CheckpointError: A run's recipe or anchors were changed since.
         RecipeError: A recipe cannot be read.
     """
     if len(evaluations) < 2:
@@ -286,6 +313,8 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
     first = evaluations[0]
     for other in evaluations[1:]:
         _require_same(first, other)
+    for each in evaluations:
+        require_own_recipe(each.run)
     recipes = [each.run.recipe() for each in evaluations]
     groups = seed_groups(recipes)
     systems: list[System] = []
@@ -296,7 +325,6 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
     differing = recipe_differences([recipes[group[0]] for group in groups])
     differing.pop("seed", None)
     result = first.result
-    captions = result.get("n_captions") or result["scores"]["n_references"]
     caveats = [caveat for each in evaluations for caveat in each.result.get("caveats", ())]
     for other in evaluations[1:]:
         # The same queries, but seen in another way: what a system sees may be what is compared, so it is said.
@@ -312,7 +340,7 @@ def compare_kept(evaluations: Sequence[KeptEvaluation]) -> Comparison:
         split=str(result["split"]),
         weights=str(first.record["weights"]),
         clips=len(next(iter(first.sums.values())).clips),
-        captions=int(captions),
+        captions=first.n_captions,
         left_out=int(result.get("left_out", 0)),
         test_set=first.test_set,
         card=first.card.column if first.result.get("card") else "",

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from calmctl.errors import BadInput, CalmError
-from calmctl.evaluation.compare import HEADINGS, WAYS, KeptEvaluation, read_kept
+from calmctl.evaluation.compare import HEADINGS, WAYS, KeptEvaluation, changed_since, read_kept
 from calmctl.explain.pages import pictures_of, render
 from calmctl.files import PAGE, write_output
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.catalogue import flat_recipe, kept_evaluations, run_record
-from calmctl.runs.run import Run
+from calmctl.runs.identity import require_own_recipe
+from calmctl.runs.run import Run, export_metadata
 from calmctl.runtime import require_packages
 from calmctl.samples import Clip, Split
 from calmctl.source.base import SourceSpec
@@ -81,18 +82,25 @@ def write_report(run: Run, path: Path, *, top: int = 10) -> None:
 
     Raises:
         BadInput: matplotlib is not installed, or nothing is kept with the run.
+        CheckpointError: The run's recipe or anchors were changed since.
         RunFailed: The page cannot be written.
     """
     require_packages(["matplotlib"], extra="report", what="calmctl report")  # which draws with it
     kept = [read_kept(run, file) for file in kept_evaluations(run)]
     if not kept:
         raise BadInput(f"{run.folder} has no kept evaluation to report; make one with: calmctl eval {run.folder}")
+    require_own_recipe(run)
     recipe = run.recipe()
     plain = flat_recipe(recipe_from_dict({"name": recipe.name, "data": {"dataset": recipe.data.dataset}}))
-    keys = flat_recipe(recipe)
+    # A page is passed on: of places it has what an export would say.
+    keys = flat_recipe(recipe_from_dict(export_metadata(recipe, run.anchors())["recipe"]))
     main = _main(kept)
     misses = worst(main, top)
     clips, why_none = _clips(run, main)
+    why = changed_since(main, SourceSpec.of(recipe.data)) if clips else ""
+    stale = [f"the test set at hand is not the one of these numbers: {why}"] if why else []
+    if why:
+        clips, why_none = {}, stale[0]
     names = dict.fromkeys(each.clip for miss in misses for each in (miss.right, miss.rival) if each is not None)
     page = render(
         "report.html.j2",
@@ -103,7 +111,7 @@ def write_report(run: Run, path: Path, *, top: int = 10) -> None:
         main=main.result,
         histograms=histograms(main),
         tables=[_table(each) for each in kept],
-        caveats=list(dict.fromkeys(caveat for each in kept for caveat in each.result.get("caveats", ()))),
+        caveats=[*stale, *dict.fromkeys(caveat for each in kept for caveat in each.result.get("caveats", ()))],
         misses=misses,
         failed=_failed(main),
         why_none=why_none,

@@ -16,6 +16,7 @@ import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,17 @@ def convert(file: Path, out: Path) -> Converted:
 
 _UNREADABLE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError),
-    *(KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError, MemoryError, struct.error),
+    *(
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        AssertionError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+    ),
 )
 """What readers of pickles meet in bytes that are none, torch's own included."""
 
@@ -228,7 +239,7 @@ class _Archive(pickle.Unpickler):
         pickled = archive.read(names[0])
         # Python's reader makes an array as long as the highest number that anything is remembered by.
         for step, (opcode, number, _) in enumerate(pickletools.genops(pickled)):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(number) <= step:
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(number or 0) <= step:
                 raise CheckpointError(f"{file} is damaged: nothing is remembered by the number {number}")
         super().__init__(io.BytesIO(pickled))
         self._archive, self._root, self._file = archive, names[0].partition("/")[0], file

@@ -18,6 +18,7 @@ from calmctl.evaluation.metrics import DIRECTIONS, Direction, Ranks, ndcg_of_cap
 from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.files import read_json, read_regular
 from calmctl.referee.scores import Verdict
+from calmctl.words import cell, uncell
 
 _NO_RANKS = "these are no ranks; calmctl score matrix and embeddings write them with --ranks"
 _CAPTIONS = "caption_of_video"
@@ -55,7 +56,7 @@ def format_ranks(verdict: Verdict, suffix: str) -> str:
         names = verdict.text_ids if direction in ("text_to_video", _CAPTIONS) else clips
         columns = (ranks.greater.tolist(), ranks.equal.tolist(), ranks.targets.tolist())
         for name, clip, *counts, rank in zip(names, clips, *columns, ranks.ranks().tolist(), strict=True):
-            table.writerow((direction, name, clip, *counts, ranks.n_candidates, f"{rank:g}"))
+            table.writerow((direction, cell(name), cell(clip), *counts, ranks.n_candidates, f"{rank:g}"))
     return out.getvalue()
 
 
@@ -122,8 +123,8 @@ def _rank_table(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...],
             each["n_candidates"] = int(row["n_candidates"])
         except ValueError:
             raise BadInput(f"{place}: a count is no whole number") from None
-        each["clips"].append(row["clip"])
-        names.setdefault(row["direction"], []).append(row["query"])
+        each["clips"].append(uncell(row["clip"]))
+        names.setdefault(row["direction"], []).append(uncell(row["query"]))
     # Columns without a caption are no query and stand nowhere: those that are keep their order.
     videos = tuple(dict.fromkeys(names.get("video_to_text", ())))
     number = {video: n for n, video in enumerate(videos)}

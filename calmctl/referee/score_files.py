@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,10 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".csv", ".tsv", ".parquet")
 _TEXT_IDS = ("text_id", "text_ids", "caption_id", "query_id", "sen_id", "text", "caption", "query", "row")
 _VIDEO_IDS = ("video_id", "video_ids", "clip_id", "image_id", "video", "clip", "column")
 _IDS = ("", "id", "ids", *_TEXT_IDS, *_VIDEO_IDS)
-_PLAIN_BYTES, _GROWTH = 1 << 30, 20  # what unpacks to more than a GiB may not be more than 20 times its file
+_PLAIN_BYTES = 1 << 30
+"""What unpacks to no more is read, however small its file (our choice)."""
+_GROWTH = 20
+"""What unpacks to more may not be more than so many times its file (our choice)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +150,12 @@ def _map_npy(path: Path) -> Array:
         return np.memmap(handle, dtype, "r", handle.tell(), shape, "F" if fortran else "C")
 
 
+_DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError),
+    *(NotImplementedError, RuntimeError, EOFError, ValueError, OSError),
+)
+
+
 def _read_npz(path: Path) -> dict[str, Array]:
     arrays = {}
     with open_regular(path) as handle:
@@ -162,7 +173,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
                     raise BadInput(f"{path}: {shown(member.filename)} is cut short; write it again")
                 flat = np.frombuffer(content, dtype)
                 arrays[member.filename[:-4]] = flat.reshape(shape, order="F" if fortran else "C")
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as f:
+        except _DAMAGED_ZIP as f:
             raise BadInput(f"{path} is not a .npz file that can be read ({str(f)[:80]}); write it again") from None
     return arrays
 

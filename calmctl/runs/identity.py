@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from calmctl.anchors.vocabulary import Vocabulary
-from calmctl.data.identity import ORDER, SplitRecord, changes, shared_clips
+from calmctl.data.identity import FEATURES, ORDER, SplitRecord, changes, shared_clips
 from calmctl.data.registry import BENCHMARKS, DATASETS
 from calmctl.errors import CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_bytes, sha256_file
@@ -237,18 +237,38 @@ def require_together(run: Run, metadata: Mapping[str, Any], path: Path) -> None:
     identity = _identity(metadata.get(IDENTITY), str(path))
     if identity is None or isinstance(run, ExportedRun):  # which is one file, under one digest
         return
+    for name in _changed_files(run, identity):
+        raise CheckpointError(
+            f"{path} was not trained with the {name} beside it: one of the two was changed or comes from another "
+            "run, and numbers would stand under a false name; put back the file of its own training"
+        )
+
+
+def _changed_files(run: Run, identity: RunIdentity) -> list[str]:
+    """Those of a run's files that are not the ones its training was begun with."""
     # recipe.json as it stands and not through `Recipe`, to which a later version may have added keys.
     values = read_json(run.recipe_file, what=f"run {run.folder}", error=CheckpointError)
     pairs = (
         (run.recipe_file.name, recipe_digest(values), identity.recipe),
         (run.vocabulary.name, run.anchors().digest, identity.vocabulary),
     )
-    for name, ours, theirs in pairs:
-        if ours != theirs:
-            raise CheckpointError(
-                f"{path} was not trained with the {name} beside it: one of the two was changed or comes from another "
-                "run, and numbers would stand under a false name; put back the file of its own training"
-            )
+    return [name for name, ours, theirs in pairs if ours != theirs]
+
+
+def require_own_recipe(run: Run) -> None:
+    """Refuse numbers that were kept beside another recipe or other anchors than the run was begun with.
+
+    Raises:
+        CheckpointError: recipe.json or vocabulary.yaml was changed since; runs from before this was recorded pass.
+    """
+    identity = None if isinstance(run, ExportedRun) else run_identity(run)
+    if identity is None:
+        return
+    if faults := _changed_files(run, identity):
+        raise CheckpointError(
+            f"{run.folder}: {' and '.join(faults)} changed since it was begun, and its numbers would stand under a "
+            "false name; put back the file of its own training"
+        )
 
 
 def weights_lineage(weights: str | None) -> tuple[str, ...]:
@@ -336,9 +356,13 @@ def judge(
         published = published and not faults
         caveats += faults
         then = identity.splits.get(test.name)
-        if own and then is not None:
+        # An export knows no place, and a run may be given another: the same clips under the same name are its own.
+        same = then is not None and (then.title, then.ids) == (test.title, test.ids)
+        if then is not None and (own or same):
             # The order of test clips changes no number. That of training clips changes batches: a resume minds it.
-            differences = [difference for difference in changes(then, test) if difference != ORDER]
+            # Whoever names another place may well name features where the training decoded videos.
+            passing = (ORDER,) if own else (ORDER, FEATURES)
+            differences = [difference for difference in changes(then, test) if difference not in passing]
             if differences or then.digest != test.digest:
                 caveats.append(
                     f"{test.dataset}: the {test.name} split has changed since {name} was trained "

@@ -24,7 +24,8 @@ ClipSource = list[float | int | str | None]
 """What tells a clip's file from a changed one: size, time of change, window, digests (`writer.source_of`)."""
 
 NOT_EXTRACTED = "not extracted yet"
-_MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
+_MOST_BYTES = 1 << 32
+"""Of a shard's features (our choice): 64 clips of 12 frames in 1,024 dimensions take 3 MB."""
 _MOST_HEADER_BYTES = 100_000_000  # what safetensors allows
 _NOUNS: dict[Kind, str] = {"frames": "clips", "texts": "sentences"}
 

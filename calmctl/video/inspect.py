@@ -28,6 +28,8 @@ _CONTAINERS = (
 )
 MOST_PIXELS = 1 << 26
 """Of a frame, 8192 x 8192 (our choice): refused before it is decoded, and by the decoder where it comes later."""
+MOST_ASPECT = 64
+"""Long side of a frame by its short one (our choice): where the short one is scaled to fit, the long one is endless."""
 MOST_PACKETS = 10_000_000
 """Of a file (our choice): 46 hours at 60 frames per second."""
 MOST_PACKET_BYTES = 1 << 28
@@ -182,6 +184,8 @@ def _video_stream(container: Any) -> Any:
     width, height = video.codec_context.width, video.codec_context.height
     if width * height > MOST_PIXELS:
         raise VideoError(f"it claims {width} x {height} pixels, more than the {MOST_PIXELS:,} that are decoded")
+    if max(width, height) > MOST_ASPECT * min(width, height) > 0:
+        raise VideoError(f"it claims {width} x {height} pixels, a strip more than {MOST_ASPECT} times as long as wide")
     if video.frames > MOST_PACKETS:
         raise VideoError(f"it claims {video.frames:,} frames, more than the {MOST_PACKETS:,} that are read")
     video.codec_context.options = {"max_pixels": str(MOST_PIXELS)}

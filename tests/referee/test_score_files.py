@@ -172,6 +172,15 @@ def test_damaged_files_are_sentences(name: str, content: bytes, message: str, tm
         read_stored(tmp_path / name, "scores")
 
 
+def test_what_does_not_unpack_is_a_sentence(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "s.npz", scores=np.random.default_rng(0).integers(0, 9, (30, 30)))
+    content = bytearray((tmp_path / "s.npz").read_bytes())
+    content[90:120] = b"\xff" * 30
+    (tmp_path / "s.npz").write_bytes(content)
+    with pytest.raises(BadInput, match=r"not a \.npz file that can be read"):
+        read_stored(tmp_path / "s.npz", "scores")
+
+
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.npy").mkdir()
     for name, message in (("none.npy", "does not exist"), ("folder.npy", "cannot read")):

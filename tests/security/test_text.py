@@ -1,22 +1,31 @@
 """Captions and file names are other people's text: on a page and on a terminal they are shown and never obeyed."""
 
+import csv
 import dataclasses
 import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.table import Table
 
+from calmctl.captions.generate import Caption, Segment, srt
 from calmctl.cli import console
 from calmctl.cli.console import print_left_out
 from calmctl.cli.main import main
+from calmctl.data.annotations import write_captions
 from calmctl.data.registry import load_dataset
+from calmctl.evaluation.result import Labels
 from calmctl.explain.explainer import explain_with_run, see_video
 from calmctl.explain.pages import pair_page
 from calmctl.explain.pair import explain
+from calmctl.referee.rank_files import format_ranks, read_ranks
+from calmctl.referee.score_files import Pairs
+from calmctl.referee.scores import Matrix, judge_scores, match
+from calmctl.words import cell, is_formula, uncell
 
 TEXTS = {
     "clear the screen": "a\x1b[2J\x1b[Hb",
@@ -145,3 +154,46 @@ def test_in_an_error(capsys, refused, monkeypatch, text):
     shown = received(capsys)
     assert ended.value.code == 2 and "Traceback" not in shown
     refused("text in an error")
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "'=1", "''-1", '=HYPERLINK("http://evil.example")']
+
+
+def test_no_cell_of_a_table_of_ours_is_a_formula(tmp_path, refused):
+    """Names of ranks come back as they were; of captions the file and the sentence do."""
+    text_ids, video_ids = tuple(FORMULAS[:3]), tuple(FORMULAS[3:6])
+    found = match((3, 3), Pairs("pairs", dict(zip(text_ids, video_ids, strict=True))), text_ids, video_ids)
+    verdict = judge_scores(Matrix(np.eye(3, dtype=np.float32)), found, Labels(scorer="given"))
+    path = tmp_path / "ranks.csv"
+    path.write_text(format_ranks(verdict, ".csv"))
+    rows = list(csv.reader(path.read_text().splitlines()))
+    assert len(rows) > 9 and not [each for row in rows for each in row if is_formula(each)]
+    again = read_ranks(path)
+    assert (again.text_ids, again.video_ids) == (text_ids, video_ids)
+    for text in FORMULAS:
+        assert uncell(cell(text)) == text and not is_formula(cell(text))
+        refused("formula in a table")
+
+
+def test_captions_of_ours_are_no_formulas_and_lead_to_their_files(tmp_path, refused):
+    names = ["=a.mp4", "-b.mp4", "@c.mp4", "d.mp4"]
+    write_captions(tmp_path / "captions.csv", dict(zip(names, ["=1+1", "-x", "@y", "a man"], strict=True)))
+    for name in names:
+        (tmp_path / name).touch()
+    cells = [each for row in csv.reader((tmp_path / "captions.csv").read_text().splitlines()) for each in row]
+    assert not [each for each in cells if is_formula(each)]
+    splits = load_dataset("folder", tmp_path).splits
+    said = {split.clips[owner].path.name: caption.strip() for split in splits.values()
+            for caption, owner in zip(split.captions, split.owners, strict=True)}  # fmt: skip
+    assert said == dict(zip(names, ["=1+1", "-x", "@y", "a man"], strict=True))
+    refused("formula in a table")
+
+
+@each
+def test_in_subtitles(refused, text):
+    """Whatever a caption says, it is one line of one cue."""
+    cue = f"{text}\n\n2\n00:00:01,000 --> 00:00:02,000\nowned"
+    blocks = srt([Segment(0.0, 1.0, Caption(cue, 0.0, 1))])
+    assert blocks.count("-->") == 1 and blocks.count("\n") == 3 and "\n\n" not in blocks
+    assert all(c == "\n" or c.isprintable() or c in "\u3000\xa0\u200c\u200d" for c in blocks)
+    refused("text in subtitles")

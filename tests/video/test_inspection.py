@@ -328,3 +328,17 @@ def test_damaged_bytes_give_a_description_or_a_reason(
     except VideoError:
         return
     assert frames.shape == (3, source.height, source.width, 3)
+
+
+@pytest.mark.parametrize(("size", "fine"), [((1, 65), False), ((6400, 98), False), ((2, 128), True)])
+def test_a_strip_is_refused(movies: Any, tmp_path: Path, size: tuple[int, int], fine: bool) -> None:
+    """1 x 60,000 pixels, six kilobytes, would be scaled to 224 x 13 million."""
+    path = movies.write(tmp_path / "a.gif", codec="gif", pixels="rgb8", b_frames=None, n_frames=2)
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", *size)
+    path.write_bytes(content)
+    if fine:
+        assert inspect(path).width == 2
+    else:
+        with pytest.raises(VideoError, match=rf"claims {size[0]} x {size[1]} pixels, a strip more than 64 times"):
+            inspect(path)

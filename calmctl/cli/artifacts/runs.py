@@ -376,12 +376,16 @@ def _kept(
     chosen: Sequence[Run], spec: SourceSpec, protocol: str, split: str, weights: str, device: str
 ) -> list[KeptEvaluation]:
     """An evaluation of each run on a test set: the kept one, or one that is made now."""
-    from calmctl.evaluation.compare import KeptEvaluation, find_kept, read_kept
+    from calmctl.evaluation.compare import KeptEvaluation, changed_since, find_kept, read_kept
 
     kept: list[KeptEvaluation | None] = []
     for run in chosen:
         like = kept[0] if kept else None
-        kept.append(find_kept(run, spec.dataset, protocol, split=split, weights=weights, like=like))
+        found = find_kept(run, spec.dataset, protocol, split=split, weights=weights, like=like)
+        if found is not None and (why := changed_since(found, spec)):
+            note(f"[yellow]{printable(run.name)} is evaluated anew: the test set has changed since, {why}[/]")
+            found = None
+        kept.append(found)
     missing = [run for run, each in zip(chosen, kept, strict=True) if each is None]
     if missing:
         loading(", ".join(str(run.folder) for run in missing))
@@ -408,10 +412,14 @@ def _print_csv(comparisons: Sequence[Comparison]) -> None:
     import csv
     import io
 
+    from calmctl.words import cell
+
     rows, text = [row for comparison in comparisons for row in comparison.rows()], io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {key: cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
+    )
     print_text(text.getvalue())
 
 
