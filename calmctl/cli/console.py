@@ -147,7 +147,7 @@ class Terminal(Console):
         return text if self.encoding.startswith("utf") else text.translate(_STAND_INS)
 
 
-_STAND_INS = str.maketrans("→–“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')
+_STAND_INS = str.maketrans("→\u2013“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')
 
 
 def _width(stream: TextIO) -> int | None:
