@@ -1,249 +1,241 @@
 """Kills calmctl with SIGKILL at random moments and checks that nothing is lost, half written or different.
 
-    python benchmarks/kill.py                         # 60 kills, some minutes
-    python benchmarks/kill.py --kills 8 --json
+    python benchmarks/kill.py                              # 100 kills, some minutes
+    python benchmarks/kill.py --kills 1000 --seed 1
+    python benchmarks/kill.py --only "score captions" --kills 10 --json
 
-Every job runs in a process of its own on a small demo world: trainings (frames kept in memory, or decoded and
-augmented in every epoch), extractions, and evaluations of a finished run. A job is killed again and again, at a moment
-drawn from one of its phases, and taken up again until it ends. After every kill each file of its folder must load, be a
-temporary file, or be a log whose last line is cut short; the job that takes over must begin at the step behind
-the last checkpoint. At the end weights, optimiser state, log, TensorBoard events, results, or the feature store must
-be those of a job that nobody killed, bit for bit. The program ends with 1 where one of these fails.
+Commands on a small drawn world are killed in forks of one warm process: trainings (frames in memory, on disk, or
+decoded in every epoch), extraction, also on Ray, merging, the frame cache, evaluation, scoring captions with Java,
+searches of a folder, a table reproduced, an export. Half of the kills come before an operation on a file (a temporary
+file made, renamed, removed), drawn from all that the command does; half at any other moment. A command is killed again
+and again, and given again each time, until it ends.
+
+After every kill: each file loads, is temporary, or is a log whose last line is cut short; nobody holds a lock; whatever
+the command started (decoders, Java, Ray) ends by itself; and a training goes on with the step behind its checkpoint.
+At the end no temporary file is left, and all that is on disk is what an undisturbed command leaves, bit for bit but for
+times. The program ends with 1 where one of these fails, and says what.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
 import random
-import signal
+import resource
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from kill_jobs import SAVE_EVERY, Mark, run_evaluation, run_extraction, run_training, tiny
+from forks import Ended, Fork, locks_free, orphans_gone, warm
+from kill_jobs import SAVE_EVERY, Bench, Killed
+from outcomes import differences, load_all, outcome, plain, temporaries
 
-from calmctl.anchors.vocabulary import load_vocabulary
-from calmctl.data.demo import generate_demo
-from calmctl.data.demo_world import DemoCounts
-from calmctl.files import sha256_file
-from calmctl.model.weights import load_backbone
-from calmctl.runs.run import Run
-from calmctl.store.extract import LOG
-from calmctl.store.store import FeatureStore
-from calmctl.tensors import load_tensors, read_metadata
+from calmctl.tensors import read_metadata
 
-PHASES = {
-    "train": ("preparation", "training", "checkpoint", "validation", "test"),
-    "extract": ("preparation", "extraction", "shard"),
-    "evaluate": ("preparation", "evaluation"),
-}
-Timeline = list[tuple[float, str]]
+MOST_KILLS = 10
+"""Of one command before it is let go on to its end (our choice)."""
+MOST_FAULTS = 5
+"""Of one command that is then left alone (our choice): enough to look at."""
 
 
-# --- killing ----------------------------------------------------------------------------------------------
+@dataclass
+class Tally:
+    """What came of killing one command.
 
-
-def attempt(job: Callable[[Mark], None], aim: tuple[str, int, float] | None) -> tuple[bool, Timeline]:
-    """Run `job` in a fork of this process; returns whether it ended by itself, and the phases that it told.
-
-    `aim` is (phase, n, delay_s): SIGKILL falls `delay_s` seconds after the n-th time the job enters the phase.
+    Attributes:
+        kills: SIGKILLs that reached it.
+        at_files: Of these, before an operation on a file.
+        ended: Times that it ended in the end, as the undisturbed one.
+        temporary: Temporary files and folders that kills left.
+        orphans: Processes that outlived a kill at all.
+        longest_s: How long one did at most.
+        repeated: Steps of trainings that were done again.
+        faults: What was wrong, in words.
+        operations: Before which operations it was killed.
+        cpu_s: Seconds of processor, without those of processes that outlived a kill.
     """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        status = 1
+
+    kills: int = 0
+    at_files: int = 0
+    ended: int = 0
+    temporary: int = 0
+    orphans: int = 0
+    longest_s: float = 0.0
+    repeated: int = 0
+    faults: list[str] = field(default_factory=list)
+    operations: Counter[str] = field(default_factory=Counter)
+    cpu_s: float = 0.0
+
+
+class Tormentor:
+    """Kills one command, and knows how it ends when nobody does."""
+
+    def __init__(self, bench: Bench, killed: Killed, rng: random.Random) -> None:
+        """Run it once undisturbed, and a second time: what differs then says nothing about kills."""
+        self._bench, self._killed, self._rng = bench, killed, rng
+        self.tally = Tally()
+        self._whole = self._undisturbed()
+        self.expected = self._outcome()
+        # Of the second one libraries are there already.
+        self._seconds = self._undisturbed().seconds
+        if unstable := differences(self._outcome(), self.expected):
+            self._note(f"not the same twice: {unstable}")
+
+    def _undisturbed(self) -> Ended:
+        self._begin()
+        ended = warm(self._killed.job, self._bench.at, self._bench.out)
+        if ended.status != 0:
+            self._note(f"it fails by itself (status {ended.status}):\n{ended.said}")
+        return ended
+
+    def _begin(self) -> None:
+        self._bench.empty()
+        self._killed.prepare()
+
+    def _outcome(self) -> dict[str, str]:
+        found = outcome(self._bench.at)
+        if self._killed.prints:
+            found["what it printed"] = plain(json.loads(self._bench.out.with_name("said.out").read_text()))
+        return found
+
+    def round(self, most: int) -> None:
+        """Kill it up to `most` times and let it end; what is wrong is noted, and ends the round."""
+        self._begin()
         try:
-            job(lambda text: os.write(writing, f"{text}\n".encode()) and None)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writing)
-    told: Timeline = [(time.perf_counter(), "preparation")]
-    entered: Counter[str] = Counter(preparation=1)
-    with os.fdopen(reading) as lines:
-        while True:
-            if aim is not None and entered[aim[0]] == aim[1]:
-                time.sleep(aim[2])
-                os.kill(child, signal.SIGKILL)
-                aim = None
-            if not (line := lines.readline().strip()):
+            self._round(most)
+            self.tally.ended += 1
+        except (AssertionError, ValueError, OSError) as fault:
+            self._note(f"{type(fault).__name__}: {fault}")
+
+    def _note(self, fault: str) -> None:
+        self.tally.faults.append(fault)
+        print(f"FAULT {self._killed.name}: {fault}", file=sys.stderr, flush=True)
+
+    def _round(self, most: int) -> None:
+        tally, at, reached = self.tally, self._bench.at, 0
+        for number in range(most + 1):
+            saved = self._saved_step()
+            if self._killed.trains:
+                assert reached - saved <= SAVE_EVERY, f"{reached} steps done, and the checkpoint has {saved}"
+            ended = self._attempt(lets_live=number == most)
+            if done := [int(line.split()[1]) for line in ended.told if line.startswith("step ")]:
+                assert done[0] == saved + 1, f"the checkpoint is of step {saved}, and it went on with {done[0]}"
+                tally.repeated += max(0, reached - saved)
+                reached = done[-1]
+            locks_free(at)
+            if ended.status == 0:
                 break
-            told.append((time.perf_counter(), line))
-            entered[line] += 1
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, -signal.SIGKILL):
-        raise SystemExit(f"the job failed by itself (status {status})")
-    return status == 0, told
+            assert ended.status == -9, f"status {ended.status} after {number} kills:\n{ended.said}"
+            tally.temporary += load_all(at)
+        assert not (left := temporaries(at)), f"left behind: {[str(path.relative_to(at)) for path in left]}"
+        assert not (wrong := differences(self._outcome(), self.expected)), f"not as the undisturbed one: {wrong}"
 
+    def _attempt(self, *, lets_live: bool) -> Ended:
+        """Begin it, and kill it or let it live; all that it started has to end, too."""
+        rng, tally = self._rng, self.tally
+        at_file = not lets_live and rng.random() < 0.5
+        # What is left to do after a kill is less than the whole: of its operations and its time the first are likelier.
+        share = rng.random() ** 1.5
+        die_at = 1 + int(share * len(self._whole.operations)) if at_file else None
+        fork = Fork(self._killed.job, self._bench.at, self._bench.out, die_at=die_at)
+        if not lets_live and not at_file and not fork.ends_within(share * self._seconds):
+            fork.kill()
+        ended = fork.wait()
+        tally.cpu_s += ended.cpu_s
+        if ended.status == -9:
+            tally.kills += 1
+            if at_file:
+                tally.at_files += 1
+                tally.operations[ended.operations[-1].split()[0]] += 1
+        orphans, seconds = orphans_gone(fork.mark, self._killed.grace_s)
+        tally.orphans, tally.longest_s = tally.orphans + orphans, max(tally.longest_s, seconds)
+        return ended
 
-def aim_at(phase: str, reference: Timeline, rng: random.Random) -> tuple[str, int, float]:
-    """A random moment of a phase: of the n-th time it is entered, up to as long as it lasted in the reference."""
-    lengths = [
-        following - begun
-        for (begun, name), (following, _) in zip(reference, reference[1:] + reference[-1:], strict=True)
-        if name == phase
-    ]
-    return phase, rng.randint(1, max(1, len(lengths) // 2)), rng.random() * max(lengths, default=0.05)
-
-
-def phases(told: Timeline) -> list[str]:
-    """The phases without the steps."""
-    return [name for _, name in told if not name.startswith("step ")]
-
-
-def steps(told: Timeline) -> list[int]:
-    """The steps a job did."""
-    return [int(name.split()[1]) for _, name in told if name.startswith("step ")]
-
-
-# --- checking ---------------------------------------------------------------------------------------------
-
-
-def check_folder(folder: Path) -> int:
-    """Load every file that a kill left; returns how many were temporary. Raises for one that is half written."""
-    temporary = 0
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        if path.name.startswith(".") and path.suffix == ".tmp":
-            temporary += 1
-        elif path.suffix == ".safetensors":
-            load_tensors(path, what="after a kill")
-        elif path.suffix == ".json":
-            json.loads(path.read_text())
-        elif path.suffix == ".jsonl":
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    json.loads(line)
-        elif path.suffix == ".yaml":
-            load_vocabulary(path)
-        elif path.name.startswith("events.out.tfevents"):
-            events_of(path.parent)
-        elif path.name not in (".lock", ".origin", "numbers"):
-            raise AssertionError(f"nobody knows what {path} is")
-    return temporary
-
-
-def events_of(folder: Path) -> list[tuple[str, int, float]]:
-    """Every scalar in the event files of a folder, as they lie there."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    found = []
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(path)).Load():
-            found += [(value.tag, event.step, float(value.tensor.float_val[0])) for value in event.summary.value]
-    return sorted(found)
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that must not depend on kills: digests of files, log and kept evaluations without times, the events."""
-    found: dict[str, Any] = {}
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        if path.name in (LOG, ".lock", "run.json") or "tfevents" in path.name:
-            continue
-        if path.parent.name == "evals":
-            kept = json.loads(path.read_text())
-            found[str(path.relative_to(folder))] = {name: value for name, value in kept.items() if name != "created"}
-            continue
-        found[str(path.relative_to(folder))] = sha256_file(path)
-    for log in folder.rglob("log.jsonl"):
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        found[str(log.relative_to(folder))] = [{k: v for k, v in line.items() if k != "time"} for line in lines]
-        found["events"] = events_of(log.parent / "tensorboard")
-    return found
-
-
-def torment(
-    job: Callable[[Mark, Path], None], folder: Path, kind: str, reference: Timeline, rng: random.Random, most: int
-) -> tuple[Counter[str], int, int]:
-    """Kill `job` up to `most` times and let it end; returns kills by phase, temporary files seen, steps done twice."""
-    kills: Counter[str] = Counter()
-    temporary = repeated = 0
-    ended, reached = False, 0
-    while not ended:
-        state = folder / "tiny-001" / "state.safetensors"
-        saved = read_metadata(state, what="state")["step"] if state.exists() else 0
-        assert reached - saved <= SAVE_EVERY, f"{reached} steps were done and only {saved} are in the checkpoint"
-        aim = aim_at(rng.choice(PHASES[kind]), reference, rng) if kills.total() < most else None
-        ended, told = attempt(lambda mark: job(mark, folder), aim)
-        if done := steps(told):
-            assert done[0] == saved + 1, f"the checkpoint is of step {saved} and the run went on with {done[0]}"
-            repeated += max(0, reached - saved)
-            reached = done[-1]
-        if not ended:
-            kills[phases(told)[-1]] += 1
-            temporary += check_folder(folder)
-            if kind == "extract" and (folder / "store" / "index.json").exists():
-                FeatureStore.open(folder / "store")
-    assert not list(folder.rglob("*.tmp")), "a temporary file was left behind"
-    return kills, temporary, repeated
+    def _saved_step(self) -> int:
+        state = self._bench.at / "tiny-001" / "state.safetensors"
+        return int(read_metadata(state, what="state")["step"]) if state.exists() else 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="how often to kill, at least")
+    parser.add_argument("--kills", type=int, default=100, help="how often to kill, at least")
+    parser.add_argument("--minutes", type=float, help="begin no round after so many")
+    parser.add_argument("--only", action="append", help="this command alone; may be given again")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)  # forks follow, and threads do not survive them
-    load_backbone("demo-clip", None)  # imports what every fork would import anew
-    importlib.import_module("torch.utils.tensorboard")
-    rng = random.Random(options.seed)
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in PHASES}
-    temporary = repeated = jobs = 0
+    rng, begun = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as base:
-        root, world = Path(base), Path(base) / "world"
-        generate_demo(world, counts=DemoCounts(train=12, val=6, test=6, shifted=6))
-        cached, streamed = tiny(world), tiny(world, "data.cache=none", "data.augment=crop-flip")
-        work: list[tuple[str, Callable[[Mark, Path], None]]] = [
-            ("train", lambda mark, folder: run_training(mark, folder, cached)),
-            ("extract", lambda mark, folder: run_extraction(mark, folder, world)),
-            ("train", lambda mark, folder: run_training(mark, folder, streamed)),
-            ("evaluate", lambda mark, folder: run_evaluation(mark, folder, Run(root / "whole0" / "tiny-001"))),
-        ]
-        timelines = [
-            attempt(lambda mark, n=n, job=job: job(mark, root / f"whole{n}"), None)[1]
-            for n, (_, job) in enumerate(work)
-        ]
-        wholes = [outcome(root / f"whole{n}") for n in range(len(work))]
-        while sum(count.total() for count in counts.values()) < options.kills:
-            n = jobs % len(work)
-            kind, job = work[n]
-            folder = root / f"killed{jobs}"
-            kills, seen, again = torment(job, folder, kind, timelines[n], rng, most=rng.randint(1, 6))
-            different = [name for name, value in outcome(folder).items() if wholes[n].get(name) != value]
-            missing = wholes[n].keys() - outcome(folder).keys()
-            assert not different and not missing, f"after {dict(kills)} these differ: {different} {sorted(missing)}"
-            assert outcome(root / "whole0") == wholes[0], "an evaluation changed its run"
-            counts[kind] += kills
-            jobs, temporary, repeated = jobs + 1, temporary + seen, repeated + again
-            print(f"{kind}: {dict(kills)}, ended as the unbroken one", file=sys.stderr)
-    record = {
-        "kills": sum(count.total() for count in counts.values()),
-        "by_phase": {kind: dict(count) for kind, count in counts.items()},
-        "jobs": jobs,
-        "temporary_files": temporary,
-        "steps_repeated": repeated,
+        bench = Bench(Path(base))
+        every = {killed.name: killed for killed in bench.killed()}
+        shares = {name: each.share for name, each in every.items()}
+        if unknown := set(options.only or ()) - every.keys():
+            raise SystemExit(f"no command {unknown.pop()!r} is killed here; there is {', '.join(every)}")
+        tormentors: dict[str, Tormentor] = {}
+        left = list(options.only or every)
+        while left and sum(each.tally.kills for each in tormentors.values()) < options.kills:
+            if options.minutes is not None and time.monotonic() - begun > 60 * options.minutes:
+                break
+            # The command that is furthest behind its share.
+            name = min(left, key=lambda each: tormentors[each].tally.kills / shares[each] if each in tormentors else 0)
+            if name not in tormentors:
+                tormentors[name] = Tormentor(bench, every[name], rng)
+            else:
+                tormentors[name].round(rng.randint(1, MOST_KILLS))
+                kills = {name: each.tally.kills for name, each in tormentors.items()}
+                print(f"{sum(kills.values())} kills: {kills}", file=sys.stderr, flush=True)
+            if len(tormentors[name].tally.faults) >= MOST_FAULTS:
+                left.remove(name)
+    tallies = {name: each.tally for name, each in tormentors.items()}
+    record = summary(tallies, time.monotonic() - begun)
+    print(json.dumps(record, indent=2) if options.json else table(record, tallies))
+    sys.exit(1 if record["faults"] else 0)
+
+
+def summary(tallies: dict[str, Tally], wall_s: float) -> dict[str, Any]:
+    """All counts as plain data."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "kills": sum(each.kills for each in tallies.values()),
+        "ended": sum(each.ended for each in tallies.values()),
+        "faults": sum(len(each.faults) for each in tallies.values()),
+        "commands": {name: asdict(each) for name, each in tallies.items()},
+        "wall_s": round(wall_s),
+        "cpu_s": round(sum(each.ru_utime + each.ru_stime for each in used)),
     }
-    if options.json:
-        print(json.dumps(record, indent=2))
-        return
-    for kind, count in counts.items():
-        print(f"{kind:9}", ", ".join(f"{phase} {count[phase]}" for phase in PHASES[kind]))
-    print(
-        f"{record['kills']} kills of {jobs} jobs; {temporary} temporary files were left and cleared away; "
-        f"{repeated} steps were done again; every job ended as the unbroken one, bit for bit"
+
+
+def table(record: dict[str, Any], tallies: dict[str, Tally]) -> str:
+    """The counts as a table in Markdown, and a sentence."""
+    headings = (
+        "kills",
+        "before an operation",
+        "ended equal",
+        "temporary left",
+        "outlived",
+        "s",
+        "CPU s",
+        "faults",
     )
+    lines = [f"| command | {' | '.join(headings)} |", "|---|" + "--:|" * len(headings)]
+    for name, each in tallies.items():
+        counts = (each.kills, each.at_files, each.ended, each.temporary, each.orphans)
+        numbers = (*counts, f"{each.longest_s:.2f}", f"{each.cpu_s:.0f}", len(each.faults))
+        lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
+    operations = sum((each.operations for each in tallies.values()), Counter[str]())
+    lines.append("")
+    lines.append(
+        f"{record['kills']} kills, {record['ended']} commands that ended as the undisturbed one, {record['faults']} "
+        f"faults; before {', '.join(f'{name} {n}' for name, n in operations.most_common())}; "
+        f"{record['cpu_s']} s of processor, {record['wall_s']} s"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --frames 12 --device cuda --precision bf16
     python benchmarks/train_step.py --heads xpool --encode frozen --prompts 77
-    python benchmarks/train_step.py --heads xpool --ways before now
+    python benchmarks/train_step.py --heads xpool --ways before separate now
     python benchmarks/train_step.py --model ViT-B-32-quickgelu --batch 128 --chunk 8 --heads xpool --steps 1 --warm-up 0
 
-A step is forward, backward, clipping and the optimiser, on one batch of drawn frames and sentences of about ten
-words; nothing is decoded. Steps with and without CALM alternate, after a few of each to warm up, and medians are
+A step is forward, backward, clipping and the optimiser, on one batch of drawn frames and different sentences of about
+ten words; nothing is decoded. Steps with and without CALM alternate, after a few of each to warm up, and medians are
 printed, because a machine is rarely quiet. On a CPU the time is that of the process's own threads (one), which
 other processes disturb less than the clock on the wall; on a GPU it is the clock's, of five steps in a row between
 synchronisations, as a training takes them.
 
-Ways: `now`; `compiled`, with the towers' blocks through torch.compile (`optim.compile`); `before`, the step as it once
-was, with the same weights: patches through a convolution, prompts in a pass of their own, every token of the last text
-block, pixels in float32, and a host that waits for each loss.
+Ways: `now`; `compiled`, with the towers' blocks through torch.compile (`optim.compile`); `separate`, without what
+sentences and prompts have in common (on a CPU); `before`, the step as it once was, with the same weights: patches
+through a convolution, prompts in a pass of their own, every token of each text block, pixels in float32, and a host
+that waits for each loss.
 Memory is what a step needs beyond what lies in memory before it: of a GPU as its allocator counts it, on a CPU
 as the profiler counts live tensors, in a step of its own; not where `--chunk` is given, whose memory
 benchmarks/chunk.py measures.
@@ -44,7 +45,12 @@ HEADS = ("meanp", "seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uat
 WAYS = ("before", "now", "compiled")
 BURST = 5
 """Steps in a row on a GPU."""
-SENTENCE = "a man in a red shirt is playing a guitar on stage"
+SENTENCES = [
+    f"{who} in a {colour} shirt is {action} on stage"
+    for action in ("playing a guitar", "singing a song", "dancing with a friend", "talking about cars", "cooking")
+    for colour in ("red", "blue", "white", "green", "black", "yellow")
+    for who in ("a man", "a woman", "the girl", "one of two boys", "somebody")
+]
 
 
 def main() -> None:
@@ -62,7 +68,7 @@ def main() -> None:
     parser.add_argument("--encode", default="gradient", help="anchors.encode")
     parser.add_argument("--prompts", type=int, help="pad the prompts to this many tokens, to see what it costs")
     parser.add_argument("--chunk", type=int, help="optim.chunk: large batches in little memory")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: now; on a GPU all three")
+    parser.add_argument("--ways", nargs="+", choices=(*WAYS, "separate"), help="default: now; on a GPU all three")
     options = parser.parse_args()
     run(options)
 
@@ -119,13 +125,10 @@ def as_before(model: CalmModel) -> CalmModel:
     def texts_and_anchors(texts: Tensor) -> tuple[Tensor, None]:
         return encode_in_chunks(model.encode_texts, texts, model.chunk), None
 
-    def hidden_at(tokens: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
-        return backbone._hidden(tokens)[ends]
-
     backbone.clip.visual.conv1.__class__ = nn.Conv2d
     model.normalise = normalise  # type: ignore[assignment]
     model.texts_and_anchors = texts_and_anchors  # type: ignore[method-assign]
-    backbone._hidden_at = hidden_at  # type: ignore[method-assign]
+    backbone.text_pass = "whole"
     return model
 
 
@@ -145,11 +148,13 @@ class Stepper:
         set_learning_rate(self.optimizer, 1e-3)
         if way == "before":
             as_before(self.model)
+        if way == "separate":
+            self.model.backbone.text_pass = "ends"
         if way == "compiled":
             self.model.backbone.compile_blocks()
         size, _ = self.model.backbone.spec.image_size
         self.batch = Batch(
-            self.model.backbone.tokenize([SENTENCE] * options.batch),
+            self.model.backbone.tokenize([SENTENCES[row % len(SENTENCES)] for row in range(options.batch)]),
             torch.randint(
                 0, 256, (options.batch, options.frames, size, size, 3), dtype=torch.uint8, device=self.device
             ),

@@ -2,6 +2,7 @@
 
     CalmError                  a sentence for a person; exit code 1
     ├── RunFailed              a run started and could not finish
+    │   └── RunInUse           another process has the run
     └── BadInput               something the user gave is wrong; exit code 2
         ├── RecipeError        a recipe, or an override of one
         ├── VocabularyError    an anchor vocabulary or a label list
@@ -16,6 +17,12 @@
 A message says what is wrong, where (file, line or key) and what to do about it.
 """
 
+import errno
+
+_OF_A_MACHINE = ("EACCES", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EPERM", "EROFS")
+MACHINE_ERRORS = frozenset(getattr(errno, name) for name in _OF_A_MACHINE if hasattr(errno, name))
+"""What a disk, rights or a limit refuse: no fault of the input, nor of ours."""
+
 
 class CalmError(Exception):
     """Base of all deliberate errors; its message is shown to the user as it is."""
@@ -25,6 +32,10 @@ class CalmError(Exception):
 
 class RunFailed(CalmError):
     """A run that started and could not finish."""
+
+
+class RunInUse(RunFailed):
+    """Another process has the run, and it is as it should be."""
 
 
 class BadInput(CalmError):

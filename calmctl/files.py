@@ -5,21 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
 import sys
-import tempfile
+import tokenize
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
 from itertools import chain, count, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from calmctl.errors import BadInput, CalmError, RunFailed
+from calmctl.errors import BadInput, RunFailed
+from calmctl.locks import held_file, held_folder, tidy
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Data come from strangers: what should be a file may be a link to a device that never ends or to a pipe that never
 # answers. `open_regular` is the one door that readers use. `write_atomic` is for files of ours, `write_output` for the
@@ -126,6 +132,61 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_MOST_NPY_HEADER = 10_000
+_HEADER_FAULTS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, tokenize.TokenError)
+
+
+def npy_header(
+    handle: BinaryIO, place: str, held: int, error: type[BadInput] = BadInput
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type from the header of a .npy, behind which `handle` then stands.
+
+    Args:
+        handle: At the file's beginning.
+        place: For messages.
+        held: Bytes of the whole file, against which the header's claim is held before anything is set aside for it.
+        error: What is raised.
+
+    Raises:
+        BadInput: It is damaged, cut short, or holds Python objects.
+    """
+    from numpy.lib import format as npy
+
+    try:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(handle)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote it, which numpy also says of a damaged header
+            shape, fortran, dtype = read(handle, max_header_size=_MOST_NPY_HEADER)
+    except (*_HEADER_FAULTS, MemoryError, EOFError) as fault:
+        raise error(f"{place} is not a .npy file that can be read ({str(fault)[:80] or 'truncated'})") from None
+    if dtype.hasobject:
+        raise error(f"{place} holds Python objects, which would have to be executed; save plain numbers or text")
+    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != held - handle.tell():
+        raise error(
+            f"{place}: its header says {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize:,} bytes, and "
+            f"{max(0, held - handle.tell()):,} are there; it is damaged or was cut short: write it again"
+        )
+    return shape, fortran, dtype
+
+
+def npy_texts(values: np.ndarray, place: str, error: type[BadInput] = BadInput) -> list[str]:
+    """The strings of an array [N] of text, or of bytes in UTF-8.
+
+    Raises:
+        BadInput: What it holds is no text; `error` says which.
+    """
+    fault = error(f"{place} holds what is no UTF-8 text; save it again")
+    # Looked at as numbers first: NumPy makes a string of any, and a number that is no letter ends in a SystemError.
+    if values.dtype.kind == "U" and values.size and values.dtype.itemsize:
+        codes = values.copy().view(f"{values.dtype.str[0]}u4")
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any():
+            raise fault
+    try:
+        return [each.decode("utf-8") if isinstance(each, bytes) else each for each in values.tolist()]
+    except UnicodeDecodeError:
+        raise fault from None
+
+
 def sha256_bytes(content: bytes) -> str:
     """Hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
@@ -168,33 +229,87 @@ def _content_digest(path: str, stamped: tuple[int, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
+def whole_digest(path: Path) -> str:
+    """`sha256_file`, computed once while a file keeps its stamp: what decides whether two files are the same video."""
+    return _whole_digest(str(path), tuple(stamp(path)))
+
+
+@lru_cache(maxsize=1 << 16)  # every window of a film asks for its file's
+def _whole_digest(path: str, stamped: tuple[int, ...]) -> str:
+    return sha256_file(Path(path))
+
+
 # --- writing files of ours -------------------------------------------------------------------------------
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place.
 
-    The bytes are on disk (fsync) before the rename, so a killed process leaves the old file or the new
-    one. A file keeps its mode; a link is replaced, not followed: where it leads may be no file of ours.
+    The bytes are on disk (fsync) before the rename, so a killed process leaves the old file or the new one, and a
+    temporary file that the next one which writes into that folder removes. A file keeps its mode; a link is replaced,
+    not followed: where it leads may be no file of ours.
     Raises `RunFailed` when the folder is not writable or the disk is full; nothing is left behind then.
     """
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = _mode_to_keep(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        tidy(path.parent)
+        descriptor, temporary = held_file(path.parent)
         with os.fdopen(descriptor, "wb") as handle:
             write(handle)
             handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-        temporary = None
+            os.fsync(descriptor)
+            os.chmod(temporary, mode)
+            if os.name == "nt":  # which renames no open file
+                handle.close()
+            # Elsewhere while it is held: from here on it is no temporary file.
+            os.replace(temporary, path)
+            temporary = None
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # what went wrong is told, and not that the rest could not be removed either
+                os.unlink(temporary)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill another folder in the block, which becomes `folder` when all of it is there, or vanishes.
+
+    Raises:
+        BadInput: There is something in `folder` already, also where another process has filled it in the meantime.
+        RunFailed: It cannot be written.
+    """
+    taken = BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
+    there = os.path.lexists(folder)  # it is filled then, because it may be the current one, or a disk of its own
+    moved: list[Path] = []
+    try:
+        place = folder if there else folder.parent
+        if not there or folder.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            tidy(place)
+        if there and (not folder.is_dir() or any(folder.iterdir())):
+            raise taken
+        with held_folder(place) as made:
+            yield made
+            if there:
+                if any(path != made for path in folder.iterdir()):
+                    raise taken
+                for path in sorted(made.iterdir()):
+                    os.replace(path, folder / path.name)
+                    moved.append(folder / path.name)
+            else:
+                os.chmod(made, 0o777 & ~_UMASK)
+                os.replace(made, folder)
+    except OSError as error:
+        for path in moved:
+            with suppress(OSError):
+                path.unlink()
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(folder) and not there:
+            raise taken from None
+        raise RunFailed(f"cannot create {folder}: {error.strerror or error}; name another folder") from error
 
 
 def _mode_to_keep(path: Path) -> int:
@@ -249,7 +364,10 @@ def append_text(path: Path, text: str) -> None:
             if begun:
                 handle.seek(begun - 1)
                 text = text if handle.read(1) == b"\n" else "\n" + text
-            handle.write(text.encode("utf-8"))
+            # Without a buffer, a disk that is all but full takes a part of it and says so by a number alone.
+            rest = text.encode("utf-8")
+            while rest:
+                rest = rest[handle.write(rest) :]
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -260,10 +378,12 @@ def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
     return next(candidate for candidate in chain([path], others) if not is_taken(candidate))
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing."""
-    for unfinished in folder.glob(".*.tmp"):
-        unfinished.unlink(missing_ok=True)
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises `RunFailed` when it cannot."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFailed(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 # --- the files that options name -------------------------------------------------------------------------
@@ -391,52 +511,6 @@ def _write_into(path: Path, content: bytes) -> None:
             return
     with open(path, "wb") as handle:
         handle.write(content)
-
-
-# --- one process at a time -------------------------------------------------------------------------------
-
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-
-
-@contextmanager
-def locked(folder: Path, busy: CalmError, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends.
-
-    Where a file system has no locks a file with this process's number stands for one. A process that was killed
-    leaves it, which the next process on the same machine notices.
-
-    Args:
-        folder: It must exist.
-        busy: What is raised where another process holds it.
-        on_wait: Called before waiting for the other process; None raises `busy` instead.
-
-    Raises:
-        RunFailed: The folder cannot be written.
-    """
-    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-
-    lock: BaseFileLock = FileLock(folder / ".lock", fallback_to_soft=False)
-    way_out = ""
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except OSError as fault:
-            if fault.errno not in _WITHOUT_LOCKS:
-                raise
-            lock = SoftFileLock(folder / ".lock.process")
-            way_out = f"; {lock.lock_file} names that process: delete it if it has ended"
-            lock.acquire(timeout=1)  # what it takes to see that the process of an old file is gone
-    except Timeout:
-        if on_wait is None:
-            raise type(busy)(f"{busy}{way_out}") from None
-        on_wait()
-        lock.acquire()
-    except OSError as fault:
-        raise RunFailed(f"cannot write {folder}: {fault.strerror or fault}; choose another folder") from fault
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # Where the vocabularies and recipes that come with the package lie.

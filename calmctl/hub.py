@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import queue
 import re
@@ -27,10 +26,11 @@ from typing import Any
 from urllib.parse import quote
 
 from calmctl.errors import HubError
-from calmctl.files import locked, sha256_file
+from calmctl.files import parse_json, sha256_file
 from calmctl.hub_faults import Asked, leads_out
 from calmctl.hub_faults import cache_folder as cache_folder
 from calmctl.hub_faults import endpoint as endpoint
+from calmctl.locks import locked
 
 ANSWER_S = 5.0
 """Seconds for the answer to a request, all of it: name, connection, certificate, redirects, headers (our choice)."""
@@ -203,7 +203,7 @@ class _Fetch(Asked):
                 content += piece
                 if len(content) > _MOST_LISTING:
                     raise ValueError
-            value = json.loads(content)
+            value = parse_json(content)
             names = tuple(str(each["rfilename"]) for each in value["siblings"])
             commit = str(value["sha"])
         except self._client_faults() as fault:

@@ -1,4 +1,6 @@
 import errno
+import fcntl
+import io
 import os
 import stat
 import subprocess
@@ -6,6 +8,7 @@ import sys
 
 import pytest
 
+from calmctl import locks
 from calmctl.anchors.label_lists import read_labels
 from calmctl.data.annotations import read_captions, read_ids
 from calmctl.errors import BadInput, RunFailed
@@ -15,7 +18,7 @@ from calmctl.files import (
     TABLE,
     append_text,
     content_digest,
-    locked,
+    new_folder,
     read_json,
     require_output,
     sha256_bytes,
@@ -242,48 +245,85 @@ def test_lines_are_added_behind_anything(tmp_path):
         append_text(tmp_path / "pipe", "x\n")
 
 
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path, monkeypatch):
+    class Half(io.FileIO):
+        def write(self, content):
+            return super().write(content[: (len(content) + 1) // 2])
+
+    monkeypatch.setattr(os, "fdopen", lambda descriptor, mode, buffering: Half(descriptor, mode))
+    append_text(tmp_path / "log", "a line of some length\n")
+    append_text(tmp_path / "log", "and another\n")
+    assert (tmp_path / "log").read_text() == "a line of some length\nand another\n"
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_what_another_writes_is_not(tmp_path):
+    for name in (".calmctl-killed.tmp", ".calmctl-alive.tmp", ".of-others.tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".calmctl-folder.tmp").mkdir()
+    (tmp_path / ".calmctl-folder.tmp" / "part").write_text("half")
+    with open(tmp_path / ".calmctl-alive.tmp") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        write_text(tmp_path / "a", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {".calmctl-alive.tmp", ".of-others.tmp", "a"}
+
+
+def test_a_file_that_is_taken_for_an_abandoned_one_is_begun_again(tmp_path, monkeypatch):
+    hold, taken = locks._hold, []
+
+    def held(descriptor):
+        if not taken:  # another process cleans up, right between the making of the file and its lock
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        return hold(descriptor)
+
+    monkeypatch.setattr(locks, "_hold", held)
+    write_text(tmp_path / "a", "whole")
+    assert len(taken) == 1 and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_cannot_be_removed_either_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "unlink", full)
+    with pytest.raises(RunFailed, match=r"cannot write .*a\.txt: Input/output error"):
+        write_text(tmp_path / "a.txt", "new")
+    monkeypatch.undo()
+    locks._tidied.clear()  # as in the next process
+    write_text(tmp_path / "a.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, there, monkeypatch):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+        (folder / ".calmctl-killed.tmp").mkdir()
+    with pytest.raises(ZeroDivisionError), new_folder(folder) as begun:
+        write_text(begun / "a", "1")
+        raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == ([folder] if there else [])
+    replace = os.replace
+
+    def failing(source, target):
+        if os.path.basename(target) in ("b", "out"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(RunFailed, match=r"cannot create .*out: No space left"), new_folder(folder) as begun:
+        (begun / "a").write_text("1")
+        (begun / "b").write_text("2")
+    assert list(tmp_path.rglob("*")) == ([folder] if there else [])
+    monkeypatch.undo()
+    with new_folder(folder) as begun:
+        write_text(begun / "a", "1")
+        write_text(begun / "b", "2")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "out"]
+    with pytest.raises(BadInput, match="not empty"), new_folder(folder):
+        pass
+
+
 # --- one process at a time -------------------------------------------------------------------------------
-
-HOLDING = """
-import sys, time
-from pathlib import Path
-import fcntl
-from calmctl.errors import RunFailed
-from calmctl.files import locked
-if sys.argv[2] != "0":
-    def flock(*_): raise OSError(int(sys.argv[2]), "no locks")
-    fcntl.flock = flock
-with locked(Path(sys.argv[1]), RunFailed("busy")):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def end(process):
-    process.kill()
-    process.wait()  # until then its number is in use
-
-
-@pytest.mark.parametrize("fault", [0, errno.ENOLCK, errno.ENOSYS])
-def test_a_folder_is_held_by_one_process_also_where_there_are_no_locks(tmp_path, monkeypatch, fault):
-    import fcntl
-
-    def flock(*_):
-        raise OSError(fault, "no locks")
-
-    if fault:
-        monkeypatch.setattr(fcntl, "flock", flock)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tmp_path), str(fault)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        told = r"busy.*lock\.process names that process" if fault else r"busy\Z"
-        with pytest.raises(RunFailed, match=told), locked(tmp_path, RunFailed("busy")):
-            pass
-        waited = []
-        with locked(tmp_path, RunFailed("busy"), on_wait=lambda: waited.append(end(holder))):
-            assert len(waited) == 1, "who may wait is told, and goes on when the other process has ended"
-    finally:
-        holder.kill()
-        holder.communicate()

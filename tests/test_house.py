@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 FOUNDATION = {
     "errors",
     "files",
+    "locks",
     "yaml_strict",
     "words",
     "samples",

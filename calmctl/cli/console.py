@@ -147,7 +147,7 @@ class Terminal(Console):
         return text if self.encoding.startswith("utf") else text.translate(_STAND_INS)
 
 
-_STAND_INS = str.maketrans("→\u2013“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')
+_STAND_INS = str.maketrans("→–“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')  # noqa: RUF001
 
 
 def _width(stream: TextIO) -> int | None:
@@ -549,7 +549,8 @@ def print_moments(result: MomentResult, others: Sequence[tuple[str, MomentResult
     for name, value in result.means().items():
         bound = intervals[name]
         table.add_row(name, f"{value:.1f}", "" if bound is None else f"{bound.low:.1f} to {bound.high:.1f}")
-    out.print(printable(f"{result.system}: {len(result.truth.queries):,} queries, each of its own video"), style="bold")
+    queries = counted(len(result.truth.queries), "query")
+    out.print(printable(f"{result.system}: {queries}, each of its own video"), style="bold")
     out.print(table)
     for text in result.notes:
         note(f"[yellow]{printable(text)}[/]")

@@ -142,6 +142,9 @@ def _print(report: CheckReport) -> None:
     ]
     verdict = " and ".join(faults) or "complete"
     stdout().print(f"{verdict}; where files belong: calmctl data where {report.dataset}")
+    for finding in report.findings:
+        if finding.command:
+            stdout().print(finding.command, markup=False, soft_wrap=True)
     print_left_out({"not read": dict(report.unread)}, noun="place")
     print_left_out({f"{split}, no file": dict(clips) for split, clips in report.missing.items()})
     print_left_out({f"{split}, not decodable": dict(clips) for split, clips in (report.undecodable or {}).items()})
@@ -296,8 +299,8 @@ def unpack(
     if as_json:
         print_json(asdict(done))
         return
-    captions = f", {done.captions:,} captions" if done.captions else ""
-    stdout().print(f"{out}: {done.videos:,} videos, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
+    captions = f", {counted(done.captions, 'caption')}" if done.captions else ""
+    stdout().print(f"{out}: {counted(done.videos, 'video')}, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
     if done.others:
-        note(f"[dim]{done.others:,} others are neither videos nor texts and stay packed[/]")
+        note(f"[dim]not unpacked, neither videos nor texts: {counted(done.others, 'member')}[/]")
     print_left_out({"not unpacked": {each.id: each.reason for each in done.refused}}, noun="member")

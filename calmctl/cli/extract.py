@@ -58,7 +58,9 @@ def extract(
     videos: options.Videos = None,
     captions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Captions of a folder: CSV, JSON, JSONL.", rich_help_panel=options.DATA),
+        typer.Option(
+            metavar="FILE", help="Captions of a folder: CSV, JSON, JSONL, parquet.", rich_help_panel=options.DATA
+        ),
     ] = None,
     protocol: options.Protocol = None,
     run: options.Run = None,

@@ -26,7 +26,7 @@ from calmctl.cli import eval as evaluation
 from calmctl.cli.artifacts import runs, share, weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr
 from calmctl.cli.search import search, serve
-from calmctl.errors import CalmError
+from calmctl.errors import MACHINE_ERRORS, CalmError
 
 app = typer.Typer(
     name="calmctl",
@@ -111,6 +111,10 @@ def main() -> None:
         # The one place that catches everything: who meets a fault of ours gets a sentence, too.
         fault, code = error, 1
         text = f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback"
+        # A full disk or a limit of the machine may also end what libraries do, and is no fault to report.
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            place = f"{error.filename}: " if error.filename else ""
+            text = f"{place}{error.strerror} (a full disk, rights, or a limit of this machine); mend that and run again"
     if debug:
         traceback.print_exception(fault)
     # Plain text: a message may quote input that looks like markup or carries terminal controls.

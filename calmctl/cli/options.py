@@ -6,6 +6,7 @@ An option of one command alone stands at that command. `tests/cli/test_options.p
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -341,6 +342,22 @@ class Group(TyperGroup):
         if command is not None:
             _plain(command.get_params(ctx))
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C, SIGTERM and SIGHUP end it in a sentence, whatever it was doing.
+
+        Raises `BadInput` where there is no current folder.
+        """
+        from calmctl.runtime import interruptible
+
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # nearly every path would be refused with other words, if not with a traceback
+            raise BadInput("the current folder was removed or moved away; cd to another one and run again") from None
+
+        # Here, because outside of it click has made "Aborted!" of it. What has more to say says so further inside.
+        with interruptible("what was finished is kept; the same command begins again, or goes on with it"):
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The name, the command and its arguments."""

@@ -185,9 +185,9 @@ def reproduce(
         print_plan(plan, estimate(plan.jobs), world_exists=True, to_stderr=True)
         work_off(plan.jobs, runs, watcher=watcher)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
-    # Stands in the Markdown, so that whoever reads the table can make it again.
-    command = shlex.join(["calmctl", *sys.argv[1:]])
-    files = [path for table in filled for path in write_table(table, runs, command)]
+        # Stands in the Markdown, so that whoever reads the table can make it again.
+        command = shlex.join(["calmctl", *sys.argv[1:]])
+        files = [path for table in filled for path in write_table(table, runs, command)]
     if as_json:
         print_json([table_to_json(table) for table in filled])
     else:
@@ -252,8 +252,8 @@ def study(
         weights = effect.choose_weights(grid, done)
         watcher.stage(f"the study: {counted(grid.seeds, 'seed')}")
         done |= run(effect.study_jobs(grid, rate, weights), watcher=watcher)
-    found = effect_result.evaluate_study(grid, rate, weights, done, bare, overrides)
-    files = effect_result.write_study(found, runs, shlex.join(["calmctl", *sys.argv[1:]]))
+        found = effect_result.evaluate_study(grid, rate, weights, done, bare, overrides)
+        files = effect_result.write_study(found, runs, shlex.join(["calmctl", *sys.argv[1:]]))
     if as_json:
         print_json(read_json(files[0], what="a study"))
         return
@@ -327,7 +327,7 @@ def print_plan(plan: Plan, cost: Cost, *, world_exists: bool, to_stderr: bool = 
     for table in plan.tables:
         out.print(Text(f"{table.title}: {counted(len(table.rows), 'row')}", style="bold"))
     if not world_exists:
-        out.print("The demo world is not made yet: it is drawn, and its CLIP trained, in a few minutes at first.")
+        out.print("The demo world is not made yet: it is drawn and its features are extracted first, in minutes.")
     grid = Sheet(show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(max_width=28)

@@ -97,12 +97,13 @@ def matrix(
     Ids of rows and columns stand in the file, or in files beside it; the files beside are for --against as well.
     """
     from calmctl.referee.score_files import read_stored
-    from calmctl.referee.scores import Matrix
+    from calmctl.referee.scores import SIMILARITIES, Matrix
 
     if (text_embeddings is None) != (video_embeddings is None):
         raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
     _check_ranks_file(ranks)
     output = _output(board, task, direction, against, as_json)
+    options.require_known("--similarity", similarity, SIMILARITIES)
 
     def opened(path: Path) -> tuple[Scores, Match]:
         stored = read_stored(path, "scores")
@@ -271,7 +272,13 @@ def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | Non
     from calmctl.referee.score_files import own_pairs
     from calmctl.referee.scores import match
 
-    return match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
+    found = match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
+    if stored.card is None:
+        return found
+    # What eval wrote beside its scores; of the list only what stands here, which may be other pairs than it asked.
+    own = ("dataset", "protocol", "split") if known is None else ()
+    names = (*own, "frames", "reader", "files", "pixels", "selection", "weights", "trained_on", "seeds")
+    return replace(found, tested={**{name: getattr(stored.card, name) for name in names}, **found.tested})
 
 
 def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings, tuple[Stored, Stored]]:

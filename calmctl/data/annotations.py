@@ -15,7 +15,7 @@ from typing import Any
 from calmctl.data.locate import VIDEO_SUFFIXES, listing
 from calmctl.errors import DatasetError
 from calmctl.files import MOST_JSON_BYTES as MOST_BYTES
-from calmctl.files import NotJson, open_regular, parse_json, read_regular, write_text
+from calmctl.files import NotJson, npy_header, npy_texts, open_regular, parse_json, read_regular, write_text
 from calmctl.samples import Span
 
 _AS_UTF8 = "save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or convert it with iconv -t UTF-8"
@@ -70,6 +70,25 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_ids(path: Path) -> list[str]:
     """A list file: one name per line, blanks around it dropped."""
     return [line.strip() for _, line in read_lines(path)]
+
+
+def read_names(path: Path) -> list[str]:
+    """A list of names: text, one a line, or a .npy of text.
+
+    Raises:
+        DatasetError: It is malformed, or an array of anything else.
+    """
+    if path.suffix.lower() != ".npy":
+        return read_ids(path)
+    import numpy as np
+
+    content = read_bytes(path)
+    handle = io.BytesIO(content)
+    shape, _, dtype = npy_header(handle, str(path), len(content), DatasetError)
+    if dtype.kind not in "US" or len(shape) != 1:
+        raise DatasetError(f"{path}: expected a list of names, found {list(shape)} of {dtype}")
+    names = np.frombuffer(content, dtype, offset=handle.tell()) if shape[0] * dtype.itemsize else np.empty(0, "U1")
+    return npy_texts(names, str(path), DatasetError)
 
 
 def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
@@ -200,7 +219,8 @@ def read_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, 
                 yield f"{path}: [{i}]", expect(record, dict, f"{path}: [{i}]")
 
 
-def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path, keys: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As `read_rows`; without `keys` all columns of text, lists of text and whole numbers, and no videos."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -213,7 +233,8 @@ def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[s
         try:
             with open_regular(part) as handle:
                 table = pyarrow.parquet.ParquetFile(handle)
-                meta, wanted = table.metadata, [each for each in table.schema_arrow.names if each in keys]
+                meta, columns = table.metadata, table.schema_arrow
+                wanted = [each.name for each in columns if (_is_told(each.type) if keys is None else each.name in keys)]
                 groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
                 chunks = [group.column(each) for group in groups for each in range(group.num_columns)]
                 read = [each for each in chunks if each.path_in_schema.split(".")[0] in wanted]
@@ -232,6 +253,14 @@ def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[s
             raise DatasetError(f"cannot read {part}: {error.strerror or error}") from None
         except (pyarrow.ArrowException, ValueError) as fault:
             raise DatasetError(f"{part} is not a .parquet file that can be read ({shown(str(fault))})") from None
+
+
+def _is_told(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind))
 
 
 def clip_name(name: str) -> str:
@@ -265,10 +294,10 @@ def _first_of(row: dict[str, Any], keys: Sequence[str], place: str) -> Any:
     return row[found]
 
 
-# Captions of somebody's own videos, read and written: CSV, TSV, JSON or JSONL.
+# Captions of somebody's own videos: CSV, TSV, JSON, JSONL or parquet, and written as the first four.
 
 
-CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # The first to be taken first, where no column names more clips than another.
 _VIDEO_KEYS = ("video", "file_name", "filename", "file", "path", "video_id", "id")
 _CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")
@@ -330,7 +359,7 @@ def read_captions(path: Path, is_clip: Callable[[str], bool] = lambda name: Fals
     Raises:
         DatasetError: When the file is malformed, empty, or of another kind.
     """
-    readers = {".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json, ".jsonl": _jsonl}
+    readers = {".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DatasetError(f"{path}: captions can be read from {listing(CAPTIONS_SUFFIXES)} files only")
@@ -385,6 +414,11 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except NotJson as fault:
             raise DatasetError(f"{place} {fault}") from None
         yield place, expect(record, dict, place)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, row in _parquet_rows(path):  # an empty cell is a key that is not there
+        yield place, {key: value for key, value in row.items() if value is not None}
 
 
 def lower_keys(record: dict[str, Any], place: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from calmctl.data.annotations import shown
 from calmctl.data.locate import Missing, Places, VideoFiles, listing, places
-from calmctl.data.packed import find_archives
+from calmctl.data.packed import find_archives, how_to_unpack
 from calmctl.errors import DatasetError
 from calmctl.files import sha256_file
 from calmctl.samples import Clip, Dataset, LeftOut, Span, Split
@@ -355,7 +355,8 @@ def _packed(where: Places) -> str:
     if not archives:
         return ""
     lie = "lies" if len(archives) == 1 else "lie"
-    return f"; {listing([each.name for each in archives])} {lie} there packed: see calmctl data unpack --help"
+    how = how_to_unpack([each.paths[0] for each in archives])
+    return f"; {listing([each.name for each in archives])} {lie} there packed: {how}"
 
 
 def read_splits(

@@ -24,7 +24,7 @@ from calmctl.data.benchmark import (
 )
 from calmctl.data.identity import contents_of
 from calmctl.data.locate import Missing, Places, candidates, listing, places
-from calmctl.data.packed import find_archives, list_archive
+from calmctl.data.packed import find_archives, how_to_unpack, list_archive
 from calmctl.data.registry import BENCHMARKS, DATASETS, load_dataset, resolve
 from calmctl.errors import DatasetError, VideoError
 from calmctl.samples import Clip, LeftOut
@@ -136,12 +136,14 @@ class Finding:
         name: The file, or the split.
         state: "unused" is for an annotation file that another one makes superfluous, "note" for what costs nothing.
         text: What was found; for a missing file also what it is for and who gives it out.
+        command: What to call about it, to be copied.
     """
 
     part: Literal["annotation file", "split", "video files", "shared file", "notes", "not read", "decoding"]
     name: str
     state: Literal["ok", "unused", "note", "missing", "wrong"]
     text: str
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +324,7 @@ def _annotation_files(benchmark: Benchmark, protocol: Protocol, where: Places) -
 def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
     size = f"{counted(len(set(annotated.clip_ids)), 'clip')}, {counted(len(annotated.captions), 'caption')}"
     published = protocol.published.get(name)
-    if published is None:
+    if published is None or (published.clips, published.captions) == (None, None):
         return Finding("split", name, "ok", f"{size}; nothing is published to compare with")
     notes = "".join(f"; {note}" for note in annotated.notes)
     # A difference is a fault even if every clip is there: numbers on another split stand beside no published ones.
@@ -357,9 +359,9 @@ def _packed(benchmark: Benchmark, where: Places, missing: set[str]) -> Iterator[
         ids = {benchmark.id_of(name) if benchmark.id_of else clip_name(name) for name in names}
         text = f"{counted(len(names), 'video')} packed in it, {len({*ids, *names} & missing):,} of those missing"
         if contents.refused:
-            text += f"; {counted(len(contents.refused), 'member')} stay packed ({contents.refused[0].reason})"
-        text += f": calmctl data unpack {archive.paths[0]} --out FOLDER"
-        yield Finding("video files", archive.name, "note", text)
+            stay = "stays" if len(contents.refused) == 1 else "stay"
+            text += f"; {counted(len(contents.refused), 'member')} {stay} packed ({contents.refused[0].reason})"
+        yield Finding("video files", archive.name, "note", text, how_to_unpack([archive.paths[0]]))
 
 
 def _cut(split: str, captions: Sequence[str], cut_captions: CutCaptions) -> Finding | None:

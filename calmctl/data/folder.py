@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from calmctl.data.annotations import CAPTIONS_SUFFIXES, SPLIT_NAMES, Captions, read_captions, read_lines, shown
 from calmctl.data.benchmark import Annotated, Splits, build_split, carve_val
 from calmctl.data.locate import VIDEO_SUFFIXES, Listing, Missing, listing, not_there, require_folder
+from calmctl.data.packed import how_to_unpack, may_be_packed
 from calmctl.errors import DatasetError
 from calmctl.samples import Dataset, LeftOut, Split
 from calmctl.words import counted, utf8_name
@@ -131,7 +132,16 @@ class FolderClips:
         """That there is none, with what may be the cause."""
         reasons = [f" ({place.id}: {place.reason})" for place in self.unread[:1]]
         over = self.passed_over()
-        return "there is no video in it" + "".join(reasons) + (f" ({over})" if over else "")
+        return "there is no video in it" + "".join(reasons) + (f" ({over})" if over else "") + self.packed()
+
+    def packed(self) -> str:
+        """What to do about archives in a folder without videos; "" where there are none."""
+        archives = [self._folder / name for name in self.others if may_be_packed(os.path.basename(name))]
+        if not archives:
+            return ""
+        name = self._folder.name  # "" of the current folder and of a disk's root
+        out = self._folder.with_name(f"{name}-unpacked") if name else Path("unpacked")
+        return f"; videos may be packed in {archives[0].name}: {how_to_unpack(archives, out)}"
 
     def unnamed_videos(self) -> list[LeftOut]:
         """Files that begin as videos do and have no video suffix."""
@@ -210,7 +220,7 @@ def _begins_as_video(path: Path) -> bool:
 #     folder/**/*.mp4 ...            the clips; a clip's id is its path without the suffix
 #     folder/captions.csv            columns `video`, `caption`, and `split` if the folder has splits; or captions.tsv
 #     folder/captions.json           {"video": "caption" or ["captions", ...]}, or a list of objects
-#     folder/captions.jsonl          one object a line: {"video": ..., "caption": ..., "split": ...}
+#     folder/captions.jsonl          one object a line: {"video": ..., "caption": ..., "split": ...}; or .parquet
 #     folder/train.txt, val.txt, test.txt    the splits as lists of videos, where no `split` is told
 #
 # A table of another name is read where it is the only one whose rows are captions of clips in the folder; others are
@@ -258,7 +268,7 @@ def load_folder(
         name: build_split(f"{folder}", name, Annotated(list(ids), captions), clips.find, need_captions=False)
         for name, ids in members.items()
     }
-    _require_clips(folder, splits, files)
+    _require_clips(folder, splits, files, clips)
     # All of these hold data that is lost, so `--strict` refuses them; notes tell what costs nothing.
     unread = (*clips.unread, *files.unread, *clips.unnamed_videos())
     read = [path.relative_to(folder).as_posix() for path in files.read if path.is_relative_to(folder)]
@@ -350,6 +360,7 @@ def _annotation_files(place: Path, clips: FolderClips) -> _AnnotationFiles:
     return _AnnotationFiles(captions, lists, read, tuple(notes), tuple(lost))
 
 
+_LATER_SHARD = re.compile(r"-(?!00000)\d{5}-of-\d{5}\.parquet\Z")
 _SPLIT_WORD = re.compile(r"([a-z]+)\d*k?")
 
 
@@ -389,6 +400,8 @@ def _lists(place: Path, files: list[Path]) -> dict[str, Path]:
 
 def _is_table(name: str) -> bool:
     path = PurePosixPath(name)
+    if _LATER_SHARD.search(path.name):  # read with the first one
+        return False
     return path.suffix.lower() in CAPTIONS_SUFFIXES or path.name.lower() == "captions.txt"
 
 
@@ -460,14 +473,14 @@ def _members(
     return splits, "no clip is said to be in train: enough to search and to evaluate, not to train"
 
 
-def _require_clips(folder: Path, splits: dict[str, Split], files: _AnnotationFiles) -> None:
+def _require_clips(folder: Path, splits: dict[str, Split], files: _AnnotationFiles, clips: FolderClips) -> None:
     """Raise `DatasetError` where there is no clip to use, with the first reason why."""
     if any(split.clips for split in splits.values()):
         return
     left_out = next((split.left_out[0] for split in splits.values() if split.left_out), None)
     named = f" that {listing([path.name for path in files.read])} names" if files.read else ""
     first = f" (first of those named: {shown(left_out.id)}: {left_out.reason})" if left_out else ""
-    raise DatasetError(f"{folder}: there is no video in it{named}{first}")
+    raise DatasetError(f"{folder}: there is no video in it{named}{first}{clips.packed()}")
 
 
 def _counts(

@@ -11,11 +11,12 @@ import json
 import lzma
 import os
 import re
+import shlex
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
@@ -30,6 +31,7 @@ from calmctl.words import Progress
 
 _PART = re.compile(r"(.+\.tar)\.?(?:part)?[-_.]?(\d{2,}|[a-z]{2})\Z")
 """DiDeMo_Videos_mp4_train.tar.part-000, X.tar.00, X.tar.aa: pieces of a tar, in the order of their names."""
+_COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tar\.(?:gz|bz2|xz|zst))\Z", re.IGNORECASE)
 _MOST_MEMBERS = 2_000_000
 _MOST_TEXT = 1 << 20  # bytes of a text beside a video
 _PIECE = 1 << 20
@@ -87,7 +89,7 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
         except OSError:  # one that is none, or cannot be read, which the listing of its clips tells
             continue
         for path in paths:
-            part = _PART.fullmatch(path.name)
+            part = _part_of(path)
             if part or path.suffix.lower() in (".zip", ".tar"):
                 found.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
     return [Archive(Path(name).name, tuple(paths)) for name, paths in found.items()]
@@ -95,11 +97,36 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
 
 def archive_of(path: Path) -> Archive:
     """The archive that a file is, with its other parts where it is one of several."""
-    part = _PART.fullmatch(path.name)
-    if part is None:
+    part = _part_of(path)
+    if part is None or not path.exists():
         return Archive(path.name, (path,))
-    parts = sorted(each for each in path.parent.iterdir() if (one := _PART.fullmatch(each.name)) and one[1] == part[1])
+    parts = sorted(each for each in path.parent.iterdir() if (one := _part_of(each)) and one[1] == part[1])
     return Archive(part[1], tuple(parts))
+
+
+def _part_of(path: Path) -> re.Match[str] | None:
+    """The whole's name and the part's, of a part of a tar."""
+    part = _PART.fullmatch(path.name)
+    # X.tar.gz is compressed, unless it is the 182nd of X.tar.aa, X.tar.ab ...
+    compressed = part is not None and part[2] in ("gz", "xz", "bz", "lz")
+    return None if compressed and not path.with_name(f"{path.name[:-2]}aa").exists() else part
+
+
+def may_be_packed(name: str) -> bool:
+    """Whether a file's name is that of an archive, of a part of one, or of a table that may hold videos."""
+    return bool(_PART.fullmatch(name)) or name.lower().endswith((".zip", ".tar", ".parquet"))
+
+
+def how_to_unpack(paths: Sequence[Path], out: Path | None = None) -> str:
+    """The command that unpacks some archives (of one in parts any), as a shell takes it: beside the first, or to `out`.
+
+    Of many only their pattern is named.
+    """
+    ways = [shlex.quote(str(path)) for path in paths]
+    if len(ways) > 1:
+        ways = [f"{shlex.quote(str(path.parent))}/*{path.suffix}" for path in paths]
+    target = shlex.quote(str(out or paths[0].parent / "videos"))
+    return f"calmctl data unpack {' '.join(dict.fromkeys(ways))} --out {target}"
 
 
 def list_archive(archive: Archive) -> Contents:
@@ -194,7 +221,14 @@ def _opened(archive: Archive) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         except OSError as fault:
             raise DatasetError(f"cannot read {archive.paths[0]}: {fault.strerror or fault}") from None
         except _DAMAGED as fault:
-            raise DatasetError(f"{archive.paths[0]}: not an archive that can be read ({str(fault)[:80]})") from None
+            advice = (
+                "; it is compressed: make a plain .tar of it first (gzip -d, xz -d)"
+                if _COMPRESSED.search(archive.name)
+                else ""
+            )
+            raise DatasetError(
+                f"{archive.paths[0]}: not a zip or tar that can be read ({str(fault)[:80]}){advice}"
+            ) from None
 
 
 def _members(archive: Archive, opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int, str | None, Any]]:
@@ -261,12 +295,17 @@ def unpack(
         require_packages(["pyarrow"], extra="parquet", what="reading .parquet")
     limit = max(GROWTH * packed, _PIECE) if most_bytes is None else most_bytes
     make_folder(out)
-    done, captions = Unpacked(), dict[str, list[str]]()
+    done, captions, texts_bytes = Unpacked(), dict[str, list[str]](), 0
     for archive in archives:
         read = _parquet_videos if _is_parquet(archive) else _archive_videos
         for name, size, content, texts in read(archive, done):
-            if texts:
-                captions.setdefault(name, []).extend(texts)
+            told = captions.get(name, [])
+            # webdataset tells one caption twice, as .txt and in .json: it is one query.
+            if fresh := [text for text in texts if text not in told]:
+                texts_bytes += sum(map(len, fresh))
+                if done.bytes + texts_bytes > limit:
+                    raise _beyond_limit(archive, name)
+                captions[name] = [*told, *fresh]
             if content is not None:
                 there = out / PurePosixPath(name)
                 kept = there.stat().st_size if there.is_file() else None
@@ -283,7 +322,10 @@ def unpack(
 def _add_captions(path: Path, captions: dict[str, list[str]]) -> None:
     """Write captions, behind those of other videos that an earlier archive brought."""
     rows = [line for _, line in read_lines(path)] if path.is_file() else []
-    rows = [row for row in rows if json.loads(row).get("video") not in captions]
+    try:
+        rows = [row for row in rows if parse_json(row).get("video") not in captions]
+    except (NotJson, AttributeError):
+        raise DatasetError(f"{path}: a line of it is none that calmctl wrote; name another folder") from None
     rows += [
         json.dumps({"video": name, "caption": text}, ensure_ascii=False)
         for name, texts in captions.items()
@@ -395,10 +437,15 @@ def _write(path: Path, content: BinaryIO, room: int, archive: Archive) -> int:
     except OSError as fault:
         raise RunFailed(f"cannot write {path}: {fault.strerror or fault}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it is written anew the next time
+            part.unlink(missing_ok=True)
     if written > room:
-        raise DatasetError(
-            f"{archive.paths[0]}: it unfolds to more than its limit at {shown(path.name)}; if it does mean that much, "
-            "give a larger one with --limit-gb"
-        )
+        raise _beyond_limit(archive, path.name)
     return written
+
+
+def _beyond_limit(archive: Archive, name: str) -> DatasetError:
+    return DatasetError(
+        f"{archive.paths[0]}: it unfolds to more than its limit at {shown(name)}; if it does mean that much, give a "
+        "larger one with --limit-gb"
+    )

@@ -6,6 +6,7 @@ Recalls of one data set differ by 5 to 20 points with its test list, its caption
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -180,6 +181,10 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         files = [each for each in files if each.is_file()]
     else:
         files = [path]
+    if path.suffix.lower() in (".csv", ".npz"):
+        raise BadInput(
+            f"{path}: cards are read from JSON, as --json prints and calmctl score writes with --ranks ranks.json"
+        )
     found = 0
     for file in files:
         try:
@@ -187,9 +192,9 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         except (OSError, ValueError) as fault:
             why = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
             raise BadInput(f"{file}: cannot be read as JSON: {why}") from None
-        waiting = [(f"{path.name}: {file.stem}" if path.is_dir() else file.name, content)]
+        waiting = deque([(f"{path.name}: {file.stem}" if path.is_dir() else file.name, content)])
         while waiting:
-            name, value = waiting.pop(0)
+            name, value = waiting.popleft()
             if isinstance(value, dict):
                 if isinstance(value.get("card"), dict):
                     found += 1

@@ -33,7 +33,7 @@ from calmctl.evaluation.statistics import (
 from calmctl.files import read_json, sha256_file, stamp
 from calmctl.recipe import Recipe
 from calmctl.runs.catalogue import kept_evaluations, recipe_differences
-from calmctl.runs.run import Run
+from calmctl.runs.run import WEIGHTS, Run
 from calmctl.words import counted
 
 WAYS = {"text_to_video": "text to video", "video_to_text": "video to text", "captions": "captions"}
@@ -129,11 +129,21 @@ class KeptEvaluation:
 
 
 def read_kept(run: Run, path: Path) -> KeptEvaluation:
-    """One kept evaluation. Raises `BadInput` where the file is none."""
+    """One kept evaluation, with numbers that can be read. Raises `BadInput` where the file is none."""
     record = read_json(path, what=f"run {run.folder}")
-    if not isinstance(record, dict) or not isinstance(record.get("result"), dict) or "weights" not in record:
-        raise BadInput(f"{path} is no evaluation that calmctl kept; remove it, and run calmctl eval {run.folder} again")
-    return KeptEvaluation(run, path, record)
+    remedy = f"remove it, and run calmctl eval {run.folder} again"
+    is_kept = isinstance(record, dict) and isinstance(record.get("result"), dict)
+    if not is_kept or record.get("weights") not in tuple(WEIGHTS):
+        raise BadInput(f"{path} is no evaluation that calmctl kept; {remedy}")
+    kept = KeptEvaluation(run, path, record)
+    try:  # everything once: anybody may have edited it, and a table is too late a place to notice
+        for way in kept.sums:
+            kept.metrics(way)
+            kept.intervals(way)
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError, OverflowError) as fault:
+        why = f"{type(fault).__name__}: {fault}"[:200]
+        raise BadInput(f"{path}: its numbers cannot be read ({why}); {remedy}") from None
+    return kept
 
 
 def find_kept(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -260,11 +261,24 @@ class Evaluation:
         return {"text_to_video": self.ranks["text_to_video"]} if one_way else self.ranks
 
     def saved(self) -> bytes:
-        """A .npz of the scores, the ids of clips, and whose each caption is; captions are numbered as they stand."""
+        """A .npz of the scores, the ids of clips, whose each caption is, the captions as UTF-8, and the protocol card.
+
+        Captions are numbered as they stand.
+        """
         buffer = io.BytesIO()
         texts, videos = np.arange(len(self.encoded.captions)).astype(str), np.array(self.encoded.ids, dtype=str)
         owners = self.encoded.owners.astype(np.int64)
-        np.savez(buffer, scores=self.scores, text_ids=texts, video_ids=videos, owners=owners)
+        sentences = np.array([caption.encode() for caption in self.encoded.captions], dtype=np.bytes_)
+        card = np.array(json.dumps(self.result.card.to_dict()))
+        np.savez(
+            buffer,
+            scores=self.scores,
+            text_ids=texts,
+            video_ids=videos,
+            owners=owners,
+            sentences=sentences,
+            card=card,
+        )
         return buffer.getvalue()
 
     def record(self) -> dict[str, Any]:

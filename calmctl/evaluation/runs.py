@@ -11,13 +11,14 @@ import torch
 
 from calmctl.data.identity import SplitRecord
 from calmctl.data.registry import protocol_for
-from calmctl.errors import BadInput, DatasetError
+from calmctl.errors import BadInput, DatasetError, RunFailed
 from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Direction
 from calmctl.evaluation.result import HONEST_SCORER, Labels
 from calmctl.evaluation.retrieval import Evaluation
 from calmctl.evaluation.statistics import PairedDifference, paired_differences
-from calmctl.files import read_json, sha256_bytes, sha256_file, unused, write_json
+from calmctl.files import make_folder, read_json, sha256_bytes, sha256_file, stamp, unused, write_json
+from calmctl.locks import locked
 from calmctl.model.calm import AlignedModel
 from calmctl.model.spec import read_spec
 from calmctl.recipe import Recipe
@@ -92,16 +93,30 @@ def evaluate_run(
     # What is not there is said before a model is loaded, which takes seconds.
     sources = [open_source(test, recipe, val=split != "test") for test in tests]
     records = [source.record(split) for source in sources]
+    weights = run.trained_weights(which)
+    before = _stamp(weights)
     model = task.load(run, which, device)
     evaluations = []
     for test, source, record in zip(tests, sources, records, strict=True):
         # Before encoding: a set that is known to hold clips of the training is refused here.
-        labels = labels_of(run, which, test, record, scorer=task.scorer)
+        try:
+            labels = labels_of(run, which, test, record, scorer=task.scorer)
+        except FileNotFoundError:
+            raise RunFailed(f"{run.folder} has been removed by another process") from None
+        if _stamp(weights) != before:  # the labels would be of others than the model
+            raise RunFailed(f"{weights} has changed while it was read: its training goes on; evaluate again")
         encoded = source.encode(model, split, progress)
         if require_complete:
             check_complete(encoded, test.dataset, split)
         evaluations.append(task.evaluate(model, encoded, labels, progress))
     return evaluations
+
+
+def _stamp(weights: Path) -> list[int] | None:
+    try:
+        return stamp(weights)
+    except FileNotFoundError:
+        return None
 
 
 def labels_of(
@@ -211,12 +226,15 @@ class Kept(Protocol):
 
 def keep(run: Run, which: str, evaluation: Kept) -> Path:
     """Write an evaluation of the weights `which` into the folder of `run`. Raises `RunFailed` where it cannot."""
+    if not run.folder.exists():
+        raise RunFailed(f"{run.folder} has been removed")
     labels = evaluation.result.labels
     words = [labels.dataset, labels.protocol, labels.split, which]
     words += [labels.scorer.partition(" (")[0]] if labels.scorer != HONEST_SCORER else []
     path = run.evals / f"{'-'.join(word for word in words if word)}.json"
     # A name is no identity: a run that went on has other weights under the same one.
-    weights = {"weights": which, "weights_sha256": sha256_file(run.trained_weights(which))}
+    # What was evaluated, and not what lies there by now: a training may have gone on.
+    weights = {"weights": which, "weights_sha256": labels.card.weights or sha256_file(run.trained_weights(which))}
     # By its name alone: the file lies in the run's own folder, which may be moved.
     record = {"run": run.folder.name, **weights, **evaluation.record(), **environment()}
 
@@ -226,8 +244,11 @@ def keep(run: Run, which: str, evaluation: Kept) -> Path:
         theirs = read_json(other, what=f"run {run.folder}")
         return _what_it_is_of(theirs) != _what_it_is_of(record)
 
-    path = unused(path, of_something_else)
-    write_json(path, record)
+    make_folder(run.evals)
+    # Of two at once the second would take the first one's name for free.
+    with locked(run.evals, RunFailed(f"{run.evals} is in use"), on_wait=lambda: None):
+        path = unused(path, of_something_else)
+        write_json(path, record)
     return path
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from calmctl.errors import CheckpointError, RecipeError
+from calmctl.model import text_tower
 from calmctl.model.spec import BackboneSpec
 from calmctl.video.pixels import FrameResize
 from calmctl.words import counted
@@ -163,10 +164,13 @@ class Backbone(nn.Module):
         notes: What a person must know of the weights that were loaded.
         unchanging: The digest of weights that nothing here changes, once it is taken; else None.
         most_scale: What the log temperature never exceeds in training.
+        text_pass: How training computes sentences (`text_tower`): `joined`, what they begin with alike once; `ends`,
+            one by one, and of the last block the token that is read; `whole`, as evaluations do.
     """
 
     unchanging: str | None = None
     most_scale: float = LN_100
+    text_pass: Literal["joined", "ends", "whole"] = "joined"
 
     def __init__(self, clip: nn.Module, tokenizer: Any, spec: BackboneSpec) -> None:
         super().__init__()
@@ -260,14 +264,16 @@ class Backbone(nn.Module):
         if not self._pads_short:
             features: Tensor = self.clip.encode_text(tokens)
             return features
-        clip, ends = self.clip, (torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1))
-        # Written out: open_clip's own adds all of its positions, and so wants every sentence at full length.
-        if torch.is_grad_enabled() and type(clip.transformer.resblocks[-1]).__name__ == "ResidualAttentionBlock":
-            hidden = self._hidden_at(tokens, ends)
+        way = self._text_way(tokens)
+        if way == "joined":
+            beginnings = text_tower.Beginnings(tokens)
+            hidden = text_tower.of_beginnings(self.clip, beginnings, beginnings.ends)
+        elif way == "ends":
+            hidden = text_tower.at_ends(self.clip, tokens)
         else:
-            hidden = self._hidden(tokens)[ends]
-        projected: Tensor = clip.ln_final(hidden) @ clip.text_projection
-        return projected
+            ends = torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)
+            hidden = text_tower.whole(self.clip, tokens)[ends]
+        return self._projected(hidden)
 
     def encode_words(self, tokens: Tensor) -> Tensor:
         """The sentence feature, then every token's projected output: [N, 1 + L, D] of token ids [N, L].
@@ -282,43 +288,27 @@ class Backbone(nn.Module):
                 f"this head.kind reads words, and the text tower of {self.spec.model} gives sentences only; "
                 "use a CLIP model, or another head"
             )
-        words = self.clip.ln_final(self._hidden(tokens)) @ self.clip.text_projection
+        if self._text_way(tokens) == "joined":
+            beginnings = text_tower.Beginnings(tokens)
+            words = beginnings.spread(self._projected(text_tower.of_beginnings(self.clip, beginnings)))
+        else:
+            words = self._projected(text_tower.whole(self.clip, tokens))
         ends = tokens.argmax(dim=1)
         behind = torch.arange(tokens.shape[1], device=tokens.device) > ends[:, None]
         sentences = words[torch.arange(len(tokens), device=tokens.device), ends]
         return torch.cat([sentences[:, None], words.masked_fill(behind[..., None], 0)], dim=1)
 
-    def _hidden(self, tokens: Tensor) -> Tensor:
-        """The text transformer's outputs [N, L, width]."""
-        hidden, mask = self._embedded(tokens)
-        outputs: Tensor = self.clip.transformer(hidden, attn_mask=mask)
-        return outputs
+    def _projected(self, hidden: Tensor) -> Tensor:
+        """The text transformer's outputs [..., W] in the joint space, [..., D]."""
+        projected: Tensor = self.clip.ln_final(hidden) @ self.clip.text_projection
+        return projected
 
-    def _hidden_at(self, tokens: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
-        """The same at the end tokens alone, [N, width]: the last block then computes one token a sentence.
-
-        In training only, where it saves a third of a small text tower's time: the last bits differ.
-        """
-        hidden, mask = self._embedded(tokens)
-        transformer = self.clip.transformer
-        *blocks, last = transformer.resblocks
-        for block in blocks:
-            if transformer.grad_checkpointing:
-                hidden = checkpoint(block, hidden, None, None, mask, use_reentrant=False)
-            else:
-                hidden = block(hidden, attn_mask=mask)
-        normed = last.ln_1(hidden)
-        behind = torch.arange(tokens.shape[1], device=tokens.device) > ends[1][:, None]
-        attended = last.attn(normed[ends][:, None], normed, normed, need_weights=False, key_padding_mask=behind)[0]
-        at_end = hidden[ends] + last.ls_1(attended[:, 0])
-        outputs: Tensor = at_end + last.ls_2(last.mlp(last.ln_2(at_end)))
-        return outputs
-
-    def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the text transformer reads, [N, L, width], and its causal mask [L, L]."""
-        clip, length = self.clip, tokens.shape[1]
-        embedded = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-        return embedded, clip.attn_mask[:length, :length]
+    def _text_way(self, tokens: Tensor) -> str:
+        """`text_pass` where it can be had: not without a gradient, nor in towers that are none of CLIP's."""
+        if not torch.is_grad_enabled() or not text_tower.is_written_out(self.clip):
+            return "whole"
+        # A GPU would have to say first how many beginnings there are.
+        return "ends" if self.text_pass == "joined" and tokens.device.type != "cpu" else self.text_pass
 
     def compile_blocks(self) -> None:
         """Compile the transformer blocks of both towers, for training: one graph a tower serves all of its blocks.
@@ -326,6 +316,7 @@ class Backbone(nn.Module):
         The number of rows and the length of texts may change without another compilation, but for a single row. Without
         a gradient nothing changes: an evaluation has the numbers that it would have had.
         """
+        self.text_pass = "ends"  # joined sentences do not pass the blocks' own forward, the one that is compiled
         text = getattr(self.clip, "text", self.clip)
         for tower in (self.clip.visual, text):
             for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):

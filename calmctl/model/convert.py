@@ -12,6 +12,7 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -142,7 +143,7 @@ def convert(file: Path, out: Path) -> Converted:
 
 _UNREADABLE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError),
-    *(KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error),
+    *(KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError, MemoryError, struct.error),
 )
 """What readers of pickles meet in bytes that are none, torch's own included."""
 
@@ -157,6 +158,7 @@ def read_foreign(file: Path) -> dict[str, Tensor]:
         open_regular(file).close()
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
+                _require_unpacked(archive, file)
                 if any("/code/" in name for name in archive.namelist()):
                     return _Archive(archive, file).tensors()
         value = torch.load(file, map_location="cpu", weights_only=True)
@@ -173,6 +175,20 @@ def read_foreign(file: Path) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not any(isinstance(each, Tensor) for each in value.values()):
         raise CheckpointError(f"{file} holds no weights by name")
     return {str(name).removeprefix("module."): each for name, each in value.items() if isinstance(each, Tensor)}
+
+
+MOST_GROWTH = 4
+"""Torch does not compress: an archive that unfolds to more than this many times its size is refused (our choice)."""
+_SPARE_BYTES = 1 << 20  # the code and the pickle of a small model do not fill a disk block
+
+
+def _require_unpacked(archive: zipfile.ZipFile, file: Path) -> None:
+    claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > MOST_GROWTH * file.stat().st_size + _SPARE_BYTES:
+        raise CheckpointError(
+            f"{file} is compressed, and unfolds into {claimed:,} bytes, more than {MOST_GROWTH} times its size: torch "
+            "writes no such file; it is not read"
+        )
 
 
 _NUMBERS = {"input_resolution", "context_length", "vocab_size"}
@@ -209,7 +225,12 @@ class _Archive(pickle.Unpickler):
         names = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(names) != 1:
             raise CheckpointError(f"{file} is no archive of TorchScript: it has no data.pkl")
-        super().__init__(io.BytesIO(archive.read(names[0])))
+        pickled = archive.read(names[0])
+        # Python's reader makes an array as long as the highest number that anything is remembered by.
+        for step, (opcode, number, _) in enumerate(pickletools.genops(pickled)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(number) <= step:
+                raise CheckpointError(f"{file} is damaged: nothing is remembered by the number {number}")
+        super().__init__(io.BytesIO(pickled))
         self._archive, self._root, self._file = archive, names[0].partition("/")[0], file
         self._read: dict[str, Tensor] = {}
 

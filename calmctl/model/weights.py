@@ -7,7 +7,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calmctl.errors import CheckpointError
+from calmctl.errors import MACHINE_ERRORS, CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_file
 from calmctl.hub import cached, fetch, revision_of
 from calmctl.model.backbone import Backbone, Tokens
@@ -160,7 +162,7 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
     """The backbone that `spec` describes, with random weights. Raises `CheckpointError` where open_clip cannot."""
     from calmctl.model.openclip import load_timm, open_clip
 
-    with TemporaryDirectory() as folder, _building(spec):
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, _building(spec):
         # The tokenizer first: where its files are missing, that is told in no time.
         tokenizer, files = _tokenizer(spec)
         config = spec.architecture
@@ -230,7 +232,8 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
     text = spec.architecture["text_cfg"]
     keys = {"context_length": spec.context_length, **(text.get("tokenizer_kwargs") or {})}
     if spec.tokenizer is None:
-        return open_clip.SimpleTokenizer(**keys), None
+        # A copy, because a backbone changes how it cleans (`Tokens`); the merges, which take the time, stay shared.
+        return copy(_clip_tokenizer(json.dumps(keys, sort_keys=True))), None
     folder = _files_of(spec, spec.tokenizer)
     digest = tokenizer_digest(folder)
     if spec.tokenizer_sha256 not in (None, digest):
@@ -240,6 +243,13 @@ def _tokenizer(spec: BackboneSpec) -> tuple[Any, str | None]:
         )
     keys |= {"trust_remote_code": False, "local_files_only": True}  # or it asks the terminal whether to run code
     return open_clip.tokenizer.HFTokenizer(str(folder), tokenizer_mode=text.get("tokenizer_mode"), **keys), digest
+
+
+@lru_cache(maxsize=4)
+def _clip_tokenizer(keys: str) -> Any:
+    from calmctl.model.openclip import open_clip
+
+    return open_clip.SimpleTokenizer(**json.loads(keys))
 
 
 def _text_tower(spec: BackboneSpec) -> Path:
@@ -260,7 +270,7 @@ def _files_of(spec: BackboneSpec, repository: str) -> Path:
 
 @contextmanager
 def _building(spec: BackboneSpec) -> Iterator[None]:
-    """Nothing that open_clip prints is shown, and what it raises becomes a `CheckpointError`."""
+    """Nothing that open_clip prints is shown, and what it raises is a `CheckpointError`; of a disk, `RunFailed`."""
     with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)  # it would warn of random weights, which are loaded later
@@ -269,6 +279,8 @@ def _building(spec: BackboneSpec) -> Iterator[None]:
         except CheckpointError:
             raise
         except Exception as fault:
+            if isinstance(fault, OSError) and fault.errno in MACHINE_ERRORS:
+                raise RunFailed(f"cannot build {spec.model}: {fault.strerror}: {fault.filename}") from fault
             files = f"; it needs the files of {spec.tokenizer} in the local cache" if spec.tokenizer else ""
             raise CheckpointError(f"open_clip cannot build {spec.model}: {fault}{files}") from fault
         finally:

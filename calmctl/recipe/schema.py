@@ -63,6 +63,10 @@ class Data(Section):
     videos: str | None = Field(None, description="folder of the clips, when not under root")
     features: str | None = Field(None, description="a feature store to train on; the backbone is frozen then")
     frames: Count = Field(12, description="frames sampled from a clip: centres of equal intervals")
+    # CLIP4Clip's code calls the former `--expand_msrvtt_sentences`; without it there is one a clip.
+    captions_per_clip: Literal["all", "one"] = Field(
+        "all", description="pairs an epoch: every caption of a clip, or one, drawn anew for each epoch"
+    )
     # MSR-VTT's 9k has no validation split. The best epoch is never chosen on test, so some training clips are given up.
     val_clips: PositiveInt | None = Field(
         None, description="clips carved from train for validation; null: as the protocol needs"

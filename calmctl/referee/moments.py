@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calmctl.data.annotations import expect, field, read_json_file, read_rows, shown, span_of
+from calmctl.data.annotations import clip_name, expect, field, read_json_file, read_rows, shown, span_of
 from calmctl.data.benchmark import Annotated, split_digest
 from calmctl.data.registry import BENCHMARKS
 from calmctl.errors import BadInput, DatasetError
@@ -40,7 +40,7 @@ class TimedQuery:
     """A sentence, its video, and the spans of it that answer.
 
     Attributes:
-        id: As its file has it, or its number.
+        id: Its qid, DiDeMo's annotation_id, or the number of its row from 0.
         sentence: The sentence.
         video: Name of its video.
         spans: In seconds; several where the moment is shown several times, or several annotators marked one.
@@ -92,19 +92,30 @@ def read_truth(path: Path) -> Truth:
     else:
         raise DatasetError(f"{path}: timed sentences are read from .jsonl, .json and .txt files")
     if not found.queries:
-        raise DatasetError(f"{path}: not one of its sentences has a time")
+        raise DatasetError(
+            f"{path}: not one of its sentences has a time; it must hold the true spans, as relevant_windows, and the "
+            "answers stand in a file of their own, which is named first"
+        )
     return found
 
 
 def _of_benchmark(path: Path, name: str, protocol: str) -> Truth:
     read = BENCHMARKS[name].protocols[protocol].read
     annotated = read("test", {"test_data.json": path})
+    ids = _own_ids(path, len(annotated.captions)) if name == "didemo" else None
     queries = [
-        TimedQuery(str(number), sentence, video, tuple(spans))
+        TimedQuery(ids[number] if ids else str(number), sentence, video, tuple(spans))
         for number, ((video, sentence), spans) in enumerate(zip(annotated.captions, annotated.moments, strict=True))
     ]
     timed = tuple(query for query in queries if query.spans)
     return Truth(path.name, name, timed, len(queries) - len(timed), name == "didemo", BENCHMARKS[name].id_of)
+
+
+def _own_ids(path: Path, count: int) -> list[str] | None:
+    """DiDeMo's annotation_id of each row; None unless all have one of their own."""
+    rows = read_json_file(path)
+    ids = [str(row.get("annotation_id", "")) for row in rows if isinstance(row, dict)]
+    return ids if len({*ids} - {""}) == len(rows) == count else None
 
 
 def _qvhighlights(path: Path) -> Truth:
@@ -149,19 +160,31 @@ def read_answers(path: Path, truth: Truth) -> Answers:
     answers are those of both. Spans with a score are put in its order, and of equal ones the first comes first.
 
     Raises:
-        DatasetError: It is malformed, or answers one query twice.
+        DatasetError: It is malformed, answers one query twice, or says of a qid another video or sentence.
         BadInput: Not one row answers a query of `truth`.
     """
     by_name: dict[tuple[str, str], list[str]] = {}
     for query in truth.queries:
         by_name.setdefault((query.video, query.sentence), []).append(query.id)
-    known = {query.id for query in truth.queries}
+    known, videos = {query.id: query for query in truth.queries}, {query.video for query in truth.queries}
     spans: dict[str, tuple[Span, ...]] = {}
     others = 0
     for place, row in read_rows(path, ("qid", "query", "vid", "pred_relevant_windows")):
-        number = row.get("qid")
-        asked = [str(number)] if type(number) in (int, str) else by_name.get((row.get("vid"), row.get("query")), [])  # type: ignore[arg-type]
+        number, sentence = row.get("qid"), row.get("query")
+        video = row.get("vid") if isinstance(row.get("vid"), str) else None
+        if video is not None and video not in videos:  # the name of its file
+            video = truth.id_of(PurePosixPath(video).name) if truth.id_of else clip_name(video)
+        asked = [str(number)] if type(number) in (int, str) else by_name.get((video, sentence), [])  # type: ignore[arg-type]
         asked = [each for each in asked if each in known]
+        for query in (known[each] for each in asked):
+            # Numbers are easily one off, and every metric would then be a little too low without a word.
+            other = isinstance(sentence, str) and _plain(sentence) != _plain(query.sentence)
+            if other or video not in (None, query.video):
+                raise DatasetError(
+                    f"{place}: the qid {shown(query.id)} is {shown(query.sentence)} of {shown(query.video)} in "
+                    f"{truth.name}, and the row is of another; rows are numbered from 0 there, unless they have a qid "
+                    "or annotation_id; or leave qid out, and vid and query find it"
+                )
         others += not asked
         answer = _ranked(field(row, "pred_relevant_windows", place, list), place)
         for each in asked:
@@ -172,6 +195,10 @@ def read_answers(path: Path, truth: Truth) -> Answers:
         raise BadInput(f"{path}: not one row answers a query of {truth.name}; give each the qid, or the vid and query")
     notes = (f"{counted(others, 'row')} of no timed query not scored",) if others else ()
     return Answers(path.name, spans, notes)
+
+
+def _plain(sentence: str) -> str:
+    return " ".join(sentence.split()).casefold()
 
 
 def _ranked(rows: list[Any], place: str) -> tuple[Span, ...]:

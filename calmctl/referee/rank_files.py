@@ -19,6 +19,7 @@ from calmctl.evaluation.result import Labels, retrieval_result
 from calmctl.files import read_json, read_regular
 from calmctl.referee.scores import Verdict
 
+_NO_RANKS = "these are no ranks; calmctl score matrix and embeddings write them with --ranks"
 _CAPTIONS = "caption_of_video"
 _COLUMNS = ("greater", "equal", "targets", "clips")
 
@@ -101,7 +102,7 @@ _Columns = dict[str, dict[str, Any]]
 def _rank_record(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...], Mapping[str, Any]]:
     record = expect(read_json(path, what="ranks"), dict, str(path))
     if record.get("calmctl_ranks") != 1:
-        raise BadInput(f"{path}: these are no ranks; calmctl score matrix and embeddings write them with --ranks")
+        raise BadInput(f"{path}: {_NO_RANKS}")
     found = expect(record.get("ranks"), dict, f"{path}: ranks")
     texts, videos = (tuple(map(str, expect(record.get(n), list, f"{path}: {n}"))) for n in ("texts", "videos"))
     expect(record.get("concerns", []), list, f"{path}: concerns")
@@ -111,6 +112,8 @@ def _rank_record(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...]
 def _rank_table(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...], Mapping[str, Any]]:
     columns: _Columns = {}
     names: dict[str, list[str]] = {}
+    if not is_ranks(path):
+        raise BadInput(f"{path}: {_NO_RANKS}")
     for place, row in read_table(path, ["direction", "query", "clip", "greater", "equal", "targets", "n_candidates"]):
         each = columns.setdefault(row["direction"], {name: [] for name in _COLUMNS})
         try:

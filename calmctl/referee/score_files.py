@@ -10,24 +10,22 @@ import csv
 import io
 import json
 import math
-import tokenize
-import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from calmctl.data.annotations import expect, read_ids, read_json_file, read_lines, read_text, shown
+from calmctl.data.annotations import check_header, expect, read_json_file, read_lines, read_names, read_text, shown
 from calmctl.data.benchmark import Annotated, read_splits
 from calmctl.data.locate import places
 from calmctl.data.registry import BENCHMARKS, load_dataset, resolve
 from calmctl.errors import BadInput, DatasetError
-from calmctl.files import NotJson, open_regular, parse_json
+from calmctl.evaluation.card import Card
+from calmctl.files import NotJson, npy_header, npy_texts, open_regular, parse_json
 from calmctl.words import counted
 
 Array = NDArray[Any]
@@ -37,8 +35,6 @@ _TEXT_IDS = ("text_id", "text_ids", "caption_id", "query_id", "sen_id", "text", 
 _VIDEO_IDS = ("video_id", "video_ids", "clip_id", "image_id", "video", "clip", "column")
 _IDS = ("", "id", "ids", *_TEXT_IDS, *_VIDEO_IDS)
 _PLAIN_BYTES, _GROWTH = 1 << 30, 20  # what unpacks to more than a GiB may not be more than 20 times its file
-_MOST_HEADER = 10_000
-_HEADER_FAULTS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, tokenize.TokenError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +46,16 @@ class Stored:
         arrays: Its arrays of numbers, by name; "" where the file has no names.
         ids: Its lists of ids, by name: "ids", "text_ids", "video_ids", and "columns" of a table's header.
         owners: For each text the column of its video, where the file says it (`calmctl eval --save-scores`).
+        sentences: Of each text, where the file has them beside `owners`.
+        card: How the scores were made, where the file says it.
     """
 
     path: Path
     arrays: Mapping[str, Array]
     ids: Mapping[str, tuple[str, ...]]
     owners: Array | None = None
+    sentences: tuple[str, ...] | None = None
+    card: Card | None = None
 
     def array(self, names: Sequence[str], dimensions: Sequence[int], what: str) -> Array:
         """The array of one of `names`, or the only one; raises `BadInput` where it has other `dimensions`."""
@@ -102,9 +102,13 @@ def _sorted_out(path: Path, arrays: Mapping[str, Array]) -> Stored:
     """Numbers, ids and owners told apart by name and kind."""
     numbers: dict[str, Array] = {}
     ids: dict[str, tuple[str, ...]] = {}
-    owners = None
+    owners, sentences, card = None, None, None
     for name, each in arrays.items():
-        if name in ("ids", "text_ids", "video_ids") and each.dtype.kind in "USiu":
+        if name == "card" and each.ndim == 0 and each.dtype.kind == "U":
+            card = _card_of(npy_texts(each.reshape(1), f"{path}: card")[0], f"{path}: card")
+        elif name == "sentences" and each.dtype.kind in "US":
+            sentences = _as_ids(each, f"{path}: {name}")
+        elif name in ("ids", "text_ids", "video_ids") and each.dtype.kind in "USiu":
             ids[name] = _as_ids(each, f"{path}: {name}")
         elif each.ndim == 0 or each.dtype.kind in "US":
             continue  # what a program writes beside its arrays: a date, a name, sentences
@@ -114,44 +118,28 @@ def _sorted_out(path: Path, arrays: Mapping[str, Array]) -> Stored:
             numbers[name] = each
         else:
             raise BadInput(f"{path}: {name or 'its array'} is of type {each.dtype}; real numbers are needed")
-    return Stored(path, numbers, ids, owners)
+    return Stored(path, numbers, ids, owners, sentences, card)
+
+
+def _card_of(text: str, place: str) -> Card:
+    try:
+        return Card.from_dict(expect(parse_json(text), dict, place), place)
+    except NotJson as fault:
+        raise BadInput(f"{place} {fault}") from None
 
 
 def _as_ids(values: Array, place: str) -> tuple[str, ...]:
     if values.ndim != 1:
         raise BadInput(f"{place} must be a list of ids, not {list(values.shape)}")
-    try:
-        return tuple(each.decode("utf-8") if isinstance(each, bytes) else str(each) for each in values.tolist())
-    except UnicodeDecodeError:
-        raise BadInput(f"{place} holds an id that is not UTF-8") from None
+    return tuple(npy_texts(values, place) if values.dtype.kind in "US" else map(str, values.tolist()))
 
 
 # NumPy's files.
 
 
-def _npy_header(handle: BinaryIO, place: str, held: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type from a header, after which `handle` stands; `held` is the size of the whole file."""
-    try:
-        version = npy.read_magic(handle)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Python 2 wrote it, which numpy also says of a damaged header
-            shape, fortran, dtype = read(handle, max_header_size=_MOST_HEADER)
-    except (*_HEADER_FAULTS, MemoryError, EOFError) as fault:
-        raise BadInput(f"{place} is not a .npy file that can be read ({str(fault)[:80] or 'truncated'})") from None
-    if dtype.hasobject:
-        raise BadInput(f"{place} holds Python objects, which would have to be executed; save plain numbers or text")
-    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != held - handle.tell():
-        raise BadInput(
-            f"{place}: its header says {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize:,} bytes, and "
-            f"{max(0, held - handle.tell()):,} are there; it is damaged or was cut short: write it again"
-        )
-    return shape, fortran, dtype
-
-
 def _map_npy(path: Path) -> Array:
     with open_regular(path) as handle:
-        shape, fortran, dtype = _npy_header(handle, str(path), path.stat().st_size)
+        shape, fortran, dtype = npy_header(handle, str(path), path.stat().st_size)
         if 0 in shape or not shape:
             return np.zeros(shape, dtype)
         return np.memmap(handle, dtype, "r", handle.tell(), shape, "F" if fortran else "C")
@@ -168,7 +156,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
                 if not member.filename.endswith(".npy") or member.filename[:-4] in arrays:
                     raise BadInput(f"{path}: it holds {shown(member.filename)}; a .npz holds arrays alone, each once")
                 with archive.open(member) as inner:
-                    shape, fortran, dtype = _npy_header(inner, f"{path}: {member.filename}", member.file_size)  # type: ignore[arg-type]
+                    shape, fortran, dtype = npy_header(inner, f"{path}: {member.filename}", member.file_size)  # type: ignore[arg-type]
                     content = inner.read()
                 if len(content) != math.prod(shape) * dtype.itemsize:
                     raise BadInput(f"{path}: {shown(member.filename)} is cut short; write it again")
@@ -317,7 +305,7 @@ def ids_of(
         BadInput: There are more or fewer than `count`, one is empty or stands twice.
     """
     place = str(sidecar) if sidecar is not None else str(stored.path)
-    ids = read_ids(sidecar) if sidecar is not None else next((stored.ids[n] for n in names if n in stored.ids), None)
+    ids = read_names(sidecar) if sidecar is not None else next((stored.ids[n] for n in names if n in stored.ids), None)
     if ids is None:
         return None
     if len(ids) != count:
@@ -339,10 +327,16 @@ def read_pairs(path: Path) -> Pairs:
     """
     suffix = path.suffix.lower()
     rows: list[tuple[str, Any]]
+    if suffix in SUFFIXES and suffix not in (".csv", ".tsv"):
+        raise DatasetError(f"{path}: pairs are read from .csv, .tsv, .json and .jsonl: a text id and its video's a row")
     if suffix in (".csv", ".tsv", ".txt"):
         table = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="," if suffix == ".csv" else "\t")
-        rows = [(f"{path}:{table.line_num}", row) for row in table if row]
+        try:
+            rows = [(f"{path}:{table.line_num}", row) for row in table if row]
+        except csv.Error as fault:
+            raise DatasetError(f"{path}:{table.line_num}: {fault}") from None
         if rows:
+            check_header([cell.strip() for cell in rows[0][1]] if len(rows[0][1]) == 1 else [], path)
             low = [cell.strip().lower() for cell in rows[0][1]]
             text, video = (next((low.index(n) for n in names if n in low), None) for names in (_TEXT_IDS, _VIDEO_IDS))
             if text is not None and video is not None:
@@ -362,7 +356,8 @@ def read_pairs(path: Path) -> Pairs:
         if videos.setdefault(text_id, video_id) != video_id:
             raise DatasetError(
                 f"{place}: the text {shown(text_id)} has two videos, {shown(videos[text_id])} and {shown(video_id)}; a "
-                "query has one right answer here: give each pair a text id of its own"
+                "query has one right answer here: give each pair a text id of its own, or, where the columns are the "
+                "other way round, say so in a header: video_id,text_id"
             )
     if not videos:
         raise DatasetError(f"{path}: there are no pairs in it")
@@ -395,7 +390,12 @@ def own_pairs(
         )
     texts = text_ids if text_ids is not None else [*map(str, range(shape[0]))]
     videos = video_ids if video_ids is not None else [*map(str, range(shape[1]))]
-    return Pairs(stored.path.name, {text: videos[owner] for text, owner in zip(texts, owners.tolist(), strict=True)})
+    said = stored.sentences
+    if said is not None and len(said) != shape[0]:
+        raise BadInput(f"{stored.path}: {counted(len(said), 'sentence')} for {shape[0]:,} texts; leave sentences out")
+    pairs = {text: videos[owner] for text, owner in zip(texts, owners.tolist(), strict=True)}
+    sentences = None if said is None else dict(zip(texts, said, strict=True))
+    return Pairs(stored.path.name, pairs, sentences=sentences)
 
 
 def protocol_pairs(name: str, protocol: str | None, root: Path | None, annotations: Path | None) -> Pairs:

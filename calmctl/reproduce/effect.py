@@ -38,7 +38,7 @@ from calmctl.data.demo_world import DemoCounts
 from calmctl.errors import RunFailed
 from calmctl.evaluation.metrics import rank_all
 from calmctl.evaluation.retrieval import score_split
-from calmctl.files import make_folder, sha256_bytes, write_atomic
+from calmctl.files import append_text, make_folder, sha256_bytes, write_atomic
 from calmctl.model.backbone import Backbone
 from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import AlignedModel, CalmModel, alignment_diagnostics
@@ -360,13 +360,11 @@ def run_jobs(
     make_folder(folder)
     found = _kept(jobs, folder / RUNS, world, overrides)
     todo = [job for job in jobs if job not in found]
-    with (folder / RUNS).open("a", encoding="utf-8") as lines:
+    watcher.reading("fine-tunings", len(found), len(jobs))
+    for job, record in _results(todo, folder, world, overrides, device, processes, until):
+        append_text(folder / RUNS, json.dumps(record) + "\n")
+        found[job] = record
         watcher.reading("fine-tunings", len(found), len(jobs))
-        for job, record in _results(todo, folder, world, overrides, device, processes, until):
-            lines.write(json.dumps(record) + "\n")
-            lines.flush()
-            found[job] = record
-            watcher.reading("fine-tunings", len(found), len(jobs))
     return found
 
 

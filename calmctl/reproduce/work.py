@@ -16,7 +16,8 @@ from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.identity import SplitRecord, changes
 from calmctl.device import choose_device
 from calmctl.errors import BadInput, CalmError, RunFailed
-from calmctl.files import locked, make_folder, read_json, sha256_file, write_json
+from calmctl.files import make_folder, read_json, sha256_file, write_json
+from calmctl.locks import locked, remove_unfinished
 from calmctl.recipe import Recipe
 from calmctl.reproduce.datasets import RecipeKey
 from calmctl.reproduce.rows import Row, Table
@@ -204,6 +205,7 @@ def reproducing(runs: Path) -> Iterator[None]:
     make_folder(runs)
     busy = f"another calmctl reproduce or demo is at work in {runs}; wait for it, or choose another folder with --runs"
     with locked(runs, RunFailed(busy)):
+        remove_unfinished(runs)
         yield
 
 

@@ -5,7 +5,6 @@ Nothing here needs torch: a list of a hundred runs comes at once. A run that can
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.errors import BadInput, CalmError, RunFailed, RunNotFound
-from calmctl.files import read_json, read_regular
+from calmctl.files import parse_json, read_json, read_regular, remove
+from calmctl.locks import LOCK
 from calmctl.recipe import Recipe
 from calmctl.runs.run import IDENTITY, PINNED, Run, TrainedOn
 
@@ -156,7 +156,7 @@ def _log(run: Run) -> list[dict[str, Any]]:
     lines = []
     for line in read_regular(run.log).splitlines() if run.log.is_file() else ():
         with suppress(ValueError):
-            value = json.loads(line)
+            value = parse_json(line)
             if isinstance(value, dict) and "time" in value:
                 lines.append(value)
     return lines
@@ -180,10 +180,12 @@ def files_of(run: Run) -> dict[str, int]:
     """Bytes of every file of a run, by its path in the folder; of an exported file, itself."""
     folder = run.folder
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-    found = [path for path in paths if path.is_file() and not path.is_symlink()]
-    return {
-        path.relative_to(folder).as_posix() if path != folder else path.name: path.lstat().st_size for path in found
-    }
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):  # temporary, of a training that goes on
+            if path.is_file() and not path.is_symlink():
+                found[path.relative_to(folder).as_posix() if path != folder else path.name] = path.lstat().st_size
+    return found
 
 
 # The best run.
@@ -280,7 +282,8 @@ def prunable(records: Sequence[RunRecord], *, last: bool = False) -> list[Prunab
             paths += unfinished
             why.append("what a killed process was writing")
         if paths:
-            found.append(Prunable(run, tuple(paths), sum(path.lstat().st_size for path in paths), ", ".join(why)))
+            sizes = files_of(run)
+            found.append(Prunable(run, tuple(paths), sum(sizes.get(each.name, 0) for each in paths), ", ".join(why)))
     return found
 
 
@@ -291,7 +294,7 @@ def prune(what: Prunable) -> None:
         return
     with what.run.locked():
         for path in what.paths:
-            _unlink(path)
+            remove(path)
 
 
 def remove_run(run: Run) -> None:
@@ -305,23 +308,27 @@ def remove_run(run: Run) -> None:
     if folder.is_symlink() or not (folder / "recipe.json").is_file():
         what = "a link to a run" if folder.is_symlink() else "one file, and no folder of a run"
         raise BadInput(f"{folder} is {what}; remove that yourself, or name the run's own folder")
-    with run.locked():  # nobody trains it, at this moment at least
-        pass
     pinned = folder.parent / PINNED
     leads_here = pinned.is_symlink() and pinned.resolve() == folder.resolve()
-    try:
-        shutil.rmtree(folder)
-    except OSError as fault:
-        raise RunFailed(f"cannot remove {fault.filename or folder}: {fault.strerror or fault}") from fault
+    with run.locked():  # nobody trains it, and nobody begins to
+        # Its results first and its recipe last: where a kill stops this it is no finished run, and can be removed.
+        kept = (run.recipe_file, folder / LOCK)
+        for path in (run.results, *(each for each in sorted(folder.iterdir()) if each not in kept), run.recipe_file):
+            _remove(path)
+    _remove(folder)
     if leads_here:
-        _unlink(pinned)
+        remove(pinned)
 
 
-def _unlink(path: Path) -> None:
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, where it is still there."""
+    if path.is_symlink() or not path.is_dir():
+        remove(path)
+        return
     try:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path)
     except OSError as fault:
-        raise RunFailed(f"cannot remove {path}: {fault.strerror or fault}") from fault
+        raise RunFailed(f"cannot remove {fault.filename or path}: {fault.strerror or fault}") from fault
 
 
 def dependants(run: Run, records: Sequence[RunRecord]) -> list[str]:

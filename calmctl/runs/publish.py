@@ -19,15 +19,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from calmctl.errors import BadInput, CheckpointError, RunFailed
-from calmctl.files import read_json, sha256_file, write_json, write_text
+from calmctl.errors import BadInput, CheckpointError
+from calmctl.files import new_folder, read_json, sha256_file, write_json, write_text
 from calmctl.hub import translated
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.runs.checkpoint import LEFT_OUT
@@ -78,42 +77,22 @@ def export_run(run: Run, folder: Path, *, repository: str | None = None, licence
         CheckpointError: The run has no weights, or they cannot be read.
         RunFailed: It cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
-    slim = folder / SLIM
-    with _left_whole(folder):
+    with new_folder(folder) as begun:
+        slim = begun / SLIM
         metadata = _write_slim(run, slim)
         recipe = recipe_from_dict(metadata["recipe"], where=str(run.folder))
         name = (repository or recipe.name).rpartition("/")[2]
         results = published_results(run, name)
-        write_text(folder / "recipe.yaml", yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True))
-        write_text(folder / "vocabulary.yaml", str(metadata["vocabulary"]))
-        write_json(folder / "results.json", results)
+        write_text(begun / "recipe.yaml", yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True))
+        write_text(begun / "vocabulary.yaml", str(metadata["vocabulary"]))
+        write_json(begun / "results.json", results)
         use, identity = repository or f"OWNER/{name}", weights_identity(slim)
         card = model_card(use, recipe, identity, results, licence=licence, parameters=_parameters(slim))
-        write_text(folder / CARD, card)
-        require_portable(folder, run)
-        sums = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-        write_text(folder / SUMS, "".join(f"{digest}  {each}\n" for each, digest in sums.items()))
+        write_text(begun / CARD, card)
+        require_portable(begun, run)
+        sums = {path.name: sha256_file(path) for path in sorted(begun.iterdir())}
+        write_text(begun / SUMS, "".join(f"{digest}  {each}\n" for each, digest in sums.items()))
     return Export(folder, {path.name: path.stat().st_size for path in sorted(folder.iterdir())})
-
-
-@contextmanager
-def _left_whole(folder: Path) -> Iterator[None]:
-    """A folder that holds everything afterwards, or nothing: what is half published misleads."""
-    before = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise RunFailed(f"cannot create {folder}: {fault.strerror or fault}; name another folder") from fault
-    try:
-        yield
-    except BaseException:
-        for path in folder.iterdir():
-            path.unlink()
-        if not before:
-            folder.rmdir()
-        raise
 
 
 def _write_slim(run: Run, target: Path) -> dict[str, Any]:
@@ -141,7 +120,22 @@ def published_results(run: Run, name: str) -> dict[str, Any]:
     """The numbers of a run's best weights: of its validation, of its own test, and of every evaluation kept since.
 
     Caveats that name the run's folder name `name` instead.
+
+    Raises:
+        CheckpointError: What the run recorded is not numbers of an evaluation.
     """
+    try:
+        published = _published_results(run, name)
+        for each in published["results"]:  # whatever the card will make of them, before anything is written
+            _numbers(each)
+        _results_tables(published["results"])
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError, OverflowError) as fault:
+        why = f"{type(fault).__name__}: {fault}"[:200]
+        raise CheckpointError(f"{run.folder}: its recorded numbers cannot be read ({why}); evaluate it again") from None
+    return published
+
+
+def _published_results(run: Run, name: str) -> dict[str, Any]:
     finished = read_json(run.results, what=f"run {run.folder}") if run.results.is_file() else {}
     tests = [each for each in finished.get("test", []) if str(each.get("system", "")).startswith("best")]
     digests = {sha256_file(path) for path in (run.weights("best"), run.weights("slim")) if path.is_file()}
@@ -404,7 +398,7 @@ def push_run(run: Run, repository: str, *, licence: str | None = None, private: 
     owner, _, name = repository.partition("/")
     if not owner or not name or "/" in name:
         raise BadInput(f"{repository!r} is no name of a repository, which is OWNER/NAME")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         export = export_run(run, Path(place, "export"), repository=repository, licence=licence)
         files = [CommitOperationAdd(each, str(export.folder / each)) for each in export.files]
         with translated(f"pushing to {repository}", repository):

@@ -24,7 +24,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,8 +32,9 @@ from typing import Any
 
 from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocabulary, parse_vocabulary
 from calmctl.data.locate import drawn
-from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunNotFound
-from calmctl.files import append_text, locked, read_json, read_regular, remove_unfinished, write_json, write_text
+from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunInUse, RunNotFound
+from calmctl.files import append_text, parse_json, read_json, read_regular, remove, write_json, write_text
+from calmctl.locks import locked, remove_unfinished
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.recipe.schema import PUBLISHED
 from calmctl.words import counted
@@ -190,16 +191,20 @@ class Run:
 
         Raises `RunFailed` where another process has the run, or where it cannot be written.
         """
-        busy = RunFailed(f"{self.folder} is in use by another process; wait for it or start a new run")
+        busy = RunInUse(f"{self.folder} is in use by another process; wait for it or start a new run")
         with locked(self.folder, busy):
-            # Only under the lock: elsewhere such a file may be one that somebody is writing.
+            if not self.recipe_file.exists():
+                raise RunFailed(f"{self.folder} has been removed by another process; start a new run")
             remove_unfinished(self.folder)
             yield
 
     def drop_state(self) -> None:
-        """Remove the checkpoint of a finished run, which nobody resumes: it is two thirds of what training writes."""
+        """Remove the checkpoint of a finished run, which nobody resumes: it is two thirds of what training writes.
+
+        Raises `RunFailed` when it cannot.
+        """
         if self.results.exists():
-            self.state.unlink(missing_ok=True)
+            remove(self.state)
 
     def append_log(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add one line to the log and return it with its time. Raises `RunFailed` when it cannot."""
@@ -222,7 +227,7 @@ class Run:
             raise CheckpointError(f"cannot read {self.log}: {fault.strerror or fault}; remove it") from None
         try:
             # A line without its end was cut short by a kill. Any other fault means that somebody wrote into the log.
-            records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            records = [parse_json(line) for line in lines if line.endswith(b"\n")]
             return [line for line in records if line["step"] <= step and line.get("epoch", 0) <= epoch]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{self.log} is damaged: not every line is a logged step; remove it") from None
@@ -414,7 +419,8 @@ def create_run(root: Path, recipe: Recipe) -> Run:
     try:
         write_json(run.recipe_file, recipe.model_dump(mode="json"))
     except RunFailed:  # a full disk: what was not begun leaves nothing
-        folder.rmdir()
+        with suppress(OSError):
+            folder.rmdir()
         raise
     return run
 
@@ -483,7 +489,7 @@ def _trained_at(run: Run) -> tuple[float, str]:
     times = [0.0]
     for line in read_regular(run.log).splitlines() if run.log.is_file() else ():
         try:
-            times.append(float(json.loads(line)["time"]))
+            times.append(float(parse_json(line)["time"]))
         except (ValueError, KeyError, TypeError):  # a line that a kill cut short
             continue
     return max(times), run.folder.name

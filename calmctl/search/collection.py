@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from calmctl.search.windows import extents_of, windows_of
 from calmctl.store.extract import deserves_another_try, extract
 from calmctl.store.format import INDEX, shard_file
 from calmctl.store.store import NOT_EXTRACTED, ClipSource, FeatureStore, read_sources
-from calmctl.store.writer import is_unchanged, record_origin
+from calmctl.store.writer import has_stamp, is_unchanged, record_origin
 from calmctl.video.pool import TIMEOUT_S
 from calmctl.words import Progress, counted
 
@@ -41,6 +42,7 @@ def times_of(
     """
     times: dict[int, Times] = {}
     unmeasured: dict[int, Clip] = {}
+    digests: dict[str, str | None] = {}
     sources: dict[int, dict[str, ClipSource | None]] = {}
     for position in positions:
         key, group = frames.ids[position], frames.group(position)
@@ -48,14 +50,17 @@ def times_of(
             # One shard's record of its sources is read once, however many hits are in it.
             path = collection.store.path / shard_file("frames", group)
             sources[group], _ = read_sources(path)
-        _, _, start, end, *_ = sources[group].get(key) or [None, None, 0.0, None]
+        _, _, start, end, *contents = sources[group].get(key) or [None, None, 0.0, None]
         start_s, end_s = float(start or 0.0), None if end is None else float(end)
         clip = collection.clips.get(key)
-        times[position] = start_s, end_s, (clip.begins_s if clip is not None else None) or 0.0
+        known = clip or collection.windows.get(key)
+        times[position] = start_s, end_s, (known.begins_s if known is not None else None) or 0.0
         if clip is not None and (end_s is None or clip.begins_s is None):
             unmeasured[position] = Clip(key, clip.path)
+            digests[key] = str(contents[1]) if len(contents) > 1 else None
     # A measured file is remembered, because a decoder takes longer to start than a search to answer.
-    extents = extents_of(list(unmeasured.values()), collection.store.path / FOLDER / "lengths.json", progress)
+    cache = collection.store.path / FOLDER / "lengths.json"
+    extents = extents_of(list(unmeasured.values()), cache, progress, digest=lambda clip: digests[clip.id])
     for position, clip in unmeasured.items():
         extent = extents[clip.id]
         if not isinstance(extent, str):
@@ -126,6 +131,7 @@ def _day(clip: Clip | None) -> date | None:
 
 
 STORES = Path("features") / "search"
+_WINDOW = re.compile(r"(.+)#t=(-?\d+(?:\.\d+)?),-?\d+(?:\.\d+)?", re.DOTALL)
 WAITING = "waiting for another search"
 
 
@@ -144,6 +150,8 @@ class Collection:
         unit: What one of its clips is, "clip" or "window".
         unread: Folders below a folder that could not be read, and links that were not followed, with reasons.
         passed_over: A note on the files of a folder that are no videos by their suffix.
+        windows: Where clips are windows, by id which part of which file each is; of a store whose videos are not at
+            hand the path is the file's name alone.
     """
 
     name: Path
@@ -156,6 +164,7 @@ class Collection:
     unit: str = "clip"
     unread: tuple[LeftOut, ...] = ()
     passed_over: str | None = None
+    windows: Mapping[str, Clip] = field(default_factory=dict)
 
 
 def open_collection(
@@ -211,15 +220,17 @@ def _open_store(path: Path, search_model: SearchModel, videos: Path | None) -> C
     if not ids:
         raise StoreError(f"{path} holds no clips; extract some into it with `calmctl extract`")
     clips = {}
+    windows = _stored_windows(store)
     if videos is not None:
         if not videos.is_dir():
             raise DatasetError(f"--videos {videos} is not a folder")
         # A store's ids are published names or paths below a folder, and each kind has its own way to a file.
         files, folder = VideoFiles(videos), FolderClips(videos)
         for key in ids:
-            path_of_clip = next((path for path in (files.find(key), folder.find(key)) if isinstance(path, Path)), None)
+            name = str(windows[key].path) if key in windows else key
+            path_of_clip = next((p for p in (files.find(name), folder.find(name)) if isinstance(p, Path)), None)
             if path_of_clip is not None:
-                clips[key] = Clip(key, path_of_clip)
+                clips[key] = replace(windows.get(key, Clip(key, path_of_clip)), path=path_of_clip)
     # A store that is half extracted once answered as if it were whole. It is searched, and says what is missing.
     pending = [
         LeftOut(key, NOT_EXTRACTED)
@@ -227,7 +238,28 @@ def _open_store(path: Path, search_model: SearchModel, videos: Path | None) -> C
         if store.entry("frames", group) is None
         for key in keys
     ]
-    return Collection(path, store, shards, clips, (*store.left_out, *pending), 0, True)
+    unit = "window" if windows else "clip"
+    return Collection(path, store, shards, clips, (*store.left_out, *pending), 0, True, unit, windows=windows)
+
+
+def _stored_windows(store: FeatureStore) -> dict[str, Clip]:
+    """The windows that a search of a folder made its store of; nothing where a clip of it is none."""
+    windows: dict[str, Clip] = {}
+    if not all("#t=" in key for key in store.ids):
+        return windows
+    for group in range(len(store.groups("frames"))):
+        if store.entry("frames", group) is None:
+            continue
+        sources, _ = read_sources(store.path / shard_file("frames", group))
+        for key in store.present("frames", group):
+            match sources.get(key), _WINDOW.fullmatch(key):
+                case [_, _, int() | float() as start_s, int() | float() as end_s, *_], re.Match() as named:
+                    # Its name has the file's own time, and its source that since the first frame.
+                    begins_s = round(float(named[2]) - start_s, 3)  # names have milliseconds
+                    windows[key] = Clip(key, Path(named[1]), start_s, end_s, begins_s)
+                case _:
+                    return {}
+    return windows
 
 
 def _open_folder(
@@ -252,11 +284,12 @@ def _open_folder(
         clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
         left_out += unmeasured
     extracted = 0
-    if clips and (verify or not _is_current(path, clips)):
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    writable = os.access(existing, os.W_OK)
+    if clips and (verify or not _is_current(path, clips, writable)):
         dataset = Dataset("folder", "", {"test": Split("test", tuple(clips), (), ())}, folder=folder)
         # Asked before the decoding, not after it.
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
-        if not os.access(existing, os.W_OK):
+        if not writable:
             raise RunFailed(f"cannot write {path}: {existing} is read-only; keep the features elsewhere, with --cache")
         if (path / INDEX).is_file():  # its name says whose it is, also that of a store from before there was a record
             record_origin(path, folder)
@@ -268,6 +301,7 @@ def _open_folder(
             # Every question reads all of them, and reading is what takes the time (docs/search.md).
             dtype="float16",
             device=search_model.device,
+            reuse=True,
             progress=progress,
             on_wait=lambda: progress(WAITING, 0, 1) if progress else None,
         )
@@ -284,8 +318,19 @@ def _open_folder(
             f"{folder}: {what} be decoded (first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
     unit = "clip" if window_s is None else "window"
-    over = folder_clips.passed_over()
-    return Collection(folder, store, shards, wanted, tuple(left_out), extracted, False, unit, folder_clips.unread, over)
+    return Collection(
+        folder,
+        store,
+        shards,
+        wanted,
+        tuple(left_out),
+        extracted,
+        False,
+        unit,
+        folder_clips.unread,
+        folder_clips.passed_over(),
+        {} if window_s is None else wanted,
+    )
 
 
 def _store_name(
@@ -299,8 +344,12 @@ def _store_name(
     return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
 
 
-def _is_current(path: Path, clips: list[Clip]) -> bool:
-    """Whether a store has exactly these clips, each extracted from the file as it is now."""
+def _is_current(path: Path, clips: list[Clip], writable: bool) -> bool:
+    """Whether a store has exactly these clips, each extracted from the file as it is now.
+
+    A file of another date is read once and its new date written down; each time, where nothing can be written.
+    """
+    same = has_stamp if writable else is_unchanged
     try:
         store = FeatureStore.open(path)
         split = store.split("test")
@@ -315,7 +364,7 @@ def _is_current(path: Path, clips: list[Clip]) -> bool:
                 return False
             sources, since_ns = read_sources(path / shard_file("frames", group))
             for key in store.groups("frames")[group]:
-                if key in current and not is_unchanged(current[key], sources.get(key), since_ns):
+                if key in current and not same(current[key], sources.get(key), since_ns):
                     return False
     except (StoreError, OSError):
         return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import av
 
-from calmctl.errors import BadInput, RunFailed, VideoError
+from calmctl.errors import MACHINE_ERRORS, BadInput, RunFailed, VideoError
 from calmctl.files import make_folder
 from calmctl.search.results import Hit
 from calmctl.video.inspect import open_video
@@ -41,14 +42,15 @@ def cut(hit: Hit, folder: Path) -> Path:
     try:
         _copy(hit, begun)
         os.replace(begun, path)
-    except av.FFmpegError as fault:
-        raise VideoError(
-            f"{hit.file}: its container does not allow a cut without encoding ({fault.strerror})"
-        ) from None
-    except OSError as fault:
+    except (OSError, av.FFmpegError) as fault:
+        # FFmpeg's errors are errors of the system as well, where the disk and not the container is to blame.
+        if isinstance(fault, av.FFmpegError) and fault.errno not in MACHINE_ERRORS:
+            what = f"{hit.file}: its container does not allow a cut without encoding ({fault.strerror})"
+            raise VideoError(what) from None
         raise RunFailed(f"cannot write {path}: {fault.strerror or fault}") from None
     finally:
-        begun.unlink(missing_ok=True)
+        with suppress(OSError):
+            begun.unlink(missing_ok=True)
     return path
 
 

@@ -104,7 +104,7 @@ class MtebModel:
         n_frames = self._model.n_frames or BARE_FRAMES
         # As bytes: MTEB's own decoder takes other frames, at another size, and needs libraries of its own.
         rows = rows.cast_column("video", Video(decode=False))
-        with TemporaryDirectory(prefix="calmctl-mteb-") as folder:
+        with TemporaryDirectory(prefix="calmctl-mteb-", ignore_cleanup_errors=True) as folder:
             decoded = decode_clips(
                 self._files(rows, Path(folder)),
                 n_frames,

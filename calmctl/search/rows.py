@@ -23,15 +23,14 @@ from torch import Tensor
 
 from calmctl.errors import RunFailed, StoreError
 from calmctl.files import (
-    locked,
     make_folder,
     read_json,
-    remove_unfinished,
     sha256_bytes,
     sha256_file,
     stamp,
     write_json,
 )
+from calmctl.locks import locked, remove_unfinished
 from calmctl.store.format import Digest, shard_file
 from calmctl.store.store import FeatureStore
 

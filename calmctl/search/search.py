@@ -146,7 +146,10 @@ class Search:
             BadInput: Whole clips are searched, which have no moments.
         """
         if self.collection.unit != "window":
-            raise BadInput("moments are windows of videos; say how long they are with --window")
+            raise BadInput(
+                f"{self.collection.name} has whole clips, and moments are windows: name a folder of videos with "
+                "--window, or the store that a search with --window has kept of one (below features/search)"
+            )
         of_video: dict[str, list[int]] = {}
         for position, key in enumerate(self._index.frames.ids):
             of_video.setdefault(key.rpartition("#t=")[0], []).append(position)
@@ -161,7 +164,7 @@ class Search:
                 if isinstance(head, Reranker):
                     best = rerank(self._index, self._judge, text, best, head.candidates)
             kept, _ = self._moments(best, top)
-            windows = [self.collection.clips[self._index.frames.ids[position]] for position in kept.positions]
+            windows = [self.collection.windows[self._index.frames.ids[position]] for position in kept.positions]
             found.append(
                 [
                     ((each.begins_s or 0.0) + each.start_s, (each.begins_s or 0.0) + (each.end_s or 0.0), score)
@@ -265,7 +268,7 @@ class Search:
 
     def _same_moment(self, position: int) -> set[int]:
         """A clip and the windows that overlap or adjoin it."""
-        clips, ids = self.collection.clips, self.ids
+        clips, ids = self.collection.windows, self.ids
         own = clips.get(ids[position])
         if self.collection.unit != "window" or own is None:
             return {position}
@@ -341,7 +344,7 @@ class Search:
         """How many clips hold the `top` best moments: each may have all its neighbours before the next one."""
         if self.collection.unit != "window":
             return top
-        return min(len(self), top * (1 + _most_neighbours(self.collection.clips.values())))
+        return min(len(self), top * (1 + _most_neighbours(self.collection.windows.values())))
 
     def _moments(self, best: Best, top: int) -> tuple[Best, list[int]]:
         """The `top` best of which none is a neighbour of a better one, and how many neighbours each had."""
@@ -350,7 +353,7 @@ class Search:
         kept: list[tuple[int, float, Clip]] = []
         beside: list[int] = []
         for position, score in zip(best.positions, best.scores, strict=True):
-            clip = self.collection.clips[self._index.frames.ids[position]]
+            clip = self.collection.windows[self._index.frames.ids[position]]
             near = next((n for n, (_, _, better) in enumerate(kept) if _neighbours(clip, better)), None)
             if near is not None:
                 beside[near] += 1

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from calmctl.errors import BadInput, DatasetError, RunFailed, VideoError
-from calmctl.files import make_folder, read_json, stamp, write_json
+from calmctl.files import make_folder, read_json, stamp, whole_digest, write_json
 from calmctl.samples import Clip, LeftOut
 from calmctl.video.instants import Extent, is_length, measure, require_countable
 from calmctl.words import Progress, watched
 
 MOST_WINDOWS = 2_000_000
 """Of a folder (our choice): they are listed in memory, a gigabyte."""
+_STAMP = 4  # numbers in the stamp of a file
 
 
 def window_bounds(duration_s: float, window_s: float, stride_s: float) -> list[tuple[float, float]]:
@@ -64,7 +65,7 @@ def windows_of(
         cache: Where lengths are remembered, by the stamps of files, because a long file takes seconds to measure.
         progress: Told of the files.
     """
-    known = extents_of(clips, cache, progress, prune=True)
+    known = extents_of(clips, cache, progress, prune=True, digest=_digest)
     windows: list[Clip] = []
     left_out = []
     for clip in clips:
@@ -90,7 +91,12 @@ def windows_of(
 
 
 def extents_of(
-    clips: Sequence[Clip], cache: Path, progress: Progress | None = None, *, prune: bool = False
+    clips: Sequence[Clip],
+    cache: Path,
+    progress: Progress | None = None,
+    *,
+    prune: bool = False,
+    digest: Callable[[Clip], str | None] = lambda clip: None,
 ) -> dict[str, Extent | str]:
     """The extent of every clip's file by the clip's id, or why it has none; measured once, and again when it changes.
 
@@ -99,19 +105,27 @@ def extents_of(
         cache: Where extents are remembered, by the stamps of files.
         progress: Told of the files that are measured.
         prune: Whether the cache is to forget all other clips.
+        digest: The SHA-256 of a clip's file, by which a renamed one is known again; None where nobody can tell.
     """
     known = _remembered(cache)
     stamps = {clip.id: _stat(clip.path) for clip in clips}
     passing: set[str] = set()  # stopped by a limit or the machine: measured again next time
     # By the file's stamp: one that was replaced is measured again.
-    unknown = [clip for clip in clips if known.get(clip.id, [None])[:-2] != stamps[clip.id]]
+    unknown = [clip for clip in clips if known.get(clip.id, [])[:_STAMP] != stamps[clip.id]]
+    contents = {clip.id: digest(clip) for clip in watched(unknown, "reading videos", len(unknown), progress)}
+    alike = {each[_STAMP]: each[-2:] for each in known.values() if len(each) > _STAMP + 2}
+    renamed = {clip.id: alike[contents[clip.id]] for clip in unknown if contents[clip.id] in alike}
+    known |= {key: [*stamps[key], contents[key], *extent] for key, extent in renamed.items()}
+    unknown = [clip for clip in unknown if clip.id not in renamed]
     for clip, extent in watched(measure(unknown), "measuring videos", len(unknown), progress):
-        # The file's stamp, and behind it its length (or why it has none) and its beginning: `_fits` reads these two.
-        known[clip.id] = [*stamps[clip.id], *((str(extent), 0.0) if isinstance(extent, VideoError) else extent)]
+        # The file's stamp and digest, and behind them its length (or why it has none) and its beginning.
+        measured = (str(extent), 0.0) if isinstance(extent, VideoError) else extent
+        content = contents[clip.id]
+        known[clip.id] = [*stamps[clip.id], *([] if content is None else [content]), *measured]
         if isinstance(extent, VideoError) and extent.limit_s is not None:
             passing.add(clip.id)
     # Of a stranger's store the folder may be a link to one of one's own.
-    if unknown and not cache.parent.is_symlink():
+    if (unknown or renamed) and not cache.parent.is_symlink():
         kept = stamps if prune else known
         with suppress(RunFailed):  # they are measured again the next time
             make_folder(cache.parent)
@@ -132,7 +146,14 @@ def _stat(path: Path) -> list[int]:
     try:
         return stamp(path)
     except OSError:
-        return [0]
+        return [0] * _STAMP
+
+
+def _digest(clip: Clip) -> str | None:
+    try:
+        return whole_digest(clip.path)
+    except OSError:
+        return None
 
 
 def _remembered(cache: Path) -> dict[str, list[Any]]:

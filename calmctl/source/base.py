@@ -12,6 +12,7 @@ from calmctl.model.calm import AlignedModel, Batch
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import LeftOut, Split, StoredSplit
+from calmctl.source.batches import PerClip
 from calmctl.source.encoding import EncodedSplit
 from calmctl.video.cache import CacheFolder
 from calmctl.words import Progress
@@ -140,16 +141,18 @@ class Source(Protocol):
         *,
         batch_size: int,
         seed: int,
+        captions_per_clip: PerClip = "all",
         world: World = SINGLE,
         progress: Progress | None = None,
     ) -> Batches:
-        """Batches of all (clip, caption) pairs of a split; what the recipe keeps in memory is read now.
+        """Batches of the (clip, caption) pairs of a split; what the recipe keeps in memory is read now.
 
         Args:
             model: Whose input size, tokens and captioner they are for.
             split: The split's name.
             batch_size: Pairs per step, of all processes together.
             seed: Of the order, and of augmentation.
+            captions_per_clip: Whether an epoch has all captions of a clip, or one of them.
             world: The processes, each of which takes its part of every batch.
             progress: Told of clips that are read now.
         """

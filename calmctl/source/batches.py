@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -115,6 +115,8 @@ def _read(item: tuple[Clip, FrameReader | CompressedReader]) -> np.ndarray:
 class PairBatches:
     """Every (clip, caption) pair of a split once per epoch, in an order drawn from the seed and the epoch.
 
+    With `captions_per_clip` "one", every clip once, with a caption that is drawn anew for each epoch.
+
     Attributes:
         ids: The ids of the split's clips.
         left_out: Clips met so far that do not decode; their pairs are skipped, batches shrink accordingly.
@@ -128,6 +130,7 @@ class PairBatches:
         *,
         batch_size: int,
         seed: int,
+        captions_per_clip: PerClip = "all",
         encode_captions: Callable[[list[str]], Tensor | None] = lambda sentences: None,
         world: World = SINGLE,
     ) -> None:
@@ -137,16 +140,16 @@ class PairBatches:
         self._frames = frames
         self._tokenize = tokenize
         self._batch_size = batch_size
-        self._seed = seed
+        self._order = EpochOrder(split.owners, seed, captions_per_clip)
         self._world = world
         self.ids: Sequence[str] = tuple(clip.id for clip in split.clips)
         self.left_out: dict[str, LeftOut] = {}
         # Rounded up: the last batch is short, and trains all the same.
-        self.steps_per_epoch = -(-len(split.captions) // batch_size)
+        self.steps_per_epoch = -(-len(self._order) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where no clip of a batch decodes."""
-        order = epoch_order(len(self._split.captions), self._seed, epoch)
+        order = self._order.of(epoch)
         parts = self._world.places(len(order), self._batch_size, skip)
         places = list(chain.from_iterable(parts))
         pairs = [order[place] for place in places]
@@ -187,10 +190,11 @@ class FeatureBatches:
         self,
         frames: Tensor,
         texts: Tensor,
-        owners: Iterable[int],
+        owners: Sequence[int],
         *,
         batch_size: int,
         seed: int,
+        captions_per_clip: PerClip = "all",
         captions: Tensor | None = None,
         ids: Sequence[str] = (),
         world: World = SINGLE,
@@ -199,15 +203,15 @@ class FeatureBatches:
         self._frames, self._texts, self._captions = frames, texts, captions
         self._owners = torch.tensor(list(owners))
         self._batch_size = batch_size
-        self._seed = seed
+        self._order = EpochOrder(owners, seed, captions_per_clip)
         self._world = world
         self.ids: Sequence[str] = ids
         self.left_out: dict[str, LeftOut] = {}
-        self.steps_per_epoch = -(-len(texts) // batch_size)
+        self.steps_per_epoch = -(-len(self._order) // batch_size)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where there are fewer pairs than processes."""
-        order = epoch_order(len(self._texts), self._seed, epoch)
+        order = self._order.of(epoch)
         for part in self._world.places(len(order), self._batch_size, skip):
             yield self._batch([order[place] for place in part]) if part else None
 
@@ -222,8 +226,36 @@ class FeatureBatches:
         return Batch(self._texts[pairs].float(), self._frames[clips].float(), clips, captions)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of `count` pairs in `epoch`: a function of seed and epoch alone, so a run can take it up anywhere."""
-    # A generator of its own: dropout and noise draw from torch's, as often as the model likes.
-    order: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
-    return order
+PerClip = Literal["all", "one"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochOrder:
+    """Which pairs an epoch has, and their order: a function of seed and epoch, so a run can take it up anywhere.
+
+    Attributes:
+        owners: For each pair the number of its clip.
+        captions_per_clip: Whether all captions of a clip are in every epoch, or one of them, each as likely as others.
+    """
+
+    owners: Sequence[int]
+    seed: int
+    captions_per_clip: PerClip = "all"
+
+    def __len__(self) -> int:
+        """Pairs an epoch."""
+        return len(self.owners) if self.captions_per_clip == "all" else len(set(self.owners))
+
+    def of(self, epoch: int) -> list[int]:
+        """The pairs of `epoch` in order."""
+        # A generator of its own: dropout and noise draw from torch's, as often as the model likes.
+        rng = np.random.default_rng([self.seed, epoch])
+        order: list[int] = rng.permutation(len(self.owners)).tolist()
+        if self.captions_per_clip == "all":
+            return order
+        first: dict[int, int] = {}
+        for pair in order:
+            first.setdefault(self.owners[pair], pair)
+        # Once more: clips with many captions would stand in front.
+        chosen: list[int] = rng.permutation(list(first.values())).tolist()
+        return chosen

@@ -21,7 +21,7 @@ from calmctl.recipe import Recipe
 from calmctl.recipe.schema import Data
 from calmctl.samples import Dataset, Split, StoredSplit
 from calmctl.source.base import Source, SourceSpec
-from calmctl.source.batches import CachedFrames, FeatureBatches, FrameSource, PairBatches, StreamedFrames
+from calmctl.source.batches import CachedFrames, FeatureBatches, FrameSource, PairBatches, PerClip, StreamedFrames
 from calmctl.source.encoding import (
     EncodedSplit,
     encode_split,
@@ -136,6 +136,7 @@ class VideoSource(Source):
         *,
         batch_size: int,
         seed: int,
+        captions_per_clip: PerClip = "all",
         world: World = SINGLE,
         progress: Progress | None = None,
     ) -> PairBatches:
@@ -156,6 +157,7 @@ class VideoSource(Source):
             tokenize,
             batch_size=batch_size,
             seed=seed,
+            captions_per_clip=captions_per_clip,
             encode_captions=model.caption_tokens,
             world=world,
         )
@@ -290,6 +292,7 @@ class StoredSource(Source):
         *,
         batch_size: int,
         seed: int,
+        captions_per_clip: PerClip = "all",
         world: World = SINGLE,
         progress: Progress | None = None,
     ) -> FeatureBatches:
@@ -301,6 +304,7 @@ class StoredSource(Source):
             stored.owners,
             batch_size=batch_size,
             seed=seed,
+            captions_per_clip=captions_per_clip,
             captions=model.caption_tokens(stored.captions),
             ids=stored.ids,
             world=world,

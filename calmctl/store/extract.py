@@ -21,7 +21,7 @@ from calmctl.runtime import environment, interruptible
 from calmctl.samples import Clip, Dataset, LeftOut
 from calmctl.store.cluster import Task, cluster_shards
 from calmctl.store.format import Header, Kind, shard_file
-from calmctl.store.shards import BATCH_FRAMES, Decode, Encoder, FrameShard, decoder, frame_shards
+from calmctl.store.shards import BATCH_FRAMES, Decode, Encoder, FrameShard, KnownFeatures, decoder, frame_shards
 from calmctl.store.writer import StoreWriter
 from calmctl.video.pool import TIMEOUT_S
 from calmctl.words import Progress
@@ -64,14 +64,19 @@ def plan_work(
     shard: tuple[int, int],
     retry: bool,
     timeout_s: float = TIMEOUT_S,
+    reuse: bool = False,
 ) -> Work:
-    """Compare what is planned with what is on disk. Raises `BadInput` for a shard that makes no sense."""
+    """Compare what is planned with what is on disk. Raises `BadInput` for a shard that makes no sense.
+
+    With `reuse` a group is made, at little cost, also where a file is the same and has another date: it would else be
+    read each time.
+    """
     part, parts = shard
     if not 1 <= part <= parts:
         raise BadInput(f"shard {part}/{parts}: the parts are counted from 1 to n, as in 1/4, 2/4, 3/4, 4/4")
     # Any division will do: a group depends on the data set alone, so whoever makes it makes the same bytes.
     mine = range(part - 1, len(store.groups(kind)), parts)
-    reasons = {group: why for group in mine if (why := _reason(store, kind, group, clips, retry, timeout_s))}
+    reasons = {group: why for group in mine if (why := _reason(store, kind, group, clips, retry, timeout_s, reuse))}
     again = {group: why for group, why in reasons.items() if store.entry(kind, group)}
     return Work(mine, tuple(reasons), tuple(f"{shard_file(kind, group)} {why}" for group, why in again.items()))
 
@@ -88,14 +93,14 @@ def deserves_another_try(clip: LeftOut, timeout_s: float) -> bool:
 
 
 def _reason(
-    store: StoreWriter, kind: Kind, group: int, clips: Mapping[str, Clip], retry: bool, timeout_s: float
+    store: StoreWriter, kind: Kind, group: int, clips: Mapping[str, Clip], retry: bool, timeout_s: float, reuse: bool
 ) -> str | None:
     """Why a group has to be made, or None."""
     _, fault = store.shard(kind, group)
     # Sentences have no file that could have changed.
     if fault is not None or kind == "texts":
         return fault
-    if changed := store.changed_clips(group, clips):
+    if changed := store.changed_clips(group, clips, by_date=reuse):
         return f"has a clip whose file has changed ({changed[0]})"
     again = any(retry or deserves_another_try(clip, timeout_s) for clip in store.left_out_of(group))
     return "has clips to be tried again" if again else None
@@ -172,6 +177,7 @@ def extract(
     retry: bool = False,
     strict: bool = False,
     ray_actors: int = 0,
+    reuse: bool = False,
     progress: Progress | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> ExtractReport:
@@ -195,6 +201,9 @@ def extract(
         retry: Decode clips again whose files could not be decoded before.
         strict: A clip that is missing or cannot be decoded is an error.
         ray_actors: Make the shards on so many actors of Ray (`calmctl.store.cluster`); 0 for this process.
+        reuse: Take over the features of files that were renamed, copied or touched. A clip's batch, and so the last
+            bits of its features, then depend on what was there before: not for stores that are to be equal, and not
+            with Ray.
         progress: Told of clips, those left out included, and then of captions; not where there are none to do.
         on_wait: Called before waiting for another process that extracts into the store; None makes that an error.
 
@@ -219,10 +228,11 @@ def extract(
         interruptible("what is extracted is kept; go on with the same command"),
     ):
         store.plan(dataset)
-        frames = plan_work(store, "frames", clips, shard=shard, retry=retry, timeout_s=timeout_s)
+        frames = plan_work(store, "frames", clips, shard=shard, retry=retry, timeout_s=timeout_s, reuse=reuse)
         texts = plan_work(store, "texts", clips, shard=shard, retry=retry, timeout_s=timeout_s)
         # Behind the plan, which reads what is there: the rate is that of decoding and encoding.
         started = time.perf_counter()
+        known = KnownFeatures(store, frames.todo, clips, progress) if reuse else None
         if ray_actors:
             make = partial(
                 cluster_shards,
@@ -239,7 +249,7 @@ def extract(
         else:
             encoder = Encoder(backbone, device=device, n_frames=n_frames, batch_frames=batch_frames)
             decode = decoder(encoder, n_frames, workers=workers, timeout_s=timeout_s)
-            _extract_clips(store, encoder, decode, frames, clips, strict, notify)
+            _extract_clips(store, encoder, decode, frames, clips, strict, notify, known)
             duration_s = time.perf_counter() - started
             _extract_texts(store, encoder, texts, notify)
         # Counted from the store and not on the way: what is reported is what is there.
@@ -248,8 +258,8 @@ def extract(
             dataset=dataset.name,
             protocol=dataset.protocol,
             shard=shard,
-            clips_extracted=sum(len(store.present("frames", group)) for group in frames.todo),
-            clips_kept=sum(len(store.present("frames", group)) for group in frames.kept),
+            clips_extracted=sum(len(store.present("frames", group)) for group in frames.todo) - len(known or ()),
+            clips_kept=sum(len(store.present("frames", group)) for group in frames.kept) + len(known or ()),
             texts_extracted=sum(len(store.groups("texts")[group]) for group in texts.todo),
             texts_kept=sum(len(store.groups("texts")[group]) for group in texts.kept),
             redone=(*frames.redone, *texts.redone),
@@ -274,12 +284,14 @@ def _extract_clips(
     clips: Mapping[str, Clip],
     strict: bool,
     notify: Progress,
+    known: KnownFeatures | None,
 ) -> None:
     """Decode and encode the groups that have to be made; each is on disk before the next one begins."""
     groups = [store.groups("frames")[group] for group in work.todo]
     counted = _ClipCounter(sum(map(len, groups)), strict, notify)
     # Closed by whatever ends the block: decoding runs ahead in processes of its own.
-    with closing(frame_shards(groups, clips, encoder, decode, lambda left_out: counted(1, left_out))) as shards:
+    shards = frame_shards(groups, clips, encoder, decode, lambda left_out: counted(1, left_out), known)
+    with closing(shards):
         for group, shard in zip(work.todo, shards, strict=True):
             store.add_frames(group, shard.features, shard.sources, shard.left_out)
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from calmctl.errors import VideoError
 from calmctl.model.backbone import Backbone, split_preprocess
 from calmctl.samples import Clip, LeftOut
-from calmctl.store.store import ClipSource
-from calmctl.store.writer import source_of
+from calmctl.store.format import shard_file
+from calmctl.store.store import ClipSource, FeatureStore, read_sources
+from calmctl.store.writer import has_stamp, is_unchanged, source_of
 from calmctl.video.pool import TIMEOUT_S, available_cores, decode_clips
+from calmctl.words import Progress
 
 BATCH_FRAMES = 96
 """Frames the backbone sees at once: 8 clips of 12 (our choice)."""
@@ -61,6 +63,79 @@ class Encoder:
             result[places] = self._backbone.encode_text(tokens.to(self._device)).float().cpu()
             on_batch(start + len(places))
         return result
+
+
+# Features that are there already, of files that were renamed, copied or touched.
+
+
+class KnownFeatures:
+    """Which clips of the groups to make need no decoding, because the store has features of what they show.
+
+    A file is known by the SHA-256 of all of it, and is read for that only where one of its size has features.
+    """
+
+    def __init__(
+        self, store: FeatureStore, todo: Sequence[int], clips: Mapping[str, Clip], progress: Progress | None = None
+    ) -> None:
+        """Compare the files of the groups `todo` with those that `store` was made of."""
+        self._store = store
+        self._places: dict[str, str] = {}  # a clip, and the one whose features it gets
+        self._sources: dict[str, ClipSource | None] = {}
+        redone = {group for group in todo if store.entry("frames", group) is not None}
+        sources: dict[int, tuple[dict[str, ClipSource | None], int]] = {}  # of clips that have features
+        held: dict[tuple[object, ...], tuple[int, str]] = {}
+        sizes = set()
+        for group in range(len(store.groups("frames"))):
+            # The others were checked when the work was planned.
+            if store.entry("frames", group) is None or (group in redone and store.shard("frames", group)[1]):
+                continue
+            told, since_ns = read_sources(store.path / shard_file("frames", group))
+            sources[group] = {key: told.get(key) for key in store.present("frames", group)}, since_ns
+            for key, source in sources[group][0].items():
+                if source is not None and len(source) > 5:
+                    held.setdefault((source[5], *source[2:4]), (group, key))
+                    sizes.add((source[0], *source[2:4]))
+        endangered: set[str] = set()  # to be read before their group is overwritten
+        wanted = [(group, clips[key]) for group in todo for key in store.groups("frames")[group] if key in clips]
+        for number, (group, clip) in enumerate(wanted):
+            own, since_ns = sources.get(group, ({}, 0))
+            old = own.get(clip.id)
+            if has_stamp(clip, old, since_ns):
+                self._places[clip.id], self._sources[clip.id] = clip.id, old
+            elif old is not None or (_size(clip), clip.start_s, clip.end_s) in sizes:
+                # Before the comparison: what changes after it is found by the next search.
+                source = source_of(clip, whole=True)
+                place = None if source is None else held.get((source[5], *source[2:4]))
+                if place is None and is_unchanged(clip, old, since_ns):  # of a store that knows no SHA-256
+                    place = group, clip.id
+                if place is not None:
+                    self._places[clip.id], self._sources[clip.id] = place[1], source
+                    if place[0] in redone and place[0] != group:
+                        endangered.add(place[1])
+            if progress is not None and sources:
+                progress("comparing files", number + 1, len(wanted))
+        keys = sorted(endangered)
+        self._kept = dict(zip(keys, store.frames(keys), strict=True))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def of(self, keys: Sequence[str]) -> dict[str, tuple[Tensor, ClipSource | None]]:
+        """Features [F, D] and source of those of some clips that are known."""
+        known = [key for key in keys if key in self._places]
+        stored = list(dict.fromkeys(self._places[key] for key in known if self._places[key] not in self._kept))
+        features = self._kept | dict(zip(stored, self._store.frames(stored), strict=True))
+        return {key: (features[self._places[key]], self._sources[key]) for key in known}
+
+
+def _size(clip: Clip) -> int | None:
+    try:
+        return clip.path.stat().st_size
+    except OSError:
+        return None
 
 
 # Whole groups: decoding runs ahead of encoding.
@@ -107,10 +182,12 @@ def frame_shards(
     encoder: Encoder,
     decode: Decode,
     on_clip: Callable[[LeftOut | None], None] = lambda left_out: None,
+    known: KnownFeatures | None = None,
 ) -> Generator[FrameShard, None, None]:
     """Decode and encode groups of clips, one after the other; decoding runs ahead across their borders.
 
-    Every group is encoded in the same batches each time, so its features do not depend on what came before.
+    Every group is encoded in the same batches each time, so its features do not depend on what came before; but with
+    `known` the batches are those of the clips that are left.
 
     Args:
         groups: Ids of the clips of each group.
@@ -118,14 +195,16 @@ def frame_shards(
         encoder: Encodes the frames.
         decode: Decodes clips.
         on_clip: Called after each clip, with the reason where it has no frames; what it raises ends the work.
+        known: Clips that are not decoded; None to decode all, and to digest no file to its end.
     """
     sources: dict[str, ClipSource | None] = {}
 
     def to_decode() -> Iterator[Clip]:
         for group in groups:
             for key in group:
-                if key in clips:
-                    sources[key] = source_of(clips[key])  # before the file is read: no change can slip through
+                if key in clips and (known is None or key not in known):
+                    # Before the file is decoded: no change can slip through.
+                    sources[key] = source_of(clips[key], whole=known is not None)
                     yield clips[key]
 
     with closing(decode(to_decode())) as decoded:
@@ -133,7 +212,11 @@ def frame_shards(
             features: list[Tensor] = []
             batch: list[np.ndarray] = []
             left_out: list[LeftOut] = []
+            stored = {} if known is None else known.of(group)
             for key in group:
+                if key in stored:
+                    on_clip(None)
+                    continue
                 frames = next(decoded)[1] if key in clips else VideoError("its file is gone")
                 if isinstance(frames, VideoError):
                     left_out.append(LeftOut(key, str(frames), frames.limit_s))
@@ -146,4 +229,10 @@ def frame_shards(
             features.append(encoder.frames(batch))
             # The last batch is short rather than filled from the next group: features must not depend on what else is
             # made.
-            yield FrameShard(torch.cat(features), {key: sources.pop(key, None) for key in group}, left_out)
+            rows = torch.cat(features)
+            if stored:
+                fresh, gone = iter(rows), {clip.id for clip in left_out}
+                kept = [key for key in group if key not in gone]
+                rows = torch.stack([stored[key][0] if key in stored else next(fresh) for key in kept])
+                sources |= {key: source for key, (_, source) in stored.items()}
+            yield FrameShard(rows, {key: sources.pop(key, None) for key in group}, left_out)

@@ -21,7 +21,7 @@ from calmctl.store.format import Catalogue, Header, Index, Kind, ShardEntry, sha
 from calmctl.tensors import read_metadata
 
 ClipSource = list[float | int | str | None]
-"""What tells a clip's file from a changed one: size, time of change, window, content (`writer.source_of`)."""
+"""What tells a clip's file from a changed one: size, time of change, window, digests (`writer.source_of`)."""
 
 NOT_EXTRACTED = "not extracted yet"
 _MOST_BYTES = 1 << 32  # 64 clips of 12 frames in 1,024 dimensions take 3 MB
@@ -313,7 +313,7 @@ def read_sources(shard: Path) -> tuple[dict[str, ClipSource | None], int]:
 def _content(source: ClipSource | None) -> str | None:
     """The content of a clip among its `sources`; None in stores that were made before it was recorded."""
     match source:
-        case [_, _, float() | int() as start_s, float() | int() | None as end_s, str() as content]:
+        case [_, _, float() | int() as start_s, float() | int() | None as end_s, str() as content, *_]:
             # The window is part of it: two windows of one film are not copies of one another.
             return windowed(content, start_s, end_s)
         case _:

@@ -15,16 +15,16 @@ from torch import Tensor
 from calmctl.errors import StoreError
 from calmctl.files import (
     content_digest,
-    locked,
     make_folder,
     read_regular,
-    remove_unfinished,
     sha256_bytes,
     sha256_file,
     stamp,
+    whole_digest,
     write_bytes,
     write_text,
 )
+from calmctl.locks import locked, remove_unfinished
 from calmctl.samples import Clip, Dataset, LeftOut
 from calmctl.store import format as fmt
 from calmctl.store.format import Catalogue, Header, Index, Kind, LeftOutClip, ShardEntry, shard_file
@@ -131,11 +131,15 @@ class StoreWriter(FeatureStore):
                 )
         record_origin(self.path, folder)
 
-    def changed_clips(self, group: int, clips: Mapping[str, Clip]) -> list[str]:
-        """The clips of a complete shard whose file is not the one it was extracted from, of those in `clips`."""
+    def changed_clips(self, group: int, clips: Mapping[str, Clip], *, by_date: bool = False) -> list[str]:
+        """The clips of a complete shard whose file is not the one it was extracted from, of those in `clips`.
+
+        With `by_date` also those that have another date, whose content would have to be read.
+        """
         known = [key for key in self.groups("frames")[group] if key in clips]
         sources, since_ns = read_sources(self.path / shard_file("frames", group))
-        return [key for key in known if not is_unchanged(clips[key], sources.get(key), since_ns)]
+        same = has_stamp if by_date else is_unchanged
+        return [key for key in known if not same(clips[key], sources.get(key), since_ns)]
 
     def add_frames(
         self, group: int, features: Tensor, sources: Mapping[str, ClipSource | None], left_out: Sequence[LeftOut]
@@ -233,31 +237,54 @@ class StoreWriter(FeatureStore):
             fmt.write_document(self.path / fmt.INDEX, self._index)
 
 
-def source_of(clip: Clip) -> ClipSource | None:
-    """What tells a clip's file from a changed one: size, modification time, the window used of it, its content."""
+def source_of(clip: Clip, *, whole: bool = False) -> ClipSource | None:
+    """What tells a clip's file from a changed one: size, modification time, the window used of it, its content.
+
+    Args:
+        clip: The clip.
+        whole: Read the file to its end for a second digest, by which its features are known under any name.
+    """
     try:
         size, changed_ns, *_ = stamp(clip.path)
-        return [size, changed_ns, clip.start_s, clip.end_s, content_digest(clip.path)]
+        source: ClipSource = [size, changed_ns, clip.start_s, clip.end_s, content_digest(clip.path)]
+        return [*source, whole_digest(clip.path)] if whole else source
     except OSError:
         return None
 
 
 def is_unchanged(clip: Clip, source: ClipSource | None, since_ns: int) -> bool:
-    """Whether a clip's file is the one that `source` tells of: its content decides, whatever its date.
+    """Whether a clip's file is the one that `source` tells of: its content decides, whatever its date."""
+    try:
+        if has_stamp(clip, source, since_ns):
+            return True
+        if source is None or len(source) == 4 or not _fits(source, clip):
+            return False
+        # All of it where that is known: pieces tell two videos apart, but not what somebody edited between them.
+        return source[5] == whole_digest(clip.path) if len(source) > 5 else source[4] == content_digest(clip.path)
+    except OSError:
+        return False
+
+
+def has_stamp(clip: Clip, source: ClipSource | None, since_ns: int) -> bool:
+    """Whether that can be told without reading the file.
 
     Copies have another time of change, and what was written over may have the same one, by accident or by intent.
     Nobody can set back the time of change of a file's entry: where the first is the same and the second is before
     `since_ns`, when the features were written, the content need not be read.
     """
     try:
-        size, changed_ns, entry_ns, _ = stamp(clip.path)
-        if source is None or [source[0], *source[2:4]] != [size, clip.start_s, clip.end_s]:
+        if source is None or not _fits(source, clip):
             return False
-        if len(source) == 4:  # of a store made before there were digests
-            return source[1] == changed_ns
-        return (source[1] == changed_ns and entry_ns < since_ns) or source[4] == content_digest(clip.path)
+        _, changed_ns, entry_ns, _ = stamp(clip.path)
+        # Stores made before there were digests say four things of a file, and go by its date.
+        return source[1] == changed_ns and (len(source) == 4 or entry_ns < since_ns)
     except OSError:
         return False
+
+
+def _fits(source: ClipSource, clip: Clip) -> bool:
+    """Whether a file has the size, and a clip the window, that features were made of."""
+    return [source[0], *source[2:4]] == [stamp(clip.path)[0], clip.start_s, clip.end_s]
 
 
 def record_origin(store: Path, folder: Path) -> None:

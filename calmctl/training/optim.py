@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -21,6 +22,20 @@ def group_of(name: str) -> str:
     return "alignment" if name.startswith(TRAINING_ONLY) else "head"
 
 
+class AdamW(torch.optim.AdamW):
+    """Torch's AdamW, bit for bit, without loading `torch._dynamo`, which takes seconds of every start of a training.
+
+    Torch wraps these methods for a compiler that meets them inside of what it compiles, and the wrappers load it. Here
+    the towers alone are compiled (`optim.compile`), so the methods are taken bare.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def build_optimizer(model: AlignedModel, keys: OptimSection) -> torch.optim.AdamW:
     """AdamW with one group a (learning-rate group, decayed or not); each group carries its `name` and `peak_lr`."""
     rates = {"backbone": keys.lr_backbone, "head": keys.lr_head, "alignment": keys.lr_alignment}
@@ -30,7 +45,7 @@ def build_optimizer(model: AlignedModel, keys: OptimSection) -> torch.optim.Adam
             # e_k is a matrix by its shape only.
             decays = keys.decay == "all" or (parameter.dim() > 1 and name != "anchors.position")
             groups.setdefault((group_of(name), decays), []).append(parameter)
-    return torch.optim.AdamW(
+    return AdamW(
         [
             {
                 "params": parameters,

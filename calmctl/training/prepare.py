@@ -42,9 +42,14 @@ class Prepared:
 
     def batches(self, progress: Progress | None = None, world: World = SINGLE) -> Batches:
         """Training batches, or this process's part of each; what is kept in memory is decoded now."""
-        keys, seed = self.recipe.optim, self.recipe.seed
         return self.source.batches(
-            self.model, "train", batch_size=keys.batch_size, seed=seed, world=world, progress=progress
+            self.model,
+            "train",
+            batch_size=self.recipe.optim.batch_size,
+            seed=self.recipe.seed,
+            captions_per_clip=self.recipe.data.captions_per_clip,
+            world=world,
+            progress=progress,
         )
 
     def identity(self) -> RunIdentity:

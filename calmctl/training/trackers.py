@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calmctl.errors import BadInput, RunFailed
-from calmctl.files import make_folder, read_json, write_json
+from calmctl.files import make_folder, read_json, remove, write_json
 from calmctl.recipe import Recipe
 from calmctl.runs.catalogue import flat_recipe
 from calmctl.runs.run import Run
@@ -127,7 +127,7 @@ class TensorBoardTracker:
         """Write the events of `records` in place of those that are there."""
         self._writer = None
         for former in self._folder.glob("events.out.tfevents.*"):
-            former.unlink()
+            remove(former)
         for record in records:
             self._write(record)
         self._flush()

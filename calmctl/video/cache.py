@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shutil
-import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -28,6 +27,7 @@ import numpy as np
 
 from calmctl.errors import BadInput, RunFailed, VideoError
 from calmctl.files import make_folder, read_regular, sha256_bytes, stamp, write_atomic, write_json
+from calmctl.locks import remove_unfinished
 from calmctl.samples import Clip
 from calmctl.video.pixels import FrameReader, FrameResize, Shrink
 from calmctl.video.pool import TIMEOUT_S, run_answers, run_isolated
@@ -41,7 +41,6 @@ MOST_BYTES = 1 << 30
 SAMPLED = 8
 """Clips that are decoded to tell how much all of them will take (our choice)."""
 _HEADER_BYTES = 4096
-_STALE_S = 3600.0  # what a killed process left half-written; nobody writes one file for so long
 
 # --- entries: what a worker reads and writes ---------------------------------------------------------------
 
@@ -294,10 +293,8 @@ class CacheFolder:
     def begin(self) -> None:
         """Make the folder, and remove what killed processes left half-written. Raises `RunFailed`."""
         make_folder(self.folder)
-        for unfinished in self.folder.glob("*/*/.*.tmp"):
-            with suppress(FileNotFoundError):  # another process is doing the same
-                if time.time() - unfinished.stat().st_mtime > _STALE_S:
-                    unfinished.unlink()
+        for place in (*self.folder.glob("*"), *self.folder.glob("*/*")):
+            remove_unfinished(place)
 
 
 def _bytes_a_clip(cache: FrameCache, reader: FrameReader, missing: Sequence[Clip], workers: int | None) -> float:

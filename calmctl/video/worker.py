@@ -56,11 +56,11 @@ class Worker:
     """One worker process, used by one thread. Raises `RunFailed` when it cannot be started."""
 
     def __init__(self, start: bytes) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         # One thread a worker: parallel are the files. More would fight the encoder for the cores.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         paths = json.dumps([str(folder) for folder in sys.path])
         try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
             with _parents_signals_held():
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _BOOT, paths, str(os.getpid())],

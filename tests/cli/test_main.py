@@ -1,10 +1,14 @@
 """Standard streams that are closed, full, or left by their reader: a sentence or nothing, never a traceback."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+
+from calmctl.cli import main
+from calmctl.cli.console import Stream
 
 COMMAND = f"{sys.executable} -m calmctl"
 LISTED = b"shapes@1"
@@ -51,3 +55,19 @@ def test_the_text_of_a_file_cannot_act_on_the_terminal(tmp_path):
     recipe.write_bytes(b"# \x1b]0;owned\x07\xff\tcaf\xc3\xa9\nname: x\n")
     ended = shell(f"{COMMAND} recipes show {recipe}")
     assert ended.stdout.decode() == "# \\x1b]0;owned\\x07\\xff\tcafé\nname: x\n"
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EMFILE])
+def test_what_the_machine_refuses_is_no_fault_to_report(fault, monkeypatch, capsys):
+    for name, place, told in (("numbers", None, ""), ("file", "/somewhere/file", "/somewhere/file: ")):
+
+        def refused(place=place):
+            raise OSError(fault, os.strerror(fault), *([place] if place else []))
+
+        monkeypatch.setattr(sys, "argv", ["calmctl", name])
+        monkeypatch.setattr(main, "app", refused)
+        monkeypatch.setattr(main, "secure_streams", lambda: Stream(sys.stdout, for_results=True))
+        with pytest.raises(SystemExit, match="1"):
+            main.main()
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {told}{os.strerror(fault)} (a full disk, ") and "unexpected" not in said

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -10,9 +11,10 @@ from calmctl.cli.main import app
 from calmctl.cli.reproduce import TABLES
 from calmctl.data.demo import generate_demo
 from calmctl.data.demo_world import DemoCounts
-from calmctl.errors import CalmError
-from calmctl.reproduce import stand_in
+from calmctl.errors import CalmError, RunFailed
+from calmctl.reproduce import reproduce, stand_in
 from calmctl.reproduce.rows import PUBLISHED
+from calmctl.reproduce.work import reproducing
 from calmctl.words import SILENT
 
 
@@ -100,12 +102,22 @@ def tiny_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_demo_from_nothing(tiny_demo: Path) -> None:
+def test_the_demo_from_nothing(tiny_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = call("table7", "--data", "demo", "--dry-run")
     assert "not made yet" in before.stdout and not list(tiny_demo.iterdir())
     arguments = ["table7", "--data", "demo", "--rows", "t-mass+calm", "--seeds", "2", "head.trials=2", "optim.epochs=1"]
+    write, held = reproduce.write_table, []
+
+    def written(*given: Any) -> Any:
+        with pytest.raises(RunFailed, match="another calmctl reproduce"), reproducing(Path("runs/reproduce")):
+            pass
+        held.append(write(*given))
+        return held[-1]
+
+    monkeypatch.setattr(reproduce, "write_table", written)
     done = call(*arguments)
     assert done.exit_code == 0, (done.output, done.exception)
+    assert len(held) == 1, "the folder is held until its tables are written"
     assert "4 runs (4 new)" in done.stderr and "measured steps" in done.stderr
     assert max(map(len, done.stdout.splitlines()[:-3])) <= 80
     for words in ("demo → demo-shifted", "VAE (CALM)", "AUDIT, NOT A RESULT", "±", "Demo stand-in", "wrote"):
@@ -133,11 +145,12 @@ def test_another_start_is_another_table(tiny_demo: Path) -> None:
 
 
 def test_two_at_once_do_not_train_everything_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from calmctl.reproduce.work import reproducing
-
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".table7-demo.md.x1y2.tmp").write_text("what a killed one left")
     with reproducing(tmp_path / "runs"):
         for command in (["reproduce", "table7", "--data", "demo"], ["demo", "--root", "data/demo"]):
             result = CliRunner().invoke(app, [*command, "--runs", "runs"])
             assert "another calmctl reproduce or demo is at work in runs" in str(result.exception), result.output
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "the second one made nothing"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".lock"]

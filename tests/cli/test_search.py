@@ -131,8 +131,11 @@ def test_moments_are_the_windows_of_a_search_in_each_querys_own_video(here, tmp_
     rows = [{"qid": n, "query": f"thing {n}", "vid": f"clip{n}", "relevant_windows": [[0, 0.2]]} for n in range(2)]
     rows.append({"qid": 7, "query": "thing 7", "vid": "elsewhere", "relevant_windows": [[0, 1]]})
     truth.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = tmp_path / "kept"
     told = json.loads(
-        calmctl("moments", truth, "--in", here, "--window", 0.2, "--top", 99, "--out", out, "--json").stdout
+        calmctl(
+            *("moments", truth, "--in", here, "--window", 0.2, "--top", 99, "--out", out, "--json", "--cache", kept)
+        ).stdout
     )
     assert (told["queries"], told["answered"]) == (3, 2)
     assert told["notes"] == ["1 query without an answer: missed in every metric"]
@@ -146,6 +149,20 @@ def test_moments_are_the_windows_of_a_search_in_each_querys_own_video(here, tmp_
     assert json.loads(scored.stdout)["metrics"] == told["metrics"]
     with pytest.raises(CalmError, match="with --window SECONDS"):
         calmctl("moments", truth, "--in", here)
+    # The store that the search kept has all of it: the videos are asked for nothing.
+    (store,) = kept.iterdir()
+    again = calmctl("moments", truth, "--in", store, "--top", 99, "--out", tmp_path / "again.jsonl", "--json").stdout
+    assert json.loads(again)["metrics"] == told["metrics"]
+    assert (tmp_path / "again.jsonl").read_text() == out.read_text()
+    stored, fresh = (
+        json.loads(calmctl("thing", "--in", where, "--top", 99, "--json").stdout)["answers"][0]["hits"]
+        for where in (store, here)
+    )
+    windows = json.loads(calmctl("thing", "--in", here, "--window", 0.2, "--top", 99, "--json").stdout)
+    places = [[hit[key] for key in ("clip", "start_s", "end_s", "neighbours")] for hit in stored]
+    hits = windows["answers"][0]["hits"]
+    assert places == [[hit[key] for key in ("clip", "start_s", "end_s", "neighbours")] for hit in hits]
+    assert {hit["file"] for hit in stored} == {None} and len(fresh) == 3
 
 
 def test_the_other_directions(here, tmp_path):

@@ -172,6 +172,10 @@ def test_saved_scores_give_the_same_numbers_by_the_referee(workplace, monkeypatc
     own = json.loads(call("eval", "--save-scores", "all.npz", "--json").stdout)["results"][0]
     found = json.loads(call("score", "matrix", "all.npz", "--json").stdout)
     assert found["metrics"] == own["metrics"] and found["intervals"] == own["intervals"]
+    # The card comes along, but for the scorer: whoever edits a file of scores leaves no trace in it.
+    apart = {name for name, value in own["card"].items() if found["card"][name] != value}
+    assert apart <= {"scorer", "column", "digest"} and found["card"]["scorer"] == "given"
+    assert own["card"]["weights"] and own["card"]["list_digest"] == found["card"]["list_digest"]
     again = call("eval", "--save-scores", "all.npz")
     assert again.exit_code == 0  # ours may be written anew
 

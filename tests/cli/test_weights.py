@@ -94,7 +94,9 @@ def test_names_and_extras_are_checked_before_anything_is_asked(hub, monkeypatch)
 
 def test_where_tells_how_to_bring_a_file(hub):
     shown = run("where", "ViT-B-32-quickgelu", "openai", code=1).stdout
-    assert "hf download timm/vit_base_patch32_clip_224.openai" in shown and "--revision a6f597a3" in shown
+    command = next(line for line in shown.splitlines() if "hf download" in line)
+    assert "hf download timm/vit_base_patch32_clip_224.openai" in command  # all of it in one line, to be copied
+    assert "--revision a6f597a3" in command and command.endswith("--cache-dir .")
     assert constants.HF_HUB_CACHE in shown.replace("\n", "") and "models--timm--vit_base_patch32" in shown
     value = json.loads(run("where", "PE-Core-B-16", "meta", "--json", code=1).stdout)
     assert value["path"] is None and value["source"]["repository"] == "timm/PE-Core-B-16"

@@ -81,7 +81,7 @@ def test_json_is_json_in_a_code_page(tmp_path, monkeypatch) -> None:
         def flush(self) -> None:
             pass
 
-    page, value = Page(), {"caption": "un café 😀 ½"}
+    page, value = Page(), {"caption": "un café 😀 – два"}  # noqa: RUF001
     monkeypatch.setattr("sys.stdout", page)
     console.print_json(value)
     monkeypatch.undo()

@@ -157,7 +157,7 @@ def test_no_folder_no_videos_no_captions_file(tmp_path: Path, folder: Path) -> N
     with pytest.raises(DatasetError, match="no such captions file"):
         load(folder, annotations=tmp_path / "gone.csv")
     (tmp_path / "captions.xml").touch()
-    with pytest.raises(DatasetError, match=r"from \.csv, \.tsv, \.json and \.jsonl files only"):
+    with pytest.raises(DatasetError, match=r"from \.csv, \.tsv, \.json, \.jsonl and \.parquet files only"):
         load(folder, annotations=tmp_path / "captions.xml")
 
 

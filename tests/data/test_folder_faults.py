@@ -87,7 +87,7 @@ def test_what_is_not_read_of_a_captions_file_is_said(folder: Path) -> None:
     assert "test.txt not read: the column split of the captions file tells the splits" in dataset.notes
 
 
-@pytest.mark.parametrize("name", ["captions.xlsx", "Captions.parquet", "captions.csv.gz", "metadata.xml"])
+@pytest.mark.parametrize("name", ["captions.xlsx", "Captions.feather", "captions.csv.gz", "metadata.xml"])
 def test_captions_of_another_kind_are_lost_and_said_to_be(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"PK")
     (folder / "captions.mov").touch()
@@ -96,6 +96,27 @@ def test_captions_of_another_kind_are_lost_and_said_to_be(folder: Path, name: st
     assert not check_dataset("folder", folder).complete
     (folder / "captions.csv").write_text("video,caption\nclip0,one\n")
     assert load(folder).unread == ()
+
+
+def test_captions_in_parquet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pytest.importorskip("pyarrow").Table.from_pylist
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"video_id": "clip0", "caption": ["one", "two"], "split": "train", "bytes": b"x" * 90, "start": 0.5},
+        {"video_id": "sub/clip1", "caption": ["three"], "split": "test", "bytes": b"y", "start": 1.5},
+    ]
+    for part, row in enumerate(rows):
+        parquet.write_table(table([row]), folder / f"some-{part:05d}-of-00002.parquet")
+    expected = [("clip0", "one"), ("clip0", "two"), ("sub/clip1", "three")]
+    dataset = load(folder)
+    assert [pair for name in ("train", "test") for pair in pairs(dataset, name)] == expected and dataset.unread == ()
+    (folder / "some-00001-of-00002.parquet").unlink()
+    (lost,) = load(folder).unread
+    assert lost.id == "some-00000-of-00002.parquet" and "some-00001-of-00002.parquet" in lost.reason
+    parquet.write_table(table(rows), folder / "Captions.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DatasetError, match=r"pip install 'calmctl\[parquet\]'"):
+        load(folder)
 
 
 def test_what_calmctl_caption_prints_is_read(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Archives: listed without unpacking, unpacked by safe names and within limits; the layouts that copies have."""
 
+import glob
 import io
 import json
+import shlex
 import tarfile
 import zipfile
 from pathlib import Path
@@ -116,6 +118,7 @@ def test_webdataset_and_parquet_become_a_folder_with_captions(tmp_path: Path, mo
         {
             "000.mp4": video,
             "000.json": b'{"caption": ["a man", "a guy"], "url": "x"}',
+            "000.txt": b"a man",
             "001.mp4": video,
             "001.txt": b"a dog\n",
             "002.txt": b"no video",
@@ -171,13 +174,37 @@ def test_check_says_what_lies_packed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     zipped(Path("MSRVTT_Videos.zip"), {f"video/video{n}.mp4": b"x" for n in range(4)} | {"../b.mp4": b"x"})
     report = check_dataset("msrvtt", None, annotations=Path(), videos=Path())
     (text,) = [found.text for found in report.findings if found.name == "MSRVTT_Videos.zip"]
-    assert text.startswith("4 videos packed in it, 1 of those missing; 1 member stay packed (leads out of the folder)")
-    with pytest.raises(DatasetError, match=r"MSRVTT_Videos\.zip lies there packed: see calmctl data unpack"):
+    assert text.startswith("4 videos packed in it, 1 of those missing; 1 member stays packed (leads out of the folder)")
+    with pytest.raises(DatasetError, match=r"MSRVTT_Videos\.zip lies there packed: calmctl data unpack") as fault:
         load_dataset("msrvtt", None, annotations=Path(), videos=Path())
-    ran = CliRunner().invoke(app, ["data", "unpack", "MSRVTT_Videos.zip", "--out", "videos"])
+    commands = [found.command for found in report.findings if found.command]
+    assert len(commands) == 1 and str(fault.value).endswith(commands[0])
+    ran = CliRunner().invoke(app, shlex.split(commands[0])[1:])
     assert ran.exit_code == 0 and "videos: 4 videos" in ran.output
     test = load_dataset("msrvtt", None, annotations=Path(), videos=Path("videos")).splits["test"]
     assert test.ids == ("video3",) and test.captions == ("s3",)
+
+
+@pytest.mark.parametrize(
+    "names", [["a b.zip"], ["wds/0.tar", "wds/1.tar"], ["V.tar.part-000"], ["data/test-0.parquet"]]
+)
+def test_a_folder_of_archives_says_how_to_unpack_them(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        zipped(tmp_path / "mine" / name, {"a.mp4": b"x"})
+    with pytest.raises(DatasetError, match="videos may be packed in") as fault:
+        load_dataset("folder", tmp_path / "mine")
+    said = str(fault.value).partition("calmctl data unpack ")[2]
+    archives, _, out = said.partition(" --out ")
+    assert out == str(tmp_path / "mine-unpacked")
+    (pattern,) = shlex.split(archives)
+    assert sorted(map(Path, glob.glob(pattern))) == [tmp_path / "mine" / name for name in names]
+
+
+def test_compressed_tars_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "v.tar.gz").write_bytes(b"\x1f\x8b" + b"x" * 600)
+    with pytest.raises(DatasetError, match="it is compressed: make a plain"):
+        unpack([tmp_path / "v.tar.gz"], tmp_path / "out")
 
 
 # Layouts of the same captions.
@@ -259,3 +286,27 @@ def test_the_real_captions_have_one_digest_in_every_layout(real_data: Path, tmp_
     assert (
         split_digest(msvd._read("test", {"msvd_test.json": path})) == msvd.MSVD.protocols[""].published["test"].sha256
     )
+
+
+def test_a_compressed_tar_is_no_part_of_another(tmp_path: Path) -> None:
+    """X.tar.gz ends in two letters, as the parts that split makes do; it is one of them only beside X.tar.aa."""
+    (tmp_path / "V.tar.gz").write_bytes(b"x")
+    (tmp_path / "V.tar.xz").write_bytes(b"x")
+    assert archive_of(tmp_path / "V.tar.gz").paths == (tmp_path / "V.tar.gz",) and not find_archives([tmp_path])
+    (tmp_path / "V.tar.aa").write_bytes(b"x")
+    assert len(archive_of(tmp_path / "V.tar.gz").paths) == 3
+    with pytest.raises(DatasetError, match=r"cannot read .*W\.tar\.000: No such file"):
+        list_archive(archive_of(tmp_path / "W.tar.000"))
+
+
+def test_texts_count_towards_the_limit(tmp_path: Path) -> None:
+    """A few kilobytes of zeros unfold into captions of any length."""
+    bomb = zipped(tmp_path / "v.zip", {f"{n}.txt": b"a" * (1 << 20) for n in range(5)})
+    with pytest.raises(DatasetError, match=r"v\.zip: it unfolds to more than its limit at '3'"):
+        unpack([bomb], tmp_path / "out", most_bytes=3 << 20)
+
+
+def test_captions_that_others_wrote_are_not_read_as_ours(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_text("[" * 5000 + "\n")
+    with pytest.raises(DatasetError, match="a line of it is none that calmctl wrote"):
+        unpack([zipped(tmp_path / "v.zip", {"a.mp4": b"x", "a.txt": b"one"})], tmp_path)

@@ -141,6 +141,42 @@ def test_references_of_a_list_give_the_same_split(root: Path) -> None:
     assert load_dataset("vatex", None, annotations=root, videos=folder).splits["test"] == before
 
 
+@pytest.mark.parametrize("folders", [("", ""), ("public_split/", "annotation/RET/")])
+@pytest.mark.parametrize("suffix", ["", ".mp4"])
+def test_names_of_hgr_give_the_same_split(root: Path, folders: tuple[str, str], suffix: str) -> None:
+    folder = videos(root, "bbbbbbbbbbb")
+    before = load_dataset("vatex", None, annotations=root, videos=folder).splits["test"]
+    for name in ("test_list.txt", "val_list.txt", "vatex_training_v1.0.json", "vatex_validation_v1.0.json"):
+        (root / name).unlink()
+    names, references = folders
+    touch(root, f"{names}trn_names.npy", f"{references}ref_captions.json")
+    ids = {"trn": [row["videoID"] for row in VATEX_ROWS], "val": [VATEX_ROWS[0]["videoID"]], "tst": list(before.ids)}
+    for short, some in ids.items():
+        np.save(root / f"{names}{short}_names.npy", np.array([f"{each}{suffix}" for each in some]))
+    told = {f"{row['videoID']}{suffix}": row["enCap"] for row in VATEX_ROWS}
+    (root / f"{references}ref_captions.json").write_text(json.dumps(told))
+    dataset = load_dataset("vatex", None, annotations=root, videos=folder, val_clips=None)
+    assert dataset.splits["test"] == before and set(dataset.splits) == {"train", "val", "test"}
+    assert len(dataset.splits["train"].left_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (np.array([{"code": 1}], dtype=object), "Python objects"),
+        (np.array([["bbbbbbbbbbb_000010_000020"]]), "expected a list of names"),
+        (np.array([1.5]), "expected a list of names"),
+        (np.array([b"\xff"]), "no UTF-8 text"),
+        (np.array([0x7FFFFFFF], np.uint32).view("<U1"), "no UTF-8 text"),
+    ],
+)
+def test_arrays_that_are_no_names(root: Path, names: np.ndarray, message: str) -> None:
+    np.save(root / "tst_names.npy", names, allow_pickle=True)
+    (root / "test_list.txt").unlink()
+    with pytest.raises(DatasetError, match=message):
+        load_dataset("vatex", None, annotations=root, videos=videos(root, "bbbbbbbbbbb"))
+
+
 def test_other_layouts_of_the_same_captions_have_the_same_digest(root: Path) -> None:
     """The Hub's rows, UMT's list of sentences, and parquet, one file or in shards."""
     parquet = pytest.importorskip("pyarrow.parquet")

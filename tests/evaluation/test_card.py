@@ -149,3 +149,5 @@ def test_files_without_cards(tmp_path: Path, content: str, message: str) -> None
         list(cards_in(tmp_path / "x.json"))
     with pytest.raises(BadInput, match="holds no protocol card"):
         list(cards_in(tmp_path))
+    with pytest.raises(BadInput, match="cards are read from JSON"):
+        list(cards_in(tmp_path / "ranks.csv"))

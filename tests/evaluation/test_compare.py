@@ -156,3 +156,23 @@ def test_a_damaged_file_is_a_sentence(tmp_path):
     kept.path.write_text("[]")
     with pytest.raises(BadInput, match=r"no evaluation that calmctl kept; .*calmctl eval"):
         read_kept(run, kept.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["ranks"]["text_to_video"].pop("n_candidates"), "numbers cannot be read .KeyError"),
+        (lambda record: record["ranks"]["text_to_video"]["greater"].pop(), "numbers cannot be read .ValueError"),
+        (lambda record: record.update(clips=[]), "numbers cannot be read .[A-Z]"),
+        (lambda record: record["result"]["metrics"].clear(), "numbers cannot be read .KeyError"),
+        (lambda record: record["result"].update(intervals={"text_to_video": {"r1": {"x": 1}}}), "cannot be read .Type"),
+        (lambda record: record.update(weights="../../elsewhere"), "no evaluation that calmctl kept"),
+    ],
+)
+def test_numbers_that_somebody_changed_are_a_sentence(tmp_path, change, message):
+    run, _, kept = evaluated(tmp_path, "a", 1)
+    record = json.loads(kept.path.read_text())
+    change(record)
+    kept.path.write_text(json.dumps(record))
+    with pytest.raises(BadInput, match=message):
+        read_kept(run, kept.path)

@@ -1,20 +1,25 @@
 """Evaluations in a run's folder, and two of them compared, against a bootstrap written out query by query."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, RunFailed
 from calmctl.evaluation.metrics import rank_all, rank_queries
 from calmctl.evaluation.result import Labels, retrieval_result
-from calmctl.evaluation.retrieval import Evaluation
-from calmctl.evaluation.runs import compare, keep
+from calmctl.evaluation.retrieval import Evaluation, Retrieval
+from calmctl.evaluation.runs import compare, evaluate_run, keep
 from calmctl.files import sha256_file
 from calmctl.runs.run import Run
+from calmctl.source.base import SourceSpec
 from calmctl.source.encoding import EncodedSplit
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 OWNERS = np.repeat(np.arange(30), 2)
 
 
@@ -46,6 +51,36 @@ def test_an_evaluation_is_kept_with_each_query_s_rank(tmp_path):
     assert keep(run, "best", evaluation(0, scorer="dual-softmax")).name == "demo-retrieval-test-best-dual-softmax.json"
     again = json.loads((run.evals / "demo-retrieval-test-best-dual-softmax.json").read_text())
     assert list(again["ranks"]) == ["text_to_video"], "the other direction is ranked by other scores"
+
+
+def test_what_is_kept_names_the_weights_that_were_evaluated(tmp_path):
+    """A training that goes on has put others in their place by then."""
+    run, made = Run(tmp_path / "run"), evaluation(0)
+    run.folder.mkdir()
+    run.weights("best").write_bytes(b"later weights")
+    labels = replace(made.result.labels, card=replace(made.result.labels.card, weights="0" * 64))
+    path = keep(run, "best", replace(made, result=replace(made.result, labels=labels)))
+    assert json.loads(path.read_text())["weights_sha256"] == "0" * 64
+    shutil.rmtree(run.folder)
+    with pytest.raises(RunFailed, match="has been removed"):
+        keep(run, "best", made)
+    assert not run.folder.exists()
+
+
+def test_weights_that_change_while_they_are_read_give_no_number(tmp_path):
+    run = Run(shutil.copytree(GOLDEN / "runs/frozen-001", tmp_path / "run"))
+
+    class Overtaken(Retrieval):
+        def load(self, run, which, device):
+            model, weights = super().load(run, which, device), run.weights(which)
+            shutil.copy(weights, tmp_path / "later")
+            (tmp_path / "later").replace(weights)  # as a training does after its next epoch
+            return model
+
+    test = SourceSpec("demo", None, features=GOLDEN / "features/demo")
+    with pytest.raises(RunFailed, match="its training goes on; evaluate again"):
+        evaluate_run(run, [test], Overtaken(), device=torch.device("cpu"))
+    assert evaluate_run(run, [test], Retrieval(), device=torch.device("cpu"))
 
 
 def test_two_runs_are_compared_on_the_same_queries():

@@ -74,32 +74,58 @@ def test_the_cache_gives_what_whole_prefixes_give(vocabulary, tied):
         order = order[shuffled]
 
 
-def test_norms_around_the_frames_and_layers_before_the_output(vocabulary):
-    """CLIP4Caption's: LN(W LN(f) + p), and LN(GELU(W LN(x))) before the output matrix."""
-    captioner = make(vocabulary, input_norm=True, output_transform=True, encoder_layers=1)
-    own = dict(captioner.named_parameters())
+def test_clip4captions_settings_are_their_formula(vocabulary):
+    """All of it by hand in float64: LN(W LN(f) + p), both stacks, LN(GELU(W LN(x))) before the tied output."""
+    captioner = make(vocabulary, input_norm=True, output_transform=True, encoder_layers=2, tied=True)
+    w = dict(captioner.named_parameters())
     with torch.no_grad():
-        for parameter in own.values():
+        for parameter in w.values():
             parameter += 0.1 * torch.randn_like(parameter)
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdim=True)
-        spread = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return centred / spread * own[f"{name}.weight"] + own[f"{name}.bias"]
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
 
-    seen = {}
-    captioner.encoder[0].register_forward_pre_hook(lambda _, given: seen.update(x=given[0]))
-    frames = 10 * torch.randn(2, FRAMES, DIM, dtype=torch.float64)
-    memory = captioner.encode(frames)
-    linear = norm(frames, "feature_norm") @ own["visual.weight"].T + own["visual.bias"]
-    torch.testing.assert_close(seen["x"], norm(linear + own["frame_position"], "frame_norm"))
+    def attend(x, seen, name, causal=False):
+        out = torch.zeros_like(x)
+        for head in range(4):
+            part = slice(8 * head, 8 * head + 8)
+            q, k, v = (
+                linear(y, f"{name}.{which}")[:, part] for y, which in ((x, "query"), (seen, "key"), (seen, "value"))
+            )
+            for row in range(len(x)):
+                last = row + 1 if causal else len(seen)
+                shares = (k[:last] @ q[row] / 8**0.5).exp()
+                out[row, part] = shares / shares.sum() @ v[:last]
+        return linear(out, f"{name}.out")
 
-    captioner.output_norm.register_forward_hook(lambda _, __, out: seen.update(out=out))
-    logits = captioner(torch.randint(0, len(vocabulary), (2, 5)), memory)
-    inner = seen["out"] @ own["output_transform.0.weight"].T + own["output_transform.0.bias"]
-    inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
-    expected = norm(inner, "output_transform.2") @ own["output.weight"].T + own["output_bias"]
-    torch.testing.assert_close(logits, expected)
+    def gelu(x):
+        return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+    def perceptron(x, name):
+        return linear(gelu(linear(x, f"{name}.0")), f"{name}.2")
+
+    frames, tokens = 10 * torch.randn(FRAMES, DIM, dtype=torch.float64), torch.randint(0, len(vocabulary), (5,))
+    x = norm(linear(norm(frames, "feature_norm"), "visual") + w["frame_position"], "frame_norm")
+    for name in ("encoder.0", "encoder.1"):
+        normed = norm(x, f"{name}.attention_norm")
+        x = x + attend(normed, normed, f"{name}.attention")
+        x = x + perceptron(norm(x, f"{name}.ffn_norm"), f"{name}.ffn")
+    memory = norm(x, "memory_norm")
+    x = w["tokens.weight"][tokens] + w["token_position"][:5]
+    for name in ("decoder.0", "decoder.1"):
+        normed = norm(x, f"{name}.self_norm")
+        x = x + attend(normed, normed, f"{name}.self_attention", causal=True)
+        x = x + attend(norm(x, f"{name}.memory_norm"), memory, f"{name}.memory_attention")
+        x = x + perceptron(norm(x, f"{name}.ffn_norm"), f"{name}.ffn")
+    last = norm(gelu(linear(norm(x, "output_norm"), "output_transform.0")), "output_transform.2")
+    expected = last @ w["tokens.weight"].T + w["output_bias"]
+    torch.testing.assert_close(captioner(tokens[None], captioner.encode(frames[None]))[0], expected)
 
 
 def test_tied_output_is_the_embedding(vocabulary):

@@ -215,3 +215,26 @@ def test_the_models_that_weights_fit_are_told_by_their_sizes():
     assert {"ViT-B-32", "ViT-B-32-quickgelu"} <= set(fitting_models(state))
     assert not {"ViT-B-16", "ViT-L-14", "ViT-B-32-256"} & set(fitting_models(state))
     assert fitting_models({"a": torch.zeros(1)}) == ()
+
+
+@pytest.mark.parametrize("number", [b"r\xff\xff\xff\x7f", b"p99999999\n"])
+def test_a_number_in_a_pickle_sizes_nothing(archive, tmp_path, number):
+    """Python's reader makes an array as long as the highest number that something is remembered by: 17 GB."""
+    with pytest.raises(CheckpointError, match=r"is damaged: nothing is remembered by the number \d+"):
+        read_foreign(changed(archive, tmp_path / "evil.pt", b"\x80\x02}" + number + b"."))
+
+
+@pytest.mark.parametrize("member", ["/data.pkl", "/data/0"])
+def test_an_archive_that_unfolds_is_refused(archive, tmp_path, member):
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, bytes(1 << 27) if name.endswith(member) else b"")
+    with pytest.raises(CheckpointError, match="unfolds into 134,217,728 bytes, more than 4 times its size"):
+        read_foreign(tmp_path / "bomb.pt")
+
+
+def test_what_torch_asserts_is_a_sentence(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    evil = changed(tmp_path / "a.pth", tmp_path / "evil.pth", b"\x80\x02K\x01Q.")  # a storage named by a number
+    with pytest.raises(CheckpointError, match=r"saved_id must be a tuple"):
+        read_foreign(evil)

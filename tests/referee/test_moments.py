@@ -121,6 +121,10 @@ def test_timed_sentences_of_every_form(tmp_path: Path) -> None:
     didemo = [{"video": "a@N0_1.mov", "description": "first", "times": [[0, 0], [1, 2]]}]
     found = read_truth(write(tmp_path / "test_data.json", json.dumps(didemo)))
     assert found.annotators and found.queries[0].spans == ((0.0, 5.0), (5.0, 15.0))
+    for ids, known in (((70, 80), ("70", "80")), ((70, 70), ("0", "1"))):  # one that stands twice names no row
+        rows = [didemo[0] | {"annotation_id": number, "description": f"d{number}"} for number in ids]
+        numbered = read_truth(write(tmp_path / "test_data.json", json.dumps(rows)))
+        assert tuple(query.id for query in numbered.queries) == known
     anet = {"v_a": {"duration": 9, "timestamps": [[0, 3], [5, 4]], "sentences": [" one", "two"]}}
     found = read_truth(write(tmp_path / "val_1.json", json.dumps(anet)))
     assert (len(found.queries), found.untimed, found.dataset) == (1, 1, "activitynet")
@@ -141,6 +145,18 @@ def test_answers_are_found_by_qid_or_by_video_and_sentence_and_sorted_by_score(t
         read_answers(write(tmp_path / "c.jsonl", rows + rows[:1]), truth)
     with pytest.raises(BadInput, match="not one row answers"):
         read_answers(write(tmp_path / "d.jsonl", rows[1:]), truth)
+
+
+def test_a_qid_that_is_one_off_is_found_out(tmp_path: Path) -> None:
+    """Rows numbered from 1 would answer the next query each, and nothing but low numbers would tell."""
+    truth = read_truth(write(tmp_path / "charades_sta_test.txt", "AA 0 5##One sits.\nBB 0 5##Two run.\nBB 6 9##It.\n"))
+    row = {"qid": 0, "vid": "AA.mp4", "query": "one  sits.", "pred_relevant_windows": [[0, 5]]}
+    assert set(read_answers(write(tmp_path / "a.jsonl", [row]), truth).spans) == {"0"}
+    for wrong in ({"qid": 1}, {"vid": "BB"}, {"query": "two run."}):
+        with pytest.raises(DatasetError, match="and the row is of another; rows are numbered from 0"):
+            read_answers(write(tmp_path / "a.jsonl", [row | wrong]), truth)
+    named = {"vid": "videos/BB.avi", "query": "It.", "pred_relevant_windows": []}
+    assert set(read_answers(write(tmp_path / "a.jsonl", [named]), truth).spans) == {"2"}
 
 
 @pytest.mark.parametrize("window", ["[1]", "[2, 1]", '["0", 1]', "[0, NaN]", "[0, 1, 2, 3]", "{}", "[0, true]"])

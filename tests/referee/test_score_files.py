@@ -5,6 +5,7 @@ import pickle
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,13 @@ def test_ids_that_name_nobody(ids: str, message: str, tmp_path: Path) -> None:
         ids_of(stored, ("ids",), 3, tmp_path / "ids.txt", "--text-ids")
 
 
+@pytest.mark.parametrize("ids", [np.array(["a", "b", "\u00e9"]), np.array([b"a", b"b", b"\xc3\xa9"])])
+def test_ids_beside_the_scores_may_be_an_array(ids: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", ids)
+    stored = read_stored(write(tmp_path / "s.npy"), "scores")
+    assert ids_of(stored, ("ids",), 3, tmp_path / "ids.npy", "--text-ids") == ("a", "b", "\u00e9")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -225,7 +233,10 @@ def test_every_form_of_pairs(name: str, content: str, tmp_path: Path) -> None:
     [
         ("p.csv", "a,x\na,y\n", "'a' has two videos"),
         ("p.csv", "a\n", "expected a text id and a video id"),
+        ("p.csv", "a;x\nb;y\n", "separated by semicolons"),
+        ("p.npy", "a,x\n", "pairs are read from"),
         ("p.csv", "", "no pairs"),
+        ("p.csv", "a," + "x" * 200_000, "larger than field limit"),
         ("p.json", '[["a", NaN]]', "expected a text id"),
         ("p.json", '{"a": null}', "expected a text id"),
         ("p.json", "3", "expected a list"),
@@ -247,6 +258,28 @@ def test_the_pairs_that_scores_bring_along(tmp_path: Path) -> None:
             own_pairs(stored, shape, None, None)
     with pytest.raises(BadInput, match="give --pairs FILE or --dataset NAME"):
         own_pairs(read_stored(write(tmp_path / "s.npy"), "scores"), (3, 2), None, None)
+
+
+# Numbers that are no letters: NumPy itself ends in a SystemError where it makes strings of the last.
+INVALID = np.array([97, 0xD800, 0x7FFFFFFF], np.uint32).view("<U1")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"card": np.array("{")}, "card is not JSON"),
+        ({"card": np.array("[1]")}, "expected an object"),
+        ({"card": np.array('{"frames": "twelve"}')}, "frames is no int"),
+        ({"sentences": np.array(["one"])}, "1 sentence for 3 texts"),
+        ({"sentences": np.array([b"\xff"] * 3)}, "no UTF-8 text"),
+        ({"text_ids": INVALID}, "no UTF-8 text"),
+        ({"text_ids": INVALID.view(np.uint32).astype(">u4").view(">U1")}, "no UTF-8 text"),
+    ],
+)
+def test_what_scores_say_of_themselves_may_be_damaged(more: Any, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", scores=ARRAY, owners=np.array([1, 0, 1]), **more)
+    with pytest.raises(BadInput, match=message):
+        own_pairs(read_stored(tmp_path / "s.npz", "scores"), (3, 2), None, None)
 
 
 def test_a_protocol_needs_no_videos(tmp_path: Path) -> None:

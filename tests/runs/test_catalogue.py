@@ -1,11 +1,16 @@
 """Runs of a folder: what a record says, which is best, what may be removed."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from calmctl.errors import BadInput, RunFailed, RunNotFound
+from calmctl.cli.main import app
+from calmctl.errors import BadInput, CheckpointError, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
+from calmctl.runs import catalogue
 from calmctl.runs.catalogue import (
     best_run,
     dependants,
@@ -16,7 +21,7 @@ from calmctl.runs.catalogue import (
     run_record,
     run_records,
 )
-from calmctl.runs.run import PINNED, Run, create_run
+from calmctl.runs.run import PINNED, Run, create_run, find_run
 
 
 def made(root, name="tiny", *, scores=(50.0,), epochs=1, finished=True, test=40.0, seed=24, val="v", time=1e9, **keys):
@@ -75,6 +80,19 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, content):
     assert (unreadable.name, unreadable.state) == ("broken-001", "unreadable") and unreadable.fault
 
 
+def test_a_log_nested_too_deeply_is_a_damaged_line(tmp_path):
+    """No reader of logs overflows its stack: the list of runs, the newest run, and a resume."""
+    run = made(tmp_path, "deep")
+    with run.log.open("a") as log:
+        log.write("[" * 100_000 + "\n")
+    (record,) = run_records(tmp_path)
+    assert record.state == "finished"
+    run.weights("best").write_bytes(b"")
+    assert find_run(None, tmp_path).name == run.name
+    with pytest.raises(CheckpointError, match="not every line is a logged step"):
+        run.read_log(9, 9)
+
+
 def test_records_are_the_newest_first_and_a_pin_is_none(tmp_path):
     for name, time in (("a", 3e9), ("b", 1e9), ("c", 2e9)):
         made(tmp_path, name, time=time)
@@ -130,6 +148,69 @@ def test_a_run_is_removed_with_its_pin(tmp_path):
         remove_run(Run(run.folder))
     remove_run(run)
     assert [path.name for path in tmp_path.iterdir()] == [other.folder.name]
+
+
+def test_a_run_that_could_not_be_removed_whole_can_be_removed_again(tmp_path, monkeypatch):
+    run, unlink = made(tmp_path, "a"), Path.unlink
+
+    def failing(self, missing_ok=False):
+        if self.name == "last.safetensors":
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    with pytest.raises(RunFailed, match=r"cannot remove .*last\.safetensors: Input/output error"):
+        remove_run(run)
+    monkeypatch.undo()
+    assert run.recipe_file.exists(), "what is left is still a run"
+    remove_run(run)
+    assert not run.folder.exists()
+
+
+def test_a_removal_that_was_killed_can_be_given_again(tmp_path, monkeypatch):
+    run, remove, removed = made(tmp_path, "a"), catalogue._remove, []
+
+    def killed(path):
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(catalogue, "_remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_run(run)
+    assert run_record(run).state == "unfinished", "it is no finished run, and is still listed"
+    monkeypatch.setattr(catalogue, "_remove", remove)
+    remove_run(run)
+    assert not run.folder.exists()
+
+
+def test_a_file_that_cannot_be_removed_is_an_error_and_the_others_go(tmp_path, monkeypatch):
+    first, second, unlink = made(tmp_path, "a"), made(tmp_path, "b"), Path.unlink
+
+    def failing(self, missing_ok=False):
+        if self == first.state:
+            raise OSError(errno.EACCES, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    ended = CliRunner().invoke(app, ["runs", "prune", "--yes", "--runs", str(tmp_path)])
+    assert ended.exit_code == 1 and "cannot remove" in str(ended.exception)
+    assert first.state.exists() and not second.state.exists()
+    with second.locked():  # somebody trains it: that is as it should be
+        second.state.write_bytes(b"0")
+        assert CliRunner().invoke(app, ["runs", "prune", "b-001", "--yes", "--runs", str(tmp_path)]).exit_code == 0
+    with pytest.raises(RunFailed, match="cannot remove"):
+        first.drop_state()
+
+
+def test_a_run_that_was_removed_is_not_begun_again(tmp_path):
+    """`train --resume` reads the recipe, and holds the run only then."""
+    run = made(tmp_path, "a")
+    with run.locked():
+        run.recipe_file.unlink()  # what a removal does last
+    with pytest.raises(RunFailed, match="has been removed by another process"), run.locked():
+        pass
 
 
 def test_who_started_from_a_run_is_known(tmp_path):

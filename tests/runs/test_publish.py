@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 
+from calmctl import locks
 from calmctl.api import evaluate, load
 from calmctl.data.registry import load_dataset, protocol_for
-from calmctl.errors import BadInput, CalmError, HubError, RunFailed, RunNotFound
+from calmctl.errors import BadInput, CalmError, CheckpointError, HubError, RunFailed, RunNotFound
 from calmctl.recipe import load_recipe
+from calmctl.runs import publish
 from calmctl.runs.publish import export_run, published_results, push_run, training_sentence
 from calmctl.runs.run import ExportedRun, Run, find_run
 from calmctl.source.base import SourceSpec
@@ -142,6 +144,38 @@ def test_what_would_be_lost_or_told_is_refused(place, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFailed, match="cannot create"):
         export_run(run, tmp_path / "file/below")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"test": 3}', '{"test": [{"system": "best"}]}', '{"test": [{"system": "best", "dataset": 1}]}']
+)
+def test_numbers_that_are_none_are_not_published(place, tmp_path, content):
+    run = Run(place / "runs/tiny-001")
+    run.results.write_text(content)
+    with pytest.raises(CheckpointError, match="its recorded numbers cannot be read"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_appears_whole_whoever_is_killed_and_whoever_else_exports(place, tmp_path, monkeypatch):
+    run, out = Run(place / "runs/tiny-001"), tmp_path / "out"
+    whole = export_run(run, tmp_path / "alone").files
+    half = tmp_path / ".calmctl-x1y2.tmp"  # as a killed export leaves it
+    half.mkdir()
+    locks._tidied.clear()  # as in the next process
+    card, others = publish.model_card, []
+
+    def beside(*arguments, **keys):
+        monkeypatch.setattr(publish, "model_card", card)
+        assert not out.exists() and not half.exists()
+        others.append(export_run(run, out))  # a second process, which ends first
+        return card(*arguments, **keys)
+
+    monkeypatch.setattr(publish, "model_card", beside)
+    with pytest.raises(BadInput, match="exists and is not empty"):
+        export_run(run, out)
+    assert others[0].files == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "home", "out"]
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://me", "hf://me/x/y", "hf://me/x@", "hf://me/../x"])

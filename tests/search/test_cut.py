@@ -1,5 +1,6 @@
 """Hits as files of their own, by copying packets."""
 
+import errno
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from calmctl.errors import BadInput, VideoError
+from calmctl.errors import BadInput, RunFailed, VideoError
+from calmctl.search import cut as cutting
 from calmctl.search.cut import cut, require_folder_for_cuts
 from calmctl.search.results import Hit
 
@@ -66,3 +68,14 @@ def test_what_cannot_be_cut_is_said(tmp_path: Path) -> None:
     assert not list((tmp_path / "cuts").iterdir())
     with pytest.raises(BadInput, match="is a file"):
         require_folder_for_cuts(broken)
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_is_no_fault_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int) -> None:
+    film(tmp_path / "film.mp4")
+    monkeypatch.setattr(cutting, "_copy", lambda hit, path: av.error.err_check(-fault))
+    with pytest.raises(RunFailed, match=r"cannot write .*film-2\.0-4\.0\.mp4: "):
+        cut(hit(tmp_path / "film.mp4", 2.0, 4.0), tmp_path / "cuts")
+    monkeypatch.setattr(cutting, "_copy", lambda hit, path: av.error.err_check(-errno.EINVAL))
+    with pytest.raises(VideoError, match="does not allow a cut"):
+        cut(hit(tmp_path / "film.mp4", 2.0, 4.0), tmp_path / "cuts")

@@ -79,7 +79,8 @@ def test_files_are_measured_once_and_broken_ones_named(tmp_path: Path) -> None:
     told.clear()
     assert cut() == (windows, left_out) and not told
     (tmp_path / "b.mp4").write_bytes(encode(frames[:10]))
-    assert not cut()[1] and len(told) == 1, "only the file that changed"
+    assert not cut()[1], "only the file that changed is read and measured"
+    assert told == [("reading videos", 1, 1), ("measuring videos", 1, 1)]
     cache.write_text("[]")
     assert len(cut()[0]) > len(windows)
 

@@ -52,6 +52,7 @@ def parity() -> ModuleType:
 @pytest.fixture
 def alike(parity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The same, with draws that do not depend on who makes them."""
+    from calmctl.model.captioners import semsynan
     from calmctl.model.heads.tmass import NoiseLaw
     from calmctl.model.vae import Posterior
     from calmctl.parallel import World
@@ -59,5 +60,6 @@ def alike(parity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(World, "same_random", World.same_random)
     monkeypatch.setattr(Posterior, "sample", Posterior.sample)  # put back afterwards
     monkeypatch.setattr(NoiseLaw, "sample_like", NoiseLaw.sample_like)
+    monkeypatch.setattr(semsynan, "tag_captions", semsynan.tag_captions)
     parity.be_deterministic()
     return parity

@@ -23,12 +23,15 @@ from calmctl.model.backbone import Backbone
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import AlignedModel, Batch
 from calmctl.model.captioner import training_vocabulary
+from calmctl.model.captioners import semsynan
+from calmctl.model.captioners.semsynan import SemSynModel
 from calmctl.model.heads.tmass import NoiseLaw
 from calmctl.model.vae import Posterior
 from calmctl.model.weights import load_backbone
 from calmctl.parallel import World, joined
 from calmctl.recipe import recipe_from_dict
 from calmctl.tensors import save_tensors
+from calmctl.video.compressed import CompressedReader
 
 SENTENCES = (
     "a red square moves left",
@@ -73,6 +76,17 @@ CAPTION = [
     "caption.init_tokens=random",
 ]
 
+CAPTIONERS = {
+    "semsynan": [*CAPTION, "caption.system=semsynan", "caption.concepts=5"],
+    "cocap": [
+        *CAPTION,
+        "caption.system=cocap",
+        "caption.decoder_layers=1",
+        "data.compressed.gops=2",
+        "data.compressed.pictures=2",
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -106,8 +120,11 @@ def _cases() -> dict[str, Case]:
     cases["caption none"] = Case([*CAPTION, "alignment.kind=none"])
     cases["caption both"] = Case([*CAPTION, "alignment.direction=both", "caption.tied=true"], first=2)
     cases["caption kl"] = Case([*CAPTION, "alignment.kind=kl", "alignment.detach_target=false"])
+    for system, keys in CAPTIONERS.items():
+        cases |= {f"{system} {first}": Case(keys, first) for first in (3, 4, 6)}
     for head in ("xpool", "t-mass-support", "emcl", "wti", "uatvr"):
         cases[f"{head} in chunks"] = Case([*HEADS[head], "optim.chunk=2"], first=4)
+    cases["cocap in chunks"] = Case([*CAPTIONERS["cocap"], "optim.chunk=2"], first=5)
     cases["caption in chunks"] = Case([*CAPTION, "optim.chunk=1"], first=4)
     return cases
 
@@ -132,6 +149,11 @@ def be_deterministic() -> None:
             torch.manual_seed(seed)
             yield
 
+    def tag_captions(captions: Sequence[str]) -> list[list[tuple[str, str]]]:
+        # A tag of no sense, in place of a package that is an extra: sentences of as many words may have equal tags.
+        return [[(word, ("NOUN", "ADJ", "DET")[len(word) % 3]) for word in text.split()] for text in captions]
+
+    semsynan.tag_captions = tag_captions
     World.same_random = same_random  # type: ignore[method-assign]
     Posterior.sample = sample  # type: ignore[method-assign]
     NoiseLaw.sample_like = sample_like  # type: ignore[method-assign]
@@ -172,6 +194,11 @@ def build(overrides: Sequence[str]) -> AlignedModel:
         )
     else:
         model = build_model(recipe, vocabulary, backbone)
+    if isinstance(model, SemSynModel):
+        model.learn_from(SENTENCES, CLIPS)
+    for layer in model.modules():  # also what no key sets to 0
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
     model.double().train()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -186,10 +213,10 @@ def batch_of(model: AlignedModel, rows: slice) -> Batch:
     """Some of the six rows."""
     size, _ = model.backbone.spec.image_size
     generator = torch.Generator().manual_seed(2)
-    frames = torch.randint(256, (len(CLIPS), 2, size, size, 3), generator=generator, dtype=torch.uint8)
-    captions = None
-    if hasattr(model, "captioner"):
-        captions = model.captioner.vocabulary.encode(list(SENTENCES[rows]), model.captioner.max_tokens)
+    reader = model.reader(2)
+    shape = reader.shape if isinstance(reader, CompressedReader) else (2, size, size, 3)
+    frames = torch.randint(256, (len(CLIPS), *shape), generator=generator, dtype=torch.uint8)
+    captions = model.caption_tokens(SENTENCES[rows])
     return Batch(model.backbone.tokenize(SENTENCES[rows]), frames[rows], torch.tensor(CLIPS)[rows], captions)
 
 

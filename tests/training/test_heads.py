@@ -24,7 +24,7 @@ from calmctl.training.train import train
 CPU = torch.device("cpu")
 STEPS = 25
 WIDE = "backbone.model=demo-clip"  # 16 channels do not learn 12 clips by heart in so few steps
-NEW = ("seqlstm", "seqtransf", "emcl", "wti", "uatvr")
+HEADS = ("seqlstm", "seqtransf", "xpool", "t-mass", "emcl", "wti", "uatvr")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def clips(tiny_world, tiny_recipe_values):
     return split, list(stream_frames(split, build_model(recipe, recipe_vocabulary(recipe)), recipe.data))
 
 
-@pytest.mark.parametrize("kind", NEW)
+@pytest.mark.parametrize("kind", HEADS)
 def test_a_head_learns_the_tiny_world(kind, tiny_recipe, clips):
     """Two sentences a clip; then the scorer finds the clips by them, by chance it would be 1 of 12."""
     split, frames = clips

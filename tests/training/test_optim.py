@@ -1,12 +1,15 @@
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.model.build import build_model
-from calmctl.training.optim import alignment_share, build_optimizer, clamp_logit_scale, group_of, schedule_factor
+from calmctl.training.optim import AdamW, alignment_share, build_optimizer, clamp_logit_scale, group_of, schedule_factor
 from calmctl.training.train import train
 
 
@@ -84,3 +87,41 @@ def test_logit_scale_is_clamped(tiny_recipe):
         model.backbone.logit_scale.fill_(9.0)
     clamp_logit_scale(model)
     assert model.backbone.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_the_optimiser_takes_the_steps_of_torchs():
+    """With a break in the middle, a group without decay, and a gradient that is missing once."""
+    starts = [torch.randn(3, 4, generator=torch.manual_seed(1)), torch.randn(5)]
+
+    def steps(kind):
+        parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+        groups = [{"params": [parameter], "weight_decay": n * 0.1} for n, parameter in enumerate(parameters)]
+        optimizer = kind(groups, lr=0.1, fused=True)
+        for step in range(6):
+            optimizer.zero_grad(set_to_none=True)
+            sum((p**4).sum() for p in parameters[step % 2 :]).backward()
+            optimizer.step()
+            if step == 2:
+                state, optimizer = optimizer.state_dict(), kind(groups, lr=0.3, fused=True)
+                optimizer.load_state_dict(state)
+        return parameters, optimizer.state_dict()
+
+    (ours, our_state), (theirs, their_state) = steps(AdamW), steps(torch.optim.AdamW)
+    assert all(map(torch.equal, ours, theirs)) and not any(map(torch.equal, ours, starts))
+    assert our_state["param_groups"] == their_state["param_groups"]
+    for one, other in zip(our_state["state"].values(), their_state["state"].values(), strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_training_does_not_load_the_compiler(tiny_recipe, tmp_path):
+    """Seconds of every start, and of every process of several."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe("optim.epochs=1").model_dump(mode="json")))
+    code = (
+        "import sys; from pathlib import Path; from calmctl.recipe import load_recipe\n"
+        "from calmctl.training.train import train\n"
+        "train(load_recipe(Path('tiny.yaml'), []), Path('runs'))\n"
+        "assert 'torch' in sys.modules and not {'torch._dynamo', 'torch._inductor'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "tiny-001" / "results.json").exists()

@@ -11,6 +11,7 @@ from torch import nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, PatchEmbedding, split_preprocess
+from calmctl.model.text_tower import Beginnings
 from calmctl.training import prepare
 from calmctl.training.loop import on_device
 from calmctl.training.optim import gradient_norms, group_of
@@ -34,7 +35,7 @@ def train_step():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_is_what_it_was(alike, train_step, name, monkeypatch):
-    """One pass of the text tower for two, end tokens alone, patches as a product: the same losses and gradients."""
+    """One pass of the text tower, common beginnings once, patches as a product: the same losses and gradients."""
     monkeypatch.setattr(PatchEmbedding, "forward", PatchEmbedding.product)
     now = alike.alone(name)
     model = alike.build(alike.CASES[name].overrides)
@@ -53,9 +54,8 @@ def test_the_step_is_what_it_was(alike, train_step, name, monkeypatch):
 def test_prompts_share_a_pass_only_where_they_need_a_gradient(alike):
     def passes(*overrides):
         model, calls = alike.build(["head.kind=xpool", *overrides]), []
-        model.backbone.clip.token_embedding.register_forward_pre_hook(
-            lambda module, inputs: calls.append(len(inputs[0]))
-        )
+        encode = model.backbone.encode_text
+        model.backbone.encode_text = lambda tokens: (calls.append(len(tokens)), encode(tokens))[1]
         model(alike.batch_of(model, slice(None)))
         return calls
 
@@ -139,6 +139,7 @@ def test_blocks_are_compiled_for_training_alone(alike, monkeypatch):
     model = alike.build([])
     model.backbone.clip.transformer.resblocks.insert(0, deepcopy(model.backbone.clip.transformer.resblocks[0]))
     batch = alike.batch_of(model, slice(None))
+    model.backbone.text_pass = "ends"
     plain = model(batch).total
     names = list(model.state_dict())
     model.backbone.compile_blocks()
@@ -183,3 +184,41 @@ def test_a_missing_compiler_is_told(tiny_recipe, alike, monkeypatch):
     model = alike.build([])
     prepare._compile(tiny_recipe(), model, torch.device("cuda"))
     assert model.backbone.notes[-1].startswith("optim.compile=auto: torch.compile needs a C compiler")
+
+
+# What the text tower computes of sentences.
+
+
+def test_beginnings_are_each_there_once(alike):
+    backbone = alike.build([]).backbone
+    sentences = ("a red square", "a red star moves", "two red", "a red star moves", "a")
+    tokens = backbone.tokenize(sentences)
+    tree = Beginnings(tokens)
+    rows = [row[: row.index(max(row)) + 1] for row in tokens.tolist()]
+    wanted = {tuple(row[: column + 1]) for row in rows for column in range(len(row))}
+    assert len(tree.tokens) == len(wanted) < sum(map(len, rows))
+    found = {}
+    for row, places in zip(rows, tree.rows.tolist(), strict=True):
+        for column, place in enumerate(places[: len(row)]):
+            assert found.setdefault(place, tuple(row[: column + 1])) == tuple(row[: column + 1])
+    assert set(found.values()) == wanted
+    for place, beginning in found.items():
+        assert (int(tree.tokens[place]), int(tree.columns[place])) == (beginning[-1], len(beginning) - 1)
+    assert [found[end] for end in tree.ends.tolist()] == [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("reads", ["text", "words"])
+def test_every_way_through_the_text_tower_gives_the_same(alike, reads):
+    backbone = alike.build([]).backbone
+    backbone.clip.transformer.resblocks.insert(0, deepcopy(backbone.clip.transformer.resblocks[0]))
+    tokens = backbone.tokenize([*alike.SENTENCES, "a red square", alike.SENTENCES[1]])
+    weights = torch.linspace(-1, 1, backbone.dim, dtype=torch.float64)
+    found = {}
+    for way in ("joined", "ends", "whole"):
+        backbone.text_pass = way
+        backbone.zero_grad()
+        features = getattr(backbone, f"encode_{reads}")(tokens)
+        (features * weights).pow(2).sum().backward()
+        found[way] = [features.detach(), *(p.grad.clone() for p in backbone.parameters() if p.grad is not None)]
+    for way in ("joined", "ends"):
+        torch.testing.assert_close(found[way], found["whole"], rtol=1e-10, atol=1e-10)

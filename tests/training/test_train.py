@@ -165,7 +165,7 @@ def test_a_signal_saves_and_says_how_to_resume(tiny_recipe, tmp_path, stop_at):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["alignment.kind=none", "head.kind=meanp"],
+        ["alignment.kind=none", "head.kind=meanp", "data.captions_per_clip=one"],
         ["alignment.kind=kl", "anchors.temperature=clip"],
         ["alignment.kind=ce", "anchors.encode=refresh", "anchors.refresh_every=2"],
         ["alignment.kind=mse", "anchors.frame_mean=normalized", "alignment.detach_target=false"],
@@ -354,10 +354,22 @@ def test_a_plan_trains_nothing(tiny_recipe, tmp_path, monkeypatch):
 
 
 def test_epoch_order_depends_on_seed_and_epoch_alone():
-    from calmctl.source.batches import epoch_order
+    from calmctl.source.batches import EpochOrder
 
-    assert epoch_order(10, 1, 0) == epoch_order(10, 1, 0) != epoch_order(10, 1, 1)
-    assert sorted(epoch_order(10, 1, 0)) == list(range(10))
+    owners = (0, 0, 0, 1, 2, 2, 2, 2, 3, 3)
+    order = EpochOrder(owners, 1)
+    assert order.of(0) == EpochOrder(owners, 1).of(0) != order.of(1)
+    assert sorted(order.of(0)) == list(range(10)) and len(order) == 10
+    one = EpochOrder(owners, 1, "one")
+    epochs = [one.of(epoch) for epoch in range(2000)]
+    assert len(one) == 4 and all(sorted(owners[pair] for pair in pairs) == [0, 1, 2, 3] for pairs in epochs)
+    assert one.of(7) == epochs[7]
+    # Every caption of a clip is as likely as its others, and every clip to be first: five deviations of 2,000 draws.
+    for pair, owner in enumerate(owners):
+        p = 1 / owners.count(owner)
+        assert abs(sum(pair in pairs for pairs in epochs) - 2000 * p) <= 5 * (2000 * p * (1 - p)) ** 0.5
+    for clip in range(4):
+        assert abs(sum(owners[pairs[0]] == clip for pairs in epochs) - 500) < 5 * 375**0.5
 
 
 def test_interruption_handlers_are_put_back():

@@ -1,5 +1,6 @@
 """Frames kept on disk: those of the video and no others, whatever happened to the files and whoever was killed."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -234,9 +235,10 @@ def test_a_kill_between_two_writes_leaves_whole_entries(clips: list[Clip], tmp_p
     assert [cache.path(clip).exists() for clip in clips[:3]] == [True, False, False]
     (unfinished,) = kept.rglob(".*.tmp")
     assert [read(cache, RESIZED, clip)[1] for clip in clips[:3]] == ["read", "absent", "absent"]
-    CacheFolder(kept, 1 << 30).begin()
-    assert unfinished.exists(), "somebody may be writing it"
-    os.utime(unfinished, (1, 1))
+    with unfinished.open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        CacheFolder(kept, 1 << 30).begin()
+        assert unfinished.exists(), "somebody is writing it"
     CacheFolder(kept, 1 << 30).begin()
     assert not unfinished.exists()
     assert [read(cache, RESIZED, clip)[1] for clip in clips[:3]] == ["read"] * 3

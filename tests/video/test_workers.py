@@ -1,10 +1,12 @@
 """The worker pool: whatever an item does to its worker, the others go on."""
 
+import errno
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -120,6 +122,15 @@ def test_a_worker_that_cannot_start_is_an_error_with_its_own_words(jobs: ModuleT
             list(run_isolated(module.job, [0], workers=1))
     finally:
         del sys.modules[module.__name__]
+
+
+def test_a_machine_without_room_for_a_worker_is_a_sentence(jobs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(RunFailed, match="cannot start a decoding worker: No space left on device"):
+        list(run_isolated(jobs.misbehave, ["one"], workers=1))
 
 
 def test_a_plain_script_may_use_it_and_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:

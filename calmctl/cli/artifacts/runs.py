@@ -24,7 +24,7 @@ from calmctl.cli.console import (
     section,
     stdout,
 )
-from calmctl.errors import BadInput, RunFailed, RunNotFound
+from calmctl.errors import BadInput, RunFailed, RunInUse, RunNotFound
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -192,14 +192,18 @@ def prune(
         table.add_row(printable(each.run.folder.name), each.why, _size(each.bytes))
     stdout().print(table)
     ask(f"Remove this, {_size(sum(each.bytes for each in found))}?", yes)
-    freed = 0
+    freed, faults = 0, []
     for each in found:
         try:
             remove(each)
             freed += each.bytes
-        except RunFailed as fault:  # somebody trains it just now: it is as it should be, and the others go on
+        except RunInUse as fault:  # somebody trains it just now: it is as it should be, and the others go on
             note(f"[yellow]left as it is: {printable(str(fault))}[/]")
+        except RunFailed as fault:
+            faults.append(str(fault))
     note(f"freed {_size(freed)}")
+    if faults:
+        raise RunFailed("\n".join(faults))
 
 
 @app.command(epilog=options.examples("calmctl runs rm demo-001", "calmctl runs rm demo-001 demo-002 --yes"))

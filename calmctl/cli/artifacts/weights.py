@@ -136,8 +136,9 @@ def where(model: Model, weights: Tag = None, as_json: options.Json = False) -> N
     if not as_json:
         out = stdout()
         folder = f"models--{source['repository'].replace('/', '--')}"
-        out.print(f"not here. On a machine with a network, in any folder:\n\n  {printable(source['command'])}\n")
+        # Unwrapped, or a line to copy has a line break in the middle.
         out.print(
+            f"not here. On a machine with a network, in any folder:\n\n  {printable(source['command'])}\n\n"
             f"copy the folder {printable(folder)} into\n\n  {printable(str(cache_folder()))}\n\n"
             "Or copy its files anywhere and give the path: backbone.weights=FILE.safetensors",
             soft_wrap=True,

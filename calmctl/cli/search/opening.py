@@ -36,14 +36,19 @@ def are_drawn(where: Path) -> bool:
     from calmctl.data.folder import FolderClips
     from calmctl.data.locate import drawn
     from calmctl.files import read_json
-    from calmctl.store.format import INDEX
+    from calmctl.store.format import CATALOGUE, INDEX
 
     # Before a model is asked for: which one answers depends on what lies here.
     if (where / INDEX).is_file():
         index = read_json(where / INDEX, what="feature store", error=StoreError)
         header = index.get("header") if isinstance(index, dict) else None
-        # A store says whose it is; a folder is known by the names in it.
-        return isinstance(header, dict) and str(header.get("dataset")).startswith("demo")
+        dataset = str(header.get("dataset")) if isinstance(header, dict) else ""
+        if dataset != "folder":  # a store says whose it is; a folder, and its store, are known by the names in it
+            return dataset.startswith("demo")
+        catalogue = read_json(where / CATALOGUE, what="feature store", error=StoreError)
+        groups = catalogue.get("clips") if isinstance(catalogue, dict) else None
+        ids = [key for group in groups if isinstance(group, list) for key in group] if isinstance(groups, list) else []
+        return drawn([Path(str(key).partition("#t=")[0]).name for key in ids])
     folder_clips = FolderClips(where)
     if not folder_clips.ids:
         raise DatasetError(f"{where}: {folder_clips.no_video()}; name another folder or a feature store with --in")

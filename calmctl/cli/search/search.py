@@ -343,6 +343,8 @@ def moments(
 ) -> None:
     """Ask timed sentences of their own videos, window by window, and score where the answers are.
 
+    --in may also be the store that a search with --window kept of the videos, which need not be there then.
+
     R@1 and R@5 at IoU 0.5 and 0.7, mIoU and mAP; --out is what calmctl score moments and QVHighlights' evaluation read.
     """
     import json
@@ -352,13 +354,14 @@ def moments(
     from calmctl.files import MOMENTS, write_output
     from calmctl.referee.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.search.windows import check_windows
+    from calmctl.store.format import INDEX
 
     stride_s = check_windows(window, stride)
-    if window is None:
+    if window is None and not (where / INDEX).is_file():
         raise BadInput("moments are windows of videos; say how long they are with --window SECONDS")
     options.is_bare(run, backbone, weights)
     truth = read_truth(file)
-    require_folder(where, "name a folder of videos with --in")
+    require_folder(where, "name a folder of videos, or a store of windows, with --in")
     if out is not None:
         require_output(out, MOMENTS)
     check_device(device)
@@ -366,7 +369,7 @@ def moments(
     note_cut(search_model, [query.sentence for query in truth.queries])
     with progress_bar("items") as bar:
         engine = open_search(search_model, where, window, stride_s, None, cache, bar)
-        names = dict.fromkeys(name.rpartition("#t=")[0] for name in engine.collection.clips)
+        names = [name.rpartition("#t=")[0] or name for name in engine.collection.windows or engine.ids]
         videos = own_videos(truth, names)
         asked = [query for query in truth.queries if query.video in videos]
         if not asked:

@@ -14,6 +14,7 @@ from calmctl.data.annotations import field, read_ids, read_object, read_table, r
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published
 from calmctl.errors import DatasetError
 from calmctl.samples import Span
+from calmctl.words import counted
 
 _WINDOW_S = (0.0, 31.0)
 _PIECE_S, _PIECES = 5.0, 6
@@ -64,7 +65,7 @@ def _paragraphs(path: Path, keep: Callable[[str], bool], listed: Iterable[str]) 
         list(dict.fromkeys([*descriptions, *listed])),
         [(clip_id, " ".join(texts)) for clip_id, texts in descriptions.items()],
         *_WINDOW_S,
-        notes=(f"{n_joined:,} descriptions joined into {len(descriptions):,} paragraphs",),
+        notes=(f"{counted(n_joined, 'description')} joined into {counted(len(descriptions), 'paragraph')}",),
     )
 
 

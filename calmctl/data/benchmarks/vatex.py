@@ -6,13 +6,17 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from calmctl.data.annotations import expect, field, read_ids, read_object, row_captions, shown
+from calmctl.data.annotations import clip_name, expect, field, read_names, read_object, row_captions, shown
 from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, Segment
 
 _REFERENCES = "ref_captions.json"
 _TRAIN, _VAL = "vatex_training_v1.0.json", "vatex_validation_v1.0.json"
 _TEST = "vatex_public_test_english_v1.1.json"
 _HUB_TEST = "vatex_test/*.parquet"
+_LISTS = {split: f"{split}_list.txt" for split in ("train", "val", "test")}
+# HGR's download: an array of names for each split, beside its captions or in a folder of its own.
+_ARRAYS = {split: f"{short}_names.npy" for split, short in zip(_LISTS, ("trn", "val", "tst"), strict=True)}
+_HGR_FOLDER, _HGR_REFERENCES = "public_split", f"annotation/RET/{_REFERENCES}"
 _ID = re.compile(r"(.{11})_(\d{6})_(\d{6})", re.DOTALL)
 
 
@@ -34,20 +38,30 @@ def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
     return Annotated(ids, [(clip, text) for clip, texts in rows for text in texts], segments=_segments(ids))
 
 
+def _listed(split: str, *captions: str) -> list[tuple[str, str]]:
+    """Every list of a split with every file of captions, the text list first."""
+    lists = (_LISTS[split], _ARRAYS[split], f"{_HGR_FOLDER}/{_ARRAYS[split]}")
+    return [(each, file) for each in lists for file in captions]
+
+
 def _read_listed(name: str, files: Mapping[str, Path]) -> Annotated:
     """The clips of a list with all their captions, from either file that has them."""
-    if f"{name}_list.txt" not in files:
+    lists = {path for file, path in files.items() if file.endswith((_LISTS[name], _ARRAYS[name]))}
+    if not lists:
         return _read_official(name, files)
-    ids = read_ids(files[f"{name}_list.txt"])
-    if (path := files.get(_REFERENCES)) is not None:
+    names = read_names(lists.pop())
+    if (path := files.get(_REFERENCES, files.get(_HGR_REFERENCES))) is not None:
         content = read_object(path, dict)
         captions = {
-            each: [expect(text, str, f"{path}: {shown(each)}") for text in field(content, each, str(path), list)]
-            for each in ids
+            clip_name(each): [
+                expect(text, str, f"{path}: {shown(each)}") for text in field(content, each, str(path), list)
+            ]
+            for each in names
             if each in content
         }
     else:
         captions = dict(row_captions(files[_VAL], ["videoID"], ["enCap"]))
+    ids = [*map(clip_name, names)]
     pairs = [(each, text) for each in ids for text in captions.get(each, ())]
     return Annotated(ids, pairs, segments=_segments(ids))
 
@@ -57,14 +71,15 @@ VATEX = Benchmark(
     description="VATEX: 41,250 YouTube clips of 10 s, ten English sentences each",
     owners={
         **dict.fromkeys((_TRAIN, _VAL, _TEST), "the VATEX project (Wang et al.; its download page)"),
-        **{
-            f"{split}_list.txt": "the HGR project (hgr_v2t), as text, or the projects that descend from X-Pool"
-            for split in ("train", "val", "test")
-        },
+        **dict.fromkeys(_LISTS.values(), "the projects that descend from X-Pool; or the HGR project, as .npy"),
         _REFERENCES: "the HGR project (hgr_v2t), or the projects that descend from X-Pool",
         "clips": "nobody: cut from YouTube by their ids; the VATEX project gives out features",
     },
     copies={
+        **dict.fromkeys(
+            (*_ARRAYS.values(), *(f"{_HGR_FOLDER}/{each}" for each in _ARRAYS.values()), _HGR_REFERENCES),
+            "the HGR project (hgr_v2t), in its own folders or side by side",
+        ),
         _HUB_TEST: "lmms-lab/VATEX on the Hub (4,478 of the public test; a copy whose licence nobody states)",
     },
     clip_names=(
@@ -75,9 +90,9 @@ VATEX = Benchmark(
     protocols={
         "hgr": Protocol(
             files={
-                "train": [("train_list.txt", _REFERENCES), (_TRAIN,)],
-                "val": [("val_list.txt", _REFERENCES), ("val_list.txt", _VAL)],
-                "test": [("test_list.txt", _REFERENCES), ("test_list.txt", _VAL)],
+                "train": [*_listed("train", _REFERENCES, _HGR_REFERENCES), (_TRAIN,)],
+                "val": _listed("val", _REFERENCES, _VAL, _HGR_REFERENCES),
+                "test": _listed("test", _REFERENCES, _VAL, _HGR_REFERENCES),
             },
             read=_read_listed,
             published={

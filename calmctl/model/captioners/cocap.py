@@ -100,7 +100,7 @@ class PictureEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Features [N, D]."""
-        x = self.patches(pictures).flatten(2).transpose(1, 2)
+        x = self.patches(pictures.to(self.token.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1) + self.position
         x = self.blocks(self.input_norm(x))
         feature: Tensor = self.output_norm(x[:, 0]) @ self.projection
@@ -309,9 +309,9 @@ class CocapModel(CaptionModel):
             return context
         moved: Any = 0
         if self.motion is not None:
-            moved = moved + self.motion(self.dropout(vectors.flatten(0, 2).float() / 4))
+            moved = moved + self.motion(self.dropout(vectors.flatten(0, 2) / 4))
         if self.residual is not None:
-            moved = moved + self.residual(self.dropout(residual.flatten(0, 2).float() / NEUTRAL - 1))
+            moved = moved + self.residual(self.dropout(residual.flatten(0, 2) / NEUTRAL - 1))
         action = self.action(moved.view(clips * gops, -1, moved.shape[-1]), patches)
         return torch.cat([at_least_float32(context), at_least_float32(action).view(context.shape)], dim=1)
 

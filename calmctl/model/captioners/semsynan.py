@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calmctl.errors import RecipeError
 from calmctl.model.backbone import Backbone
 from calmctl.model.calm import AlignedParts, Batch, Losses
 from calmctl.model.captioner import PAD, Cache, CaptionDecoder, CaptionModel, CaptionVocabulary
-from calmctl.parallel import World
 from calmctl.recipe.schema import CaptionSection
 from calmctl.runtime import require_packages
 
@@ -272,12 +270,6 @@ class SemSynModel(CaptionModel):
         self._tags: dict[str, list[int]] = {}
         self._shown = torch.empty(0)
 
-    def join(self, world: World) -> None:
-        """Raise `RecipeError` for several processes: the hardest negative is looked for in the whole batch."""
-        if world.size > 1:
-            raise RecipeError("caption.system: semsynan trains in one process; start it without torchrun")
-        super().join(world)
-
     def learn_from(self, captions: Sequence[str], owners: Sequence[int]) -> None:
         """Take the concepts from training captions: their most frequent nouns, verbs and adjectives.
 
@@ -323,10 +315,13 @@ class SemSynModel(CaptionModel):
         losses = super().losses_of(replace(batch, captions=tokens), frames)
         # Nothing but themselves learns from these: the reference's features are fixed.
         mean = frames.mean(dim=1).detach()
-        wanted = self._shown.to(mean)[batch.clips]
-        losses.parts["concepts"] = F.binary_cross_entropy_with_logits(self.captioner.concepts(mean), wanted)
-        syntax = self.captioner.syntax
-        losses.parts["syntax"] = syntax_loss(syntax.of_clips(mean), syntax.of_tags(tags), tags)
+        wanted, world = self._shown.to(mean)[batch.clips], self.world
+        concepts = F.binary_cross_entropy_with_logits(self.captioner.concepts(mean), wanted)
+        losses.parts["concepts"] = world.mean(concepts)
+        # The hardest negative is looked for in the whole batch, whoever has it. Parts are as long as their longest.
+        syntax, length = self.captioner.syntax, max(world.gather_objects(tags.shape[1]))
+        rows = syntax.of_clips(mean), syntax.of_tags(tags), F.pad(tags, (0, length - tags.shape[1]), value=PAD)
+        losses.parts["syntax"] = syntax_loss(*map(world.gather, rows))
         losses.total = losses.total + losses.parts["concepts"] + losses.parts["syntax"]
         losses.parts["loss"] = losses.total
         return losses
