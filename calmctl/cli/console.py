@@ -207,10 +207,7 @@ class Sheet(Table):
 
     def _least(self, console: Console, options: ConsoleOptions) -> int:
         """The columns without which something would be cut."""
-        wide, least = (
-            options.update(width=UNBROKEN),
-            (len(self.columns) - 1) * sum(self.padding[1::2]),
-        )  # left and right
+        wide, least = options.update(width=UNBROKEN), (len(self.columns) - 1) * sum(self.padding[1::2])
         for column in self.columns:
             cells = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
             if column.no_wrap:
