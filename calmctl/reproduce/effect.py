@@ -45,7 +45,7 @@ from calmctl.model.calm import AlignedModel, CalmModel, alignment_diagnostics
 from calmctl.model.losses import reconstruction_loss
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
 from calmctl.reproduce.rows import FIRST_SEED
-from calmctl.runs.identity import recipe_digest
+from calmctl.runs.identity import former_digest, recipe_digest
 from calmctl.samples import Clip, Split
 from calmctl.source.batches import CachedFrames, PairBatches
 from calmctl.source.encoding import EncodedSplit, encode_split, stream_frames
@@ -417,7 +417,9 @@ def _kept(jobs: Sequence[Job], path: Path, world: DrawnClips, overrides: Sequenc
     """The finished ones among `jobs`: of the same recipe on the same world from the same CLIP."""
     if not path.is_file():
         return {}
-    wanted = {job: recipe_digest(job.recipe(overrides).model_dump(mode="json")) for job in jobs}
+    keys = {job: job.recipe(overrides).model_dump(mode="json") for job in jobs}
+    # A key that a later version adds makes no other run, and the whole study is hours.
+    wanted = {job: (recipe_digest(values), former_digest(values)) for job, values in keys.items()}
     clip = recipe_backbone(jobs[0].recipe(overrides)).spec.weights_sha256 if jobs else None
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -426,7 +428,7 @@ def _kept(jobs: Sequence[Job], path: Path, world: DrawnClips, overrides: Sequenc
             job = Job(**{name: record[name] for name in Job.__slots__})
         except (ValueError, KeyError):  # the last line of a killed process
             continue
-        if record.get("recipe") == wanted.get(job) and (record["world"], record["clip"]) == (world.digest, clip):
+        if record.get("recipe") in wanted.get(job, ()) and (record["world"], record["clip"]) == (world.digest, clip):
             found[job] = record
     return found
 

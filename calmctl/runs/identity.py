@@ -36,6 +36,17 @@ _NOT_THE_RESULT: Mapping[str, Sequence[str]] = {
     "optim": ("log_every", "save_every"),
 }
 """Keys that say where, how often and under which name: what lies there has a digest of its own."""
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "data": {
+        "captions_per_clip": "all",
+        "short_side": None,
+        "compressed": {"gops": 8, "pictures": 59, "vectors": "quarter", "residual": True, "reencode": False},
+    },
+    "backbone": {"image_size": None},
+    "caption": {"system": "transformer", "concepts": 300, "semantics": "both"},
+    "optim": {"compile": "auto"},
+}
+"""Keys that came after the study of docs/results.md was run, with the values at which they change nothing."""
 _STARTS = ("anchors.vocabulary", "backbone.weights", "head.from_run", "init_from")
 """Those among them that name what a training started from."""
 _HOLDS_TEST_CLIPS_OF = {"msrvtt 9k": "msrvtt full"}
@@ -101,6 +112,17 @@ def recipe_digest(values: Mapping[str, Any]) -> str:
     # Runs from before there was this key have the digest of then.
     begun = ["a run"] if values.get("init_from") else []
     return sha256_bytes(json.dumps([kept, other, bool(features), start, *begun], sort_keys=True).encode())
+
+
+def former_digest(values: Mapping[str, Any]) -> str:
+    """`recipe_digest` as it was before there were the keys of `_LATER`, where those say what was done then."""
+    former = {
+        name: {key: value for key, value in keys.items() if key not in later or later[key] != value}
+        for name, keys in values.items()
+        if isinstance(keys, dict)
+        for later in (_LATER.get(name, {}),)
+    }
+    return recipe_digest({**values, **former})
 
 
 def is_no_result(key: str) -> bool:
