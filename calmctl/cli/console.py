@@ -127,27 +127,21 @@ class Terminal(Console):
     """A console on which other people's text cannot act, wherever it comes from.
 
     Captions, labels and file names may hold control sequences, marks that turn the direction of writing, or halves
-    of characters. Whatever is not printable is shown as Python would write it. Our own arrows, dashes and bars have a
-    stand-in as wide where the stream's code page lacks them, as those of Windows do.
+    of characters. Whatever is not printable is shown as Python would write it. Our own signs have stand-ins as wide
+    where the stream's code page lacks them.
     """
+
+    _STAND_INS = str.maketrans("→–“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')  # noqa: RUF001
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """The segments of `renderable`; rich's own control codes are no text and pass."""
         for segment in super().render(renderable, options):
-            if segment.control:
-                yield segment
-            elif segment.text.isprintable():
-                yield Segment(self._writable(segment.text), segment.style)
-            else:
-                lines = map(visible, segment.text.split("\n"))
-                yield Segment(self._writable("\n".join(lines)), segment.style)
-
-    def _writable(self, text: str) -> str:
-        # All or none: code page 437 has a whole block and no quarter of one.
-        return text if self.encoding.startswith("utf") else text.translate(_STAND_INS)
-
-
-_STAND_INS = str.maketrans("→–“”─▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", '>-""-_.:-=+*#  -=++*')  # noqa: RUF001
+            text = segment.text
+            if not (segment.control or text.isprintable()):
+                text = "\n".join(map(visible, text.split("\n")))
+            # All signs or none: code page 437 has a whole block and no quarter of one.
+            text = text if self.encoding.startswith("utf") else text.translate(self._STAND_INS)
+            yield Segment(text, segment.style, segment.control)
 
 
 def _width(stream: TextIO) -> int | None:
@@ -213,15 +207,14 @@ class Sheet(Table):
 
     def _least(self, console: Console, options: ConsoleOptions) -> int:
         """The columns without which something would be cut."""
-        _, right, _, left = self.padding
-        wide, least = options.update(width=UNBROKEN), (len(self.columns) - 1) * (left + right)
+        wide, least = options.update(width=UNBROKEN), (len(self.columns) - 1) * sum(self.padding[1::2])
         for column in self.columns:
             cells = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
             if column.no_wrap:
                 least += max(cell.maximum for cell in cells)
             else:  # a heading and every word of text stay whole; what is longer is a path, which folds
-                words = max(cell.minimum for cell in cells)
-                least += max(words, column.min_width) if column.min_width else min(words, _FOLDED)
+                words = max(column.min_width or 0, *(cell.minimum for cell in cells))
+                least += words if column.min_width else min(words, _FOLDED)
         return least
 
 
@@ -255,10 +248,9 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON for programs, on stdout; what a terminal would obey is escaped."""
-    # No NaN: JSON has none, and most readers refuse it. A code page without a letter would have it written as Python
-    # does, which JSON does not know.
-    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    written = json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False)
+    # No NaN: JSON has none, and most readers refuse it. Letters that a code page lacks are written as JSON does.
+    plain = not (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    written = json.dumps(value, indent=2, ensure_ascii=plain, allow_nan=False)
     # They can only be inside strings, where JSON has them written either way.
     print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in written))
 
