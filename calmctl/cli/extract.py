@@ -108,6 +108,9 @@ def extract(
     if len(sources) != 1:
         raise BadInput(f"extract takes one dataset or folder, got {len(sources)}; to merge stores, add --merge")
     part = _shard(shard)
+    from calmctl.data.registry import require_dataset_or_folder
+
+    require_dataset_or_folder(sources[0])  # before what backbones need: numpy and more take an eighth of a second
     from calmctl.model.published import usual_weights
     from calmctl.model.spec import check_backbone
 
@@ -177,7 +180,7 @@ def _load(
     captions: Path | None,
     protocol: str | None,
 ) -> Dataset:
-    from calmctl.data.registry import DATASETS, load_dataset, require_dataset_or_folder
+    from calmctl.data.registry import DATASETS, load_dataset
 
     if source in DATASETS and source != "folder":
         if captions is not None:
@@ -185,7 +188,6 @@ def _load(
         if annotations is None or videos is None:
             root = root or Path("data")
         return load_dataset(source, root, protocol=protocol, annotations=annotations, videos=videos)
-    require_dataset_or_folder(source)
     if root is not None:
         raise BadInput(f"--root belongs to a data set; {source} is a folder itself")
     if annotations is not None and captions is not None:
