@@ -113,6 +113,9 @@ def extract(
     part = _shard(shard)
     if ray:
         require_packages(["ray"], extra="cluster", what="--ray")
+    from calmctl.data.registry import require_dataset_or_folder
+
+    require_dataset_or_folder(sources[0])  # before what backbones need: numpy and more take an eighth of a second
     from calmctl.model.published import usual_weights
     from calmctl.model.spec import check_backbone
 
@@ -182,7 +185,7 @@ def _load(
     captions: Path | None,
     protocol: str | None,
 ) -> Dataset:
-    from calmctl.data.registry import DATASETS, load_dataset, require_dataset_or_folder
+    from calmctl.data.registry import DATASETS, load_dataset
 
     if source in DATASETS and source != "folder":
         if captions is not None:
@@ -190,7 +193,6 @@ def _load(
         if annotations is None or videos is None:
             root = root or Path("data")
         return load_dataset(source, root, protocol=protocol, annotations=annotations, videos=videos)
-    require_dataset_or_folder(source)
     if root is not None:
         raise BadInput(f"--root belongs to a data set; {source} is a folder itself")
     if annotations is not None and captions is not None:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -369,6 +368,8 @@ def draw(scene: Scene, rng: random.Random, *, shifted: bool) -> NDArray[np.uint8
 
 def encode(frames: NDArray[np.uint8]) -> bytes:
     """Encode frames [F, H, W, 3] as an mp4 file: H.264 (libx264), yuv420p, `FRAMES_PER_S`."""
+    import av  # whoever only reads a world does without
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         # The bytes depend on the number of threads; and with B-frames libx264 gave, for pictures this small,

@@ -244,7 +244,8 @@ def check_embedder(model: str, weights: str | None) -> None:
     """
     if weights != OWN:
         raise CheckpointError(
-            f"backbone.weights: {model} comes with its weights; set backbone.weights={OWN} instead of {weights or 'null'}"
+            f"backbone.weights: {model} comes with its weights; set backbone.weights={OWN} instead of "
+            f"{weights or 'null'}"
         )
     if find_spec("sentence_transformers") is None:
         raise CheckpointError(f"backbone.model: {model} needs the package sentence-transformers ({EXTRA})")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,7 +34,9 @@ from calmctl.model.published import (
     is_repository,
     tokenizer_folder,
 )
-from calmctl.video.pixels import FrameResize
+
+if TYPE_CHECKING:
+    from calmctl.video.pixels import FrameResize
 
 HUB_CONFIG = CONFIGS[0]
 """The file in which a published model says what it is, beside its weights."""
@@ -126,6 +128,8 @@ class BackboneSpec(Pixels):
         height, width = self.image_size
         # open_clip scales to rectangles by "shortest" with its default filter, whichever is asked for.
         skips = self.resize == "shortest" and height != width
+        from calmctl.video.pixels import FrameResize  # and numpy: a wrong name is told before
+
         return FrameResize(
             height if height == width else (height, width),
             self.resize,

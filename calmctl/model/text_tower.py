@@ -93,7 +93,8 @@ class Beginnings:
         for column in range(length):
             there = torch.nonzero(inside[:, column]).flatten()
             # A beginning is the one before it and its last token, in one number.
-            keys, which = (before[there] * most + tokens[there, column]).unique(return_inverse=True)
+            ours = before[there] * most + tokens[there, column]
+            keys, which = torch.unique(ours, return_inverse=True)
             before[there] = self.rows[there, column] = count + which
             count += len(keys)
         places = torch.nonzero(inside.flatten()).flatten()
@@ -122,6 +123,6 @@ def _block(block: Any, x: Tensor, beginnings: Beginnings, read: Tensor | None) -
     if read is not None:
         x, first = x[read], first[read]
     # Sentence by sentence: that repeats scores of common beginnings, which is little beside the products around it.
-    q, k, v = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = projected.view(*projected.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2).flatten(0, 1)
     return _finished(block, x, attn.out_proj(attended.index_select(0, first)))
