@@ -3,7 +3,7 @@
 For failing.py and signals.py, which disturb them.
 
 A fork has torch and all of calmctl in memory, so that a command costs its work and not ten seconds of imports. It runs
-`calmctl.cli.main.main` in a folder of its own, with a home and a folder for temporary files in it, and ends as the
+`calmctl.__main__.main` in a folder of its own, with a home and a folder for temporary files in it, and ends as the
 interpreter would: threads are waited for, and exit handlers run. What it started and left behind is found, because
 this process adopts the orphans of its children.
 """
@@ -63,7 +63,15 @@ def warm() -> None:
     writer.CLIPS_PER_SHARD, writer.SENTENCES_PER_SHARD = 3, 20
     # A world of 30 clips instead of 2,000: `demo` and `reproduce` draw what they train on.
     small = DemoCounts(train=12, val=6, test=6, shifted=6)
-    importlib.import_module("calmctl.data.demo").DemoCounts = lambda: small
+    demo = importlib.import_module("calmctl.data.demo")
+    demo.DemoCounts = lambda: small
+    write_bytes = demo.write_bytes
+
+    def undated(path: Path, content: bytes) -> None:
+        write_bytes(path, content)
+        os.utime(path, (1e9, 1e9))  # a store remembers when a clip was changed
+
+    demo.write_bytes = undated
 
     importlib.import_module("calmctl.runtime").git_revision = lambda: None  # three programs a training
 
@@ -122,10 +130,11 @@ def start(
     try:
         os.setsid()
         os.chdir(place)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` has ignored
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]  (the temporary folders of the parent)
         _redirect(place, notes, terminal)
         before()
-        from calmctl.cli.main import main
+        from calmctl.__main__ import main
 
         sys.argv = ["calmctl", *words]
         try:
@@ -133,6 +142,8 @@ def start(
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
         sys.stdout.flush()
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -232,6 +243,7 @@ class Job:
         next: The arguments with which a person goes on after a fault; None: there is nothing to do.
         caches: Patterns of files without which it may end well.
         counts: Whether what it prints depends on what was there before.
+        lists: Whether it tells in a list what it could not do, and ends with 1.
         writes: Whether there is anything that a fault of the disk could spoil.
         ends: Whether it ends by itself.
     """
@@ -242,6 +254,7 @@ class Job:
     next: Callable[[Path], Sequence[str] | None] | None = None
     caches: tuple[str, ...] = ()
     counts: bool = False
+    lists: bool = False
     writes: bool = True
     ends: bool = True
 
@@ -282,11 +295,11 @@ def jobs() -> list[Job]:
             ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
              *made, *small), (), caches=tokens, counts=True),
         Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), (), caches=tokens, counts=True),
-        Job("export", ("export", "runs/tiny-001", "published", "--licence", "cc0-1.0"), ("runs",)),
+        Job("export", ("export", "runs/tiny-001", "published"), ("runs",), go_on_exporting),
         Job("report", ("report", "runs/tiny-001"), ("runs",)),
         Job("data unpack", ("data", "unpack", "clips.zip", "--out", "unpacked"), ("clips.zip",)),
         Job("data reencode", ("data", "reencode", "clips", "out", "--workers", "1"), clips, counts=True),
-        Job("data frames", ("data", "frames", "tiny.yaml", "data.root=world", *on_disk), videos, counts=True),
+        Job("data frames", ("data", "frames", *train[1:], *on_disk), videos, counts=True, lists=True),
         Job("runs prune", ("runs", "prune", "--yes"), ("runs",), counts=True),
         Job("runs rm", ("runs", "rm", "tiny-001", "--yes"), ("runs",), go_on_removing, counts=True),
         Job("recipes cp", ("recipes", "cp", "msrvtt", "mine.yaml"), (), go_on_copying),
@@ -319,6 +332,11 @@ def go_on_removing(place: Path) -> Sequence[str] | None:
 def go_on_captioning(place: Path) -> Sequence[str] | None:
     """Once more, where there is no file yet: one that is there is not replaced."""
     return ("recipes", "list") if (place / "said.csv").exists() else None
+
+
+def go_on_exporting(place: Path) -> Sequence[str] | None:
+    """Once more, where there is no folder yet."""
+    return ("recipes", "list") if (place / "published").exists() else None
 
 
 def go_on_copying(place: Path) -> Sequence[str] | None:
@@ -408,10 +426,19 @@ def content_of(path: Path) -> str:
         header = json.dumps(steady(metadata), sort_keys=True)
         return sha256_bytes(header.encode() + content[8 + int.from_bytes(content[:8], "little") :])
     if path.suffix == ".json":
+        if path.name == ".durations.json":  # stamps, and behind them what was measured
+            return json.dumps({name: told[-2:] for name, told in json.loads(content).items()}, sort_keys=True)
         of_index = path.name in ("index.json", "about.json")
         return json.dumps(steady(json.loads(content), of_index=of_index), sort_keys=True)
     if path.suffix == ".jsonl":
         return json.dumps([steady(json.loads(line)) for line in content.splitlines()], sort_keys=True)
+    if path.suffix == ".usearch":  # its edges depend on the threads that add clips at once
+        from usearch.index import Index
+
+        graph = Index.restore(content)
+        if graph is None:
+            raise ValueError("it is no graph")
+        return repr(sorted(int(key) for key in graph.keys))
     if path.suffix == ".frames":
         return sha256_bytes(content.partition(b"\n")[2])
     if path.suffix in (".html", ".md", ".svg", ".csv", ".srt", ".txt", ".yaml", ""):

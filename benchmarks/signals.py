@@ -63,6 +63,8 @@ def interrupt(
     if terminal:
         os.close(terminal[1])
         os.set_blocking(terminal[0], False)
+    while not (place / "printed").exists():  # it is not more than a copy of this process yet
+        time.sleep(0.001)
     until = time.perf_counter() + delay_s
     while time.perf_counter() < until and not forked.is_over(child):
         time.sleep(0.002)
