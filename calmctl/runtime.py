@@ -112,7 +112,7 @@ def interruptible(way_on: str) -> Iterator[None]:
     Outside the main thread, where signals are not ours to handle, only SIGINT's own exception is turned.
     """
     received: list[int] = []
-    former: dict[int, Any] = {}
+    former: dict[signal.Signals, Any] = {}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
