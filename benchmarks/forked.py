@@ -117,11 +117,16 @@ class Ended:
 
 
 def start(
-    words: Sequence[str], place: Path, before: Callable[[], object], notes: Path, terminal: int | None = None
+    words: Sequence[str],
+    place: Path,
+    before: Callable[[], object],
+    notes: Path,
+    terminal: tuple[int, int] | None = None,
 ) -> int:
     """Run `calmctl WORDS...` in `place`, in a process and a session of its own, or at a `terminal`; returns its number.
 
-    `before` is called right before the command; `notes` takes standard error where there is no terminal.
+    `before` is called right before the command; `notes` takes standard error where there is no terminal, which is given
+    as its two ends.
     """
     child = os.fork()
     if child:
@@ -130,7 +135,10 @@ def start(
     try:
         os.setsid()
         os.chdir(place)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` has ignored
+        # A shell's `&` and nohup have them ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]  (the temporary folders of the parent)
         _redirect(place, notes, terminal)
         before()
@@ -154,7 +162,7 @@ def start(
         os._exit(code)
 
 
-def _redirect(place: Path, notes: Path, terminal: int | None) -> None:
+def _redirect(place: Path, notes: Path, terminal: tuple[int, int] | None) -> None:
     for name in ("home", "tmp"):
         (place / name).mkdir(exist_ok=True)
     home = place / "home"
@@ -170,9 +178,10 @@ def _redirect(place: Path, notes: Path, terminal: int | None) -> None:
         os.dup2(opened, number)
         os.close(opened)
     if terminal is not None:
-        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        os.close(terminal[0])
+        fcntl.ioctl(terminal[1], termios.TIOCSCTTY, 0)
         for number in range(3):
-            os.dup2(terminal, number)
+            os.dup2(terminal[1], number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
 
 
@@ -498,8 +507,7 @@ class Unbroken:
         """The files that are neither as before, nor as they will be, nor whole."""
         half = []
         for name, path in files(self.place):
-            last = path.name.startswith(".") and (".tmp" in path.name or path.suffix == ".part")
-            if last:
+            if any(each.startswith(".") and (".tmp" in each or each.endswith(".part")) for each in name.split("/")):
                 continue
             if path.suffix == ".jsonl" and not path.read_bytes().endswith(b"\n"):  # a log, cut in its last line
                 continue

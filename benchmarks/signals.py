@@ -59,7 +59,7 @@ def interrupt(
     forked.fresh(job, unbroken.stage, place)
     notes, terminal = place.with_name("notes"), pty.openpty() if name == "closed" else None
     notes.write_bytes(b"")
-    child = forked.start(job.words, place, lambda: None, notes, terminal and terminal[1])
+    child = forked.start(job.words, place, lambda: None, notes, terminal)
     if terminal:
         os.close(terminal[1])
         os.set_blocking(terminal[0], False)

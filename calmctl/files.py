@@ -266,6 +266,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
             with suppress(OSError):
                 path.unlink()
         raise RunFailed(f"cannot create {folder}: {error.strerror}; free space or name another folder") from error
+    except RunFailed as error:  # of a file in it: told by the name that it would have had
+        raise RunFailed(str(error).replace(str(unfinished), str(folder))) from error
     finally:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -351,10 +353,7 @@ def unused(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed `write_atomic` left in `folder`, which nobody else may be writing.
-
-    Raises `RunFailed` when it cannot.
-    """
+    """Remove what a killed `write_atomic` left in `folder`, which nobody else may be writing; raises `RunFailed`."""
     for unfinished in folder.glob(".*.tmp"):
         remove(unfinished)
 
