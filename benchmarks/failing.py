@@ -103,6 +103,7 @@ class Tally:
 
     calls: int = 0
     planned: int = 0
+    seconds: float = 0.0
     ends: Counter[str] = field(default_factory=Counter)
     by_call: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -144,7 +145,7 @@ class Trial:
             wrong.append("no sentence")
         if ended.code not in (0, 1):
             wrong.append(f"exit code {ended.code}")
-        if len(ended.errors) != (ended.code != 0):
+        if len(ended.errors) != (ended.code != 0) and not (job.lists and not ended.errors):
             wrong.append(f"{len(ended.errors)} sentences")
         wrong += [f"half written: {name}" for name in unbroken.half_written()]
         if ended.code == 0:
@@ -196,15 +197,18 @@ def main() -> None:
             trials.append(trial)
             tallies.append(Tally(trial.calls, len(faults)))
             plans.append(faults[: options.sample])
-        # In turn, so that a limit of time leaves no command out.
-        for turn in range(max(map(len, plans), default=0)):
-            for trial, tally, faults in zip(trials, tallies, plans, strict=True):
-                if turn < len(faults) and time.monotonic() - begun < options.minutes * 60:
-                    fault = faults[turn]
-                    end, wrong = trial.attempt(fault, show=bool(options.fault))
-                    tally.ends[end] += 1
-                    tally.by_call[fault.call.split(" ")[0]] += 1
-                    tally.wrong += [f"{fault}: {each}" for each in wrong[:1]]
+        # Next is always the command that has had the least time: a limit leaves none out, and the quick ones get far.
+        while time.monotonic() - begun < options.minutes * 60:
+            waiting = [(tally.seconds, n) for n, tally in enumerate(tallies) if tally.ends.total() < len(plans[n])]
+            if not waiting:
+                break
+            trial, tally, faults = ((each[min(waiting)[1]]) for each in (trials, tallies, plans))
+            fault, started = faults[tally.ends.total()], time.monotonic()
+            end, wrong = trial.attempt(fault, show=bool(options.fault))
+            tally.seconds += time.monotonic() - started
+            tally.ends[end] += 1
+            tally.by_call[fault.call.split(" ")[0]] += 1
+            tally.wrong += [f"{fault}: {each}" for each in wrong[:1]]
     if options.list:
         return
     names = [job.name for job in chosen]

@@ -3,7 +3,7 @@
 For failing.py and signals.py, which disturb them.
 
 A fork has torch and all of calmctl in memory, so that a command costs its work and not ten seconds of imports. It runs
-`calmctl.cli.main.main` in a folder of its own, with a home and a folder for temporary files in it, and ends as the
+`calmctl.__main__.main` in a folder of its own, with a home and a folder for temporary files in it, and ends as the
 interpreter would: threads are waited for, and exit handlers run. What it started and left behind is found, because
 this process adopts the orphans of its children.
 """
@@ -63,7 +63,15 @@ def warm() -> None:
     writer.CLIPS_PER_SHARD, writer.SENTENCES_PER_SHARD = 3, 20
     # A world of 30 clips instead of 2,000: `demo` and `reproduce` draw what they train on.
     small = DemoCounts(train=12, val=6, test=6, shifted=6)
-    importlib.import_module("calmctl.data.demo").DemoCounts = lambda: small
+    demo = importlib.import_module("calmctl.data.demo")
+    demo.DemoCounts = lambda: small
+    write_bytes = demo.write_bytes
+
+    def undated(path: Path, content: bytes) -> None:
+        write_bytes(path, content)
+        os.utime(path, (1e9, 1e9))  # a store remembers when a clip was changed
+
+    demo.write_bytes = undated
 
     importlib.import_module("calmctl.runtime").git_revision = lambda: None  # three programs a training
 
@@ -109,11 +117,16 @@ class Ended:
 
 
 def start(
-    words: Sequence[str], place: Path, before: Callable[[], object], notes: Path, terminal: int | None = None
+    words: Sequence[str],
+    place: Path,
+    before: Callable[[], object],
+    notes: Path,
+    terminal: tuple[int, int] | None = None,
 ) -> int:
     """Run `calmctl WORDS...` in `place`, in a process and a session of its own, or at a `terminal`; returns its number.
 
-    `before` is called right before the command; `notes` takes standard error where there is no terminal.
+    `before` is called right before the command; `notes` takes standard error where there is no terminal, which is given
+    as its two ends.
     """
     child = os.fork()
     if child:
@@ -122,10 +135,14 @@ def start(
     try:
         os.setsid()
         os.chdir(place)
+        # A shell's `&` and nohup have them ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]  (the temporary folders of the parent)
         _redirect(place, notes, terminal)
         before()
-        from calmctl.cli.main import main
+        from calmctl.__main__ import main
 
         sys.argv = ["calmctl", *words]
         try:
@@ -133,6 +150,8 @@ def start(
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
         sys.stdout.flush()
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -143,7 +162,7 @@ def start(
         os._exit(code)
 
 
-def _redirect(place: Path, notes: Path, terminal: int | None) -> None:
+def _redirect(place: Path, notes: Path, terminal: tuple[int, int] | None) -> None:
     for name in ("home", "tmp"):
         (place / name).mkdir(exist_ok=True)
     home = place / "home"
@@ -159,9 +178,10 @@ def _redirect(place: Path, notes: Path, terminal: int | None) -> None:
         os.dup2(opened, number)
         os.close(opened)
     if terminal is not None:
-        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        os.close(terminal[0])
+        fcntl.ioctl(terminal[1], termios.TIOCSCTTY, 0)
         for number in range(3):
-            os.dup2(terminal, number)
+            os.dup2(terminal[1], number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
 
 
@@ -232,6 +252,7 @@ class Job:
         next: The arguments with which a person goes on after a fault; None: there is nothing to do.
         caches: Patterns of files without which it may end well.
         counts: Whether what it prints depends on what was there before.
+        lists: Whether it tells in a list what it could not do, and ends with 1.
         writes: Whether there is anything that a fault of the disk could spoil.
         ends: Whether it ends by itself.
     """
@@ -242,6 +263,7 @@ class Job:
     next: Callable[[Path], Sequence[str] | None] | None = None
     caches: tuple[str, ...] = ()
     counts: bool = False
+    lists: bool = False
     writes: bool = True
     ends: bool = True
 
@@ -282,11 +304,11 @@ def jobs() -> list[Job]:
             ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
              *made, *small), (), caches=tokens, counts=True),
         Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), (), caches=tokens, counts=True),
-        Job("export", ("export", "runs/tiny-001", "published", "--licence", "cc0-1.0"), ("runs",)),
+        Job("export", ("export", "runs/tiny-001", "published"), ("runs",), go_on_exporting),
         Job("report", ("report", "runs/tiny-001"), ("runs",)),
         Job("data unpack", ("data", "unpack", "clips.zip", "--out", "unpacked"), ("clips.zip",)),
         Job("data reencode", ("data", "reencode", "clips", "out", "--workers", "1"), clips, counts=True),
-        Job("data frames", ("data", "frames", "tiny.yaml", "data.root=world", *on_disk), videos, counts=True),
+        Job("data frames", ("data", "frames", *train[1:], *on_disk), videos, counts=True, lists=True),
         Job("runs prune", ("runs", "prune", "--yes"), ("runs",), counts=True),
         Job("runs rm", ("runs", "rm", "tiny-001", "--yes"), ("runs",), go_on_removing, counts=True),
         Job("recipes cp", ("recipes", "cp", "msrvtt", "mine.yaml"), (), go_on_copying),
@@ -319,6 +341,11 @@ def go_on_removing(place: Path) -> Sequence[str] | None:
 def go_on_captioning(place: Path) -> Sequence[str] | None:
     """Once more, where there is no file yet: one that is there is not replaced."""
     return ("recipes", "list") if (place / "said.csv").exists() else None
+
+
+def go_on_exporting(place: Path) -> Sequence[str] | None:
+    """Once more, where there is no folder yet."""
+    return ("recipes", "list") if (place / "published").exists() else None
 
 
 def go_on_copying(place: Path) -> Sequence[str] | None:
@@ -408,10 +435,19 @@ def content_of(path: Path) -> str:
         header = json.dumps(steady(metadata), sort_keys=True)
         return sha256_bytes(header.encode() + content[8 + int.from_bytes(content[:8], "little") :])
     if path.suffix == ".json":
+        if path.name == ".durations.json":  # stamps, and behind them what was measured
+            return json.dumps({name: told[-2:] for name, told in json.loads(content).items()}, sort_keys=True)
         of_index = path.name in ("index.json", "about.json")
         return json.dumps(steady(json.loads(content), of_index=of_index), sort_keys=True)
     if path.suffix == ".jsonl":
         return json.dumps([steady(json.loads(line)) for line in content.splitlines()], sort_keys=True)
+    if path.suffix == ".usearch":  # its edges depend on the threads that add clips at once
+        from usearch.index import Index
+
+        graph = Index.restore(content)
+        if graph is None:
+            raise ValueError("it is no graph")
+        return repr(sorted(int(key) for key in graph.keys))
     if path.suffix == ".frames":
         return sha256_bytes(content.partition(b"\n")[2])
     if path.suffix in (".html", ".md", ".svg", ".csv", ".srt", ".txt", ".yaml", ""):
@@ -471,8 +507,7 @@ class Unbroken:
         """The files that are neither as before, nor as they will be, nor whole."""
         half = []
         for name, path in files(self.place):
-            last = path.name.startswith(".") and (".tmp" in path.name or path.suffix == ".part")
-            if last:
+            if any(each.startswith(".") and (".tmp" in each or each.endswith(".part")) for each in name.split("/")):
                 continue
             if path.suffix == ".jsonl" and not path.read_bytes().endswith(b"\n"):  # a log, cut in its last line
                 continue

@@ -59,10 +59,12 @@ def interrupt(
     forked.fresh(job, unbroken.stage, place)
     notes, terminal = place.with_name("notes"), pty.openpty() if name == "closed" else None
     notes.write_bytes(b"")
-    child = forked.start(job.words, place, lambda: None, notes, terminal and terminal[1])
+    child = forked.start(job.words, place, lambda: None, notes, terminal)
     if terminal:
         os.close(terminal[1])
         os.set_blocking(terminal[0], False)
+    while not (place / "printed").exists():  # it is not more than a copy of this process yet
+        time.sleep(0.001)
     until = time.perf_counter() + delay_s
     while time.perf_counter() < until and not forked.is_over(child):
         time.sleep(0.002)

@@ -284,7 +284,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     taken = BadInput(f"{folder} exists and is not empty; name a new folder, so that nothing of yours is lost")
     there = os.path.lexists(folder)  # it is filled then, because it may be the current one, or a disk of its own
-    moved: list[Path] = []
+    made, moved = folder, list[Path]()
     try:
         place = folder if there else folder.parent
         if not there or folder.is_dir():
@@ -309,7 +309,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 path.unlink()
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(folder) and not there:
             raise taken from None
-        raise RunFailed(f"cannot create {folder}: {error.strerror or error}; name another folder") from error
+        raise RunFailed(f"cannot create {folder}: {error.strerror or error}; free space or name another folder") from error
+    except RunFailed as error:  # of a file in it: told by the name that it would have had
+        raise RunFailed(str(error).replace(str(made), str(folder))) from error
 
 
 def _mode_to_keep(path: Path) -> int:

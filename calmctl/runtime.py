@@ -117,24 +117,44 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     return signal.SIGTERM, hangup
 
 
+_AGAIN_S = 2.0
+"""How long an interrupted block has before it is interrupted again (our choice)."""
+
+
 @contextmanager
 def interruptible(way_on: str) -> Iterator[None]:
     """Turn SIGINT and `ending_signals` in the block into `RunFailed`: "interrupted; " and `way_on`.
 
     Outside the main thread, where signals are not ours to handle, only SIGINT's own exception is turned.
     """
+    received: list[int] = []
     former: dict[signal.Signals, Any] = {}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        # The exception may be lost: what Python calls from C, such as the end of an object, has nobody to raise it to.
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        raise KeyboardInterrupt
+
+    ours = [signal.SIGINT] if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None) else []
+    if hasattr(signal, "SIGALRM"):
+        ours.append(signal.SIGALRM)
     with suppress(ValueError):
-        for number in ending_signals():
-            former[number] = signal.signal(number, _raise)
+        for number in (*ours, *ending_signals()):
+            former[number] = signal.signal(number, interrupt)
+    ended = False
     try:
         yield
-    except KeyboardInterrupt:
-        raise RunFailed(f"interrupted; {way_on}") from None
+        ended = True
+    except (Exception, KeyboardInterrupt) as error:
+        # Or a library has made another error of it, and a file that was being read is called damaged.
+        if received or isinstance(error, KeyboardInterrupt):
+            raise RunFailed(f"interrupted; {way_on}") from None
+        raise
     finally:
+        # An outer block goes on being interrupted where this one has lost it, and has ended as if there was nothing.
+        if received and hasattr(signal, "setitimer") and not (ended and callable(former.get(signal.SIGALRM))):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -317,6 +317,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, there, monkeypatch):
         (begun / "a").write_text("1")
         (begun / "b").write_text("2")
     assert list(tmp_path.rglob("*")) == ([folder] if there else [])
+    message = "cannot write .*out/b: No space left"
+    with pytest.raises(RunFailed, match=message), new_folder(folder) as begun:
+        write_text(begun / "b", "2")
     monkeypatch.undo()
     with new_folder(folder) as begun:
         write_text(begun / "a", "1")

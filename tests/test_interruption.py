@@ -1,10 +1,15 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 from typer.testing import CliRunner
 
+from calmctl import runtime
 from calmctl.anchors import label_lists
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, RunFailed
@@ -18,6 +23,32 @@ def test_a_signal_becomes_a_sentence_and_the_former_handler_comes_back(number):
         os.kill(os.getpid(), number)
         raise AssertionError("the signal did not come through")
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_a_signal_that_a_library_makes_an_error_of_is_told_as_what_it_was():
+    with pytest.raises(RunFailed, match=r"^interrupted; again$"), interruptible("again"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("the file is damaged") from None
+
+
+def test_a_signal_that_is_lost_comes_again_and_one_that_was_an_end_does_not(monkeypatch):
+    monkeypatch.setattr(runtime, "_AGAIN_S", 0.05)
+
+    def lose():
+        with suppress(KeyboardInterrupt):  # as Python does, where it comes while an object is removed
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    until = time.monotonic() + 10
+    with pytest.raises(RunFailed, match="outer"), interruptible("outer"):
+        with interruptible("inner"):
+            lose()
+        while time.monotonic() < until:
+            time.sleep(0.01)
+    with interruptible("a server was ended"):
+        lose()
+    time.sleep(0.1)
 
 
 def test_other_errors_pass_and_other_threads_may_use_it():
@@ -54,3 +85,26 @@ def test_without_a_current_folder_there_is_a_sentence(tmp_path, monkeypatch):
     for command in (["anchors", "list"], ["train", "recipes/demo.yaml"], ["search", "a"], ["demo"], ["runs", "ls"]):
         ended = CliRunner().invoke(app, command)
         assert isinstance(ended.exception, BadInput) and "the current folder was removed" in str(ended.exception)
+
+
+LEAVING = """
+import atexit, os, signal, sys, types
+line = types.ModuleType("calmctl.cli.main")
+def run():
+    if sys.argv[1] == "before":
+        os.kill(os.getpid(), int(sys.argv[2]))
+    atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[2])))
+    sys.exit(3)
+line.main = run
+sys.modules["calmctl.cli.main"] = line
+from calmctl.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_a_command_is_told_and_one_while_it_leaves_changes_nothing(number):
+    for moment, code, said in (("before", 1, "error: interrupted; nothing was begun\n"), ("behind", 3, "")):
+        words = [sys.executable, "-c", LEAVING, moment, str(int(number))]
+        ended = subprocess.run(words, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (code, said)

@@ -102,9 +102,8 @@ def main() -> None:
             raise
     except CalmError as error:
         fault, code, text = error, error.exit_code, str(error)
-    except KeyboardInterrupt as error:
-        # 128 + SIGINT, as shells count.
-        fault, code, text = error, 130, "interrupted"
+    except KeyboardInterrupt as error:  # before the command, or behind it
+        fault, code, text = error, 1, "interrupted"
     except ReaderLeft:
         sys.exit(0)
     except Exception as error:

@@ -187,10 +187,11 @@ class StoreWriter(FeatureStore):
                 for the same clips, or a shard of `other` is damaged.
         """
         other.require(self.header)
-        if not self._catalogue.clips and not self._index.shards:
-            self._record(other._catalogue, other.protocol)
+        # Equal where a merge was stopped between its catalogue and its index: it is begun again.
+        if not self._index.shards and (not self._catalogue.clips or self._catalogue == other._catalogue):
             if (origin := _read_origin(other.path)) is not None:
                 write_text(self.path / _ORIGIN, origin + "\n")
+            self._record(other._catalogue, other.protocol)
         elif _read_origin(self.path) != _read_origin(other.path):
             (self.path / _ORIGIN).unlink(missing_ok=True)  # two machines, two paths: the clips tell
         if (self._catalogue, self.protocol) != (other._catalogue, other.protocol):

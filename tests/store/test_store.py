@@ -1,5 +1,6 @@
 """The feature store: what goes in comes out, and nothing damaged, mixed or half written is ever trusted."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmctl.errors import StoreError
+from calmctl.errors import RunFailed, StoreError
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.store import writer as store_writer
 from calmctl.store.format import CATALOGUE, INDEX, Header
 from calmctl.store.store import FeatureStore
-from calmctl.store.writer import StoreWriter, merge_stores, source_of
+from calmctl.store.writer import StoreWriter, merge_stores, record_origin, source_of
 
 F, D = 3, 4
 BACKBONE = {"model": "tiny", "weights": "a.safetensors", "parameters_sha256": "a" * 64, "dim": D, "mean": [0.5]}
@@ -399,6 +400,30 @@ def test_parts_merge_into_the_store_of_one_machine(tmp_path: Path) -> None:
     report = merge_stores([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
     assert (report.shards_taken, report.clips, report.sentences, report.incomplete) == (3, 6, 14, ())
     assert content(tmp_path / "merged") == content(tmp_path / "whole")
+
+
+def test_a_merge_that_a_full_disk_stops_at_any_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(tmp_path / "videos", "abcdefg")
+    for part in range(2):
+        fill(tmp_path / f"part{part}", data, groups=slice(part, None, 2))
+        record_origin(tmp_path / f"part{part}", tmp_path / "videos")
+    whole = merge_stores([tmp_path / "part0", tmp_path / "part1"], tmp_path / "whole").store
+    replace, left = os.replace, 0
+
+    def failing(source: str, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    for stopped in range(1, 9):
+        left, merged = stopped, tmp_path / f"stopped{stopped}"
+        with pytest.raises(RunFailed, match="No space left"):
+            merge_stores([tmp_path / "part0", tmp_path / "part1"], merged)
+        merge_stores([tmp_path / "part0", tmp_path / "part1"], merged)
+        assert content(merged) == content(whole) and (merged / ".origin").read_text() == (whole / ".origin").read_text()
 
 
 def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Ends that a training does not choose: signals, kills, full disks, folders that cannot be written."""
 
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -117,6 +118,19 @@ def test_a_signal_saves_and_says_how_to_go_on(recipe, whole, tmp_path, number, m
         train(recipe, tmp_path, watcher=Signal(number, **moment))
     assert read_metadata(tmp_path / "tiny-001" / "state.safetensors", what="test")["step"] == saved
     assert_ends_as(whole, recipe, tmp_path)
+
+
+def test_a_run_that_was_moved_goes_on_whatever_clocks_and_dates_say(recipe, whole, tmp_path, monkeypatch):
+    with pytest.raises(RunFailed):
+        train(recipe, tmp_path / "runs", watcher=Signal(signal.SIGTERM, step=3))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / "tiny-001").rename(tmp_path / "elsewhere" / "tiny-001")
+    hour = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600.0 * next(hour))  # a clock that goes backwards
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    monkeypatch.chdir(tmp_path)
+    assert_ends_as(whole, recipe, Path("elsewhere"))
 
 
 def test_a_signal_in_the_final_test_repeats_only_that(recipe, whole, tmp_path, monkeypatch):

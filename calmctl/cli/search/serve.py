@@ -109,7 +109,9 @@ def _serve_page(engine: Engine, place: socket, browse: bool) -> None:
 
     port = place.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
-    config = uvicorn.Config(web_app(engine, port), log_level="warning", lifespan="off", server_header=False)
+    config = uvicorn.Config(
+        web_app(engine, port), log_level="warning", lifespan="off", server_header=False, timeout_graceful_shutdown=2
+    )
     stdout().print(f"[bold]{address}[/]", "  Ctrl-C ends it", sep="")
     if browse:
         import webbrowser
