@@ -153,7 +153,7 @@ class Engine:
 
     def _hit(self, hit: Hit) -> dict[str, Any]:
         plain = hit.to_json()
-        plain["name"] = hit.clip.rpartition("#t=")[0] if self._search.collection.unit == "window" else hit.clip
+        plain["name"] = hit.clip.rpartition("#t=")[0] if self._search.collection.unit != "clip" else hit.clip
         return {"clip": hit.position, "id": plain.pop("clip"), **plain}
 
 

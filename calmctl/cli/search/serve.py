@@ -10,7 +10,7 @@ import typer
 from calmctl.cli import options
 from calmctl.cli.console import note, printable, progress_bar, stdout
 from calmctl.cli.search.opening import are_drawn, choose_model, note_left_out, open_search
-from calmctl.cli.search.search import CACHE, Cache, Calibrate, Stride, Window, calibrated
+from calmctl.cli.search.search import CACHE, Cache, Calibrate, Shots, Stride, Window, calibrated
 from calmctl.errors import BadInput
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def serve(
     calibrate: Calibrate = None,
     window: Window = None,
     stride: Stride = None,
+    shots: Shots = False,
     videos: options.Videos = None,
     cache: Cache = CACHE,
     run: options.Run = None,
@@ -57,7 +58,7 @@ def serve(
     from calmctl.device import check_device
     from calmctl.search.windows import check_windows
 
-    stride_s = check_windows(window, stride)
+    stride_s = check_windows(window, stride, shots)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store")
     require_servers(mcp)
@@ -69,7 +70,7 @@ def serve(
     from calmctl.search.serve import Engine, tool_server
 
     with progress_bar("items") as bar:
-        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar, shots)
         calibrated(engine, Rule(), calibrate)
         # Once, before anybody waits for it: tables of clips are made, and torch's first product is its slowest.
         engine.sentences(["warm"], 1, rule=Rule())

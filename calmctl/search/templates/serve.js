@@ -98,7 +98,7 @@ const open = async (hit) => {
   }
   $("player").showModal();
   const text = $("q").value.trim();
-  if (about.unit !== "window" || !text) return;
+  if (about.unit === "clip" || !text) return;
   const answer = await fetch(`/api/clips/${hit.clip}/line?${new URLSearchParams({ q: text })}`);
   if (!answer.ok || !$("player").open) return;
   const { windows } = await answer.json();
