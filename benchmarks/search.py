@@ -76,20 +76,30 @@ class World:
         return self.cone[1] + said + torch.randn(count, DIM, generator=generator).mul_(0.2)
 
 
-def write_store(path: Path, n_clips: int, world: World) -> FeatureStore:
-    """A store as `StoreWriter` leaves it; its index is written once and not after every shard."""
-    groups = [
-        [f"clip{n:07d}" for n in range(start, min(start + CLIPS_PER_SHARD, n_clips))]
-        for start in range(0, n_clips, CLIPS_PER_SHARD)
-    ]
+def write_store(
+    path: Path,
+    n_clips: int,
+    world: World,
+    backbone: dict[str, Any] | None = None,
+    files: dict[str, list[Any]] | None = None,
+) -> FeatureStore:
+    """A store as `StoreWriter` leaves it; its index is written once and not after every shard.
+
+    `files` are the clips' sources by id; None for clips without files.
+    """
+    names = list(files) if files else [f"clip{n:07d}" for n in range(n_clips)]
+    groups = [names[start : start + CLIPS_PER_SHARD] for start in range(0, n_clips, CLIPS_PER_SHARD)]
     shards = {}
     for number, keys in enumerate(groups):
         file = path / fmt.shard_file("frames", number)
-        save_tensors(file, {"frames": world.clips(number)[0][: len(keys)].half()}, {"keys": keys, "sources": {}})
+        sources = {key: files[key] for key in keys} if files else {}
+        frames = world.clips(number)[0][: len(keys)].half()
+        save_tensors(file, {"frames": frames}, {"keys": keys, "sources": sources})
         shards[file.name] = fmt.ShardEntry(sha256=sha256_file(file))
     ids = [key for keys in groups for key in keys]
     split = fmt.CatalogueSplit(clips=ids, captions=[], owners=[], left_out=[])
-    header = fmt.Header(dataset="drawn", backbone={"dim": DIM}, n_frames=FRAMES, dtype="float16")
+    name = "folder" if files else "drawn"
+    header = fmt.Header(dataset=name, backbone=backbone or {"dim": DIM}, n_frames=FRAMES, dtype="float16")
     fmt.write_document(path / fmt.CATALOGUE, fmt.Catalogue(clips=groups, splits={"test": split}))
     fmt.write_document(path / fmt.INDEX, fmt.Index(header=header, shards=shards))
     return FeatureStore.open(path)

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from calmctl.captions.evaluate import CaptionEvaluation, task_of
-from calmctl.captions.generate import Caption, Search, caption_features
+from calmctl.captions.generate import Caption, Search, caption_clip
 from calmctl.device import choose_device
 from calmctl.errors import BadInput
 from calmctl.evaluation.retrieval import Evaluation
@@ -23,9 +21,8 @@ from calmctl.recipe import Recipe, load_recipe, resolve_recipe
 from calmctl.runs.catalogue import run_records
 from calmctl.runs.checkpoint import load_captioner, load_run
 from calmctl.runs.run import RUNS, Run, find_run
-from calmctl.samples import Clip, Dataset, Split
+from calmctl.samples import Clip
 from calmctl.source.base import SourceSpec
-from calmctl.source.source import VideoSource
 from calmctl.words import SILENT, Progress, Watcher
 
 if TYPE_CHECKING:
@@ -174,7 +171,6 @@ class Captioner:
         self._recipe = found.recipe()
         self.model = load_captioner(found, "best", choose_device(device))
 
-    @torch.inference_mode()
     def caption(self, video: str | Path, search: Search | None = None) -> Caption:
         """The caption of a video file.
 
@@ -186,11 +182,7 @@ class Captioner:
             DatasetError: The file cannot be decoded; the message says why.
         """
         path = Path(video)
-        split = Split("given", (Clip(path.stem, path),), (), (), ())
-        source = VideoSource(Dataset("", "", {"given": split}), self._recipe.data)
-        encoded = source.encode(self.model, "given")
-        (caption,) = caption_features(self.model, encoded.frames, search or Search.of(self.model.caption_keys))
-        return caption
+        return caption_clip(self.model, self._recipe.data, Clip(path.stem, path), search)
 
 
 def _find(run: str | Path | Run, root: str | Path) -> Run:

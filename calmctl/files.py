@@ -309,7 +309,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 path.unlink()
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(folder) and not there:
             raise taken from None
-        raise RunFailed(f"cannot create {folder}: {error.strerror or error}; free space or name another folder") from error
+        raise RunFailed(
+            f"cannot create {folder}: {error.strerror or error}; free space or name another folder"
+        ) from error
     except RunFailed as error:  # of a file in it: told by the name that it would have had
         raise RunFailed(str(error).replace(str(made), str(folder))) from error
 

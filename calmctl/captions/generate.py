@@ -17,8 +17,9 @@ from torch import Tensor
 from calmctl.captions.search import CachedSteps, Hypotheses, beam_search, follow, greedy, sampler
 from calmctl.errors import VideoError
 from calmctl.model.captioner import CaptionModel
-from calmctl.recipe.schema import CaptionSection
-from calmctl.samples import Clip
+from calmctl.recipe.schema import CaptionSection, Data
+from calmctl.samples import Clip, Dataset, Split
+from calmctl.source.source import VideoSource
 from calmctl.video.instants import LONG_TIMEOUT_S, require_countable, video_extent
 from calmctl.video.pool import read_clips
 from calmctl.words import Progress, visible
@@ -91,6 +92,20 @@ def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> lis
     for first in range(0, len(frames), size):
         captions += _batch(model, frames[first : first + size].to(device), search, generator)
     return captions
+
+
+@torch.inference_mode()
+def caption_clip(model: CaptionModel, data: Data, clip: Clip, search: Search | None = None) -> Caption:
+    """The caption of one clip, decoded as the recipe's section `data` says; `search` None: as the recipe says.
+
+    Raises:
+        DatasetError: It cannot be decoded; the message says why.
+    """
+    # A split like any other: decoded and left out in the same way.
+    source = VideoSource(Dataset("", "", {"given": Split("given", (clip,), (), (), ())}), data)
+    encoded = source.encode(model, "given")
+    (caption,) = caption_features(model, encoded.frames, search or Search.of(model.caption_keys))
+    return caption
 
 
 def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch.Generator) -> Iterator[Caption]:

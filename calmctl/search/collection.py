@@ -20,11 +20,12 @@ from calmctl.model.backbone import fingerprint
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.search.model import BARE_FRAMES, SearchModel
 from calmctl.search.rows import FOLDER, MappedFrames, ShardRows, searched_rows
-from calmctl.search.windows import extents_of, windows_of
+from calmctl.search.windows import extents_of, shots_of, windows_of
 from calmctl.store.extract import deserves_another_try, extract
 from calmctl.store.format import INDEX, shard_file
 from calmctl.store.store import NOT_EXTRACTED, ClipSource, FeatureStore, read_sources
 from calmctl.store.writer import has_stamp, is_unchanged, record_origin
+from calmctl.video.instants import CUT, SHORTEST_SHOT_S
 from calmctl.video.pool import TIMEOUT_S
 from calmctl.words import Progress, counted
 
@@ -147,7 +148,7 @@ class Collection:
         left_out: Files that could not be decoded, with reasons.
         extracted: Clips whose features were made by this opening.
         is_store: Whether it is somebody's store, and not a folder's.
-        unit: What one of its clips is, "clip" or "window".
+        unit: What one of its clips is, "clip", "window" or "shot".
         unread: Folders below a folder that could not be read, and links that were not followed, with reasons.
         passed_over: A note on the files of a folder that are no videos by their suffix.
         windows: Where clips are windows, by id which part of which file each is; of a store whose videos are not at
@@ -173,6 +174,7 @@ def open_collection(
     *,
     window_s: float | None = None,
     stride_s: float | None = None,
+    shots: bool = False,
     videos: Path | None = None,
     stores: Path = STORES,
     verify: bool = False,
@@ -185,6 +187,7 @@ def open_collection(
         search_model: Whose features they have to be.
         window_s: Length in seconds of the windows that a folder's videos are cut into; None for whole videos.
         stride_s: Seconds between the beginnings of two windows.
+        shots: Cut the videos where the picture changes at once instead.
         videos: Where the clips of a store lie, for pictures.
         stores: Where the features of folders are kept.
         verify: Check every file of a folder's features, and make again what is damaged.
@@ -196,14 +199,15 @@ def open_collection(
         RunFailed: New features cannot be kept in `stores`.
     """
     if (where / INDEX).is_file():
-        if window_s is not None:
-            raise StoreError(f"{where} is a feature store, whose clips are fixed; --window is for a folder of videos")
+        if window_s is not None or shots:
+            cutting = "--shots" if shots else "--window"
+            raise StoreError(f"{where} is a feature store, whose clips are fixed; {cutting} is for a folder of videos")
         return _open_store(where, search_model, videos)
     if not where.is_dir():
         raise DatasetError(f"{where} is neither a feature store nor a folder; name one with --in")
     if videos is not None:
         raise DatasetError("--videos says where the clips of a feature store lie; a folder of videos has its own")
-    return _open_folder(where, search_model, window_s, stride_s, stores, verify, progress)
+    return _open_folder(where, search_model, window_s, stride_s, shots, stores, verify, progress)
 
 
 def _open_store(path: Path, search_model: SearchModel, videos: Path | None) -> Collection:
@@ -267,6 +271,7 @@ def _open_folder(
     search_model: SearchModel,
     window_s: float | None,
     stride_s: float | None,
+    shots: bool,
     stores: Path,
     verify: bool,
     progress: Progress | None,
@@ -279,8 +284,13 @@ def _open_folder(
         raise DatasetError(f"{folder}: {folder_clips.no_video()}; name another folder or a feature store with --in")
     n_frames = search_model.n_frames or BARE_FRAMES
     backbone = fingerprint(search_model.model.backbone)
-    path = stores / _store_name(folder, backbone, n_frames, window_s, stride_s)
-    if window_s is not None:
+    # Another measure of a cut makes other shots.
+    cutting = ("shots", str((CUT, SHORTEST_SHOT_S))) if shots else (window_s, stride_s)
+    path = stores / store_name(folder, backbone, n_frames, *cutting)
+    if shots:
+        clips, uncut = shots_of(clips, path / ".shots.json", progress)
+        left_out += uncut
+    elif window_s is not None:
         clips, unmeasured = windows_of(clips, window_s, stride_s or window_s, path / ".durations.json", progress)
         left_out += unmeasured
     extracted = 0
@@ -317,7 +327,7 @@ def _open_folder(
         raise DatasetError(
             f"{folder}: {what} be decoded (first: {left_out[0].id}: {left_out[0].reason}); nothing can be searched"
         )
-    unit = "clip" if window_s is None else "window"
+    unit = "shot" if shots else "clip" if window_s is None else "window"
     return Collection(
         folder,
         store,
@@ -329,18 +339,18 @@ def _open_folder(
         unit,
         folder_clips.unread,
         folder_clips.passed_over(),
-        {} if window_s is None else wanted,
+        {} if unit == "clip" else wanted,
     )
 
 
-def _store_name(
-    folder: Path, backbone: Mapping[str, object], n_frames: int, window_s: float | None, stride_s: float | None
+def store_name(
+    folder: Path, backbone: Mapping[str, object], n_frames: int, window: float | str | None, stride: float | str | None
 ) -> str:
     """The name of a folder's store: every backbone, number of frames and cutting has one of its own."""
     whole = folder.resolve()
     # The same weights with other pixel statistics are another backbone.
     keys = ("model", "parameters_sha256", "activation", "image_size", "mean", "std", "interpolation", "resize")
-    text = json.dumps([str(whole), [backbone[key] for key in keys], n_frames, window_s, stride_s])
+    text = json.dumps([str(whole), [backbone[key] for key in keys], n_frames, window, stride])
     return f"{whole.name or 'videos'}-{sha256_bytes(text.encode('utf-8', 'backslashreplace'))[:12]}"
 
 

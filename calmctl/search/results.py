@@ -86,7 +86,7 @@ class Found:
         seeker: Who searched.
         collection: What was searched.
         clips: How many clips that are.
-        unit: What one of them is, "clip" or "window".
+        unit: What one of them is, "clip", "window" or "shot".
         method: How, for people.
         answers: One for each query.
         left_out: Files that could not be decoded.

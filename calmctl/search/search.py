@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -145,14 +146,12 @@ class Search:
         Raises:
             BadInput: Whole clips are searched, which have no moments.
         """
-        if self.collection.unit != "window":
+        if self.collection.unit == "clip":
             raise BadInput(
                 f"{self.collection.name} has whole clips, and moments are windows: name a folder of videos with "
                 "--window, or the store that a search with --window has kept of one (below features/search)"
             )
-        of_video: dict[str, list[int]] = {}
-        for position, key in enumerate(self._index.frames.ids):
-            of_video.setdefault(key.rpartition("#t=")[0], []).append(position)
+        of_video = self._by_file
         head, found = self.seeker.model.head, []
         texts = self._texts([sentence for sentence, _ in queries])
         for number, (text, (_, video)) in enumerate(zip(texts, queries, strict=True)):
@@ -225,10 +224,7 @@ class Search:
 
     def line(self, position: int, text: str) -> list[tuple[int, float]]:
         """Every window of a clip's file and its score under a sentence, in the order of time."""
-        clips = self.collection.clips
-        path = clips[self.ids[position]].path if self.ids[position] in clips else None
-        own = [n for n, key in enumerate(self.ids) if key in clips and clips[key].path == path] or [position]
-        own.sort(key=lambda n: clips[self.ids[n]].start_s if self.ids[n] in clips else 0.0)
+        own = self._file_of(position)
         texts = self._texts([text])
         scores = self._judge.scores(texts, self._index.frames.rows(np.array(own)))[0]
         return list(zip(own, scores.tolist(), strict=True))
@@ -268,11 +264,26 @@ class Search:
 
     def _same_moment(self, position: int) -> set[int]:
         """A clip and the windows that overlap or adjoin it."""
-        clips, ids = self.collection.windows, self.ids
-        own = clips.get(ids[position])
-        if self.collection.unit != "window" or own is None:
+        if self.collection.unit != "window" or self.ids[position] not in self.collection.windows:
             return {position}
-        return {n for n, key in enumerate(ids) if key in clips and _neighbours(clips[key], own)}
+        windows, ids = self.collection.windows, self.ids
+        return {n for n in self._file_of(position) if _neighbours(windows[ids[n]], windows[ids[position]])}
+
+    @cached_property
+    def _by_file(self) -> dict[str, list[int]]:
+        """The positions of every file's windows in the order of time, listed once: there may be 100,000."""
+        windows, found = self.collection.windows, dict[str, list[int]]()
+        for position, key in enumerate(self.ids):
+            if key in windows:
+                found.setdefault(key.rpartition("#t=")[0], []).append(position)
+        for own in found.values():
+            own.sort(key=lambda n: windows[self.ids[n]].start_s)
+        return found
+
+    def _file_of(self, position: int) -> list[int]:
+        """The positions of all windows of a window's file; of a whole clip, itself."""
+        key = self.ids[position]
+        return self._by_file[key.rpartition("#t=")[0]] if key in self.collection.windows else [position]
 
     def _alike(self, name: str, frames: Tensor, own: set[int], top: int, among: np.ndarray | None) -> Found:
         scorer, judge, index = self._mean_pooled()
@@ -344,7 +355,19 @@ class Search:
         """How many clips hold the `top` best moments: each may have all its neighbours before the next one."""
         if self.collection.unit != "window":
             return top
-        return min(len(self), top * (1 + _most_neighbours(self.collection.windows.values())))
+        return min(len(self), top * (1 + self._most_neighbours))
+
+    @cached_property
+    def _most_neighbours(self) -> int:
+        """The largest number of windows that one of them can have as neighbours, on both its sides together."""
+        most = 0
+        for own in self._by_file.values():
+            windows = [self.collection.windows[self.ids[n]] for n in own]
+            starts = np.array([window.start_s for window in windows])
+            ends = np.sort(np.array([window.end_s or np.inf for window in windows]))
+            behind = np.searchsorted(starts, ends + 1e-6, side="right") - np.arange(1, len(starts) + 1)
+            most = max(most, 2 * int(behind.max()))
+        return most
 
     def _moments(self, best: Best, top: int) -> tuple[Best, list[int]]:
         """The `top` best of which none is a neighbour of a better one, and how many neighbours each had."""
@@ -448,20 +471,6 @@ def _neighbours(one: Clip, other: Clip) -> bool:
     # Windows that adjoin share one instant, up to rounding.
     begin, end = max(one.start_s or 0.0, other.start_s or 0.0), min(one.end_s or np.inf, other.end_s or np.inf)
     return bool(begin <= end + 1e-6)
-
-
-def _most_neighbours(windows: Iterable[Clip]) -> int:
-    """The largest number of windows that one of them can have as neighbours, on both its sides together."""
-    files: dict[Path, list[Clip]] = {}
-    for window in windows:
-        files.setdefault(window.path, []).append(window)
-    most = 0
-    for each in files.values():
-        starts = np.sort(np.array([window.start_s or 0.0 for window in each]))
-        ends = np.sort(np.array([window.end_s or np.inf for window in each]))
-        behind = np.searchsorted(starts, ends + 1e-6, side="right") - np.arange(1, len(starts) + 1)
-        most = max(most, 2 * int(behind.max()))
-    return most
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -13,11 +13,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from datetime import date
+from pathlib import Path, PurePosixPath
 from queue import Empty, Queue
 from threading import Lock
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,6 +29,7 @@ from starlette.routing import Route
 from calmctl.errors import BadInput, CalmError, VideoError
 from calmctl.files import parse_json
 from calmctl.samples import Clip
+from calmctl.search.collection import Wanted
 from calmctl.search.confidence import Rule
 from calmctl.search.results import Found, Hit, Term
 from calmctl.search.search import Search
@@ -40,6 +43,9 @@ MOST_HITS = 200
 MOST_TERMS = 8
 MOST_PICTURES = 4096
 """JPEG files held in memory, of some 10 KB each."""
+MOST_FOLDERS = 1000
+"""Folders that a page is told of, to choose from."""
+_MOST_FILTERS = 16  # remembered, each with a number a clip
 _GATHER_S = 0.03  # a page asks for its pictures at once: they are decoded by workers that start once for all of them
 
 
@@ -64,6 +70,22 @@ class AskedTerm(BaseModel):
         return self
 
 
+class AskedFilter(BaseModel):
+    """Which clips may be found, as an address says it; what is empty is not asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    below: Annotated[str, Field(max_length=4000)] = ""
+    after: date | None = None
+    before: date | None = None
+    longer: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    shorter: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    def wanted(self) -> Wanted:
+        """The same for a search."""
+        return Wanted(self.below.strip("/") or None, self.after, self.before, self.longer, self.shorter)
+
+
 _TERMS = TypeAdapter(Annotated[list[AskedTerm], Field(min_length=1, max_length=MOST_TERMS)])
 
 
@@ -75,36 +97,56 @@ class Engine:
         self._search, self._rule = search, rule
         self._lock = Lock()
         self._pictures = Pictures()
+        self._among: OrderedDict[Wanted, np.ndarray] = OrderedDict()
         self._sentence = search.open_bank().sentences.says if rule is not None else None
 
     def about(self) -> dict[str, Any]:
         """Who answers, and about what."""
         collection = self._search.collection
+        # Names first, which are many; then the folders that they are in.
+        inner = {key.rpartition("#t=")[0].rpartition("/")[0] or key.rpartition("/")[0] for key in self._search.ids}
+        folders = {str(place) for each in inner for place in (PurePosixPath(each), *PurePosixPath(each).parents)}
         return {
             "by": self._search.seeker.name,
             "collection": str(collection.name),
             "clips": len(self._search),
             "unit": collection.unit,
             "left_out": {clip.id: clip.reason for clip in collection.left_out},
+            "folders": sorted(folders - {".", "/"})[:MOST_FOLDERS],
+            "files": bool(collection.clips),
             "rule": None if self._rule is None else str(self._rule),
             "measured_with": self._sentence,
         }
 
-    def ask(self, terms: list[AskedTerm], top: int) -> dict[str, Any]:
-        """The best clips of a question. Raises `BadInput` for a clip that there is not."""
+    def ask(self, terms: list[AskedTerm], top: int, wanted: Wanted = Wanted()) -> dict[str, Any]:  # noqa: B008
+        """The best of the wanted clips. Raises `BadInput` for a clip that there is not, and where none is wanted."""
         started = time.perf_counter()
         for term in terms:
             if term.clip is not None:
                 self.clip(term.clip)
         with self._lock:
             (only,) = terms if len(terms) == 1 else (None,)
+            among = self._positions(wanted)
             if only is not None and only.text is not None and only.weight > 0:
-                found = self._search.sentences([only.text], top, rule=self._rule)
+                found = self._search.sentences([only.text], top, rule=self._rule, among=among)
             elif only is not None and only.clip is not None and only.weight > 0:
-                found = self._search.like(only.clip, top)
+                found = self._search.like(only.clip, top, among)
             else:
-                found = self._search.combined([Term(term.text, term.clip, term.weight) for term in terms], top)
-        return {**self._answer(found), "took_ms": round(1000 * (time.perf_counter() - started), 1)}
+                parts = [Term(term.text, term.clip, term.weight) for term in terms]
+                found = self._search.combined(parts, top, among)
+        searched = len(self._search) if among is None else len(among)
+        return {**self._answer(found), "clips": searched, "took_ms": round(1000 * (time.perf_counter() - started), 1)}
+
+    def _positions(self, wanted: Wanted) -> np.ndarray | None:
+        """The positions of wanted clips, None for all; remembered, for who types asks about the same ones again."""
+        if wanted == Wanted():
+            return None
+        if wanted not in self._among:
+            self._among[wanted] = self._search.only(wanted)
+        self._among.move_to_end(wanted)
+        while len(self._among) > _MOST_FILTERS:
+            self._among.popitem(last=False)
+        return self._among[wanted]
 
     def line(self, number: int, text: str) -> list[dict[str, Any]]:
         """The windows of a clip's file with their scores under a sentence."""
@@ -132,15 +174,15 @@ class Engine:
             raise BadInput(f"there is no clip {clip!r}; take an id of a search's answer")
         return self._search.ids.index(clip)
 
-    def file(self, number: int) -> Path | None:
-        """Where a clip lies; None where its file is not known or gone."""
+    def sample(self, number: int) -> Clip | None:
+        """A clip with its file; None where that is not known or gone."""
         clip = self._search.collection.clips.get(self.clip(number))
-        return clip.path if clip is not None and clip.path.is_file() else None
+        return clip if clip is not None and clip.path.is_file() else None
 
     def picture(self, number: int) -> bytes | None:
         """A JPEG file of the middle of a clip; None where it has none."""
-        clip = self._search.collection.clips.get(self.clip(number))
-        return None if clip is None or not clip.path.is_file() else self._pictures.of(number, clip)
+        clip = self.sample(number)
+        return None if clip is None else self._pictures.of(number, clip)
 
     def _answer(self, found: Found) -> dict[str, Any]:
         (answer,) = found.answers
@@ -153,7 +195,7 @@ class Engine:
 
     def _hit(self, hit: Hit) -> dict[str, Any]:
         plain = hit.to_json()
-        plain["name"] = hit.clip.rpartition("#t=")[0] if self._search.collection.unit == "window" else hit.clip
+        plain["name"] = hit.clip.rpartition("#t=")[0] if self._search.collection.unit != "clip" else hit.clip
         return {"clip": hit.position, "id": plain.pop("clip"), **plain}
 
 
@@ -258,7 +300,10 @@ def web_app(engine: Engine, port: int) -> _Asgi:
     def search(request: Request) -> Response:
         asked = request.query_params
         terms = parse_json(asked["terms"]) if "terms" in asked else [{"text": text} for text in asked.getlist("q")]
-        return JSONResponse(engine.ask(_TERMS.validate_python(terms), _number(asked.get("top", "24"), 1, MOST_HITS)))
+        given = {name: asked[name] for name in AskedFilter.model_fields if asked.get(name)}
+        wanted = AskedFilter.model_validate(given).wanted()
+        top = _number(asked.get("top", "24"), 1, MOST_HITS)
+        return JSONResponse(engine.ask(_TERMS.validate_python(terms), top, wanted))
 
     def line(request: Request) -> Response:
         text = request.query_params.get("q", "").strip()
@@ -273,12 +318,12 @@ def web_app(engine: Engine, port: int) -> _Asgi:
         return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     def media(request: Request) -> Response:
-        file = engine.file(request.path_params["clip"])
-        if file is None:
+        clip = engine.sample(request.path_params["clip"])
+        if clip is None:
             return _no("the file of this clip is not at hand", 404)
-        kind = mimetypes.guess_type(file.name)[0] or ""
+        kind = mimetypes.guess_type(clip.path.name)[0] or ""
         # A name decides the type, and a type decides what a browser does: nothing here is ever a document.
-        return FileResponse(file, media_type=kind if kind.startswith("video/") else "application/octet-stream")
+        return FileResponse(clip.path, media_type=kind if kind.startswith("video/") else "application/octet-stream")
 
     def text(name: str, kind: str) -> Callable[[Request], Response]:
         content = (_TEMPLATES / name).read_text(encoding="utf-8")
@@ -290,7 +335,7 @@ def web_app(engine: Engine, port: int) -> _Asgi:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "terms"
-            return _no(f"{where}: {first['msg']}; give q=SENTENCE, or terms=[...] as docs/search.md has it", 400)
+            return _no(f"{where}: {first['msg']}; give q=SENTENCE, or terms=[...], as docs/search.md has it", 400)
         return _no(str(error), 400)
 
     app = Starlette(
@@ -322,8 +367,12 @@ def _no(reason: str, status: int) -> Response:
 # Tools for a language model, over the Model Context Protocol.
 
 
-def tool_server(engine: Engine) -> Any:
+def tool_server(engine: Engine, describe: Callable[[Clip], str] | None = None) -> Any:
     """A server of the official SDK with the tools `search`, `similar` and `explain`; `.run("stdio")` serves them.
+
+    Args:
+        engine: What answers.
+        describe: Writes a sentence for a clip; with it there is a tool `caption`.
 
     Raises:
         BadInput: The SDK is not installed.
@@ -366,7 +415,17 @@ def tool_server(engine: Engine) -> Any:
         """Why a clip fits a sentence or not: the class anchors that both have, and its windows over time."""
         return engine.why(number(clip), str(term(text=sentence).text))
 
+    def caption(clip: str) -> dict[str, Any]:
+        """A sentence that a trained captioner writes for a clip, which is given by its id in the answer of a search."""
+        sample = engine.sample(number(clip))
+        if sample is None or describe is None:
+            raise ToolError(f"the file of {clip} is not at hand")
+        try:
+            return {"id": clip, "caption": describe(sample)}
+        except CalmError as fault:
+            raise ToolError(str(fault)) from None
+
     server = MCPServer("calmctl", instructions=f"Searches {engine.about()['clips']:,} video clips of one collection.")
-    for tool in (search, similar, explain):
+    for tool in (search, similar, explain, *([caption] if describe is not None else [])):
         server.add_tool(tool)
     return server

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
-from calmctl.video.frames import Transform, frame_times, frame_windows
-from calmctl.video.inspect import inspect
+from calmctl.video.frames import Transform, decoded_frames, frame_times, frame_windows
+from calmctl.video.inspect import Source, inspect
 from calmctl.video.pool import TIMEOUT_S, run_isolated
 
 INSTANTS_PER_S, FEWEST_INSTANTS, MOST_INSTANTS = 2.0, 12, 240
@@ -168,3 +170,68 @@ def require_countable(duration_s: float, count: float, what: str) -> None:
 def _extent(clip: Clip) -> np.ndarray:
     source = inspect(clip.path)
     return np.array([source.duration_s, source.begins_s])
+
+
+# Where one shot ends and the next begins.
+
+
+CUT = 0.26
+"""How much pictures change where a shot ends, of 0 to 1: about what FFmpeg's own detector calls a cut (scdet: 10 %)."""
+SHORTEST_SHOT_S = 1.0
+"""Shots are at least so long (our choice): flashes and the frames of a fade are no shots of their own."""
+_SEEN = 160, 90  # pixels in which pictures are compared (our choice)
+
+
+class Shots(NamedTuple):
+    """Where a video's shots end, in seconds from its first frame, and when that is shown by the file's own clock."""
+
+    ends_s: list[float]
+    begins_s: float
+
+
+def find_shots(clips: Iterable[Clip], *, workers: int | None = None) -> Iterator[tuple[Clip, Shots | VideoError]]:
+    """The shots of every clip's whole file, or why it has none; every frame is decoded, in processes of their own."""
+    for clip, result in run_isolated(_shots, clips, workers=workers, timeout_s=LONG_TIMEOUT_S):
+        if isinstance(result, VideoError):
+            yield clip, result
+            continue
+        begins_s, *ends_s = result.tolist() if result.dtype == np.float64 and result.ndim == 1 else [math.nan]
+        fits = bool(ends_s) and all(map(is_length, (begins_s, *ends_s))) and ends_s == sorted(ends_s)
+        yield clip, Shots(ends_s, begins_s) if fits else VideoError("its shots are no numbers of seconds")
+
+
+def _shots(clip: Clip) -> np.ndarray:
+    source = inspect(clip.path)
+    ends_s: list[float] = []
+    for cut_s in _cuts(source):
+        if cut_s - (ends_s[-1] if ends_s else 0.0) >= SHORTEST_SHOT_S:
+            ends_s.append(cut_s)
+    if ends_s and source.duration_s - ends_s[-1] < SHORTEST_SHOT_S:
+        ends_s.pop()
+    return np.array([source.begins_s, *ends_s, source.duration_s])
+
+
+def _cuts(source: Source) -> Iterator[float]:
+    """When the pictures change at once, by FFmpeg's own measure: the part of `select` that its `scdet` shares."""
+    graph = av.filter.Graph()
+    width, height = _SEEN
+    pictures = graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, 1000))
+    chosen = graph.add("select", f"gt(scene,{CUT})")
+    out = graph.add("buffersink")
+    pictures.link_to(chosen)
+    chosen.link_to(out)
+    graph.configure()
+    times_s: list[float] = []
+    for time_s, frame in decoded_frames(source):
+        picture: Any = frame.reformat(width, height, "rgb24")
+        # Its number instead of its time: clocks of files may stand still, or be set back.
+        picture.pts, picture.time_base = len(times_s), Fraction(1, 1000)
+        times_s.append(time_s)
+        graph.push(picture)
+        while True:
+            try:
+                number = graph.pull().pts
+            except (av.error.BlockingIOError, av.error.EOFError):  # no cut here
+                break
+            if number is not None and 0 < number < len(times_s):
+                yield times_s[number]

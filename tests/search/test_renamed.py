@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import calmctl.store.shards as shards
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_world import FRAMES_PER_S, encode
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip
 from calmctl.search import windows
@@ -184,3 +184,21 @@ def test_a_store_from_before_whole_digests_is_brought_up_to_date(
     assert not opened()[1], "which was digested whole on that occasion"
     (folder / "clip3.mp4").rename(folder / "later.mp4")
     assert opened()[1] == ["later"], "and this one was not"
+
+
+def test_shots_are_cut_once_and_a_warm_search_starts_no_decoder(
+    tmp_path: Path, opened: Callable[..., Any], model: SearchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = np.random.default_rng(1).integers(0, 256, (2, 6, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    (tmp_path / "videos" / "film.mp4").write_bytes(encode(still.repeat(3 * FRAMES_PER_S, 0)))
+    collection, decoded = opened(shots=True)
+    assert {key for key in decoded if key.startswith("film")} == {"film#t=0,3", "film#t=3,6"}
+    assert collection.unit == "shot"
+    hits = Search(model, collection).sentences(["a thing"], 20).answers[0].hits
+    of_film = [hit for hit in hits if hit.clip.startswith("film")]
+    assert {(hit.start_s, hit.end_s) for hit in of_film} == {(0.0, 3.0), (3.0, 6.0)}, "shots beside one another are two"
+    monkeypatch.setattr(windows, "find_shots", lambda clips: [pytest.fail("decoded again")] if list(clips) else [])
+    collection, decoded = opened(shots=True)
+    assert not decoded
+    again = Search(model, collection).sentences(["a thing"], 20).answers[0].hits
+    assert not decoded and again == hits

@@ -139,7 +139,7 @@ def test_what_looks_like_a_window_is_none_beside_it(site: str, engine: Any) -> N
 
 
 def test_a_range_of_a_video_is_the_bytes_of_its_file(site: str, engine: Any) -> None:
-    content = engine.file(0).read_bytes()
+    content = engine.sample(0).path.read_bytes()
     part = get(f"{site}/media/0", Range="bytes=10-19")
     assert (part.status, part.body) == (206, content[10:20])
     assert part.headers["Content-Range"] == f"bytes 10-19/{len(content)}"
@@ -219,6 +219,47 @@ def test_what_is_no_question_is_refused_with_a_sentence(site: str, path: str, st
     assert status == 404 or len(json.loads(found.body)["error"]) > 10
 
 
+def test_conditions_leave_what_they_say(site: str, engine: Any) -> None:
+    import os
+    from datetime import date, datetime
+
+    clips = engine._search.collection.clips
+    whole = {hit["id"] for hit in ask(site, {"text": "a dog"}, top=99)["hits"]}
+    folder = next(key.rpartition("/")[0] for key in clips if "/" in key)
+    about = json.loads(get(f"{site}/api/about").body)
+    assert folder in about["folders"] and about["files"] is True
+
+    def found(**only: object) -> set[str]:
+        terms = json.dumps([{"text": "a dog"}])
+        return {
+            hit["id"]
+            for hit in json.loads(get(f"{site}/api/search?{urlencode({'terms': terms, 'top': 99} | only)}").body)[
+                "hits"
+            ]
+        }
+
+    in_folder = {key for key in whole if key.startswith(f"{folder}/")}
+    assert found(below=folder) == found(below=f"/{folder}/", after="") == in_folder and 0 < len(in_folder) < len(whole)
+    day = date(2001, 2, 3)
+    old = next(path for path in {clip.path for clip in clips.values()} if path.stem == "b")
+    kept = old.stat()
+    os.utime(old, (datetime(2001, 2, 3, 12).timestamp(),) * 2)
+    try:
+        assert (
+            {key.partition("#")[0] for key in found(before=day)}
+            == {"b"}
+            == {key.partition("#")[0] for key in found(after=day, before=day)}
+        )
+    finally:
+        os.utime(old, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert found(longer=0.5, shorter=1.01) == whole
+    only = json.loads(get(f"{site}/api/search?{urlencode({'q': 'a dog', 'below': folder})}").body)
+    assert only["clips"] == sum(key.startswith(f"{folder}/") for key in clips) < len(clips) == about["clips"]
+    for only in ({"longer": 2}, {"below": "nowhere"}, {"after": "2001-13-01"}, {"longer": "nan"}, {"shorter": -1}):
+        answer = get(f"{site}/api/search?{urlencode({'q': 'a dog'} | only)}")
+        assert answer.status == 400 and len(json.loads(answer.body)["error"]) > 10, only
+
+
 def test_a_line_has_every_window_of_the_file(site: str, engine: Any) -> None:
     line = json.loads(get(f"{site}/api/clips/0/line?q=a+dog").body)["windows"]
     ids = [engine.clip(each["clip"]) for each in line]
@@ -245,6 +286,30 @@ def test_tools_answer_the_official_client(engine: Any) -> None:
             assert why["id"] == clip and why["windows"]
             wrong = await client.call_tool("similar", {"clip": "../../etc/passwd"})
             assert wrong.is_error and "there is no clip" in wrong.content[0].text
+
+    asyncio.run(talk())
+
+
+def test_a_captioner_is_a_tool_where_there_is_one(engine: Any) -> None:
+    mcp = pytest.importorskip("mcp", reason="pip install 'calmctl[mcp]'")
+    from calmctl.errors import DatasetError
+    from calmctl.search.serve import tool_server
+
+    def describe(clip: Any) -> str:
+        if clip.path.stem == "c":
+            raise DatasetError("it cannot be decoded")
+        return f"a sentence on {clip.id}, from {clip.start_s}"
+
+    async def talk() -> None:
+        async with mcp.Client(tool_server(engine, describe)) as client:
+            assert "caption" in {tool.name for tool in (await client.list_tools()).tools}
+            clip = next(key for key in engine._search.ids if key.startswith("b#t=0.5"))
+            written = (await client.call_tool("caption", {"clip": clip})).structured_content
+            assert written == {"id": clip, "caption": f"a sentence on {clip}, from 0.5"}
+            broken = next(key for key in engine._search.ids if key.startswith("c#"))
+            for wrong, says in ((broken, "cannot be decoded"), ("/etc/passwd", "there is no clip")):
+                answer = await client.call_tool("caption", {"clip": wrong})
+                assert answer.is_error and says in answer.content[0].text
 
     asyncio.run(talk())
 
@@ -318,6 +383,23 @@ def test_a_click_plays_the_moment_and_keys_lead_through_the_hits(browser: Any, s
     assert browser.run("return document.querySelectorAll('#line [aria-current]').length") == 1
     browser.press("body", "\ue00c")  # escape
     wait(browser, "!document.getElementById('player').open")
+
+
+def test_conditions_are_kept_in_the_address(browser: Any, site: str) -> None:
+    browser.visit(f"{site}/#q=a+dog")
+    wait(browser, "document.querySelectorAll('#hits .card').length > 3")
+    browser.click("#only summary")
+    browser.press("#filters [name=below]", HOSTILE.partition("/")[0])
+    names = "[...document.querySelectorAll('.name')]"
+    wait(browser, f"{names}.length && {names}.every((each) => each.textContent.startsWith('<img'))")
+    assert browser.run("return document.getElementById('active').textContent") == " (1 condition)"
+    assert "below=" in browser.run("return location.hash")
+    browser.visit(f"{site}/#q=a+dog&longer=99")
+    wait(browser, "document.getElementById('says').textContent.startsWith('none of')")
+    assert browser.run("return document.getElementById('only').open")
+    assert browser.run("return document.querySelectorAll('#hits li').length") == 0
+    browser.click("#filters button")
+    wait(browser, "document.querySelectorAll('#hits .card').length > 3")
 
 
 def test_parts_are_added_and_taken_away(browser: Any, site: str) -> None:

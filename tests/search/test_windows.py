@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_world import FRAMES_PER_S, encode
 from calmctl.errors import BadInput, DatasetError
 from calmctl.files import stamp, write_json
 from calmctl.samples import Clip
-from calmctl.search.windows import check_windows, window_bounds, windows_of
+from calmctl.search.windows import check_windows, shots_of, window_bounds, windows_of
 
 
 @given(st.floats(0.05, 5000), st.floats(0.1, 60), st.floats(0.1, 1))
@@ -148,3 +148,45 @@ def test_lengths_are_measured_once_and_never_written_through_a_link(tmp_path, mo
     (tmp_path / "link").symlink_to(mine)
     assert windows.extents_of([clip], tmp_path / "link" / "lengths.json") == first
     assert not list(mine.iterdir())
+
+
+def film(path: Path, shots: list[tuple[int, float]]) -> None:
+    """Shots of noise of which each moves a little, one seed and so many seconds each."""
+    frames = []
+    for seed, seconds in shots:
+        picture = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        frames += [np.roll(picture, n, axis=1) for n in range(round(seconds * FRAMES_PER_S))]
+    path.write_bytes(encode(np.stack(frames)))
+
+
+def test_shots_end_where_the_picture_changes(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", [(1, 2.0), (2, 3.0), (3, 0.4), (4, 2.5)])
+    film(tmp_path / "still.mp4", [(5, 0.5)])
+    (tmp_path / "b.mp4").write_text("no video")
+    clips = [Clip(name, tmp_path / f"{name}.mp4") for name in ("a", "b", "still")]
+    shots, left_out = shots_of(clips, tmp_path / "shots.json")
+    of_a = [(each.start_s, each.end_s) for each in shots if each.path.stem == "a"]
+    # A flash of 0.4 s joins what follows it.
+    assert np.allclose(of_a, [(0, 2), (2, 5), (5, 7.9)], atol=0.051)
+    assert [each.id for each in shots[:2]] == ["a#t=0,2", "a#t=2,5"]
+    assert [(each.start_s, round(each.end_s, 3)) for each in shots if each.path.stem == "still"] == [(0, 0.5)]
+    assert [clip.id for clip in left_out] == ["b"]
+
+
+def test_shots_are_found_once_and_known_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calmctl.search import windows
+
+    film(tmp_path / "a.mp4", [(1, 2.0), (2, 3.0)])
+    cache = tmp_path / "shots.json"
+    first, _ = shots_of([Clip("a", tmp_path / "a.mp4")], cache)
+    monkeypatch.setattr(windows, "find_shots", lambda clips: [pytest.fail("decoded again")] if list(clips) else [])
+    assert shots_of([Clip("a", tmp_path / "a.mp4")], cache)[0] == first
+    (tmp_path / "a.mp4").rename(tmp_path / "b.mp4")
+    again, _ = shots_of([Clip("b", tmp_path / "b.mp4")], cache)
+    assert [(each.start_s, each.end_s) for each in again] == [(each.start_s, each.end_s) for each in first]
+    known = json.loads(cache.read_text())
+    for nonsense in ([], [2.0, 1.0], [-1.0], ["x"], None, 3.0):
+        known["b"][-2] = nonsense
+        cache.write_text(json.dumps(known))
+        with pytest.raises(pytest.fail.Exception, match="decoded again"):
+            shots_of([Clip("b", tmp_path / "b.mp4")], cache)

@@ -88,6 +88,7 @@ def open_search(
     videos: Path | None,
     cache: Path,
     bar: Progress,
+    shots: bool = False,
 ) -> Search:
     """The search of a folder or store; damaged features of a folder are made again."""
     from calmctl.search.collection import open_collection
@@ -95,7 +96,7 @@ def open_search(
 
     tell = readings(bar)
     opened = partial(
-        open_collection, where, search_model, window_s=window, stride_s=stride, stores=cache, progress=tell
+        open_collection, where, search_model, window_s=window, stride_s=stride, shots=shots, stores=cache, progress=tell
     )
     collection = opened(videos=videos)
     try:
@@ -120,9 +121,9 @@ def note_left_out(engine: Search) -> None:
         note(f"[bold red]!! {pending:,} of {whole} are not extracted yet and cannot be found[/]")
     if engine.not_kept is not None:
         note(f"tables for the next search are not kept: {printable(engine.not_kept)}")
-    # A file that could not be measured has no windows, and counts as a clip.
-    for unit in ("clip", "window"):
-        reasons = {each.id: each.reason for each in collection.left_out if ("#t=" in each.id) == (unit == "window")}
+    # A file that could not be cut has no windows or shots, and counts as a clip.
+    for unit in dict.fromkeys(("clip", collection.unit)):
+        reasons = {each.id: each.reason for each in collection.left_out if ("#t=" in each.id) == (unit != "clip")}
         print_left_out({str(collection.name): reasons}, noun=unit)
     not_read = {each.id: each.reason for each in collection.unread}
     print_left_out({f"{collection.name}, not read": not_read}, noun="place")

@@ -71,6 +71,9 @@ Where = Annotated[
     typer.Option("--in", metavar="STORE|FOLDER", help="A feature store or a folder.", rich_help_panel=options.DATA),
 ]
 Why = Annotated[bool, typer.Option("--why", help="The anchors that sentence and clip share.")]
+Shots = Annotated[
+    bool, typer.Option("--shots", help="Search shots: cut where the picture changes.", rich_help_panel=options.DATA)
+]
 Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Search windows so long.", panel=options.DATA)]
 
 # As in search/collection.py, which imports torch.
@@ -81,6 +84,7 @@ SEARCH_EXAMPLES = options.examples(
     'calmctl search "a dog" "a red car" --in holidays --html sheet.html --why',
     'calmctl search "the goal" --in matches --window 10 --stride 5 --top 3',
     'calmctl search "a dog on a beach" --in holidays --confident',
+    'calmctl search "a dog on a beach" --in films --shots --cut dogs',
     "cat queries.txt | calmctl search --queries - --in features/msrvtt --json",
     "calmctl search -i --in holidays",
     "calmctl search -- similar      # the word, and not the verb",
@@ -127,6 +131,7 @@ def search(
     where: Where = Path("."),
     window: Window = None,
     stride: Stride = None,
+    shots: Shots = False,
     videos: options.Videos = None,
     cache: Cache = CACHE,
     run: options.Run = None,
@@ -147,7 +152,7 @@ def search(
     from calmctl.device import check_device
     from calmctl.search.windows import check_windows
 
-    stride_s = check_windows(window, stride)
+    stride_s = check_windows(window, stride, shots)
     if html is not None:
         require_output(html, PAGE)
     if candidates is not None and not approximate:
@@ -177,7 +182,7 @@ def search(
     from calmctl.search.exact import CANDIDATES
 
     with progress_bar("items") as bar:
-        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar, shots)
         calibrated(engine, rule, calibrate)
         wanted = Wanted(below, after and after.date(), before and before.date(), longer, shorter)
         if wanted != Wanted() and approximate:
@@ -216,6 +221,7 @@ def similar(
     where: Where = Path("."),
     window: Window = None,
     stride: Stride = None,
+    shots: Shots = False,
     videos: options.Videos = None,
     cache: Cache = CACHE,
     run: options.Run = None,
@@ -233,7 +239,7 @@ def similar(
     from calmctl.samples import Clip as Sample
     from calmctl.search.windows import check_windows
 
-    stride_s = check_windows(window, stride)
+    stride_s = check_windows(window, stride, shots)
     if html is not None:
         require_output(html, PAGE)
     options.is_bare(run, backbone, weights)
@@ -242,7 +248,7 @@ def similar(
     _require_video(clip)
     search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     with progress_bar("items") as bar:
-        engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
+        engine = open_search(search_model, where, window, stride_s, videos, cache, bar, shots)
         result = engine.similar(Sample(clip.stem, clip), top)
     note_left_out(engine)
     _show(result, html, as_json)

@@ -21,11 +21,15 @@ let terms = []; // parts beside the sentence in the field: {text | clip, name, w
 let asking = null;
 let timer = 0;
 
+const filters = () => [...new FormData($("filters"))].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value);
+
 const ask = async () => {
   const text = $("q").value.trim();
+  const only = filters();
+  $("active").textContent = only.length ? ` (${counted(only.length, "condition")})` : "";
   const all = terms.map(({ text, clip, weight }) => ({ text, clip, weight }));
   if (text) all.unshift({ text, weight: 1 });
-  history.replaceState(null, "", text ? `#${new URLSearchParams({ q: text })}` : "#");
+  history.replaceState(null, "", `#${new URLSearchParams([...(text ? [["q", text]] : []), ...only])}`);
   asking?.abort(); // the answer to half a sentence is of no interest any more
   if (!all.length) {
     $("hits").replaceChildren();
@@ -34,20 +38,24 @@ const ask = async () => {
   }
   asking = new AbortController();
   try {
-    const answer = await fetch(`/api/search?${new URLSearchParams({ terms: JSON.stringify(all) })}`, { signal: asking.signal });
+    const asked = new URLSearchParams([["terms", JSON.stringify(all)], ...only]);
+    const answer = await fetch(`/api/search?${asked}`, { signal: asking.signal });
     const found = await answer.json();
     if (answer.ok) show(found);
-    else $("says").textContent = found.error;
+    else {
+      $("hits").replaceChildren();
+      $("says").textContent = found.error;
+    }
   } catch (fault) {
     if (fault.name !== "AbortError") $("says").textContent = "no answer: is `calmctl serve` still running?";
   }
 };
 
 const show = (found) => {
-  const whole = counted(about.clips, about.unit);
+  const whole = counted(found.clips, about.unit);
   if (found.matches === null) $("says").textContent = `The best of ${whole}; whether they match is not measured for such a question.`;
   else if (found.matches) $("says").textContent = `${found.matches === found.hits.length ? `At least ${found.matches}` : found.matches} of ${whole} match.`;
-  else $("says").textContent = `No ${about.unit} of ${about.clips.toLocaleString("en")} matches. The nearest, which are no answer:`;
+  else $("says").textContent = `No ${about.unit} of ${found.clips.toLocaleString("en")} matches. The nearest, which are no answer:`;
   const shown = found.matches === 0 ? found.hits.slice(0, 6) : found.hits;
   $("hits").replaceChildren(...shown.map(card));
 };
@@ -98,7 +106,7 @@ const open = async (hit) => {
   }
   $("player").showModal();
   const text = $("q").value.trim();
-  if (about.unit !== "window" || !text) return;
+  if (about.unit === "clip" || !text) return;
   const answer = await fetch(`/api/clips/${hit.clip}/line?${new URLSearchParams({ q: text })}`);
   if (!answer.ok || !$("player").open) return;
   const { windows } = await answer.json();
@@ -141,6 +149,9 @@ const keep = (weight) => {
 $("plus").onclick = () => keep(1);
 $("minus").onclick = () => keep(-1);
 $("q").oninput = () => { clearTimeout(timer); timer = setTimeout(ask, 200); };
+$("filters").oninput = () => { clearTimeout(timer); timer = setTimeout(ask, 200); };
+$("filters").onreset = () => setTimeout(ask); // the fields are empty after this event
+$("filters").onsubmit = (event) => { event.preventDefault(); ask(); };
 $("ask").onsubmit = (event) => { event.preventDefault(); clearTimeout(timer); ask(); };
 
 document.addEventListener("keydown", (event) => {
@@ -161,7 +172,10 @@ document.addEventListener("keydown", (event) => {
 });
 
 const fromAddress = () => {
-  $("q").value = new URLSearchParams(location.hash.slice(1)).get("q") ?? $("q").value;
+  const told = new URLSearchParams(location.hash.slice(1));
+  $("q").value = told.get("q") ?? $("q").value;
+  for (const field of $("filters").querySelectorAll("input")) field.value = told.get(field.name) ?? "";
+  if (filters().length) $("only").open = true;
   ask();
 };
 window.addEventListener("hashchange", fromAddress);
@@ -169,6 +183,8 @@ fetch("/api/about").then((answer) => answer.json()).then((told) => {
   about = told;
   const out = Object.keys(told.left_out).length;
   $("where").textContent = `calmctl search in ${told.collection}, ${counted(told.clips, told.unit)}${out ? `, ${out} left out` : ""}`;
+  $("folders").replaceChildren(...told.folders.map((value) => make("option", { value })));
+  for (const field of $("filters").querySelectorAll("input:not([name=below])")) field.closest("label").hidden = !told.files;
   $("by").textContent = `Answered by ${told.by}.`;
   $("rule").textContent = told.rule ? `${told.rule}; measured with ${told.measured_with}.` : "";
   fromAddress();
