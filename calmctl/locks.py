@@ -99,7 +99,7 @@ def remove_unfinished(folder: Path, name: str = "") -> None:
     begins = f".{name}." if name else "."
     try:
         entries = list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # there is none, or its names are not for everybody
         return
     for each in entries:
         if each.name.startswith(begins) and each.name.endswith(".tmp") and not each.is_dir(follow_symlinks=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-fcntl = pytest.importorskip("fcntl")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from forks import Fork, locks_free, orphans_gone, still_running
