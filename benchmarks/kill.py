@@ -68,7 +68,7 @@ class Tally:
     longest_s: float = 0.0
     repeated: int = 0
     faults: list[str] = field(default_factory=list)
-    operations: Counter[str] = field(default_factory=Counter)
+    operations: dict[str, int] = field(default_factory=dict)
     cpu_s: float = 0.0
 
 
@@ -151,7 +151,8 @@ class Tormentor:
             tally.kills += 1
             if at_file:
                 tally.at_files += 1
-                tally.operations[ended.operations[-1].split()[0]] += 1
+                operation = ended.operations[-1].split()[0]
+                tally.operations[operation] = tally.operations.get(operation, 0) + 1
         orphans, seconds = orphans_gone(fork.mark, self._killed.grace_s)
         tally.orphans, tally.longest_s = tally.orphans + orphans, max(tally.longest_s, seconds)
         return ended
@@ -228,7 +229,7 @@ def table(record: dict[str, Any], tallies: dict[str, Tally]) -> str:
         counts = (each.kills, each.at_files, each.ended, each.temporary, each.orphans)
         numbers = (*counts, f"{each.longest_s:.2f}", f"{each.cpu_s:.0f}", len(each.faults))
         lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
-    operations = sum((each.operations for each in tallies.values()), Counter[str]())
+    operations = sum((Counter(each.operations) for each in tallies.values()), Counter[str]())
     lines.append("")
     lines.append(
         f"{record['kills']} kills, {record['ended']} commands that ended as the undisturbed one, {record['faults']} "

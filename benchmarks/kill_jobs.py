@@ -140,8 +140,11 @@ class Bench:
         return partial(_command, arguments)
 
     def reproduction(self, *more: str) -> Job:
-        """A row of a table, on a world that is drawn for it; `more` overrides of the recipe."""
-        runs, drawn = f"--runs={self.at}/runs", f"--demo-root={self.at}/drawn"
+        """A row of a table, from features to Markdown; `more` overrides of the recipe.
+
+        On the world that is there: of clips that are drawn anew a store would keep other dates.
+        """
+        runs, drawn = f"--runs={self.at}/runs", f"--demo-root={self.world}"
         asked = ("reproduce", "table7", "--data=demo", drawn, runs, "--rows=t-mass", "--seeds=1", "--device=cpu")
         return self.small_world(*asked, "head.trials=2", "optim.epochs=1", *more)
 

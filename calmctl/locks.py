@@ -115,7 +115,7 @@ def remove_unfinished(folder: Path) -> None:
 def _remove_abandoned(folder: Path, begins: str) -> None:
     try:
         entries = [each for each in os.scandir(folder) if each.name.startswith(begins) and each.name.endswith(".tmp")]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # there is none, or its names are not for everybody
         return
     for each in entries:
         with suppress(OSError):  # another process removes it, too, or it is another person's
