@@ -146,6 +146,7 @@ def main() -> None:
             clock, processor = 1e3 * np.array(each).T
             cells = f"{np.median(clock):,.1f}", f"{np.quantile(clock, 0.99):,.1f}", f"{np.median(processor):,.1f}"
             table.add_row(f"{size:,}", name, str(len(each)), *cells)
+        print(json.dumps(found), file=sys.stderr)  # before the next size, which takes long
         print(f"{size:,} clips: load {found['load']:.1f}, {torch.get_num_threads()} threads", file=sys.stderr)
     Console(width=100).print(table)
 
