@@ -217,9 +217,8 @@ class Bench:
 
 
 def _command(arguments: Sequence[str], tell: Tell, *, draws: bool = False) -> None:
-    from calmctl import demo
     from calmctl.cli.main import main
-    from calmctl.reproduce import stand_in
+    from calmctl.reproduce import demo, stand_in
     from calmctl.store import writer
 
     writer.CLIPS_PER_SHARD, writer.SENTENCES_PER_SHARD = 3, 20  # many shards of few clips

@@ -41,7 +41,7 @@ LONGEST = (
     "training/test_interruption.py",
     "training/test_distributed.py",
     "reproduce/test_reproduce.py",
-    "test_demo.py",
+    "reproduce/test_demo.py",
     "training/test_second_stage.py",
     "training/test_caption_train.py",
     "captions/test_scorer.py",

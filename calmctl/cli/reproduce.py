@@ -36,7 +36,7 @@ from calmctl.runtime import command_line
 from calmctl.words import counted
 
 if TYPE_CHECKING:
-    from calmctl.demo import Demo
+    from calmctl.reproduce.demo import Demo
     from calmctl.reproduce.effect_result import Effect
     from calmctl.reproduce.filled import Block, Filled
     from calmctl.reproduce.reproduce import Plan
@@ -424,8 +424,8 @@ def demo(
     """
     folder = root or DEMO_DATA
     loading("the model library")
-    from calmctl.demo import run_demo
     from calmctl.files import read_json
+    from calmctl.reproduce.demo import run_demo
     from calmctl.reproduce.work import reproducing
 
     with progress_bar("items") as bar, reproducing(runs):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from calmctl import demo
 from calmctl.cli.main import app
 from calmctl.data.demo import generate_demo
 from calmctl.data.demo_world import DemoCounts
+from calmctl.reproduce import demo
 
 
 def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
     assert report["captioner"]["captions"]
     assert set(report["calm_minus_without"]) == {"demo", "demo-shifted"}
     shown = re.sub(r"[-+]?\d+(\.\d+)?", "#", " ".join(result.stdout.split()))
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("    One seed decides nothing") : readme.index("    clip      caption")]
     assert re.sub(r"[-+]?\d+(\.\d+)?", "#", " ".join(block.split())) in shown  # the README shows what is printed
     # No verdict from one: the study's numbers are quoted, and neither a star nor a difference of this seed.

@@ -5,8 +5,8 @@ import torch
 from rich.console import Console
 
 from calmctl.cli.console import examples_table
-from calmctl.demo import caption_demo
 from calmctl.model.weights import load_backbone
+from calmctl.reproduce.demo import caption_demo
 from calmctl.runs.checkpoint import load_captioner
 from calmctl.runs.identity import weights_lineage
 
