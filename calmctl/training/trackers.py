@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class TensorBoardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise BadInput("--tensorboard needs the extra of that name: pip install 'calmctl[tensorboard]'") from None
+        _leave_faults_to_the_caller()
         make_folder(folder)  # at once: a run that is killed before its first step must know what it was asked for
         self._folder = folder
         self._open = SummaryWriter
@@ -95,6 +97,17 @@ class TensorBoardTracker:
             f"cannot write {self._folder}: {fault.strerror or fault}; free space, or go on without it after removing "
             "that folder"
         )
+
+
+def _leave_faults_to_the_caller() -> None:
+    """Let Python print nothing of TensorBoard's thread: what ends it is raised again where the next scalar is added."""
+    former = threading.excepthook
+
+    def tell(fault: threading.ExceptHookArgs) -> None:
+        if not type(fault.thread).__module__.startswith("tensorboard."):
+            former(fault)
+
+    threading.excepthook = tell
 
 
 # Signs that the alignment is dead or says nothing, told in words (docs/science.md, Is it alive?).
