@@ -278,6 +278,7 @@ def jobs() -> list[Job]:
     small = ("optim.epochs=1", "optim.batch_size=40", "optim.save_every=2")
     clips, videos, world = ("runs", "clips", "tiny-clip.json"), ("tiny.yaml", "tiny-clip.json", "world"), "world"
     tokens, index, parts = ("home/cache/**",), ("**/search/**",), ("part1", "part2")
+    kept = ("runs/*/evals/*",)  # numbers are printed, and a note says that they could not be kept
     return [
         Job("anchors build", ("anchors", "build", "labels.txt", "--out", "mine.yaml"), ("labels.txt",)),
         Job("extract", ("extract", "clips", *tiny, "--workers", "1", "--out", "store"), clips, counts=True),
@@ -288,8 +289,10 @@ def jobs() -> list[Job]:
             ("train", "tiny.yaml", "name=frozen", "data.features=store", *frozen, "optim.epochs=2", "optim.log_every=4",
              "--tensorboard", *made), (*clips, "tiny.yaml", "store"), go_on_training, counts=True),
         Job("train, captioner", (*train, "task=caption", *words, *made), videos, go_on_training, tokens, counts=True),
-        Job("eval", ("eval", "runs/tiny-001", "--root", world, "--save-scores", "s.npz", "--json"), (*clips, world)),
-        Job("eval, captions", ("eval", "runs/told-001", "--root", "world", "--json"), (*clips, world), caches=tokens),
+        Job("eval", ("eval", "runs/tiny-001", "--root", world, "--save-scores", "s.npz", "--json"), (*clips, world),
+            caches=kept),
+        Job("eval, captions", ("eval", "runs/told-001", "--root", "world", "--json"), (*clips, world),
+            caches=(*tokens, *kept)),
         Job("caption --srt", ("caption", clip, *told, "--srt", "said.srt", "--segment-s", "0.5"), clips),
         Job("caption --out", ("caption", "clips", *told, "--out", "said.csv"), clips, go_on_captioning),
         Job("explain --html", ("explain", clip, SENTENCE, *tiny, "--html", "page.html"), (*clips, world)),

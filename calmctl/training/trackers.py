@@ -6,6 +6,7 @@ import io
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class TensorBoardTracker:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _leave_faults_to_the_caller()
         make_folder(folder)  # at once: a run that is killed before its first step must know what it was asked for
         self._folder = folder
         self._open = SummaryWriter
@@ -312,6 +314,17 @@ class TrackioTracker:
         if self._run is not None:
             with redirect_stdout(io.StringIO()):
                 self._run.finish()
+
+
+def _leave_faults_to_the_caller() -> None:
+    """Let Python print nothing of TensorBoard's thread: what ends it is raised again where the next scalar is added."""
+    former = threading.excepthook
+
+    def tell(fault: threading.ExceptHookArgs) -> None:
+        if not type(fault.thread).__module__.startswith("tensorboard."):
+            former(fault)
+
+    threading.excepthook = tell
 
 
 # Signs that the alignment is dead or says nothing, told in words (docs/science.md, Is it alive?).

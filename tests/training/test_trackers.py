@@ -1,6 +1,7 @@
 import json
 import struct
 import sys
+import threading
 
 import pytest
 
@@ -143,3 +144,24 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker._writer, "flush", full)
     with pytest.raises(RunFailed, match="tensorboard: No space left on device"):
         tracker.log({"step": 2, "time": 6.0, "loss": 1.0})
+
+
+def test_a_full_disk_under_the_writing_thread_is_a_sentence_and_nothing_else(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    gfile = pytest.importorskip("tensorboard.compat.tensorflow_stub.io.gfile")
+    tracker = TensorBoardTracker(tmp_path / "tensorboard")
+    tracker.log({"step": 1, "time": 5.0, "loss": 1.0})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gfile.LocalFileSystem, "_write", full)
+    with pytest.raises(RunFailed, match="tensorboard: No space left on device"):
+        for step in range(2, 9):
+            tracker.log({"step": step, "time": 6.0, "loss": 1.0})
+    assert not told
+    other = threading.Thread(target=full)
+    other.start()
+    other.join()
+    assert [fault.thread for fault in told] == [other], "other threads are told of as before"
