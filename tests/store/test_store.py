@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import calmctl.files
 from calmctl.errors import StoreError
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.store import writer as store_writer
@@ -399,6 +401,45 @@ def test_parts_merge_into_the_store_of_one_machine(tmp_path: Path) -> None:
     report = merge_stores([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
     assert (report.shards_taken, report.clips, report.sentences, report.incomplete) == (3, 6, 14, ())
     assert content(tmp_path / "merged") == content(tmp_path / "whole")
+
+
+def test_a_merge_that_was_killed_before_any_of_its_writes_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(tmp_path / "videos")
+    parts = [tmp_path / f"part{part}" for part in range(2)]
+    for part, path in enumerate(parts):
+        fill(path, data, groups=slice(part, None, 2))
+        store_writer.record_origin(path, tmp_path / "videos")
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+    merge_stores(parts, tmp_path / "whole")
+    assert ".origin" in files(tmp_path / "whole")
+    write, count, reached = calmctl.files.write_atomic, 0, False
+
+    def killed(*arguments: Any) -> None:
+        nonlocal count
+        if count == 0:
+            raise KeyboardInterrupt
+        count -= 1
+        write(*arguments)
+
+    for number in range(100):
+        merged, count = tmp_path / f"merged{number}", number
+        monkeypatch.setattr(calmctl.files, "write_atomic", killed)
+        try:
+            merge_stores(parts, merged)
+            reached = True
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.setattr(calmctl.files, "write_atomic", write)
+        merge_stores(parts, merged)
+        assert files(merged) == files(tmp_path / "whole"), f"killed before write {number + 1}"
+        if reached:
+            break
+    assert reached and number > 8
 
 
 def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
