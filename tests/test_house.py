@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "search": {"anchors", "data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "video"},
     "training": {"anchors", "captions", "evaluation", "model", "recipe", "runs", "source"},
     "reproduce": {
-        "anchors", "captions", "data", "evaluation", "explain", "model", "recipe", "runs", "source", "store", "training",
+        "anchors", "captions", "data", "evaluation", "explain", "model", "recipe", "runs", "source", "store",
+        "training",
     },
 }  # fmt: skip
 """The direction of docs/architecture.md: a room, and the rooms it may import, inside functions too."""

@@ -187,13 +187,15 @@ class StoreWriter(FeatureStore):
                 for the same clips, or a shard of `other` is damaged.
         """
         other.require(self.header)
-        # Equal where a merge was stopped between its catalogue and its index: it is begun again.
-        if not self._index.shards and (not self._catalogue.clips or self._catalogue == other._catalogue):
-            if (origin := _read_origin(other.path)) is not None:
-                write_text(self.path / _ORIGIN, origin + "\n")
-            self._record(other._catalogue, other.protocol)
-        elif _read_origin(self.path) != _read_origin(other.path):
+        # Also where a merge was killed that had taken up the list, and no shard yet.
+        begins = not self._index.shards and (not self._catalogue.clips or self._catalogue == other._catalogue)
+        ours, theirs = _read_origin(self.path), _read_origin(other.path)
+        if begins and ours is None and theirs is not None:
+            write_text(self.path / _ORIGIN, theirs + "\n")
+        elif ours != theirs:
             (self.path / _ORIGIN).unlink(missing_ok=True)  # two machines, two paths: the clips tell
+        if begins:
+            self._record(other._catalogue, other.protocol)
         if (self._catalogue, self.protocol) != (other._catalogue, other.protocol):
             raise StoreError(
                 f"{other.path} and {self.path} were not made from the same list of clips and captions: only "

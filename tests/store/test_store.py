@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import calmctl.files
 from calmctl.errors import RunFailed, StoreError
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.store import writer as store_writer
@@ -424,6 +426,45 @@ def test_a_merge_that_a_full_disk_stops_at_any_file_goes_on(tmp_path: Path, monk
             merge_stores([tmp_path / "part0", tmp_path / "part1"], merged)
         merge_stores([tmp_path / "part0", tmp_path / "part1"], merged)
         assert content(merged) == content(whole) and (merged / ".origin").read_text() == (whole / ".origin").read_text()
+
+
+def test_a_merge_that_was_killed_before_any_of_its_writes_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(tmp_path / "videos")
+    parts = [tmp_path / f"part{part}" for part in range(2)]
+    for part, path in enumerate(parts):
+        fill(path, data, groups=slice(part, None, 2))
+        store_writer.record_origin(path, tmp_path / "videos")
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+    merge_stores(parts, tmp_path / "whole")
+    assert ".origin" in files(tmp_path / "whole")
+    write, count, reached = calmctl.files.write_atomic, 0, False
+
+    def killed(*arguments: Any) -> None:
+        nonlocal count
+        if count == 0:
+            raise KeyboardInterrupt
+        count -= 1
+        write(*arguments)
+
+    for number in range(100):
+        merged, count = tmp_path / f"merged{number}", number
+        monkeypatch.setattr(calmctl.files, "write_atomic", killed)
+        try:
+            merge_stores(parts, merged)
+            reached = True
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.setattr(calmctl.files, "write_atomic", write)
+        merge_stores(parts, merged)
+        assert files(merged) == files(tmp_path / "whole"), f"killed before write {number + 1}"
+        if reached:
+            break
+    assert reached and number > 8
 
 
 def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
