@@ -305,7 +305,7 @@ def jobs() -> list[Job]:
             (*clips, "store", world), caches=index),
         Job("reproduce",
             ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
-             *made, *small), (), caches=tokens, counts=True),
+             *made, *small), (), caches=(*tokens, "*/timing.json"), counts=True),
         Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), (), caches=tokens, counts=True),
         Job("export", ("export", "runs/tiny-001", "published"), ("runs",), go_on_exporting),
         Job("report", ("report", "runs/tiny-001"), ("runs",)),
