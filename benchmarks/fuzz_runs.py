@@ -87,7 +87,7 @@ def sealed(file: str, content: bytes) -> bytes:
         compact = {"separators": (",", ":")} if file != "about.json" else {}
         digest = sha256_bytes(json.dumps(value, sort_keys=True, **compact).encode("ascii"))  # type: ignore[arg-type]
         return json.dumps({**value, "sha256": digest}).encode()
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return content
 
 
