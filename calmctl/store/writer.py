@@ -184,10 +184,10 @@ class StoreWriter(FeatureStore):
         other.require(self.header)
         # Also where a merge was killed that had taken up the list, and no shard yet.
         begins = not self._index.shards and (not self._catalogue.clips or self._catalogue == other._catalogue)
-        ours, theirs = _read_origin(self.path), _read_origin(other.path)
-        if begins and ours is None and theirs is not None:
-            write_text(self.path / _ORIGIN, theirs + "\n")
-        elif ours != theirs:
+        origin, their_origin = _read_origin(self.path), _read_origin(other.path)
+        if begins and origin is None and their_origin is not None:
+            write_text(self.path / _ORIGIN, their_origin + "\n")
+        elif origin != their_origin:
             (self.path / _ORIGIN).unlink(missing_ok=True)  # two machines, two paths: the clips tell
         if begins:
             self._record(other._catalogue, other.protocol)
