@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmctl.errors import RunFailed
 from calmctl.model.backbone import Backbone
 from calmctl.runtime import require_packages
 from calmctl.samples import Clip, LeftOut
@@ -177,6 +178,10 @@ def _ray() -> Iterator[Any]:
             options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
             # One level down: Ray opens its own folder to everybody.
             options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": os.path.join(folder, "ray")}
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except Exception as fault:  # that it is too slow to start is a plain Exception of its
+            what = " ".join(str(fault).split()) or type(fault).__name__
+            raise RunFailed(f"--ray: Ray does not start: {what}; try again, or leave --ray out") from fault
         session.callback(ray.shutdown)
         yield ray

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from calmctl.data.demo_world import encode
-from calmctl.errors import BadInput
+from calmctl.errors import BadInput, RunFailed
 from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip, Dataset, LeftOut, Split
@@ -115,6 +115,21 @@ def test_without_ray_the_message_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BadInput, match=r"--ray needs ray.*pip install 'calmctl\[cluster\]'"):
+        run(dataset, backbone, tmp_path / "store", ray_actors=2)
+
+
+def test_a_ray_that_does_not_start_is_a_sentence(
+    dataset: Dataset, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.\nSome of the raylets failed.")
+
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    told = r"--ray: Ray does not start: The current node timed out during startup\. Some of the raylets failed\.; try"
+    with pytest.raises(RunFailed, match=told):
         run(dataset, backbone, tmp_path / "store", ray_actors=2)
 
 
