@@ -145,7 +145,7 @@ def readers() -> dict[str, Reader]:
         *(f"public_split/{split}_names.npy" for split in ("trn", "val", "tst")),
         "annotation/RET/ref_captions.json",
     )
-    result["vatex hgr, arrays"] = Reader(arrays, _dataset("vatex", "hgr"))
+    result["vatex hgr, arrays"] = Reader(arrays, well_formed, _dataset("vatex", "hgr"), bombs)
     for captions in ("captions.csv", "captions.json", "captions.jsonl", "captions.parquet"):
         files = (captions, "train.txt", "test.txt")
         result[f"folder, {captions}"] = Reader(files, well_formed, _dataset("folder", ""), bombs)

@@ -19,7 +19,7 @@ TRIED = """
 import os, random, shutil, sys
 from pathlib import Path
 import failing
-from calmctl import files
+from calmctl import files, locks
 from calmctl.errors import RunFailed
 
 orders, place = failing.Orders(os.environ["FAILING_ORDERS"]), Path(sys.argv[1]).resolve()
@@ -34,7 +34,7 @@ def reset():
     shutil.rmtree(place, ignore_errors=True)
     (place / "deep").mkdir(parents=True)
     (place / "deep" / "a").write_text("old")
-    files._tidied.clear()
+    locks._tidied.clear()
 
 def here():
     return {path.relative_to(place).as_posix(): path.read_text() for path in place.rglob("*") if path.is_file()}
@@ -64,7 +64,7 @@ for fault in faults:
         assert left == whole, (fault, left)
     shutil.rmtree(place / "made", ignore_errors=True)
     (place / "log").unlink(missing_ok=True)
-    files._tidied.clear()
+    locks._tidied.clear()
     writes()
     assert here() == whole, (fault, here().keys())
 assert ended["done"], "a short write is no error"

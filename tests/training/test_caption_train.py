@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
@@ -115,7 +116,9 @@ def test_cocap_without_reencoding_has_no_clip_and_says_the_command(tiny_recipe, 
 def test_semsynan_trains_and_resumes_bit_for_bit(tiny_recipe, tmp_path, stop_at, killed, monkeypatch):
     english = ModuleType("textblob.en")  # the package is an extra
     english.tag = lambda text: [(word, "VBG" if word.endswith("ing") else "NN") for word in text.split()]
-    monkeypatch.setitem(sys.modules, "textblob", ModuleType("textblob"))
+    package = ModuleType("textblob")
+    package.__spec__ = ModuleSpec("textblob", None)  # by which it is looked for before any work
+    monkeypatch.setitem(sys.modules, "textblob", package)
     monkeypatch.setitem(sys.modules, "textblob.en", english)
     keys = ("caption.system=semsynan", "caption.concepts=20", "optim.batch_size=30", "optim.save_every=2")
     recipe = tiny_recipe(*SMALL, *keys)

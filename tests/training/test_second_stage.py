@@ -142,7 +142,7 @@ def test_eval_and_search_show_both(stages, tiny_world, tmp_path):
         assert line in result.output
     shown = json.loads(calmctl("eval", stages.second.folder, "--json").stdout)
     assert [each["scorer"] for each in shown["results"]] == ["re-ranked (list-wise over 4)", "leak-free"]
-    kept = sorted(path.name for path in stages.second.evals.iterdir())
+    kept = sorted(path.name for path in stages.second.evals.glob("[!.]*"))
     assert kept == ["demo-retrieval-test-best-re-ranked.json"]
     assert json.loads((stages.second.evals / kept[0]).read_text())["base"]["scorer"] == "leak-free"
 

@@ -234,9 +234,9 @@ def test_a_kill_between_two_writes_leaves_whole_entries(clips: list[Clip], tmp_p
     cache = FrameCache.of(kept, RESIZED)
     assert [cache.path(clip).exists() for clip in clips[:3]] == [True, False, False]
     (unfinished,) = kept.rglob(".*.tmp")
-    assert [read(cache, RESIZED, clip)[1] for clip in clips[:3]] == ["read", "absent", "absent"]
     with unfinished.open("rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        assert [read(cache, RESIZED, clip)[1] for clip in clips[:3]] == ["read", "absent", "absent"]
         CacheFolder(kept, 1 << 30).begin()
         assert unfinished.exists(), "somebody is writing it"
     CacheFolder(kept, 1 << 30).begin()

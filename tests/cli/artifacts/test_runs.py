@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from calmctl.cli import options
 from calmctl.cli.main import app
 from calmctl.errors import BadInput, CalmError, RunNotFound
+from calmctl.runs.identity import recipe_digest
 from calmctl.runs.run import Run
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -75,6 +76,14 @@ def test_nothing_is_removed_unasked(place, monkeypatch):
     assert list((place / "runs").iterdir()) == []
 
 
+def begin_with(folder, recipe):
+    """Let a run say that it was begun with another recipe."""
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    about = json.loads((folder / "run.json").read_text())
+    about["identity"]["recipe"] = recipe_digest(recipe)
+    (folder / "run.json").write_text(json.dumps(about))
+
+
 def test_runs_are_compared_from_what_is_kept_and_else_evaluated_now(place):
     shutil.rmtree(place / "runs/tiny-001/evals")  # what its training kept
     shutil.copytree(place / "runs/tiny-001", place / "runs/tiny-002")
@@ -91,11 +100,11 @@ def test_runs_are_compared_from_what_is_kept_and_else_evaluated_now(place):
     assert first["metrics"]["text_to_video"]["r1"]["mean"] == pytest.approx(evaluated["r1"])
     # A run of another seed, from what is kept alone: its weights would not go with such a recipe.
     recipe = json.loads((place / "runs/tiny-002/recipe.json").read_text())
-    (place / "runs/tiny-002/recipe.json").write_text(json.dumps({**recipe, "seed": 25}))
+    begin_with(place / "runs/tiny-002", {**recipe, "seed": 25})
     (comparison,) = json.loads(call("compare", "tiny-001", "tiny-002", "--json").stdout)
     (system,) = comparison["systems"]
     assert system["seeds"] == [24, 25] and system["metrics"]["text_to_video"]["r1"]["std"] == 0.0
-    (place / "runs/tiny-002/recipe.json").write_text(json.dumps({**recipe, "optim": {"epochs": 9}}))
+    begin_with(place / "runs/tiny-002", {**recipe, "optim": {"epochs": 9}})
     rows = list(csv.DictReader(io.StringIO(call("compare", "tiny-001", "tiny-002", "--csv").stdout)))
     assert {row["system"] for row in rows} == {"tiny-001", "tiny-002"} and len(rows) == 30
     assert r"\toprule" in call("compare", "tiny-001", "tiny-002", "--latex").stdout

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import numpy as np
@@ -43,7 +44,9 @@ def tagger(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tagger in TextBlob's place, which is no part of the tests' environment: nouns but for a few words."""
     english = ModuleType("textblob.en")
     english.tag = lambda text: [(word, KINDS.get(word, "NN")) for word in text.split()]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "textblob", ModuleType("textblob"))
+    package = ModuleType("textblob")
+    package.__spec__ = ModuleSpec("textblob", None)  # by which it is looked for before any work
+    monkeypatch.setitem(sys.modules, "textblob", package)
     monkeypatch.setitem(sys.modules, "textblob.en", english)
     torch.manual_seed(0)
 
