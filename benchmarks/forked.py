@@ -287,7 +287,7 @@ def jobs() -> list[Job]:
         Job("train, frames kept", (*train, *on_disk, *made), videos, go_on_training, ("frames/**",), counts=True),
         Job("train, on features",
             ("train", "tiny.yaml", "name=frozen", "data.features=store", *frozen, "optim.epochs=2", "optim.log_every=4",
-             "--tensorboard", *made), (*clips, "tiny.yaml", "store"), go_on_training, counts=True),
+             "--track", "tensorboard", *made), (*clips, "tiny.yaml", "store"), go_on_training, counts=True),
         Job("train, captioner", (*train, "task=caption", *words, *made), videos, go_on_training, tokens, counts=True),
         Job("eval", ("eval", "runs/tiny-001", "--root", world, "--save-scores", "s.npz", "--json"), (*clips, world),
             caches=kept),
@@ -420,7 +420,7 @@ def outcome(place: Path) -> dict[str, str]:
     found = {}
     for name, path in files(place):
         if "tfevents" in name:
-            from kill import events_of
+            from outcomes import events_of
 
             found["tensorboard"] = repr(events_of(path.parent))
         elif path.name != "extractions.jsonl":
