@@ -86,7 +86,7 @@ def test_files_of_other_programs_pass_only_where_they_may(tmp_path):
     ],
 )
 def test_what_a_factory_would_make_is_known_before_it_is_made(factory: Any, arguments: Any, named: Any) -> None:
-    from calmctl.tensors import _planned
+    from calmctl.model.weights import _planned
 
     planned, made = _planned(factory, arguments, named), factory(*arguments, **named)
     assert planned.is_meta and planned.shape == made.shape
@@ -95,8 +95,8 @@ def test_what_a_factory_would_make_is_known_before_it_is_made(factory: Any, argu
 
 def test_a_bound_on_what_is_built_loads_no_tools_for_compilers() -> None:
     code = (
-        "import sys, torch; from calmctl.tensors import no_larger_than\n"
-        "with no_larger_than([torch.zeros(9)], 'too large'): torch.randn(3), torch.eye(2), torch.arange(4)\n"
+        "import sys, torch; from calmctl.model.weights import BuildLimit\n"
+        "with BuildLimit([torch.zeros(9)], 'too large'): torch.randn(3), torch.eye(2), torch.arange(4)\n"
         "assert 'sympy' not in sys.modules and 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

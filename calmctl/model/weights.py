@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import copy
 from dataclasses import replace
@@ -15,7 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from calmctl.errors import MACHINE_ERRORS, CheckpointError, RunFailed
 from calmctl.files import read_json, sha256_file
@@ -42,7 +45,7 @@ from calmctl.model.spec import (
     shipped_weights,
     sibling,
 )
-from calmctl.tensors import load_tensors, no_larger_than
+from calmctl.tensors import load_tensors
 
 TOWERS_PREFIX = "backbone.clip."
 """What the names of the two towers' weights begin with in a checkpoint of ours."""
@@ -119,7 +122,7 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
         "name the model these weights belong to"
     )
     # The config may be a stranger's, and names layers of any size beside a few bytes of tensors.
-    with no_larger_than(state.values(), unfit):
+    with BuildLimit(state.values(), unfit):
         backbone = build_backbone(spec)
     state = _as_written_now(state, backbone)
     if image_size is not None:
@@ -457,3 +460,61 @@ def fetch_tag(name: str, weights: str, tag: dict[str, Any]) -> tuple[str, Path]:
     if file is None and known is not None:
         file = fetch(repository, HUB_WEIGHTS, revision=known.revision, sha256=known.sha256, what=what)
     return repository, file or fetch(repository, HUB_WEIGHTS, what=what)
+
+
+# Models are built from what a file says of itself, and filled from its tensors afterwards. A stranger's file may say
+# anything: a layer of 65,536 x 65,536, a billion layers. So building may take little more than the tensors do.
+
+_TIMES = 3
+"""Of the tensors' bytes (our choice): all models tried take 1.0 times, and float16 files become float32."""
+_SPARE_BYTES = 1 << 26
+_TENSORS_EACH = 8
+
+
+class BuildLimit(TorchFunctionMode):
+    """A block in which nothing is built that is much larger than `tensors`.
+
+    A tensor that would go beyond that is not allocated: `CheckpointError` with `fault` is raised instead.
+    """
+
+    # Of torch's two kinds of modes the one that sees calls from Python: the other loads the whole compiler when it
+    # is entered, five seconds before every run that is opened, and modules are built by calls from Python.
+    _FACTORIES = frozenset(
+        {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}
+    )
+
+    def __init__(self, tensors: Collection[Tensor], fault: str) -> None:
+        super().__init__()
+        self._fault = fault
+        self._bytes = _TIMES * sum(tensor.nbytes for tensor in tensors) + _SPARE_BYTES
+        self._tensors = _TENSORS_EACH * (len(tensors) + 32)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._FACTORIES and kwargs.get("out") is None:
+            self._spend(_planned(func, args, kwargs))
+        return func(*args, **kwargs)
+
+    def _spend(self, planned: Tensor) -> None:
+        self._bytes -= planned.nbytes
+        self._tensors -= 1
+        if self._bytes < 0 or self._tensors < 0:
+            raise CheckpointError(self._fault)
+
+
+def _planned(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """A tensor without memory, as large as the one that a factory would make."""
+    # Always by `empty`: `randn`, `eye` and `arange` without memory load torch's tools for compilers, in seconds.
+    plain = {name: value for name, value in kwargs.items() if name in ("size", "dtype", "layout")}
+    if func is torch.eye:
+        rows = args[0] if args else kwargs["n"]
+        args = rows, args[1] if len(args) > 1 else kwargs.get("m") or rows
+    elif func is torch.arange:
+        bounds = [*args, *(kwargs[name] for name in ("start", "end", "step") if name in kwargs)]
+        start, end, step = (0, *bounds, 1)[:3] if len(bounds) == 1 else (*bounds, 1)[:3]
+        args = (max(0, math.ceil((end - start) / step)),)
+        if all(type(bound) is int for bound in bounds):
+            plain.setdefault("dtype", torch.int64)
+    elif func is torch.full:
+        args = args[:1]
+    return torch.empty(*args, **{**plain, "device": torch.device("meta")})

@@ -19,11 +19,11 @@ from calmctl.model.calm import AlignedModel, CalmModel
 from calmctl.model.captioner import CaptionModel
 from calmctl.model.published import is_embedder
 from calmctl.model.spec import BackboneSpec, read_spec
-from calmctl.model.weights import build_unrecorded, rebuild
+from calmctl.model.weights import BuildLimit, build_unrecorded, rebuild
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import require_together
 from calmctl.runs.run import Run
-from calmctl.tensors import load_tensors, no_larger_than, save_tensors
+from calmctl.tensors import load_tensors, save_tensors
 
 # Checkpoints: one safetensors file holds weights, optimiser, random state and position of a run.
 
@@ -259,7 +259,7 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
     )
     # An embedder's weights are not in the file, and so not of its size.
     outside = rebuild(spec, recipe.backbone.model) if spec and is_embedder(spec.model) else None
-    with no_larger_than(state.values(), unfit):
+    with BuildLimit(state.values(), unfit):
         model = _model(recipe, vocabulary, spec, state.get("captioner.token_ids"), path, outside)
     load_weights(model, state, source=str(path))
     return model.eval().to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def stream_frames(
     # Resized where they are decoded, so that frames of input size are all that is handed over.
     reader = model.reader(data.frames)
     decoded = read_clips(split.clips, reader, workers=data.workers or None, timeout_s=data.timeout_s)
-    return watched((frames for _, frames in decoded), what, len(split.clips), progress)
+    return watched(map(itemgetter(1), decoded), what, len(split.clips), progress)
 
 
 @torch.inference_mode()
