@@ -39,7 +39,7 @@ def main() -> None:
     if not isinstance(head, DiffusionRetHead):
         parser.error(f"{run.folder} has the head {head.name}, which re-ranks nothing")
     encoded = recipe_source(run.recipe()).encode(model, options.split)
-    first = torch.from_numpy(score_split(model, encoded, device))
+    first = torch.from_numpy(score_split(model, encoded))
     steps, own_starts = head.sample_steps, head.starts
     torch.manual_seed(0)
     settings = {

@@ -31,6 +31,7 @@ from calmctl.model.build import build_model
 from calmctl.model.calm import Batch, CalmModel
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.samples import Clip, Dataset, Split
+from calmctl.source.batches import Sampling
 from calmctl.source.source import VideoSource
 from calmctl.training.optim import build_optimizer
 from calmctl.training.prepare import recipe_vocabulary
@@ -132,7 +133,7 @@ def epochs(clips: tuple[Clip, ...], model: CalmModel, root: Path, options: argpa
         ("memory", "memory", options.captions),
     ):
         data = source(clips, captions, recipe(root, options, way, cores))
-        batches = data.batches(model, "train", batch_size=options.batch, seed=0)
+        batches = data.batches(model, "train", Sampling(options.batch, seed=0))
         began = time.perf_counter()
         seen = sum(len(batch.clips) for batch in batches.epoch(0, 0) if batch is not None)
         rate = seen / (time.perf_counter() - began)
@@ -144,7 +145,7 @@ def epochs(clips: tuple[Clip, ...], model: CalmModel, root: Path, options: argpa
 def step_s(clips: tuple[Clip, ...], model: CalmModel, root: Path, options: argparse.Namespace) -> float:
     """Seconds of a training step, the median of three after one to warm up."""
     keys = recipe(root, options, "none", 1)
-    blank = source(clips, 1, keys).batches(model, "train", batch_size=options.batch, seed=0).blank()
+    blank = source(clips, 1, keys).batches(model, "train", Sampling(options.batch, seed=0)).blank()
     frames = blank.frames.expand(options.batch, *blank.frames.shape[1:])
     batch = Batch(blank.texts.repeat(options.batch, 1), frames, torch.arange(options.batch))
     batch = batch.to(torch.device(options.device))

@@ -71,6 +71,21 @@ def utf8_name(name: str) -> tuple[str, str | None]:
     return text, None
 
 
+METRIC_NAMES = {
+    "r1": "R@1",
+    "r5": "R@5",
+    "r10": "R@10",
+    "mdr": "MdR",
+    "mnr": "MnR",
+    "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+    "bleu4": "BLEU-4",
+    "meteor": "METEOR",
+}
+"""What people read for the keys of metrics in results."""
+WAYS = {"text_to_video": "text to video", "video_to_text": "video to text", "captions": "captions"}
+"""Directions that are shown, and the one of captions, where there is none."""
+
 Item = TypeVar("Item")
 
 TOLD_EVERY_S = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from calmctl.captions.generate import Caption, Search, caption_features
 from calmctl.captions.score import CaptionResult, TokenizerChoice, score_captions
 from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.errors import BadInput, DatasetError
-from calmctl.evaluation.card import list_facts
 from calmctl.evaluation.result import Labels
 from calmctl.evaluation.retrieval import Retrieval
 from calmctl.evaluation.runs import Task
@@ -144,9 +143,7 @@ class Captioning:
         scores = score_captions(
             {clip: caption.text for clip, caption in captions.items()}, references, tokenizer=self.tokenizer
         )
-        labels = replace(
-            labels, card=replace(labels.card, **list_facts(encoded.ids, encoded.captions, encoded.owners.tolist()))
-        )
+        labels = labels.with_list(encoded.ids, encoded.captions, encoded.owners.tolist())
         result = CaptionResult(scores, labels, left_out=len(encoded.left_out))
         return CaptionEvaluation(result, search, captions, references, encoded.left_out)
 

@@ -33,7 +33,7 @@ from calmctl.cli.console import (
 )
 from calmctl.errors import BadInput, CalmError, RunFailed
 from calmctl.runtime import command_line
-from calmctl.words import counted
+from calmctl.words import METRIC_NAMES, counted
 
 if TYPE_CHECKING:
     from calmctl.reproduce.demo import Demo
@@ -269,11 +269,9 @@ def study(
 
 
 def _effects_grid(effects: Sequence[Effect]) -> Sheet:
-    from calmctl.reproduce.filled import NAMES
-
     grid = Sheet(padding=(0, 1, 0, 0), header_style="bold")
     metrics = list(dict.fromkeys(each.metric for each in effects))
-    for name in ("dial", "loss", *(NAMES.get(metric, "KL") for metric in metrics)):
+    for name in ("dial", "loss", *(METRIC_NAMES.get(metric, "KL") for metric in metrics)):
         grid.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
     for dial in dict.fromkeys(each.dial for each in effects):
         here = {(each.loss, each.metric): each for each in effects if each.dial == dial}
@@ -390,7 +388,7 @@ def _grid(block: Block, *, stand_in: bool) -> Sheet:
     leaks = any(line.leak_r1 is not None for line in block.lines)
     grid = Sheet(padding=(0, 1, 0, 0), header_style="bold")
     grid.add_column("", no_wrap=True)
-    names = [cells.NAMES[metric] for metric in metrics]
+    names = [METRIC_NAMES[metric] for metric in metrics]
     names += ["paper", "diff."] if printed else []
     names += ["vs. base"]
     names += ["leak"] if leaks else []

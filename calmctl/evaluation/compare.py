@@ -20,6 +20,7 @@ from calmctl.errors import BadInput, CalmError
 from calmctl.evaluation.card import Card
 from calmctl.evaluation.metrics import Ranks
 from calmctl.evaluation.statistics import (
+    METRICS,
     RECALLS,
     ClipSums,
     Interval,
@@ -37,21 +38,8 @@ from calmctl.runs.identity import require_own_recipe
 from calmctl.runs.run import WEIGHTS, Run
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
-from calmctl.words import counted
+from calmctl.words import METRIC_NAMES, WAYS, counted
 
-WAYS = {"text_to_video": "text to video", "video_to_text": "video to text", "captions": "captions"}
-"""Directions that are shown, and the one of captions, where there is none."""
-HEADINGS = {
-    "r1": "R@1",
-    "r5": "R@5",
-    "r10": "R@10",
-    "mdr": "MdR",
-    "mnr": "MnR",
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-    "bleu4": "BLEU-4",
-    "meteor": "METEOR",
-}
 _NOT_COMPARED = ("tmass-released", "dual-softmax", "given")
 """Scorers whose numbers are audits or need the whole test set: `eval --scorer` shows them."""
 
@@ -125,7 +113,7 @@ class KeptEvaluation:
             scores = self.result["scores"]
             names = ("cider", "rouge_l", "bleu4", "meteor")
             return {name: 100.0 * scores[name] for name in names if scores.get(name) is not None}
-        return {name: float(self.result["metrics"][way][name]) for name in ("r1", "r5", "r10", "mdr", "mnr")}
+        return {name: float(self.result["metrics"][way][name]) for name in METRICS}
 
     def intervals(self, way: str) -> dict[str, Interval]:
         """Intervals over clips of those numbers, as far as the evaluation has them."""
@@ -133,7 +121,7 @@ class KeptEvaluation:
             known = (self.result["scores"].get("intervals") or {}).items()
             return {name: Interval(*(100.0 * bound for bound in bounds)) for name, bounds in known if bounds}
         bounds = (self.result.get("intervals") or {}).get(way) or {}
-        return {name: Interval(**bounds[name]) for name in ("r1", "r5", "r10", "mdr", "mnr") if bounds.get(name)}
+        return {name: Interval(**bounds[name]) for name in METRICS if bounds.get(name)}
 
 
 def read_kept(run: Run, path: Path) -> KeptEvaluation:
@@ -446,13 +434,13 @@ def paper_rows(comparison: Comparison, way: str) -> tuple[list[str], list[list[s
     """Headings and rows of one direction, in plain text: numbers, and the difference of the first metric."""
     names = list(comparison.systems[0].metrics[way])
     main = names[0]
-    headings = ["system", *(HEADINGS[name] for name in names), f"difference in {HEADINGS[main]}", "p"]
+    headings = ["system", *(METRIC_NAMES[name] for name in names), f"difference in {METRIC_NAMES[main]}", "p"]
     rows = []
     for system in comparison.systems:
         cells = [system.name]
         for name in names:
             value = system.metrics[way].get(name)
-            cells.append("" if value is None else _spread(value))
+            cells.append("" if value is None else str(value))
         difference = system.differences.get(way, {}).get(main)
         if difference is None:
             cells += ["", ""]
@@ -461,10 +449,6 @@ def paper_rows(comparison: Comparison, way: str) -> tuple[list[str], list[list[s
             cells += [f"{difference.difference:+z.1f} ({low:+z.1f} to {high:+z.1f})", f"{difference.p_value:z.3f}"]
         rows.append(cells)
     return headings, rows
-
-
-def _spread(value: Spread) -> str:
-    return f"{value.mean:z.1f}" if value.std is None else f"{value.mean:z.1f} ± {value.std:z.1f}"
 
 
 def markdown(comparison: Comparison) -> str:

@@ -288,7 +288,7 @@ def gaps_of_runs(
             if trained is not None:
                 labels = labels_of(trained, which, test, record)
             encoded = source.encode(model, split, progress)
-            gap = _gap(model, recipe, encoded, vocabulary, device)
+            gap = _gap(model, recipe, encoded, vocabulary)
             caveats = (*left_out_caveats(labels.dataset, len(encoded.ids), len(encoded.left_out)), *labels.concerns)
             measured.append(SystemGap(system, kind, labels.dataset, vocabulary.reference, gap, caveats))
     return measured
@@ -306,15 +306,9 @@ def _untrained(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> 
         return build_model(bare, vocabulary, recipe_backbone(recipe)).eval().to(device)
 
 
-def _gap(model: CalmModel, recipe: Recipe, encoded: EncodedSplit, vocabulary: Vocabulary, device: torch.device) -> Gap:
+def _gap(model: CalmModel, recipe: Recipe, encoded: EncodedSplit, vocabulary: Vocabulary) -> Gap:
     clips = mean_frame_feature(encoded.frames, recipe.anchors.frame_mean)
     texts, videos = one_sentence_per_clip(encoded, model.sentences(encoded.texts), clips)
-    with torch.no_grad():
-        tokens = model.backbone.tokenize(vocabulary.prompts).to(device)
-        anchors = model.sentences(model.encode_texts(tokens)).double().cpu()
-    log_s, log_v = _over(anchors, texts), _over(anchors, videos)
+    anchors = model.prompt_features(vocabulary.prompts).double().cpu()
+    log_s, log_v = (anchor_log_probabilities(features, anchors, TEMPERATURE) for features in (texts, videos))
     return measure_gap(texts, videos, log_s, log_v)
-
-
-def _over(anchors: Tensor, features: Tensor) -> Tensor:
-    return anchor_log_probabilities(features, anchors, TEMPERATURE)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from calmctl.evaluation.card import Card
+from calmctl.evaluation.card import Card, list_facts
 from calmctl.evaluation.metrics import Direction, Ranks, RetrievalMetrics
 from calmctl.evaluation.paper import PaperRetrieval, paper_retrieval
 from calmctl.evaluation.statistics import Intervals, bootstrap_intervals
@@ -56,6 +56,10 @@ class Labels:
     concerns: tuple[str, ...] = ()
     test_set: Mapping[str, Any] | None = None
     card: Card = field(default_factory=Card)
+
+    def with_list(self, ids: Sequence[str], captions: Sequence[str], owners: Sequence[int]) -> Labels:
+        """With a card that tells the clips and captions that were used, as in `list_facts`."""
+        return replace(self, card=replace(self.card, **list_facts(ids, captions, owners)))
 
     def of_system(self, system: str) -> Labels:
         """The labels of the same weights under another name of how they were chosen."""

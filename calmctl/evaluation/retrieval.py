@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calmctl.errors import BadInput
-from calmctl.evaluation.card import list_facts
 from calmctl.evaluation.metrics import Direction, Ranks, rank_all, retrieval_metrics, text_to_video
 from calmctl.evaluation.paper import METHODS
 from calmctl.evaluation.result import HONEST_SCORER, Labels, RetrievalResult, retrieval_result
@@ -310,12 +309,7 @@ def _plain(ranks: Ranks) -> dict[str, Any]:
 
 
 def score_split(
-    model: CalmModel,
-    encoded: EncodedSplit,
-    device: torch.device,
-    *,
-    scorer: Scorer = "leak-free",
-    progress: Progress | None = None,
+    model: CalmModel, encoded: EncodedSplit, *, scorer: Scorer = "leak-free", progress: Progress | None = None
 ) -> np.ndarray:
     """Scores [N_t, N_v] of all pairs of a split, before any re-ranking.
 
@@ -331,7 +325,7 @@ def score_split(
             model.head, encoded.texts, encoded.frames, torch.from_numpy(encoded.owners)
         ).numpy()
         return released
-    return score_all(model.head, encoded.texts, encoded.frames, device=device, progress=progress).numpy()
+    return score_all(model.head, encoded.texts, encoded.frames, device=model.device, progress=progress).numpy()
 
 
 def rerank_split(head: Reranker, encoded: EncodedSplit, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -381,7 +375,7 @@ class Retrieval:
         The score is text-to-video R@1, and where that ties the mean rank decides: both are from the validation
         split and the leak-free scorer alone, re-ranked where the head does that (our choice).
         """
-        scores, first = score_split(model, encoded, model.device), {}
+        scores, first = score_split(model, encoded), {}
         metrics = retrieval_metrics(scores, encoded.owners)
         if isinstance(model.head, Reranker):
             ours = metrics["text_to_video"]
@@ -406,10 +400,8 @@ class Retrieval:
     ) -> Evaluation:
         """Score a split and measure it both ways."""
         owners, scorer = encoded.owners, self.scorer_for(model)
-        labels = replace(
-            labels, card=replace(labels.card, **list_facts(encoded.ids, encoded.captions, owners.tolist()))
-        )
-        scores = score_split(model, encoded, model.device, scorer=scorer, progress=progress)
+        labels = labels.with_list(encoded.ids, encoded.captions, owners.tolist())
+        scores = score_split(model, encoded, scorer=scorer, progress=progress)
         back, base = None, None
         if scorer == "dual-softmax":  # each side's queries are re-ranked among themselves
             plain = torch.from_numpy(scores)
@@ -439,7 +431,7 @@ class Retrieval:
     @staticmethod
     def _leak(model: CalmModel, encoded: EncodedSplit) -> float | None:
         try:
-            leaky = score_split(model, encoded, model.device, scorer="tmass-released")
+            leaky = score_split(model, encoded, scorer="tmass-released")
         except BadInput:  # several sentences a clip: the released protocol does not exist there
             return None
         return text_to_video(leaky, encoded.owners).r1

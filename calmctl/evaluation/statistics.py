@@ -125,7 +125,7 @@ def bootstrap_intervals(
         BadInput: `level` is not inside (0, 1), or there are fewer than 100 replicates.
     """
     _check(level, replicates)
-    clusters, n_clusters = _clusters(ranks)
+    clusters, n_clusters = _clusters(ranks.clips)
     if n_clusters < 2:
         return None
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
@@ -166,7 +166,7 @@ def paired_differences(
             f"only results on the same queries can be paired: {len(first.clips)} queries among "
             f"{first.n_candidates} candidates are not {len(second.clips)} among {second.n_candidates}"
         )
-    clusters, n_clusters = _clusters(first)
+    clusters, n_clusters = _clusters(first.clips)
     if n_clusters < 2:
         raise BadInput("two systems cannot be compared on one clip; evaluate on at least two")
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
@@ -182,7 +182,7 @@ def paired_differences(
 
 def mean_interval(values: Doubles, clips: NDArray[np.int64], *, level: float = LEVEL) -> Interval | None:
     """Student's t over clips of the mean of `values` [N], percents of queries of `clips` [N]; None of one clip."""
-    n_clips, cluster = len(np.unique(clips)), np.unique(clips, return_inverse=True)[1]
+    cluster, n_clips = _clusters(clips)
     if n_clips < 2:
         return None
     noise = clip_noise("", _by_clip(values, cluster, n_clips), _by_clip(np.ones(len(values)), cluster, n_clips))
@@ -192,7 +192,7 @@ def mean_interval(values: Doubles, clips: NDArray[np.int64], *, level: float = L
 
 def recall_interval(ranks: Ranks, k: int, *, level: float = LEVEL) -> Interval | None:
     """Wilson's interval of R@k over clips; None of one clip."""
-    clusters, n_clusters = _clusters(ranks)
+    clusters, n_clusters = _clusters(ranks.clips)
     if n_clusters < 2:
         return None
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
@@ -203,7 +203,7 @@ def paired_mean(
     metric: str, first: Doubles, second: Doubles, clips: NDArray[np.int64], *, level: float = LEVEL
 ) -> PairedDifference:
     """The mean of `second` minus that of `first`, percents of the same queries of `clips`, [N] each."""
-    n_clips, cluster = len(np.unique(clips)), np.unique(clips, return_inverse=True)[1]
+    cluster, n_clips = _clusters(clips)
     sizes, change = _by_clip(np.ones(len(clips)), cluster, n_clips), second - first
     noise = clip_noise(metric, _by_clip(change, cluster, n_clips), sizes)
     return judge(metric, [noise], float(change.mean()), n_clips, level)
@@ -305,10 +305,10 @@ def _check(level: float, replicates: int) -> None:
         raise BadInput(f"{replicates} replicates are too few for an interval; use at least 100")
 
 
-def _clusters(ranks: Ranks) -> tuple[NDArray[np.int64], int]:
-    """For each query the number of its cluster from 0, and the number of clusters."""
-    clips, clusters = np.unique(ranks.clips, return_inverse=True)
-    return clusters, len(clips)
+def _clusters(clips: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """For each query, of the clip `clips` [N], the number of its cluster from 0, and the number of clusters."""
+    names, clusters = np.unique(clips, return_inverse=True)
+    return clusters, len(names)
 
 
 def _by_clip(values: Doubles, clusters: NDArray[np.int64], n_clusters: int) -> Doubles:
@@ -393,9 +393,9 @@ def resampled_rows(
     clips: NDArray[np.int64], *, replicates: int = REPLICATES, seed: int = 0
 ) -> Iterator[NDArray[np.intp]]:
     """The rows of each replicate, for what is no sum; the rows of one clip, `clips` [N], are drawn together."""
-    _, cluster = np.unique(clips, return_inverse=True)
+    cluster, n_clips = _clusters(clips)
     # Not by counts as above: AUROC and the like are no sums over clips.
-    members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
+    members = [np.flatnonzero(cluster == c) for c in range(n_clips)]
     rng = np.random.default_rng(seed)
     for _ in range(replicates):
         yield np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
@@ -438,6 +438,10 @@ class Spread:
     mean: float
     std: float | None
     values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Such as "48.1 ± 0.3", and "48.1" of one seed."""
+        return f"{self.mean:z.1f}" if self.std is None else f"{self.mean:z.1f} ± {self.std:z.1f}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

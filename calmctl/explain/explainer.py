@@ -15,12 +15,12 @@ from calmctl.anchors.shipped import ZERO_SHOT_VOCABULARY, resolve_vocabulary
 from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.backbone import split_preprocess
-from calmctl.model.calm import AlignedParts, CalmModel
-from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.build import bare_model
+from calmctl.model.calm import CalmModel
 from calmctl.model.published import usual_weights
 from calmctl.model.vae import CrossModalVAE
 from calmctl.model.weights import load_backbone
-from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+from calmctl.recipe.schema import AnchorsSection
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run
 from calmctl.samples import Clip
@@ -173,12 +173,12 @@ def explain_with_run(
     if chosen.digest != own.digest:
         notes.append(f"anchors of {chosen.reference} instead of the run's {own.reference}: no learned offsets, no VAE")
         # Offsets are learned per label, and the VAE reads the labels by their place: both fit no other list.
-        anchors, vae = _prompt_features(model, chosen, device), None
+        anchors, vae = model.prompt_features(chosen.prompts).cpu(), None
     elif model.anchors is None:
         exported = run.recipe().alignment.kind != "none"
         why = "a slim export leaves out what training alone needs" if exported else "trained without CALM's loss"
         notes.append(f"this run has no anchors of its own ({why}): they are bare prompts, and there is no VAE")
-        anchors = _prompt_features(model, chosen, device)
+        anchors = model.prompt_features(chosen.prompts).cpu()
     else:
         with torch.inference_mode():
             # With the learned offsets, as the run's own loss saw them.
@@ -186,7 +186,7 @@ def explain_with_run(
         if vae is None:
             notes.append(f"this run aligns by {model.alignment.kind}, without a VAE")
     suffix = {"best": "best on validation", "last": "last epoch"}[which]
-    tau = _temperature(model)
+    tau = float(model.temperature())
     return Explainer(
         name=f"{run.folder} ({suffix})",
         model=model,
@@ -237,18 +237,13 @@ def explain_zero_shot(
             f"{fault}; here: give a .safetensors file with --backbone-weights, or explain with a run "
             "('calmctl demo' makes one)"
         ) from fault
-    parts = AlignedParts(
-        anchor_keys=AnchorsSection(vocabulary=str(vocabulary or ZERO_SHOT_VOCABULARY)),
-        alignment_keys=AlignmentSection(kind="none"),
-        frozen=True,
-    )
-    model = CalmModel(towers, MeanPoolHead(), parts).eval().to(device)
-    tau = _temperature(model)
+    model = bare_model(towers, AnchorsSection(vocabulary=str(vocabulary or ZERO_SHOT_VOCABULARY))).to(device)
+    tau = float(model.temperature())
     return Explainer(
         name=f"zero-shot: {towers.spec.model} with {weights}, mean pooling",
         model=model,
         vocabulary=chosen,
-        anchors=_prompt_features(model, chosen, device),
+        anchors=model.prompt_features(chosen.prompts).cpu(),
         vae=None,
         temperature=tau,
         video_temperature=tau,
@@ -257,13 +252,3 @@ def explain_zero_shot(
         run=None,
         notes=(*notes, *towers.notes, "nothing was trained: anchors are bare prompts, and there is no VAE"),
     )
-
-
-@torch.inference_mode()
-def _prompt_features(model: CalmModel, vocabulary: Vocabulary, device: torch.device) -> Tensor:
-    """CLIP_s(prompts), [K, D], behind any adapter."""
-    return model.sentences(model.encode_texts(model.backbone.tokenize(vocabulary.prompts).to(device))).cpu()
-
-
-def _temperature(model: CalmModel) -> float:
-    return float(model.temperature())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calmctl.errors import BadInput, CalmError
-from calmctl.evaluation.compare import HEADINGS, WAYS, KeptEvaluation, changed_since, read_kept
+from calmctl.evaluation.compare import KeptEvaluation, changed_since, read_kept
 from calmctl.explain.pages import pictures_of, render
 from calmctl.files import PAGE, write_output
 from calmctl.recipe import recipe_from_dict
@@ -24,6 +24,7 @@ from calmctl.runtime import require_packages
 from calmctl.samples import Clip, Split
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
+from calmctl.words import METRIC_NAMES, WAYS
 
 # Colours of the page (templates/style.css) by the ones that matplotlib draws with: so a figure follows a dark scheme.
 _COLOURS = {
@@ -165,7 +166,7 @@ def _table(kept: KeptEvaluation) -> dict[str, Any]:
             continue
         bounds = kept.intervals(way)
         cells = [
-            {"name": HEADINGS[name], "value": value, "interval": bounds.get(name)}
+            {"name": METRIC_NAMES[name], "value": value, "interval": bounds.get(name)}
             for name, value in kept.metrics(way).items()
         ]
         rows.append({"name": WAYS[way], "cells": cells})

@@ -79,6 +79,12 @@ def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, 
     return CaptionModel(backbone, decoder, keys, parts)
 
 
+def bare_model(backbone: Backbone, anchors: AnchorsSection) -> CalmModel:
+    """A backbone as it is, its frames averaged and nothing trained, in evaluation mode."""
+    parts = AlignedParts(anchor_keys=anchors, alignment_keys=AlignmentSection(kind="none"), frozen=True)
+    return CalmModel(backbone, MeanPoolHead(), parts).eval()
+
+
 def recipe_backbone(recipe: Recipe) -> Backbone:
     """The backbone of a recipe with its weights. Raises `CheckpointError`, see `load_backbone`."""
     keys = recipe.backbone
@@ -160,21 +166,17 @@ def _parts(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> Aligne
     if recipe.backbone.checkpoint_activations:
         backbone.checkpoint_activations()
     # Without CALM's loss nothing of it is built: a baseline has the parameters of its own paper.
-    aligned = recipe.alignment.kind != "none"
+    keys, anchors = recipe.alignment, len(vocabulary)
     return AlignedParts(
-        anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if aligned else None,
-        vae=_vae(recipe.alignment, len(vocabulary)) if recipe.alignment.kind == "vae" else None,
-        reverse_vae=_vae(recipe.alignment, len(vocabulary)) if _reverses(recipe.alignment) else None,
+        anchors=_anchors(recipe.anchors, vocabulary, backbone, recipe.frozen) if keys.kind != "none" else None,
+        vae=_vae(keys, anchors) if keys.kind == "vae" else None,
+        reverse_vae=_vae(keys, anchors) if (keys.kind, keys.direction) == ("vae", "both") else None,
         adapter=FeatureAdapter(backbone.dim) if recipe.backbone.adapter == "linear" else None,
         anchor_keys=recipe.anchors,
-        alignment_keys=recipe.alignment,
+        alignment_keys=keys,
         frozen=recipe.frozen,
         chunk=recipe.optim.chunk,
     )
-
-
-def _reverses(keys: AlignmentSection) -> bool:
-    return keys.kind == "vae" and keys.direction == "both"
 
 
 def _anchors(keys: AnchorsSection, vocabulary: Vocabulary, backbone: Backbone, frozen: bool) -> AnchorBank:

@@ -274,6 +274,11 @@ class AlignedModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.backbone.encode_words(texts) if self.reads_words else self.backbone.encode_text(texts)
 
+    @torch.no_grad()
+    def prompt_features(self, prompts: Sequence[str]) -> Tensor:
+        """CLIP_s(prompts), [K, D], behind any adapter and without learned offsets."""
+        return self.sentences(self.encode_texts(self.backbone.tokenize(prompts).to(self.device)))
+
     def sentences(self, texts: Tensor) -> Tensor:
         """The sentence features [..., D] in what `encode_texts` gave."""
         return texts[..., 0, :] if self.reads_words else texts

@@ -143,19 +143,9 @@ def convert(file: Path, out: Path) -> Converted:
 
 
 _UNREADABLE = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError),
-    *(
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        AssertionError,
-        MemoryError,
-        struct.error,
-        zlib.error,
-    ),
-)
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, zlib.error, OSError, RuntimeError, EOFError, ValueError,
+    KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError, MemoryError,
+)  # fmt: skip
 """What readers of pickles meet in bytes that are none, torch's own included."""
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STD = 0.02
+from calmctl.model.heads.base import start_small
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,7 @@ class Denoiser(nn.Module):
         self.hidden, self.last = nn.Linear(2 * dim, 2 * dim), nn.Linear(2 * dim, 1)
         angles = 10000.0 ** (-2 * torch.arange((dim + 1) // 2, dtype=torch.float64) / dim)
         self.register_buffer("angles", angles, persistent=False)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        start_small(self, 0.02)
 
     def embed(self, steps: Tensor) -> Tensor:
         """e_n [..., D] of step numbers [...]."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from calmctl.errors import RecipeError
 from calmctl.files import shipped_folder
@@ -143,25 +143,25 @@ def nearest_keys(wrong: str) -> list[str]:
         return sorted(begin, key=lambda key: not key.endswith("_head"))
     if near := difflib.get_close_matches(wrong, every, n=1, cutoff=0.5):
         return near
-    return [key for key, text in _descriptions(Recipe) if re.search(rf"\b{re.escape(word)}\b", text) and word][:3]
+    described = ((key, field.description or "") for key, field in _fields(Recipe) if not _section(field))
+    return [key for key, text in described if re.search(rf"\b{re.escape(word)}\b", text) and word][:3]
 
 
-def _descriptions(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+def recipe_keys() -> Iterable[str]:
+    """Every key of a recipe, sections too, dotted, in the schema's order."""
+    return (key for key, _ in _fields(Recipe))
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _descriptions(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field.description or ""
+        yield f"{prefix}{name}", field
+        if section := _section(field):
+            yield from _fields(section, f"{prefix}{name}.")
 
 
-def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterable[str]:
-    """Every key of a recipe, dotted, in the schema's order."""
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        yield f"{prefix}{name}"
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from recipe_keys(inner, f"{prefix}{name}.")
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 # The recipes that come with the package.
@@ -210,7 +210,7 @@ def describe_keys(only: str | None = None) -> list[Key]:
     Raises:
         RecipeError: There is neither a section nor a key called `only`.
     """
-    keys = list(_keys(Recipe))
+    keys = [_key(name, field) for name, field in _fields(Recipe) if not _section(field)]
     if only is None:
         return keys
     chosen = [key for key in keys if f"{key.name}.".startswith(f"{only}.")]
@@ -222,17 +222,11 @@ def describe_keys(only: str | None = None) -> list[Key]:
     return chosen
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _keys(kind, f"{prefix}{name}.")
-        else:
-            needed = field.default is PydanticUndefined
-            # JSON writes true, null and [0.9, 0.999] as YAML does: what is shown can be pasted into a recipe.
-            default = "(needed)" if needed else json.dumps(field.default).strip('"')
-            values = _values(Annotated[kind, *field.metadata] if field.metadata else kind)
-            yield Key(f"{prefix}{name}", default, values, field.description or "")
+def _key(name: str, field: FieldInfo) -> Key:
+    # JSON writes true, null and [0.9, 0.999] as YAML does: what is shown can be pasted into a recipe.
+    default = "(needed)" if field.is_required() else json.dumps(field.default).strip('"')
+    values = _values(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+    return Key(name, default, values, field.description or "")
 
 
 def _values(kind: Any) -> str:

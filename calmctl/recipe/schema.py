@@ -367,7 +367,7 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _second_stage_has_a_first(self) -> Recipe:
+    def _starts_from_one_run(self) -> Recipe:
         head = self.head
         if self.task == "retrieval" and head.kind == "diffusionret":
             if head.from_run is None:
@@ -385,10 +385,6 @@ class Recipe(Section):
                 f"head.from_run: {head.from_run} would not be used; it is for head.kind=diffusionret in "
                 "task=retrieval, and backbone.weights starts from the towers of a run"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _starts_once(self) -> Recipe:
         if self.init_from is not None and self.head.from_run is not None:
             raise ValueError(
                 f"init_from: {self.init_from} would not be used; a second stage starts from its first, head.from_run"
@@ -410,7 +406,7 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _words_are_at_hand(self) -> Recipe:
+    def _features_suffice(self) -> Recipe:
         if self.head.reads_words and self.task == "retrieval" and self.data.features is not None:
             key, kind = "head.kind", str(self.head.kind)
             if kind == "diffusionret":
@@ -419,10 +415,6 @@ class Recipe(Section):
                 f"{key}: {kind} reads words, and a feature store (data.features) holds sentences only; "
                 "train from the videos with data.features=null backbone.freeze=true, or use another head"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _cocap_reads_files(self) -> Recipe:
         if self.reads_compressed and self.data.features is not None:
             raise ValueError(
                 "caption.system: cocap reads vectors and residuals, and a feature store (data.features) holds frames "
@@ -431,16 +423,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _semsynan_has_an_output(self) -> Recipe:
+    def _captioner_fits(self) -> Recipe:
         if self.caption.system == "semsynan" and self.caption.tied:
             raise ValueError(
                 "caption.tied: true has no meaning for caption.system=semsynan, whose words are narrower than its "
                 "cells; set caption.tied=false"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Recipe:
         if self.caption.width % self.caption.heads:
             raise ValueError(
                 f"caption.width: {self.caption.width} must be a multiple of caption.heads: {self.caption.heads}"

@@ -29,11 +29,9 @@ from calmctl.explain.explainer import explain_with_run, see_video
 from calmctl.explain.pages import DemoClip, write_demo_page
 from calmctl.explain.pair import explain
 from calmctl.files import read_json, unused, write_json
-from calmctl.model.build import recipe_backbone
-from calmctl.model.calm import AlignedParts, CalmModel
-from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.build import bare_model, recipe_backbone
+from calmctl.model.calm import CalmModel
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
-from calmctl.recipe.schema import AlignmentSection
 from calmctl.reproduce.effect_result import many_seeds
 from calmctl.reproduce.work import Ledger
 from calmctl.runs.checkpoint import load_run
@@ -41,7 +39,7 @@ from calmctl.runs.run import Run
 from calmctl.runtime import environment
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
-from calmctl.training.train import train
+from calmctl.training.train import Trained, train
 from calmctl.words import SILENT, Watcher
 
 TESTS = ("demo", "demo-shifted")
@@ -107,19 +105,18 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     # Both start from the same weights and differ in one key: a difference between them is that of the loss. One seed is
     # no verdict all the same, so the demo draws no conclusion; the study with many is in docs/results.md.
     plain = [*shared, "name=demo-without", "alignment.kind=none"]
-    without = _train("demo", plain, runs, watcher, "fine-tuning the small CLIP without CALM's loss")
-    with_calm = _train("demo", shared, runs, watcher, "the same with CALM's loss")
+    without, _ = _train("demo", plain, runs, watcher, "fine-tuning the small CLIP without CALM's loss")
+    with_calm, _ = _train("demo", shared, runs, watcher, "the same with CALM's loss")
     watcher.stage("evaluating in and out of domain: the CLIP as it ships, and both trainings")
     recipe = with_calm.recipe()
     device, tests = choose_device(recipe.device), [SourceSpec(name, root) for name in TESTS]
     best = load_run(with_calm, "best", device)
-    evaluated: list[tuple[str, Run | None, CalmModel, Sequence[Evaluation]]] = []
-    bare = _as_shipped(recipe, device)
-    evaluated.append(("zero-shot", None, bare, _evaluate_bare(bare, recipe, tests)))
-    for name, run, model in (
-        ("without CALM", without, load_run(without, "best", device)),
-        ("with CALM", with_calm, best),
-    ):
+    bare = bare_model(recipe_backbone(recipe), recipe.anchors).to(device)
+    evaluated: list[tuple[str, Run | None, CalmModel, Sequence[Evaluation]]] = [
+        ("zero-shot", None, bare, _evaluate_bare(bare, recipe, tests))
+    ]
+    for name, run in (("without CALM", without), ("with CALM", with_calm)):
+        model = best if run is with_calm else load_run(run, "best", device)
         evaluated.append((name, run, model, evaluate_run(run, tests, Retrieval(), device=device)))
     tau = float(best.temperature())
     systems = tuple(
@@ -148,30 +145,23 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
     return Demo(systems, differences, captioner, captions, report, page, commands, verdict)
 
 
-def _train(name: str, overrides: list[str], runs: Path, watcher: Watcher, stage: str) -> Run:
+def _train(name: str, overrides: list[str], runs: Path, watcher: Watcher, stage: str) -> tuple[Run, Trained | None]:
+    """The run of a recipe, and what its training came to; None where that was done before."""
     recipe = load_recipe(resolve_recipe(name), overrides)
     ledger = Ledger(runs)
     if (run := ledger.finished(recipe)) is not None:
         watcher.stage(f"{stage}: done before, {run.folder}")
-        return run
+        return run, None
     begun = ledger.unfinished(recipe)
     watcher.stage(stage if begun is None else f"{stage}: going on with {begun.folder}")
     try:
-        run = train(recipe, runs, resume=begun, watcher=watcher).run
+        trained = train(recipe, runs, resume=begun, watcher=watcher)
     except RunFailed as error:
         # `train` advises a resume of this one run, which would finish one of several trainings and leave the rest
         # undone.
         raise RunFailed(f"{error}. Or give the same calmctl demo again: it goes on here and does the rest") from error
-    run.drop_state()
-    return run
-
-
-def _as_shipped(recipe: Recipe, device: torch.device) -> CalmModel:
-    """The CLIP that a recipe starts from, frames averaged, nothing trained."""
-    parts = AlignedParts(
-        anchor_keys=recipe.anchors, alignment_keys=AlignmentSection(kind="none"), frozen=True, chunk=recipe.optim.chunk
-    )
-    return CalmModel(recipe_backbone(recipe), MeanPoolHead(), parts).eval().to(device)
+    trained.run.drop_state()
+    return trained.run, trained
 
 
 def _evaluate_bare(model: CalmModel, recipe: Recipe, tests: Sequence[SourceSpec]) -> list[Evaluation]:
@@ -186,8 +176,7 @@ def _evaluate_bare(model: CalmModel, recipe: Recipe, tests: Sequence[SourceSpec]
 @torch.inference_mode()
 def _divergence(model: CalmModel, evaluation: Evaluation, run: Run, tau: float) -> float:
     """Mean KL(S_p || V_p) of the sentences of a test set and their own clips."""
-    tokens = model.backbone.tokenize(run.anchors().prompts).to(model.device)
-    prompts, encoded = model.sentences(model.encode_texts(tokens)).cpu(), evaluation.encoded
+    prompts, encoded = model.prompt_features(run.anchors().prompts).cpu(), evaluation.encoded
     log_s = anchor_log_probabilities(model.sentences(encoded.texts), prompts, tau)
     clips = mean_frame_feature(encoded.frames, model.keys.frame_mean)[torch.from_numpy(encoded.owners)]
     return float(kl_divergence(log_s, anchor_log_probabilities(clips, prompts, tau)).mean())
@@ -258,21 +247,9 @@ def _record(systems: tuple[System, ...], differences: tuple[PairedDifference, ..
 
 
 def caption_demo(
-    root: Path,
-    runs: Path,
-    *,
-    seed: int,
-    overrides: list[str],
-    watcher: Watcher = SILENT,
+    root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: Watcher = SILENT
 ) -> tuple[Run, CaptionEvaluation]:
-    """Train recipes/demo-caption.yaml on the drawn world, unless that is done, and test it.
-
-    Args:
-        root: The drawn world.
-        runs: Folder of runs.
-        seed: Of the training.
-        overrides: More recipe keys, such as those a person gave to `calmctl demo`.
-        watcher: Told what is done, and what was done before.
+    """Train recipes/demo-caption.yaml on the drawn world `root`, unless that is done, and test it.
 
     Returns:
         The run, and captions and scores of the test clips with the best epoch on validation.
@@ -280,19 +257,15 @@ def caption_demo(
     Raises:
         CalmError: As `train`.
     """
-    recipe = load_recipe(resolve_recipe("demo-caption"), [f"data.root={root}", f"seed={seed}", *_SHORT, *overrides])
-    ledger, what = Ledger(runs), "training a captioner on the same CLIP, with CALM's loss"
-    if (run := ledger.finished(recipe)) is not None:
-        watcher.stage(f"{what}: done before, {run.folder}")
-        demo, device = SourceSpec("demo", root), choose_device(recipe.device)
+    keys = [f"data.root={root}", f"seed={seed}", *_SHORT, *overrides]
+    what = "training a captioner on the same CLIP, with CALM's loss"
+    run, trained = _train("demo-caption", keys, runs, watcher, what)
+    if trained is None:
+        demo, device = SourceSpec("demo", root), choose_device(run.recipe().device)
         (again,) = evaluate_run(run, [demo], Captioning(), device=device, progress=watcher.reading)
         return run, again
-    begun = ledger.unfinished(recipe)
-    watcher.stage(what if begun is None else f"{what}: going on with {begun.folder}")
-    trained = train(recipe, runs, resume=begun, watcher=watcher)
-    trained.run.drop_state()
     # Results come best first (`training.train`): the first captioning result is that of the best epoch.
     best = next((result for result in trained.results if isinstance(result, CaptionEvaluation)), None)
     if best is None:
         raise RunFailed(f"{root}: the test split has no captions, so there is nothing to show")
-    return trained.run, best
+    return run, best

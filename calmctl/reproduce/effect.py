@@ -41,21 +41,15 @@ from calmctl.evaluation.retrieval import score_split
 from calmctl.files import append_text, make_folder, sha256_bytes, write_atomic
 from calmctl.model.backbone import Backbone
 from calmctl.model.build import build_model, recipe_backbone
-from calmctl.model.calm import AlignedModel, CalmModel, alignment_diagnostics
+from calmctl.model.calm import CalmModel, alignment_diagnostics
 from calmctl.model.losses import reconstruction_loss
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
 from calmctl.reproduce.rows import FIRST_SEED
 from calmctl.runs.identity import former_digest, recipe_digest
 from calmctl.samples import Clip, Split
-from calmctl.source.batches import CachedFrames, PairBatches
+from calmctl.source.batches import CachedFrames, PairBatches, Sampling
 from calmctl.source.encoding import EncodedSplit, encode_split, stream_frames
-from calmctl.training.optim import (
-    alignment_share,
-    build_optimizer,
-    clamp_logit_scale,
-    schedule_factor,
-    set_learning_rate,
-)
+from calmctl.training.optim import build_optimizer, clamp_logit_scale, set_schedules
 from calmctl.words import SILENT, Watcher
 
 RECIPE = "demo"
@@ -208,7 +202,7 @@ class Bench:
         with torch.inference_mode():
             captions = torch.split(model.backbone.tokenize(world.train("1.0").captions[::4]).to(device), 256)
             texts = torch.cat([model.encode_texts(part) for part in captions])
-            cosines = anchor_log_probabilities(texts, self._prompts(model), 1.0)
+            cosines = anchor_log_probabilities(texts, model.prompt_features(self.vocabulary.prompts), 1.0)
         self.tau = fit_temperature(cosines, recipe.anchors.entropy)
 
     def model(self, job: Job) -> CalmModel:
@@ -242,20 +236,16 @@ class Bench:
     def measure(self, model: CalmModel, test: str) -> dict[str, float]:
         """Text to video on a test set, KL(S_p || V_p) of true pairs, and what the VAE does there."""
         encoded = self._encode(model, test)
-        ranks = rank_all(score_split(model, encoded, self.device), encoded.owners)["text_to_video"]
+        ranks = rank_all(score_split(model, encoded), encoded.owners)["text_to_video"]
         metrics = ranks.metrics()
         with torch.inference_mode():
-            prompts = self._prompts(model).cpu()
+            prompts = model.prompt_features(self.vocabulary.prompts).cpu()
             texts = model.sentences(encoded.texts)
             log_s = anchor_log_probabilities(texts, prompts, self.tau)
             log_v = anchor_log_probabilities(mean_frame_feature(encoded.frames), prompts, self.tau)
             kl = float(kl_divergence(log_s, log_v).mean())
             inside = _diagnostics(model, encoded) if model.aligns else {}
         return {"r1": metrics.r1, "r5": metrics.r5, "mnr": metrics.mnr, "kl": kl, **inside}
-
-    def _prompts(self, model: AlignedModel) -> Tensor:
-        tokens = model.backbone.tokenize(self.vocabulary.prompts).to(self.device)
-        return model.sentences(model.encode_texts(tokens))
 
     def _train(
         self, model: CalmModel, recipe: Recipe, job: Job
@@ -266,8 +256,7 @@ class Bench:
             self.world.train(job.dial),
             CachedFrames(list(self.world.frames["train"])),
             self._tokenizer(model.backbone),
-            batch_size=keys.batch_size,
-            seed=recipe.seed,
+            Sampling(keys.batch_size, recipe.seed),
         )
         optimizer, total = build_optimizer(model, keys), batches.steps_per_epoch * keys.epochs
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -278,9 +267,7 @@ class Bench:
             model.train()
             for step, batch in enumerate(batches.epoch(epoch, 0), start=epoch * batches.steps_per_epoch):
                 assert batch is not None  # every clip decoded
-                set_learning_rate(optimizer, schedule_factor(step, total, keys.warmup))
-                model.alignment_factor = alignment_share(step, total, recipe.alignment.warmup)
-                model.kl_factor = alignment_share(step, total, recipe.alignment.kl_warmup)
+                set_schedules(model, optimizer, recipe, step, total)
                 losses = model(batch.to(self.device))
                 if step == 0:
                     start = {name: value.item() for name, value in losses.diagnostics.items()}
@@ -294,14 +281,14 @@ class Bench:
                 raise RunFailed(f"the loss of {job} is not finite")
             model.eval()
             encoded = self._encode(model, "val")
-            metrics = rank_all(score_split(model, encoded, self.device), encoded.owners)["text_to_video"].metrics()
+            metrics = rank_all(score_split(model, encoded), encoded.owners)["text_to_video"].metrics()
             history.append({"r1": metrics.r1, "r5": metrics.r5, "mnr": metrics.mnr})
             if metrics.r1 >= max(each["r1"] for each in history):
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         return best, history, start
 
     def _encode(self, model: CalmModel, name: str) -> EncodedSplit:
-        return encode_split(model, self.world.splits[name], self.world.frames[name], self.device)
+        return encode_split(model, self.world.splits[name], self.world.frames[name])
 
     def _tokenizer(self, backbone: Backbone) -> Callable[[list[str]], Tensor]:
         """Each caption is split into tokens once a process; byte pairs take longer than a step of the GPU."""

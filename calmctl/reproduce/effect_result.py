@@ -14,8 +14,9 @@ from calmctl.errors import BadInput, RunFailed
 from calmctl.evaluation.statistics import t_quantile, t_tails
 from calmctl.files import read_json, unused, write_bytes
 from calmctl.reproduce.effect import BASE, RATES, TESTS, WEIGHTS, Grid, Job, tried
-from calmctl.reproduce.filled import NAMES
+from calmctl.reproduce.filled import made_by
 from calmctl.runtime import environment
+from calmctl.words import METRIC_NAMES
 
 METRICS = ("r1", "r5", "mnr")
 """What is tested for a difference, text to video; KL is what the losses ask for, and stands beside them."""
@@ -247,16 +248,12 @@ def as_markdown(found: Found, command: str, about: Mapping[str, Any]) -> str:
         parts += [f"## {title}", "", *_markdown_table(effects), ""]
     parts += ["## Diagnostics, in domain", "", *_diagnostics(found), ""]
     parts += [f"- {line}" for line in legend(found)]
-    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    parts += ["", f"Made on {about['created']} from revision {about['git']}, with {versions}, by", "", f"    {command}"]
-    return "\n".join([*parts, ""])
+    return "\n".join([*parts, *made_by(command, about), ""])
 
 
 def _markdown_table(effects: Sequence[Effect]) -> list[str]:
-    rows = [
-        "| | loss | " + " | ".join(f"{NAMES[m]} {PLACES[t]}" for t in TESTS for m in METRICS) + " | KL | KL shifted |"
-    ]
-    rows.append("|---|---|" + "--:|" * (len(TESTS) * len(METRICS) + 2))
+    names = " | ".join(f"{METRIC_NAMES[metric]} {PLACES[test]}" for test in TESTS for metric in METRICS)
+    rows = [f"| | loss | {names} | KL | KL shifted |", "|---|---|" + "--:|" * (len(TESTS) * len(METRICS) + 2)]
     for head, dial in dict.fromkeys((each.head, each.dial) for each in effects):
         here = {(e.loss, e.test, e.metric): e for e in effects if (e.head, e.dial) == (head, dial)}
         columns = [(test, metric) for test in TESTS for metric in METRICS] + [(test, "kl") for test in TESTS]
@@ -352,8 +349,9 @@ def _panel(found: Found, test: str, metric: str, *, x: int, y: int) -> str:
 
     better = "" if metric == "r1" else " (below 0: better)"
     unit = "points" if metric == "r1" else "ranks"
+    title = f"{METRIC_NAMES[metric]}, {PLACES[test]}"
     lines = [
-        f'<text x="{x + _LEFT}" y="{y + 13}" font-weight="bold">{NAMES[metric]}, {PLACES[test]}: {unit}{better}</text>',
+        f'<text x="{x + _LEFT}" y="{y + 13}" font-weight="bold">{title}: {unit}{better}</text>',
         f'<line x1="{x + _LEFT}" x2="{x + _LEFT + inner_w}" y1="{at(0):z.1f}" y2="{at(0):z.1f}" stroke="#888"/>',
     ]
     for value in sorted({0.0, *_ticks(low, high)}):

@@ -12,19 +12,7 @@ from calmctl.evaluation.card import Card
 from calmctl.evaluation.statistics import PairedDifference, Spread, differences_over_seeds, mean_intervals, spread
 from calmctl.reproduce.outcomes import Outcome
 from calmctl.reproduce.rows import Row, Table
-from calmctl.words import counted
-
-NAMES = {
-    "r1": "R@1",
-    "r5": "R@5",
-    "r10": "R@10",
-    "mdr": "MdR",
-    "mnr": "MnR",
-    "bleu4": "BLEU-4",
-    "meteor": "METEOR",
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-}
+from calmctl.words import METRIC_NAMES, counted
 
 
 def heading(block: Block) -> str:
@@ -41,9 +29,7 @@ def size(block: Block) -> str:
 
 def number(value: Spread | None) -> str:
     """Mean ± sample standard deviation, "n/a" where a metric could not be computed."""
-    if value is None:
-        return "n/a"
-    return f"{value.mean:z.1f}" if value.std is None else f"{value.mean:z.1f} ± {value.std:z.1f}"
+    return "n/a" if value is None else str(value)
 
 
 def mean(value: Spread | None) -> str:
@@ -89,10 +75,10 @@ def legend(filled: Filled) -> Iterator[str]:
         yield f"Scorer: {', '.join(scorers)} (docs/protocols.md)."
     if filled.comparisons:
         yield (
-            f"vs. base: {NAMES[filled.headline]} minus that of the row it is held against ({_baselines(filled)}). * "
-            "more than this test set and these seeds can make by chance (95 %: Student's t, paired over clips, "
-            f"unpaired over seeds); of {filled.comparisons} such differences at most {0.05 * filled.comparisons:z.1f} "
-            "would be starred by chance alone."
+            f"vs. base: {METRIC_NAMES[filled.headline]} minus that of the row it is held against "
+            f"({_baselines(filled)}). * more than this test set and these seeds can make by chance (95 %: Student's t, "
+            f"paired over clips, unpaired over seeds); of {filled.comparisons} such differences at most "
+            f"{0.05 * filled.comparisons:z.1f} would be starred by chance alone."
         )
         if len(seeds) == 1:
             yield (
@@ -401,9 +387,13 @@ def as_markdown(filled: Filled, command: str, about: Mapping[str, Any]) -> str:
         parts += [f"## {heading(block)}", "", f"{size(block)}. Scorer: {block.scorer}.", ""]
         parts += [*_table(block), ""]
     parts += [f"- {line}" for line in legend(filled)]
+    return "\n".join([*parts, *made_by(command, about), ""])
+
+
+def made_by(command: str, about: Mapping[str, Any]) -> list[str]:
+    """The last lines of a page of results: when, with which versions and by which command it was made."""
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    parts += ["", f"Made on {about['created']} from revision {about['git']}, with {versions}, by", "", f"    {command}"]
-    return "\n".join([*parts, ""])
+    return ["", f"Made on {about['created']} from revision {about['git']}, with {versions}, by", "", f"    {command}"]
 
 
 def _table(block: Block) -> list[str]:
@@ -411,8 +401,8 @@ def _table(block: Block) -> list[str]:
     printed = any(line.paper for line in block.lines)
     leaks = any(line.leak_r1 is not None for line in block.lines)
     compared = any(line.gains for line in block.lines)
-    name = NAMES[headline(block.lines[0].numbers)]
-    names = ["system", *(NAMES[metric] for metric in metrics)]
+    name = METRIC_NAMES[headline(block.lines[0].numbers)]
+    names = ["system", *(METRIC_NAMES[metric] for metric in metrics)]
     names += ["paper", f"{name} - paper"] if printed else []
     names += [f"{name} vs. base, 95 % interval, p"] if compared else []
     names += ["leak: audit, R@1"] if leaks else []
@@ -428,7 +418,7 @@ def _table(block: Block) -> list[str]:
 
 
 def _paper(line: Line) -> str:
-    return ", ".join(f"{NAMES[metric]} {value:z.1f}" for metric, value in line.paper.items())
+    return ", ".join(f"{METRIC_NAMES[metric]} {value:z.1f}" for metric, value in line.paper.items())
 
 
 def _gain(line: Line) -> str:

@@ -33,7 +33,7 @@ from calmctl.runs.checkpoint import LEFT_OUT
 from calmctl.runs.identity import RunIdentity, require_together, weights_identity
 from calmctl.runs.run import Run, export_metadata
 from calmctl.tensors import load_tensors, save_tensors
-from calmctl.words import counted
+from calmctl.words import METRIC_NAMES, WAYS, counted
 
 SLIM, CARD, SUMS = "slim.safetensors", "README.md", "SHA256SUMS"
 _CARRIED = ("step", "epoch", "trained_on", "identity", "recipe", "vocabulary", "backbone")
@@ -45,9 +45,9 @@ _RESULT = (
 """Of a result; captions, and whatever else quotes a data set, stay behind."""
 _WHAT = ("dataset", "protocol", "split", "scorer")
 _SCORES_LEFT = ("segments", "unscored", "empty", "java")
-_METRICS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mdr": "MdR", "mnr": "MnR"}
-_CAPTION_METRICS = {"cider": "CIDEr", "bleu4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L"}
-_WAYS = {"text_to_video": "text to video", "video_to_text": "video to text"}
+_METRICS = ("r1", "r5", "r10", "mdr", "mnr")
+_CAPTION_METRICS = ("cider", "bleu4", "meteor", "rouge_l")
+_WAYS = ("text_to_video", "video_to_text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,9 +312,9 @@ def _numbers(result: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     if "scores" in result:
         scores = result["scores"]
         shown = {key: scores[key] for key in _CAPTION_METRICS if scores.get(key) is not None}
-        return [(key, _CAPTION_METRICS[key], round(100 * value, 2)) for key, value in shown.items()]
+        return [(key, METRIC_NAMES[key], round(100 * value, 2)) for key, value in shown.items()]
     return [
-        (f"{way}_{key}", f"{_WAYS[way]} {_METRICS[key]}", round(result["metrics"][way][key], 2))
+        (f"{way}_{key}", f"{WAYS[way]} {METRIC_NAMES[key]}", round(result["metrics"][way][key], 2))
         for way in _WAYS
         for key in _METRICS
     ]
@@ -357,20 +357,20 @@ def _table(result: Mapping[str, Any]) -> Iterator[str]:
     if "scores" in result:
         scores, bounds = result["scores"], result["scores"].get("intervals") or {}
         names = [key for key in _CAPTION_METRICS if scores.get(key) is not None]
-        yield f"| {' | '.join(_CAPTION_METRICS[key] for key in names)} |"
+        yield f"| {' | '.join(METRIC_NAMES[key] for key in names)} |"
         yield f"|{'---:|' * len(names)}"
         cells = [_cell(100 * scores[key], [100 * bound for bound in bounds.get(key, ())]) for key in names]
         yield f"| {' | '.join(cells)} |"
         return
-    yield f"| | {' | '.join(_METRICS.values())} |"
+    yield f"| | {' | '.join(METRIC_NAMES[key] for key in _METRICS)} |"
     yield f"|---|{'---:|' * len(_METRICS)}"
-    for way, shown in _WAYS.items():
+    for way in _WAYS:
         bounds = (result.get("intervals") or {}).get(way) or {}
         cells = []
         for key in _METRICS:
             bound = bounds.get(key)
             cells.append(_cell(result["metrics"][way][key], [bound["low"], bound["high"]] if bound else []))
-        yield f"| {shown} | {' | '.join(cells)} |"
+        yield f"| {WAYS[way]} | {' | '.join(cells)} |"
 
 
 def _cell(value: float, bounds: Sequence[float]) -> str:

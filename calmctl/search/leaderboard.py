@@ -91,7 +91,7 @@ class MtebModel:
         if "text" not in names:
             raise BadInput(f"a task with {', '.join(names)}: calmctl compares sentences with videos")
         texts = tuple(str(each) for each in rows["text"])
-        return [str(each) for each in rows["id"]], encode_captions(self._model.model, texts, self._model.device), False
+        return [str(each) for each in rows["id"]], encode_captions(self._model.model, texts), False
 
     @torch.inference_mode()
     def _videos(self, rows: Any) -> tuple[list[str], Tensor]:

@@ -335,7 +335,7 @@ class Search:
         return scorer, Judge(head, model.adapter), index
 
     def _texts(self, queries: Sequence[str]) -> Tensor:
-        return encode_captions(self.seeker.model, tuple(queries), self.seeker.device)
+        return encode_captions(self.seeker.model, queries)
 
     def _exact(self, texts: Tensor, top: int, among: np.ndarray | None = None) -> list[Best]:
         progress = self._progress
@@ -490,7 +490,7 @@ def rank_sentences(seeker: SearchModel, clip: Clip, sentences: Sequence[str], to
     has a best one too. Raises `VideoError` where the clip cannot be decoded.
     """
     frames = seeker.video(clip, seeker.n_frames or BARE_FRAMES)
-    texts = encode_captions(seeker.model, tuple(sentences), seeker.device)
+    texts = encode_captions(seeker.model, sentences)
     # In float64 at once: for one clip no tables are made.
     judge = Judge(seeker.model.head, seeker.model.adapter)
     first = scores = judge.scores(texts, frames)[:, 0]

@@ -9,10 +9,9 @@ from typing import Protocol
 
 from calmctl.data.identity import SplitRecord
 from calmctl.model.calm import AlignedModel, Batch
-from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
 from calmctl.samples import LeftOut, Split, StoredSplit
-from calmctl.source.batches import PerClip
+from calmctl.source.batches import Sampling
 from calmctl.source.encoding import EncodedSplit
 from calmctl.video.cache import CacheFolder
 from calmctl.words import Progress
@@ -121,12 +120,8 @@ class Source(Protocol):
     ) -> EncodedSplit:
         """The features of a split with the model's weights of now, on the CPU.
 
-        Args:
-            model: Encodes, where it is.
-            split: The split's name.
-            progress: Told of clips.
-            keep: Whether the split will be encoded again, as validation is after every epoch: what can be kept of it
-                may be kept, where the recipe's `data.cache` says so.
+        `keep` says that the split will be encoded again, as validation is after every epoch: what can be kept of it
+        may be kept, where the recipe's `data.cache` says so.
 
         Raises:
             DatasetError: No clip of the split is usable.
@@ -134,27 +129,10 @@ class Source(Protocol):
         """
         ...
 
-    def batches(
-        self,
-        model: AlignedModel,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int,
-        captions_per_clip: PerClip = "all",
-        world: World = SINGLE,
-        progress: Progress | None = None,
-    ) -> Batches:
-        """Batches of the (clip, caption) pairs of a split; what the recipe keeps in memory is read now.
+    def batches(self, model: AlignedModel, split: str, sampling: Sampling, progress: Progress | None = None) -> Batches:
+        """Batches of the (clip, caption) pairs of a split, for the input size, tokens and captioner of `model`.
 
-        Args:
-            model: Whose input size, tokens and captioner they are for.
-            split: The split's name.
-            batch_size: Pairs per step, of all processes together.
-            seed: Of the order, and of augmentation.
-            captions_per_clip: Whether an epoch has all captions of a clip, or one of them.
-            world: The processes, each of which takes its part of every batch.
-            progress: Told of clips that are read now.
+        What the recipe keeps in memory is read now, and `progress` told of it.
         """
         ...
 

@@ -16,14 +16,13 @@ from calmctl.errors import VideoError
 from calmctl.model.calm import Batch
 from calmctl.parallel import SINGLE, World
 from calmctl.recipe.schema import Data
-from calmctl.samples import Clip, LeftOut, Split
+from calmctl.samples import Clip, LeftOut, Split, StoredSplit
 from calmctl.video.cache import KeptFrames
 from calmctl.video.compressed import CompressedReader
 from calmctl.video.pixels import FrameReader
 from calmctl.video.pool import run_isolated
 
 # Frames of a training's clips: decoded when they are due, or kept in memory. Decoding processes need no torch.
-
 
 Decoded = np.ndarray | VideoError
 
@@ -112,14 +111,53 @@ def _read(item: tuple[Clip, FrameReader | CompressedReader]) -> np.ndarray:
 # Batches: pairs in an order that is a function of seed and epoch.
 
 
-class PairBatches:
-    """Every (clip, caption) pair of a split once per epoch, in an order drawn from the seed and the epoch.
+PerClip = Literal["all", "one"]
 
-    With `captions_per_clip` "one", every clip once, with a caption that is drawn anew for each epoch.
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the pairs of a split become batches.
+
+    Attributes:
+        batch_size: Pairs per step, of all processes together.
+        seed: Of the order, and of augmentation.
+        captions_per_clip: As in `EpochOrder`.
+        world: The processes, each of which takes its part of every batch.
+    """
+
+    batch_size: int
+    seed: int
+    captions_per_clip: PerClip = "all"
+    world: World = SINGLE
+
+
+class _Epochs:
+    """What both kinds of batches share: the order of each epoch, and which places in it are this process's.
 
     Attributes:
         ids: The ids of the split's clips.
         left_out: Clips met so far that do not decode; their pairs are skipped, batches shrink accordingly.
+        steps_per_epoch: Batches an epoch.
+    """
+
+    def __init__(self, owners: Sequence[int], ids: Sequence[str], sampling: Sampling) -> None:
+        self.ids = ids
+        self.left_out: dict[str, LeftOut] = {}
+        self._sampling = sampling
+        self._order = EpochOrder(owners, sampling.seed, sampling.captions_per_clip)
+        # Rounded up: the last batch is short, and trains all the same.
+        self.steps_per_epoch = -(-len(self._order) // sampling.batch_size)
+
+    def _parts(self, epoch: int, skip: int) -> tuple[list[int], list[range]]:
+        """The pairs of an epoch in order, and this process's places in it for each batch after the first `skip`."""
+        order = self._order.of(epoch)
+        return order, self._sampling.world.places(len(order), self._sampling.batch_size, skip)
+
+
+class PairBatches(_Epochs):
+    """Every (clip, caption) pair of a split once per epoch, in an order drawn from the seed and the epoch.
+
+    With `captions_per_clip` "one", every clip once, with a caption that is drawn anew for each epoch.
     """
 
     def __init__(
@@ -127,30 +165,17 @@ class PairBatches:
         split: Split,
         frames: FrameSource,
         tokenize: Callable[[list[str]], Tensor],
-        *,
-        batch_size: int,
-        seed: int,
-        captions_per_clip: PerClip = "all",
+        sampling: Sampling,
         encode_captions: Callable[[list[str]], Tensor | None] = lambda sentences: None,
-        world: World = SINGLE,
     ) -> None:
         """Make batches of `split`; `encode_captions` gives a caption decoder's tokens [B, T], where there is one."""
-        self._encode_captions = encode_captions
-        self._split = split
-        self._frames = frames
-        self._tokenize = tokenize
-        self._batch_size = batch_size
-        self._order = EpochOrder(split.owners, seed, captions_per_clip)
-        self._world = world
-        self.ids: Sequence[str] = tuple(clip.id for clip in split.clips)
-        self.left_out: dict[str, LeftOut] = {}
-        # Rounded up: the last batch is short, and trains all the same.
-        self.steps_per_epoch = -(-len(self._order) // batch_size)
+        super().__init__(split.owners, split.ids, sampling)
+        self._split, self._frames = split, frames
+        self._tokenize, self._encode_captions = tokenize, encode_captions
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where no clip of a batch decodes."""
-        order = self._order.of(epoch)
-        parts = self._world.places(len(order), self._batch_size, skip)
+        order, parts = self._parts(epoch, skip)
         places = list(chain.from_iterable(parts))
         pairs = [order[place] for place in places]
         owners = [self._split.owners[pair] for pair in pairs]
@@ -183,36 +208,21 @@ class PairBatches:
         return True
 
 
-class FeatureBatches:
+class FeatureBatches(_Epochs):
     """The same pairs from a feature store: the towers are frozen, so nothing is decoded or encoded again."""
 
     def __init__(
-        self,
-        frames: Tensor,
-        texts: Tensor,
-        owners: Sequence[int],
-        *,
-        batch_size: int,
-        seed: int,
-        captions_per_clip: PerClip = "all",
-        captions: Tensor | None = None,
-        ids: Sequence[str] = (),
-        world: World = SINGLE,
+        self, split: StoredSplit, frames: Tensor, texts: Tensor, sampling: Sampling, captions: Tensor | None = None
     ) -> None:
-        """Take frames [N_v, F, D], texts [N_t, D], for each text the number of its clip, and any tokens [N_t, T]."""
+        """Take the frames [N_v, F, D] and texts [N_t, D] of `split`, and a caption decoder's tokens [N_t, T]."""
+        super().__init__(split.owners, split.ids, sampling)
         self._frames, self._texts, self._captions = frames, texts, captions
-        self._owners = torch.tensor(list(owners))
-        self._batch_size = batch_size
-        self._order = EpochOrder(owners, seed, captions_per_clip)
-        self._world = world
-        self.ids: Sequence[str] = ids
-        self.left_out: dict[str, LeftOut] = {}
-        self.steps_per_epoch = -(-len(self._order) // batch_size)
+        self._owners = torch.tensor(split.owners)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """The batches of `epoch` after the first `skip`; None where there are fewer pairs than processes."""
-        order = self._order.of(epoch)
-        for part in self._world.places(len(order), self._batch_size, skip):
+        order, parts = self._parts(epoch, skip)
+        for part in parts:
             yield self._batch([order[place] for place in part]) if part else None
 
     def blank(self) -> Batch:
@@ -224,9 +234,6 @@ class FeatureBatches:
         captions = None if self._captions is None else self._captions[pairs]
         # A store may be float16; training on it is not.
         return Batch(self._texts[pairs].float(), self._frames[clips].float(), clips, captions)
-
-
-PerClip = Literal["all", "one"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,6 @@ def encode_split(
     model: AlignedModel,
     split: Split,
     frames: Iterable[np.ndarray | VideoError],
-    device: torch.device,
     progress: Progress | None = None,
 ) -> EncodedSplit:
     """Encode the captions of `split` and the frames of its clips, given in the same order; `progress` is told of both.
@@ -82,24 +81,13 @@ def encode_split(
         kept.append(number)
         waiting.append(decoded)
         if len(waiting) * len(decoded) >= FRAMES_PER_BATCH or len(waiting) * decoded.nbytes >= BYTES_PER_BATCH:
-            features.append(_encode(model, waiting, device))
+            features.append(_encode(model, waiting))
             waiting = []
     if progress:
         # The bar would stand at 200 of 200 while the encoder works on what is left.
         progress("encoding the last clips and the captions", 0, 0)
     if waiting:
-        features.append(_encode(model, waiting, device))
-    return _with_texts(model, split, kept, left_out, features, device)
-
-
-def _with_texts(
-    model: AlignedModel,
-    split: Split,
-    kept: list[int],
-    left_out: list[LeftOut],
-    features: list[Tensor],
-    device: torch.device,
-) -> EncodedSplit:
+        features.append(_encode(model, waiting))
     if not kept:
         raise DatasetError(nothing_usable(split.name, left_out))
     # Captions go with their clip: a query without its right answer would count as a miss.
@@ -108,7 +96,7 @@ def _with_texts(
     captions = tuple(text for text, _ in used)
     return EncodedSplit(
         # A captioner compares no sentence with a clip.
-        encode_captions(model, captions if model.scores_sentences else (), device),
+        encode_captions(model, captions if model.scores_sentences else ()),
         torch.cat(features),
         np.array([owner for _, owner in used], dtype=np.int64),
         tuple(split.clips[number].id for number in kept),
@@ -118,24 +106,15 @@ def _with_texts(
 
 
 @torch.inference_mode()
-def encode_captions(model: AlignedModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
-    """What `model.encode_texts` makes of `captions`, on the CPU: [N, D], or with words [N, 1 + L, D]."""
-    return _in_batches(model.encode_texts, model, captions, device)
+def encode_captions(model: AlignedModel, captions: Sequence[str], *, bare: bool = False) -> Tensor:
+    """What `model.encode_texts` makes of `captions`, on the CPU: [N, D], or with words [N, 1 + L, D].
 
-
-@torch.inference_mode()
-def bare_captions(model: AlignedModel, captions: tuple[str, ...], device: torch.device) -> Tensor:
-    """The same before any adapter, as a frozen backbone needs to make them only once."""
-    return _in_batches(model.bare_texts, model, captions, device)
-
-
-def _in_batches(
-    encode: Callable[[Tensor], Tensor], model: AlignedModel, captions: tuple[str, ...], device: torch.device
-) -> Tensor:
-    parts = []
+    `bare` leaves out any adapter: frozen towers give that only once.
+    """
+    encode, parts = model.bare_texts if bare else model.encode_texts, []
     for first in range(0, len(captions), TEXTS_PER_BATCH):
         tokens = model.backbone.tokenize(captions[first : first + TEXTS_PER_BATCH])
-        parts.append(encode(tokens.to(device)).float().cpu())
+        parts.append(encode(tokens.to(model.device)).float().cpu())
     if not parts:
         return torch.empty(0, model.backbone.dim)
     if not model.reads_words:
@@ -153,15 +132,15 @@ def frozen_texts(model: AlignedModel, captions: Sequence[str]) -> Callable[[Sequ
     sentences = sorted(dict.fromkeys(captions), key=len)
     features: dict[str, Tensor] = {}
     for start in range(0, len(sentences), TEXTS_PER_BATCH):
-        some = tuple(sentences[start : start + TEXTS_PER_BATCH])
-        for sentence, feature in zip(some, bare_captions(model, some, model.device), strict=True):
+        some = sentences[start : start + TEXTS_PER_BATCH]
+        for sentence, feature in zip(some, encode_captions(model, some, bare=True), strict=True):
             features[sentence] = feature[feature.any(-1)].clone() if feature.dim() > 1 else feature
     return lambda batch: pad_sequence([features[sentence] for sentence in batch], batch_first=True)
 
 
 @torch.inference_mode()
 def frozen_features(
-    model: AlignedModel, frames: Iterable[np.ndarray | VideoError], device: torch.device
+    model: AlignedModel, frames: Iterable[np.ndarray | VideoError]
 ) -> Iterator[np.ndarray | VideoError]:
     """What a frozen backbone makes of frames [F, S, S, 3], before any adapter: [F, D] each, in order."""
     waiting: list[np.ndarray | VideoError] = []
@@ -169,23 +148,21 @@ def frozen_features(
         waiting.append(decoded)
         # Reasons wait among the frames, because the order is that of the clips, and cost the encoder nothing.
         if sum(len(clip) for clip in waiting if isinstance(clip, np.ndarray)) >= FRAMES_PER_BATCH:
-            yield from _bare_features(model, waiting, device)
+            yield from _bare_features(model, waiting)
             waiting = []
-    yield from _bare_features(model, waiting, device)
+    yield from _bare_features(model, waiting)
 
 
-def _bare_features(
-    model: AlignedModel, frames: list[np.ndarray | VideoError], device: torch.device
-) -> Iterator[np.ndarray | VideoError]:
+def _bare_features(model: AlignedModel, frames: list[np.ndarray | VideoError]) -> Iterator[np.ndarray | VideoError]:
     pixels = [clip for clip in frames if isinstance(clip, np.ndarray)]
     features = iter(())
     if pixels:
-        features = iter(model.bare_frames(torch.from_numpy(np.stack(pixels)).to(device)).float().cpu().numpy())
+        features = iter(model.bare_frames(torch.from_numpy(np.stack(pixels)).to(model.device)).float().cpu().numpy())
     return (clip if isinstance(clip, VideoError) else next(features) for clip in frames)
 
 
-def _encode(model: AlignedModel, clips: list[np.ndarray], device: torch.device) -> Tensor:
-    return model.encode_frames(torch.from_numpy(np.stack(clips)).to(device)).cpu()
+def _encode(model: AlignedModel, clips: list[np.ndarray]) -> Tensor:
+    return model.encode_frames(torch.from_numpy(np.stack(clips)).to(model.device)).cpu()
 
 
 def nothing_usable(split: str, left_out: Sequence[LeftOut]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,11 @@ from calmctl.data.registry import load_dataset, protocol_for
 from calmctl.errors import BadInput, DatasetError, StoreError
 from calmctl.model.backbone import fingerprint
 from calmctl.model.calm import AlignedModel
-from calmctl.parallel import SINGLE, World
 from calmctl.recipe import Recipe
 from calmctl.recipe.schema import Data
 from calmctl.samples import Dataset, Split, StoredSplit
 from calmctl.source.base import Source, SourceSpec
-from calmctl.source.batches import CachedFrames, FeatureBatches, FrameSource, PairBatches, PerClip, StreamedFrames
+from calmctl.source.batches import CachedFrames, FeatureBatches, FrameSource, PairBatches, Sampling, StreamedFrames
 from calmctl.source.encoding import (
     EncodedSplit,
     encode_split,
@@ -121,29 +120,23 @@ class VideoSource(Source):
             reader, keys = self._reader(model, train=False), self._data
             jobs = ((clip, reader) for clip in chosen.clips)
             read = self._kept_frames(reader).stream(jobs, workers=keys.workers or None, timeout_s=keys.timeout_s)
-            return encode_split(model, chosen, watched(read, what, len(chosen.clips), progress), model.device, progress)
+            return encode_split(model, chosen, watched(read, what, len(chosen.clips), progress), progress)
         if not (keep and self._data.cache == "memory"):
             frames = stream_frames(chosen, model, self._data, what, progress)
-            return encode_split(model, chosen, frames, model.device, progress)
+            return encode_split(model, chosen, frames, progress)
         if split not in self._kept:
             self._kept[split] = self._cached(model, chosen, what, progress)
-        return encode_split(model, chosen, self._kept[split].frames, model.device)
+        return encode_split(model, chosen, self._kept[split].frames)
 
     def batches(
-        self,
-        model: AlignedModel,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int,
-        captions_per_clip: PerClip = "all",
-        world: World = SINGLE,
-        progress: Progress | None = None,
+        self, model: AlignedModel, split: str, sampling: Sampling, progress: Progress | None = None
     ) -> PairBatches:
         """Pairs whose clips are decoded when they are due, or all of them now, for a cache in memory."""
         chosen = self.split(split)
         kept = self._kept_frames(self._reader(model, train=True)) if self._data.cache == "disk" else None
-        frames: FrameSource = StreamedFrames(chosen.clips, model.reader(self._data.frames), self._data, seed, kept)
+        frames: FrameSource = StreamedFrames(
+            chosen.clips, model.reader(self._data.frames), self._data, sampling.seed, kept
+        )
         tokenize: Callable[[list[str]], Tensor] = model.backbone.tokenize
         if self._data.cache == "memory":
             frames = self._cached(model, chosen, f"decoding {split} clips", progress)
@@ -151,16 +144,7 @@ class VideoSource(Source):
             # none.
             if model.frozen and (model.scores_sentences or model.aligns):
                 tokenize = frozen_texts(model, chosen.captions)
-        return PairBatches(
-            chosen,
-            frames,
-            tokenize,
-            batch_size=batch_size,
-            seed=seed,
-            captions_per_clip=captions_per_clip,
-            encode_captions=model.caption_tokens,
-            world=world,
-        )
+        return PairBatches(chosen, frames, tokenize, sampling, model.caption_tokens)
 
     # Frames kept on disk, for all runs: as they are before any crop where a training crops, else at input size.
 
@@ -222,7 +206,7 @@ class VideoSource(Source):
         frames = stream_frames(split, model, self._data, what, progress)
         # Features of frozen towers are a fraction of the frames: 24 KB of 12 frames at D = 512, where pixels have 1.8
         # MB.
-        return CachedFrames(list(frozen_features(model, frames, model.device) if model.keeps_features else frames))
+        return CachedFrames(list(frozen_features(model, frames) if model.keeps_features else frames))
 
 
 class StoredSource(Source):
@@ -231,14 +215,12 @@ class StoredSource(Source):
     def __init__(self, store: FeatureStore) -> None:
         self.name, self.protocol, self.splits = store.header.dataset, store.protocol, store.splits
         self._store = store
-        self._split: dict[str, StoredSplit] = {}
+        # Put together key by key, and asked for several times in a run.
+        self._split = cache(store.split)
 
     def split(self, name: str) -> StoredSplit:
         """One split, restricted to the clips that have features; raises `StoreError` where there is none."""
-        # Put together key by key, and asked for several times in a run.
-        if name not in self._split:
-            self._split[name] = self._store.split(name)
-        return self._split[name]
+        return self._split(name)
 
     def record(self, split: str) -> SplitRecord:
         """What a split is: of the data that was extracted."""
@@ -286,26 +268,9 @@ class StoredSource(Source):
         )
 
     def batches(
-        self,
-        model: AlignedModel,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int,
-        captions_per_clip: PerClip = "all",
-        world: World = SINGLE,
-        progress: Progress | None = None,
+        self, model: AlignedModel, split: str, sampling: Sampling, progress: Progress | None = None
     ) -> FeatureBatches:
         """Pairs of features; the whole split is held in memory as float32."""
         stored = self.split(split)
-        return FeatureBatches(
-            self._store.frames(stored.ids),
-            self._store.texts(stored.captions),
-            stored.owners,
-            batch_size=batch_size,
-            seed=seed,
-            captions_per_clip=captions_per_clip,
-            captions=model.caption_tokens(stored.captions),
-            ids=stored.ids,
-            world=world,
-        )
+        frames, texts = self._store.frames(stored.ids), self._store.texts(stored.captions)
+        return FeatureBatches(stored, frames, texts, sampling, model.caption_tokens(stored.captions))

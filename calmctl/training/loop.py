@@ -22,14 +22,7 @@ from calmctl.runs.identity import RunIdentity, state_digest
 from calmctl.runs.run import IDENTITY, Run, export_metadata
 from calmctl.runtime import ending_signals
 from calmctl.source.base import Batches
-from calmctl.training.optim import (
-    alignment_share,
-    build_optimizer,
-    clamp_logit_scale,
-    gradient_norms,
-    schedule_factor,
-    set_learning_rate,
-)
+from calmctl.training.optim import build_optimizer, clamp_logit_scale, gradient_norms, set_schedules
 from calmctl.training.trackers import CollapseWatch, Tracker
 from calmctl.words import SILENT, Watcher
 
@@ -103,11 +96,9 @@ class Stepper:
 
     def __call__(self, batch: Batch, step: int) -> None:
         """Take step `step`, counted from 0, then `settle` the one before it."""
-        training, optimizer, total_steps = self._training, self._optimizer, self._total_steps
+        training, optimizer = self._training, self._optimizer
         recipe, model = training.recipe, training.model
-        set_learning_rate(optimizer, schedule_factor(step, total_steps, recipe.optim.warmup))
-        model.alignment_factor = alignment_share(step, total_steps, recipe.alignment.warmup)
-        model.kl_factor = alignment_share(step, total_steps, recipe.alignment.kl_warmup)
+        set_schedules(model, optimizer, recipe, step, self._total_steps)
         batch = batch.to(training.device)
         with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=recipe.optim.precision == "bf16"):
             losses = self._forward(batch)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from calmctl.model.calm import AlignedModel
-from calmctl.recipe.schema import OptimSection
+from calmctl.recipe.schema import OptimSection, Recipe
 from calmctl.runs.checkpoint import TRAINING_ONLY
 
 GROUPS = ("backbone", "head", "alignment")
@@ -84,6 +84,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every group its share of its peak rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def set_schedules(model: AlignedModel, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total: int) -> None:
+    """Set what changes from step to step: learning rates, the share of CALM's loss, and that of its KL."""
+    set_learning_rate(optimizer, schedule_factor(step, total, recipe.optim.warmup))
+    model.alignment_factor = alignment_share(step, total, recipe.alignment.warmup)
+    model.kl_factor = alignment_share(step, total, recipe.alignment.kl_warmup)
 
 
 def gradient_norms(model: AlignedModel) -> dict[str, Tensor]:

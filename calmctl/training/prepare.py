@@ -26,6 +26,7 @@ from calmctl.runs.checkpoint import LEFT_OUT, load_captioner, load_run
 from calmctl.runs.identity import RunIdentity, dataset_name, identify, require_unseen, started_from, weights_lineage
 from calmctl.runs.run import RUNS, find_run
 from calmctl.source.base import Batches, Source
+from calmctl.source.batches import Sampling
 from calmctl.source.source import recipe_source
 from calmctl.words import Progress, counted
 
@@ -42,15 +43,9 @@ class Prepared:
 
     def batches(self, progress: Progress | None = None, world: World = SINGLE) -> Batches:
         """Training batches, or this process's part of each; what is kept in memory is decoded now."""
-        return self.source.batches(
-            self.model,
-            "train",
-            batch_size=self.recipe.optim.batch_size,
-            seed=self.recipe.seed,
-            captions_per_clip=self.recipe.data.captions_per_clip,
-            world=world,
-            progress=progress,
-        )
+        recipe = self.recipe
+        sampling = Sampling(recipe.optim.batch_size, recipe.seed, recipe.data.captions_per_clip, world)
+        return self.source.batches(self.model, "train", sampling, progress)
 
     def identity(self) -> RunIdentity:
         """What this training is made of, before its first step: every file is looked into, a few seconds of work."""

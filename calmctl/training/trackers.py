@@ -7,8 +7,8 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,8 +109,17 @@ def _named(record: Record) -> dict[str, float]:
     return named | {f"val/{name}": value for name, value in record.get("validation", {}).items()}
 
 
-def _failed(folder: Path, fault: object) -> RunFailed:
-    return RunFailed(f"cannot write {folder}: {fault}; free space, or go on without it after removing that folder")
+@contextmanager
+def _writing(folder: Path, *faults: type[Exception]) -> Iterator[None]:
+    """What a disk, or the tracker's own program (`faults`), refuses in the block becomes `RunFailed`."""
+    refusals: tuple[type[Exception], ...] = (OSError, *faults)
+    try:
+        yield
+    except refusals as fault:
+        why = (isinstance(fault, OSError) and fault.strerror) or fault
+        raise RunFailed(
+            f"cannot write {folder}: {why}; free space, or go on without it after removing that folder"
+        ) from fault
 
 
 class TensorBoardTracker:
@@ -130,35 +139,25 @@ class TensorBoardTracker:
         self._writer = None
         for former in self._folder.glob("events.out.tfevents.*"):
             remove(former)
-        for record in records:
-            self._write(record)
-        self._flush()
+        self._write(records)
 
     def log(self, record: Record) -> None:
         """Write one scalar a number."""
-        self._write(record)
-        self._flush()
+        self._write([record])
 
     def close(self, *, finished: bool) -> None:
         """Close the file; every line is in it already."""
         if self._writer is not None:
             self._writer.close()
 
-    def _write(self, record: Record) -> None:
-        try:
-            if self._writer is None:
-                self._writer = self._open(str(self._folder))
-            for name, value in _named(record).items():
-                self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
-        except OSError as fault:
-            raise _failed(self._folder, fault.strerror or fault) from fault
-
-    def _flush(self) -> None:
-        try:
+    def _write(self, records: Iterable[Record]) -> None:
+        with _writing(self._folder):
+            for record in records:
+                self._writer = self._writer or self._open(str(self._folder))
+                for name, value in _named(record).items():
+                    self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
             if self._writer is not None:
                 self._writer.flush()
-        except OSError as fault:
-            raise _failed(self._folder, fault.strerror or fault) from fault
 
 
 class WandbTracker:
@@ -181,7 +180,7 @@ class WandbTracker:
         folder = self._place.tracked("wandb")
         for former in folder.iterdir():
             former.unlink() if former.is_symlink() or former.is_file() else shutil.rmtree(former)
-        try:
+        with _writing(folder, self._wandb.Error):
             self._run = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 name=self._place.name,
@@ -191,17 +190,13 @@ class WandbTracker:
                 reinit="create_new",
                 settings=self._wandb.Settings(silent=True, console="off"),
             )
-        except (OSError, self._wandb.Error) as fault:
-            raise _failed(folder, fault) from fault
         for record in records:
             self.log(record)
 
     def log(self, record: Record) -> None:
         """Write a row of history; a validation stands in the row of its step."""
-        try:
+        with _writing(self._place.tracked("wandb"), self._wandb.Error):
             self._run.log(_named(record), step=record["step"])
-        except (OSError, self._wandb.Error) as fault:
-            raise _failed(self._place.tracked("wandb"), fault) from fault
 
     def close(self, *, finished: bool) -> None:
         """Wait until all is written (or sent), and say how the run ended."""
@@ -221,7 +216,8 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        make_folder(run.tracked("mlflow"))
+        self._folder = run.tracked("mlflow")
+        make_folder(self._folder)
         self._run, self._recipe = run, recipe
         self._metric, self._param, self._fault, self._open = Metric, Param, MlflowException, MlflowClient
         self._client: Any = None
@@ -229,9 +225,9 @@ class MlflowTracker:
 
     def restart(self, records: Iterable[Record]) -> None:
         """Begin anew, with `records` at their former times."""
-        place = self._run.tracked("mlflow") / "run.json"
+        place = self._folder / "run.json"
         runs = self._run.folder.parent.absolute()
-        try:
+        with _writing(self._folder, self._fault):
             if place.exists():
                 former = read_json(place, what=f"run {self._run.folder}")
                 self._open(tracking_uri=former["store"]).delete_run(former["run_id"])
@@ -245,8 +241,6 @@ class MlflowTracker:
             keys = [self._param(key, str(value)) for key, value in flat_recipe(self._recipe).items()]
             for first in range(0, len(keys), 100):  # as many as a call may have
                 self._client.log_batch(self._id, params=keys[first : first + 100])
-        except (OSError, self._fault) as fault:
-            raise _failed(self._run.tracked("mlflow"), fault) from fault
         for record in records:
             self.log(record)
 
@@ -254,18 +248,14 @@ class MlflowTracker:
         """Write the numbers of a line at its step and time."""
         when = round(record["time"] * 1000)
         metrics = [self._metric(name, float(value), when, record["step"]) for name, value in _named(record).items()]
-        try:
+        with _writing(self._folder, self._fault):
             self._client.log_batch(self._id, metrics=metrics)
-        except (OSError, self._fault) as fault:
-            raise _failed(self._run.tracked("mlflow"), fault) from fault
 
     def close(self, *, finished: bool) -> None:
         """Say how the run ended."""
-        try:
-            if self._id:
+        if self._id:
+            with _writing(self._folder, self._fault):
                 self._client.set_terminated(self._id, status="FINISHED" if finished else "FAILED")
-        except (OSError, self._fault) as fault:
-            raise _failed(self._run.tracked("mlflow"), fault) from fault
 
 
 class TrackioTracker:

@@ -39,7 +39,7 @@ def learned(captioner):
     model = load_captioner(captioner.run, "last", CPU)
     recipe = captioner.run.recipe()
     split = recipe_source(recipe).split("train")
-    encoded = encode_split(model, split, stream_frames(split, model, recipe.data), CPU)
+    encoded = encode_split(model, split, stream_frames(split, model, recipe.data))
     return model.double(), encoded
 
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def test_confidences_are_those_of_the_clip_that_came_first(explainer, collection):
     encoded = collection.encoded
-    scores = score_split(explainer.model, encoded, CPU)
+    scores = score_split(explainer.model, encoded)
     found = confidences(explainer, encoded.texts, encoded.frames, scores)
     assert list(found) == ["score margin", "posterior", "reconstruction", "anchor divergence"]
     best = scores[0].argmax()
@@ -97,7 +97,7 @@ def test_a_posterior_that_is_surest_when_wrong_is_said_to(monkeypatch, explainer
 
 def test_failures_against_the_evaluation(explainer, collection):
     encoded = collection.encoded
-    scores = score_split(explainer.model, encoded, CPU)
+    scores = score_split(explainer.model, encoded)
     ranks = rank_queries(scores, encoded.owners).ranks()
     found = find_failures(explainer, collection, 3)
     assert found.failed == int((ranks > 1).sum()) and len(found.worst) == min(3, found.failed)

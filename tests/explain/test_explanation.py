@@ -57,7 +57,7 @@ def test_everything_about_a_pair(explainer, seen, collection):
     assert document["without"]["divergence"] == pytest.approx(float((p * np.log(p / q)).sum()), abs=1e-6)
     assert document["without"]["removed"] == [explainer.vocabulary.texts[1]]
     # The rank is that of the evaluation, as the clip is one of the collection.
-    scores = score_split(explainer.model, collection.encoded, CPU)[0]
+    scores = score_split(explainer.model, collection.encoded)[0]
     assert document["standing"]["clips"] == 6
     assert document["standing"]["by_score"] == pytest.approx(1 + (scores > scores[0]).sum(), abs=0.5)
     parts = document["score"]["contributions"]

@@ -60,8 +60,8 @@ def test_a_head_learns_the_tiny_world(kind, tiny_recipe, clips):
     assert losses[-1] < 0.5 * losses[0], losses
 
     model.eval()
-    encoded = encode_split(model, split, frames, CPU)
-    scores = score_split(model, encoded, CPU)
+    encoded = encode_split(model, split, frames)
+    scores = score_split(model, encoded)
     assert (scores.argmax(1) == encoded.owners)[told].mean() > 0.5
     few = model.head.score(encoded.texts[3:5], model.head.video_table(encoded.frames[2:9]))
     np.testing.assert_allclose(few.numpy(), scores[3:5, 2:9], atol=2e-6)
@@ -96,15 +96,15 @@ def test_words_do_not_depend_on_what_is_encoded_beside_them(tiny_recipe, monkeyp
     model = build_model(recipe, recipe_vocabulary(recipe)).eval()
     torch.nn.init.normal_(model.adapter.texts.bias)
     captions = ("a red circle", "a blue square moves to the right over a large green triangle", "one")
-    whole = encode_captions(model, captions, CPU)
+    whole = encode_captions(model, captions)
     assert whole.shape == (3, 1 + 14, 128)
     assert (whole[0, 1 + 5 :] == 0).all() and (whole[0, : 1 + 5] != 0).any(-1).all()
     torch.testing.assert_close(whole[:, 0], whole[torch.arange(3), torch.tensor([5, 14, 3])])  # the end token
     monkeypatch.setattr(encoding, "TEXTS_PER_BATCH", 1)
-    torch.testing.assert_close(encode_captions(model, captions, CPU), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode_captions(model, captions), whole, rtol=1e-4, atol=1e-5)
     sentences = build_model(tiny_recipe(WIDE, "backbone.adapter=linear"), recipe_vocabulary(recipe)).eval()
     sentences.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, strict=False)
-    torch.testing.assert_close(model.sentences(whole), encode_captions(sentences, captions, CPU), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.sentences(whole), encode_captions(sentences, captions), rtol=1e-4, atol=1e-5)
 
 
 def test_words_of_a_feature_store_are_refused(tiny_recipe):

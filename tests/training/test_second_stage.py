@@ -96,7 +96,7 @@ def test_a_second_stage_is_evaluated_by_itself_and_says_both_numbers(stages, kin
         assert added[np.setdiff1d(np.arange(len(row)), best)].tolist() == [0.0] * (len(row) - 4)
     (plain,) = evaluate_run(run, [test], Retrieval("leak-free"), which=which, device=CPU)
     assert plain.base is None and plain.result.metrics == alone.result.metrics
-    np.testing.assert_array_equal(plain.scores, score_split(load_run(run, which, CPU), plain.encoded, CPU))
+    np.testing.assert_array_equal(plain.scores, score_split(load_run(run, which, CPU), plain.encoded))
     with pytest.raises(BadInput, match=r"head\.kind=diffusionret; this run's head is"):
         evaluate_run(first, [test], Retrieval("re-ranked"), device=CPU)
 

@@ -91,8 +91,8 @@ def test_inference_needs_neither_anchors_nor_vae(finished):
     for which in ("best", "slim"):
         model = load_run(finished.run, which, CPU)
         assert (model.anchors is None) == (model.vae is None) == (which == "slim")
-        encoded = encode_split(model, split, stream_frames(split, model, recipe.data), CPU)
-        scores.append(score_split(model, encoded, CPU))
+        encoded = encode_split(model, split, stream_frames(split, model, recipe.data))
+        scores.append(score_split(model, encoded))
     np.testing.assert_array_equal(scores[0], scores[1])
 
 

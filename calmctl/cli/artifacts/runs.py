@@ -25,7 +25,7 @@ from calmctl.cli.console import (
     stdout,
 )
 from calmctl.errors import BadInput, RunFailed, RunInUse, RunNotFound
-from calmctl.words import counted
+from calmctl.words import METRIC_NAMES, WAYS, counted
 
 if TYPE_CHECKING:
     from calmctl.evaluation.compare import Comparison, KeptEvaluation
@@ -425,7 +425,7 @@ def _print_csv(comparisons: Sequence[Comparison]) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison within 80 columns: a table a direction, differences below, recipes, what must be said."""
-    from calmctl.evaluation.compare import HEADINGS, WAYS, recipe_rows
+    from calmctl.evaluation.compare import recipe_rows
 
     out = stdout()
     out.print(f"[bold]{printable(comparison.title)}[/]\n")
@@ -434,7 +434,7 @@ def print_comparison(comparison: Comparison) -> None:
         table = Sheet()
         table.add_column(WAYS[way])
         for name in names:
-            table.add_column(HEADINGS[name], justify="right")
+            table.add_column(METRIC_NAMES[name], justify="right")
         for number, system in enumerate(comparison.systems):
             values = [system.metrics[way][name] for name in names]
             table.add_row(f"{_letter(number)} {printable(system.name)}", *(f"{each.mean:z.1f}" for each in values))
@@ -455,7 +455,7 @@ def print_comparison(comparison: Comparison) -> None:
             for place, (name, each) in enumerate(system.differences.get(way, {}).items()):
                 interval = f"{each.interval.low:+z.1f} to {each.interval.high:+z.1f}"
                 who = f"{_letter(number)} {printable(system.name)}" if place == 0 else ""
-                table.add_row(who, HEADINGS[name], f"{each.difference:+z.1f}", interval, f"{each.p_value:.3f}")
+                table.add_row(who, METRIC_NAMES[name], f"{each.difference:+z.1f}", interval, f"{each.p_value:.3f}")
         out.print(table, "")
     rows = recipe_rows(comparison)
     if rows:

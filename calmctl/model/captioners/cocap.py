@@ -55,16 +55,10 @@ class _Attention(Attention):
         return out
 
 
-class QuickGELU(nn.Module):
-    """CLIP's activation, x sigmoid(1.702 x)."""
+def _perceptron(width: int) -> nn.Sequential:
+    from calmctl.model.openclip import open_clip
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return x * torch.sigmoid(1.702 * x)
-
-
-def _perceptron(width: int, inner: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, inner), QuickGELU(), nn.Linear(inner, width))
+    return nn.Sequential(nn.Linear(width, 4 * width), open_clip.transformer.QuickGELU(), nn.Linear(4 * width, width))
 
 
 class _Block(nn.Module):
@@ -75,7 +69,7 @@ class _Block(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = _Attention(width)
         self.perceptron_norm = nn.LayerNorm(width)
-        self.perceptron = _perceptron(width, 4 * width)
+        self.perceptron = _perceptron(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention.to_itself(self.attention_norm(x))
@@ -119,7 +113,7 @@ class ActionEncoder(nn.Module):
         self.kind = nn.Embedding(2, dim)
         self.self_norm, self.self_attention = nn.LayerNorm(dim), _Attention(dim)
         self.cross_norm, self.seen_norm, self.cross_attention = nn.LayerNorm(dim), nn.LayerNorm(dim), _Attention(dim)
-        self.perceptron_norm, self.perceptron = nn.LayerNorm(dim), _perceptron(dim, 4 * dim)
+        self.perceptron_norm, self.perceptron = nn.LayerNorm(dim), _perceptron(dim)
         self.output_norm = nn.LayerNorm(dim)
 
     def forward(self, pictures: Tensor, patches: Tensor) -> Tensor:

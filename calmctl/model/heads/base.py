@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +188,15 @@ class ProbedHead(Protocol):
     def score_probed(self, probes: Probes, dots: Tensor, table: VideoTable) -> Tensor:
         """The scores of `score`, [N_t, N_v], from the dot products [N_t, P, N_v, F]."""
         ...
+
+
+def start_small(module: nn.Module, std: float) -> None:
+    """Start the linear layers within a module as N(0, std^2), without bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 # Pairs of texts and videos in blocks that bound the memory of a score.

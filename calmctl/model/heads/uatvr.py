@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import Backbone, full_precision
-from calmctl.model.heads.base import Compared, Similarity, WeightedLoss, WeightedSimilarity
+from calmctl.model.heads.base import Compared, Similarity, WeightedLoss, WeightedSimilarity, start_small
 from calmctl.model.heads.meanp import FrameTransformer, text_tower
 from calmctl.model.heads.wti import TokenInteractionHead, interaction, is_word, nearest_pairs
 from calmctl.parallel import SINGLE, World
@@ -192,11 +192,7 @@ class TokenGaussian(nn.Module):
         self.std_attention = _attention(dim)
         self.std_attended = nn.Linear(dim, dim)
         self.std_pooled = nn.Linear(dim, dim)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        start_small(self, _STD)
 
     def forward(self, tokens: Tensor, pooled: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens [N, n, D], of which those that are not `real` [N, n] take no part, and pooled [N, D]."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import full_precision
-from calmctl.model.heads.base import Compared, Similarity, VideoTable, WeightedSimilarity, pair_blocks
+from calmctl.model.heads.base import Compared, Similarity, VideoTable, WeightedSimilarity, pair_blocks, start_small
 from calmctl.model.heads.meanp import FrameTransformer
 
 _PAIRS_PER_BLOCK = {"cpu": 1 << 11, "cuda": 1 << 16}  # words x frames numbers a pair
@@ -87,11 +87,9 @@ class TokenInteractionHead(nn.Module):
 
 def token_weight(dim: int, hidden: int = 1) -> nn.Sequential:
     """A perceptron (hidden D, ReLU, 1) of a token, started as UATVR and DiffusionRet do: nearly equal weights."""
-    inner, out = nn.Linear(dim, hidden * dim), nn.Linear(hidden * dim, 1)
-    for layer in (inner, out):
-        nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(inner, nn.ReLU(), out)
+    layers = nn.Sequential(nn.Linear(dim, hidden * dim), nn.ReLU(), nn.Linear(hidden * dim, 1))
+    start_small(layers, 0.02)
+    return layers
 
 
 def is_word(words: Tensor) -> Tensor:
