@@ -12,19 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from calmctl.cli import options
-from calmctl.cli.console import Sheet, print_json, stdout
+from calmctl.cli.console import Sheet, print_json, print_plain, stdout
 from calmctl.errors import VocabularyError
 
 if TYPE_CHECKING:  # the vocabularies' schema is pydantic's, which no `--help` needs
     from calmctl.anchors.shipped import Checked
     from calmctl.anchors.vocabulary import Vocabulary
 
-app = typer.Typer(
-    cls=options.Group,
-    help="Build, inspect, merge and check anchor vocabularies.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    epilog=options.examples("calmctl anchors list", "calmctl anchors build labels.txt --name mine"),
+app = options.Commands(
+    "Build, inspect, merge and check anchor vocabularies.",
+    "calmctl anchors list",
+    "calmctl anchors build labels.txt --name mine",
 )
 
 Name = Annotated[str | None, typer.Option(help="Name of the result, if not the input's.", show_default=False)]
@@ -33,18 +31,12 @@ Prompt = Annotated[str | None, typer.Option(help="Prompt with one {label}.", sho
 Version = Annotated[int | None, options.COUNT(help="Version of the result; 1.")]
 
 
-def _print(text: str) -> None:
-    stdout().print(text, soft_wrap=True, markup=False)  # labels may look like markup
-
-
-@app.command(
-    epilog=options.examples(
-        "calmctl anchors build",
-        "calmctl anchors build charades",
-        "calmctl anchors build kinetics400.txt --licence 'CC BY 4.0'",
-        "calmctl anchors build ucf101.txt --spell-out --name ucf",
-        "calmctl anchors build imagenet.txt --keep-first",
-    )
+@app.verb(
+    "calmctl anchors build",
+    "calmctl anchors build charades",
+    "calmctl anchors build kinetics400.txt --licence 'CC BY 4.0'",
+    "calmctl anchors build ucf101.txt --spell-out --name ucf",
+    "calmctl anchors build imagenet.txt --keep-first",
 )
 def build(
     source: Annotated[
@@ -84,7 +76,7 @@ def build(
             raise VocabularyError("options need a SOURCE: a label list, or the name of a shipped vocabulary")
         checked = check_shipped()
         _print_checked(checked)
-        _print(
+        print_plain(
             f"The {len(checked)} shipped vocabularies are what their label lists give; nothing was written.\n"
             "One of your own: calmctl anchors build labels.txt"
         )
@@ -97,9 +89,9 @@ def build(
         column=column, keep_first=keep_first, spell_out=spell_out,
     )  # fmt: skip
     for label in built.dropped:
-        _print(f"left out   repeat of {label}")
+        print_plain(f"left out   repeat of {label}")
     for hint in built.hints:
-        _print(f"note       {hint}")
+        print_plain(f"note       {hint}")
     _publish(built.vocabulary, out)
 
 
@@ -108,40 +100,35 @@ def _publish(vocabulary: Vocabulary, out: Path | None) -> None:
 
     path = out or Path(f"{vocabulary.reference}.yaml")
     status = publish(vocabulary, path)
-    _print(f"{status:<10} {path}  ({vocabulary.reference}, {len(vocabulary)} labels, {vocabulary.digest[:19]})")
+    print_plain(f"{status:<10} {path}  ({vocabulary.reference}, {len(vocabulary)} labels, {vocabulary.digest[:19]})")
 
 
-@app.command("list", epilog=options.examples("calmctl anchors list", "calmctl anchors list --json"))
+@app.verb("calmctl anchors list", "calmctl anchors list --json", name="list")
 def list_(as_json: options.Json = False) -> None:
     """List the shipped vocabularies."""
     from calmctl.anchors.shipped import load_shipped, shipped_vocabularies
 
-    vocabularies = [load_shipped(name, each) for name, all_ in shipped_vocabularies().items() for each in all_]
+    shipped = [load_shipped(name, version) for name, known in shipped_vocabularies().items() for version in known]
     if as_json:
         rows = [{key: value for key, value in each.to_json().items() if key != "labels"}
-                | {"n_labels": len(each)} for each in vocabularies]  # fmt: skip
+                | {"n_labels": len(each)} for each in shipped]  # fmt: skip
         print_json(rows)
         return
     table = Sheet()
-    for heading, justify in (
-        ("vocabulary", "left"),
-        ("labels", "right"),
-        ("digest", "left"),
-        ("licence", "left"),
-    ):
-        table.add_column(heading, justify=justify, no_wrap=heading != "licence")  # type: ignore[arg-type]
-    for each in vocabularies:
+    table.add_column("vocabulary", no_wrap=True)
+    table.add_column("labels", justify="right")
+    table.add_column("digest", no_wrap=True)
+    table.add_column("licence")
+    for each in shipped:
         # Behind "sha256:", twelve digits tell any two vocabularies apart.
         table.add_row(each.reference, str(len(each)), each.digest[7:19], Text(each.licence))
     stdout().print(table)
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl anchors show charades",
-        "calmctl anchors show charades --count 50 --seed 1",
-        "calmctl anchors show ./kinetics400.txt --json",
-    )
+@app.verb(
+    "calmctl anchors show charades",
+    "calmctl anchors show charades --count 50 --seed 1",
+    "calmctl anchors show ./kinetics400.txt --json",
 )
 def show(
     vocabulary: Annotated[
@@ -177,12 +164,7 @@ def show(
     stdout().print(facts, "", labels)
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl anchors merge charades coco",
-        "calmctl anchors merge charades ./kinetics400.txt --name actions",
-    )
-)
+@app.verb("calmctl anchors merge charades coco", "calmctl anchors merge charades ./kinetics400.txt --name actions")
 def merge(
     vocabularies: Annotated[
         list[str], typer.Argument(metavar="NAME|FILE", help="Two or more: shipped names, or files.")
@@ -201,18 +183,16 @@ def merge(
     parts = [resolve_vocabulary(each) for each in vocabularies]
     merged = merge_vocabularies(parts, name=name, version=version or 1, note=note or "", prompt=prompt)
     for label in merged.removed:
-        _print(f"left out   {label}")
+        print_plain(f"left out   {label}")
     # Two anchors with the same tokens share one feature, and the mass of one label is divided.
     for twins in case_twins(merged.vocabulary.texts):
-        _print(f"note       CLIP reads {', '.join(map(repr, twins))} alike: it ignores capitals")
-    _print(f"merged     {' + '.join(str(len(part)) for part in parts)} labels, "
+        print_plain(f"note       CLIP reads {', '.join(map(repr, twins))} alike: it ignores capitals")
+    print_plain(f"merged     {' + '.join(str(len(part)) for part in parts)} labels, "
            f"{len(merged.removed)} duplicates removed: {len(merged.vocabulary)}")  # fmt: skip
     _publish(merged.vocabulary, out)
 
 
-@app.command(
-    epilog=options.examples("calmctl anchors check", "calmctl anchors check ./actions@1.yaml ./kinetics400.txt")
-)
+@app.verb("calmctl anchors check", "calmctl anchors check ./actions@1.yaml ./kinetics400.txt")
 def check(
     vocabularies: Annotated[
         list[str] | None,
@@ -234,6 +214,6 @@ def check(
 def _print_checked(checked: list[Checked], *, silent: bool = False) -> None:
     """One line per vocabulary; raises `VocabularyError` where one has a fault."""
     for each in [] if silent else checked:
-        _print(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
+        print_plain(f"{'FAULT' if each.fault else 'ok':<6} {each.name}  {each.fault or f'({each.n_labels})'}")
     if faults := sum(each.fault is not None for each in checked):
         raise VocabularyError(f"{faults} of {len(checked)} vocabularies have faults; they are listed above")

@@ -13,7 +13,6 @@ import typer
 from calmctl.cli import options
 from calmctl.cli.console import (
     Sheet,
-    choose_run,
     loading,
     note,
     print_json,
@@ -23,8 +22,10 @@ from calmctl.cli.console import (
     readings,
     stdout,
 )
+from calmctl.cli.results import choose_run
+from calmctl.device import choose_device
 from calmctl.errors import BadInput, VideoError
-from calmctl.files import SUBTITLES, require_output
+from calmctl.files import SUBTITLES, require_output, write_output
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -92,7 +93,6 @@ def caption(
     """
     from calmctl.data.locate import drawn
     from calmctl.data.registry import DATASETS
-    from calmctl.device import check_device
     from calmctl.runs.run import WEIGHTS
 
     # From here to `loading` stands every mistake that no model is needed for.
@@ -117,15 +117,12 @@ def caption(
         raise BadInput(f"--out {out} exists already; name a new file, so that no caption of yours is lost")
     if temperature is not None and (beam is not None or length_penalty is not None):
         raise BadInput("--temperature draws words, --beam and --length-penalty search for them; give one of the two")
-    options.require_known("--weights", weights, WEIGHTS)
-    check_device(device)
+    options.one_of(WEIGHTS, "--weights", weights)
     shapes = drawn([clip.path.stem for clip in clips]) if dataset is None else dataset.startswith("demo")
     chosen = choose_run(run, runs, shapes, "captioning", task="caption")
-    assert chosen is not None
     loading(str(chosen.folder))
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.captions.generate import Search
-    from calmctl.device import choose_device
     from calmctl.runs.checkpoint import load_captioner
     from calmctl.samples import Dataset, Split
     from calmctl.source.base import SourceSpec
@@ -216,12 +213,7 @@ def _segments(
     for clip in clips:
         try:
             by_video[clip.id] = caption_segments(
-                model,
-                clip.path,
-                segment_s,
-                n_frames=recipe.data.frames,
-                search=search,
-                progress=bars,
+                model, clip.path, segment_s, n_frames=recipe.data.frames, search=search, progress=bars
             )
         except VideoError as fault:
             if len(clips) == 1:
@@ -242,7 +234,6 @@ def _print_segments(
     as_json: bool,
 ) -> None:
     from calmctl.captions.generate import srt as subtitles
-    from calmctl.files import write_output
 
     written = {name: files[name] for name in by_video if name in files}
     for name, path in written.items():
@@ -255,10 +246,8 @@ def _print_segments(
             print_segments(name, segments)
     print_left_out({"captions": left_out})
     if written:
-        note(
-            f"wrote {printable(str(srt))}"
-            + (f", {counted(len(written), 'file')}" if srt not in written.values() else "")
-        )
+        files_written = "" if srt in written.values() else f", {counted(len(written), 'file')}"
+        note(f"wrote {printable(str(srt))}{files_written}")
 
 
 def _subtitle_files(srt: Path, videos: Sequence[str]) -> dict[str, Path]:
@@ -310,8 +299,7 @@ def _below(values: Mapping[str, Value], suffix: str | None = None) -> list[tuple
 
 def print_captions(captions: Sequence[tuple[str, Caption]]) -> None:
     """Print (name of a video, its caption) with log-probabilities."""
-    table = Sheet("video", "caption")
-    table.add_column("log p", justify="right")
+    table = Sheet("video", "caption", numbers=["log p"])
     for video, caption in captions:
         table.add_row(printable(video), printable(caption.text), f"{caption.log_prob:z.2f}")
     stdout().print(table)
@@ -321,10 +309,7 @@ def print_segments(video: str, segments: Sequence[Segment]) -> None:
     """Print the captions of one video's segments."""
     from calmctl.captions.generate import timestamp
 
-    table = Sheet("from", "to", "caption")
-    table.title = printable(video)
-    table.title_justify = "left"
-    table.add_column("log p", justify="right")
+    table = Sheet("from", "to", "caption", numbers=["log p"], title=printable(video), title_justify="left")
     for segment in segments:
         caption = segment.caption
         times = (timestamp(segment.start_s), timestamp(segment.end_s))

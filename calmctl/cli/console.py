@@ -1,4 +1,4 @@
-"""What every subcommand shows with: consoles, tables, progress bars and notes, and the results that several print."""
+"""What every subcommand shows with: consoles, tables, progress bars and notes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
@@ -31,17 +30,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from calmctl.errors import BadInput, RunFailed, RunNotFound
+from calmctl.errors import BadInput, RunFailed
 from calmctl.words import Watcher, counted, visible
 
 if TYPE_CHECKING:
     from calmctl import words
-    from calmctl.captions.evaluate import CaptionEvaluation
-    from calmctl.evaluation.statistics import PairedDifference
-    from calmctl.explain.collection import Collection
-    from calmctl.explain.explainer import Explainer
-    from calmctl.referee.moments import MomentResult
-    from calmctl.runs.run import Run
 
 
 UNBROKEN = 10_000
@@ -163,12 +156,14 @@ def stderr() -> Console:
 class Sheet(Table):
     """A table without lines that never cuts: text wraps, paths fold, and where that is not enough rows are stacked.
 
-    Right-justified columns hold numbers, which stay whole. A terminal too narrow for them gets each row as a list of
+    Columns of `numbers`, right-justified, stay whole. A terminal too narrow for them gets each row as a list of
     "heading value" instead.
     """
 
-    def __init__(self, *headings: str, **options: Any) -> None:
+    def __init__(self, *headings: str, numbers: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*headings, **{"box": None, "pad_edge": False, **options})
+        for heading in numbers:
+            self.add_column(heading, justify="right")
 
     def add_column(  # type: ignore[override]
         self,
@@ -232,6 +227,14 @@ def section(title: str) -> Table:
     return facts_grid()
 
 
+def facts_sheet() -> Sheet:
+    """A table of names, which stay whole, and what is to be said of them."""
+    sheet = Sheet(show_header=False)
+    sheet.add_column(no_wrap=True)
+    sheet.add_column()
+    return sheet
+
+
 def _unpadded(line: Sequence[Segment]) -> Iterator[Segment]:
     """A line of a table without the blanks at its end: in a pipe the longest cell would set them."""
     last = len(line)
@@ -260,6 +263,11 @@ def print_text(text: str) -> None:
     print("".join(c if c in "\n\t" else visible(c) for c in text), end="")
 
 
+def print_plain(text: str) -> None:
+    """Print on stdout what is no markup, in whole lines: labels, and paths to be copied."""
+    stdout().print(text, markup=False, soft_wrap=True)
+
+
 def printable(text: str) -> str:
     """`text` with markup escaped and control characters shown instead of obeyed."""
     return escape(visible(text))
@@ -268,40 +276,6 @@ def printable(text: str) -> str:
 def loading(what: str) -> None:
     """Say at once what takes seconds: the model library is imported after this."""
     note(f"[dim]loading {printable(what)} ...[/]")
-
-
-def choose_run(
-    name: str | None, runs: Path, drawn: bool, doing: str, *, task: str = "retrieval", must: bool = True
-) -> Run | None:
-    """The run for some clips, and a word on which it is where nobody named one; None for the bare backbone.
-
-    Args:
-        name: What --run says; None for the pinned run, or else the newest that was trained on such clips.
-        runs: Folder of runs.
-        drawn: Whether the clips are the demo's drawn shapes.
-        doing: What is being done, such as "searching".
-        task: "retrieval" or "caption".
-        must: Without a run there is nothing to do it with: an error.
-
-    Raises:
-        RunNotFound: There is none, and one must be.
-    """
-    from calmctl.runs.run import describe_choice, find_run
-
-    try:
-        run = find_run(name, runs, task=task, drawn=drawn)
-    except RunNotFound as fault:
-        # A run that was named and is not there is never replaced by another one.
-        if name is not None or must:
-            raise
-        note(f"{printable(str(fault))}\n{doing} with the bare backbone")
-        return None
-    if name is None:
-        note(f"{doing} with {printable(describe_choice(run))}, {printable(str(run.trained_on))}")
-    # Said of a named run as well: one of drawn shapes has described holiday videos without a word.
-    if warning := run.trained_on.warning(drawn):
-        note(f"[bold red]!! {printable(str(run.folder))}: {printable(warning)}[/]")
-    return run
 
 
 def activation() -> str | None:
@@ -320,10 +294,9 @@ def activation() -> str | None:
 
 def print_next(*commands: str) -> None:
     """Print what can be pasted next, whole lines each."""
-    out, lines = stdout(), [line for line in (activation(), *commands) if line]
-    out.print("Next:")
-    for line in lines:
-        out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
+    print_plain("Next:")
+    for line in filter(None, (activation(), *commands)):
+        print_plain(f"  {visible(line)}")
 
 
 def ask(question: str, yes: bool) -> None:
@@ -456,7 +429,11 @@ class BarWatcher(Watcher):
         self._bar.console.print(f"[yellow]warning:[/] {printable(text)}", soft_wrap=True)
 
 
-def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: str = "clip") -> None:
+_NAMED = 3
+"""Clips that a reason names (our choice)."""
+
+
+def print_left_out(left_out: dict[str, dict[str, str]], *, noun: str = "clip") -> None:
     """Tell on stderr which clips were not used: by split and reason, with their number and the first names."""
     for split, entries in left_out.items():
         by_reason: dict[str, list[str]] = {}
@@ -466,85 +443,5 @@ def print_left_out(left_out: dict[str, dict[str, str]], names: int = 3, noun: st
             note(f"[yellow]{split}: {counted(len(entries), noun)} left out[/] (--json lists all)")
         # The most frequent reason first: it is the one to do something about.
         for reason, clips in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-            shown = ", ".join(clips[:names]) + (", ..." if len(clips) > names else "")
+            shown = ", ".join(clips[:_NAMED]) + (", ..." if len(clips) > _NAMED else "")
             note(f"  {len(clips)} x {printable(reason)}: {printable(shown)}")
-
-
-# Results that several commands print.
-
-
-EXAMPLES_SHOWN = 3
-
-
-def print_evaluations(evaluations: Sequence[CaptionEvaluation]) -> None:
-    """Print scores beside the paper's, how captions were found, and the first captions beside the true ones."""
-    from calmctl.captions.score import caption_table
-
-    out = stdout()
-    out.print(caption_table([evaluation.result for evaluation in evaluations]))
-    out.print(f"[dim]captions found by {', '.join(dict.fromkeys(str(e.search) for e in evaluations))}[/]\n")
-    # Examples of one test set are enough to see what the captioner says.
-    for evaluation in evaluations[:1]:
-        out.print(examples_table(evaluation, EXAMPLES_SHOWN))
-
-
-def examples_table(evaluation: CaptionEvaluation, count: int) -> Sheet:
-    """The captions of the first `count` clips of an evaluation beside one true sentence each."""
-    # One true sentence is enough to hold a caption against; all of them are in --json.
-    table = Sheet("clip", "caption", "one of its true captions")
-    for clip, caption in list(evaluation.captions.items())[:count]:
-        table.add_row(printable(clip), printable(caption.text), printable(evaluation.references[clip][0]))
-    return table
-
-
-def print_differences(
-    what: str, one: str, other: str, found: Mapping[str, PairedDifference], names: Sequence[str]
-) -> None:
-    """Print one system minus another on the same queries, within 60 columns."""
-    out, table = stdout(), Sheet(header_style="dim")
-    out.print(f"[bold]{printable(what)}[/]: {printable(one)} minus {printable(other)}")
-    table.add_column("")
-    for heading in ("difference", "95 % interval", "p"):
-        table.add_column(heading, justify="right")
-    for name, each in zip(names, found.values(), strict=True):
-        interval = f"{each.interval.low:+.1f} to {each.interval.high:+.1f}"
-        table.add_row(name, f"{each.difference:+.1f}", interval, f"{each.p_value:.3f}")
-    out.print(table)
-    clips = next(iter(found.values())).n_clusters
-    out.print(f"[dim]paired over {counted(clips, 'clip')}; one run each: seeds differ as well[/]\n")
-
-
-def open_with_progress(explainer: Explainer, split: str) -> Collection:
-    """Encode a split of the explainer's run under a progress bar."""
-    from calmctl.explain.collection import open_collection
-
-    with progress_bar("clips") as bar:
-        collection = open_collection(explainer, split, readings(bar))
-    print_left_out({split: {entry.id: entry.reason for entry in collection.encoded.left_out}})
-    return collection
-
-
-def print_moments(result: MomentResult, others: Sequence[tuple[str, MomentResult]], as_json: bool) -> None:
-    """Print moments with their intervals, and what `result` has more than each of the others."""
-    from calmctl.runtime import environment
-
-    compared = [(name, result.minus(other)) for name, other in others]
-    if as_json:
-        found = [{"against": name, **{metric: asdict(e) for metric, e in each.items()}} for name, each in compared]
-        print_json({**result.to_json(), **({"differences": found} if found else {}), **environment()})
-        return
-    out, table, intervals = (
-        stdout(),
-        Sheet("", result.truth.name, "95 % interval", header_style="dim"),
-        result.intervals(),
-    )
-    for name, value in result.means().items():
-        bound = intervals[name]
-        table.add_row(name, f"{value:.1f}", "" if bound is None else f"{bound.low:.1f} to {bound.high:.1f}")
-    queries = counted(len(result.truth.queries), "query")
-    out.print(printable(f"{result.system}: {queries}, each of its own video"), style="bold")
-    out.print(table)
-    for text in result.notes:
-        note(f"[yellow]{printable(text)}[/]")
-    for name, each in compared:
-        print_differences(result.truth.name, result.system, name, each, list(each))

@@ -17,11 +17,13 @@ from calmctl.cli.console import (
     note,
     print_json,
     print_left_out,
+    print_plain,
     printable,
     progress_bar,
     readings,
     stdout,
 )
+from calmctl.cli.results import print_result
 from calmctl.errors import BadInput
 from calmctl.words import counted
 
@@ -32,22 +34,18 @@ if TYPE_CHECKING:
 _SURELY_READ = 75  # characters: as many tokens at most, and CLIP reads 77 with its two marks
 _COLOUR = {"ok": "green", "unused": "dim", "note": "cyan", "missing": "yellow", "wrong": "red"}
 
-app = typer.Typer(
-    cls=options.Group,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Check what a data set needs and where it is looked for.",
-    epilog=options.examples("calmctl data where msrvtt", "calmctl data check msrvtt --root /data"),
+app = options.Commands(
+    "Check what a data set needs and where it is looked for.",
+    "calmctl data where msrvtt",
+    "calmctl data check msrvtt --root /data",
 )
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl data check msrvtt --root /data",
-        "calmctl data check msrvtt --root /data --protocol full --decode",
-        "calmctl data check msvd --annotations lists --videos YouTubeClips --json",
-        "calmctl data check my-videos --decode",
-    )
+@app.verb(
+    "calmctl data check msrvtt --root /data",
+    "calmctl data check msrvtt --root /data --protocol full --decode",
+    "calmctl data check msvd --annotations lists --videos YouTubeClips --json",
+    "calmctl data check my-videos --decode",
 )
 def check(
     dataset: Annotated[str, typer.Argument(metavar="DATASET|FOLDER", help="A data set, or a folder of videos.")],
@@ -85,10 +83,7 @@ def check(
             progress=readings(bar),
             cut_captions=partial(_cut_captions, backbone),
         )
-    if as_json:
-        print_json(report.to_json())
-    else:
-        _print(report)
+    print_result(report, _print, as_json)
     # A status for scripts: a table that says "missing" is read by people alone.
     if not report.complete:
         raise typer.Exit(1)
@@ -137,14 +132,12 @@ def _print(report: CheckReport) -> None:
     stdout().print(f"[bold]{' '.join(word for word in (report.dataset, report.protocol) if word)}[/]")
     stdout().print(table)
     states = {finding.state for finding in report.findings}
-    faults = [
-        words for state, words in (("missing", "not complete"), ("wrong", "not as it should be")) if state in states
-    ]
-    verdict = " and ".join(faults) or "complete"
+    faults = {"missing": "not complete", "wrong": "not as it should be"}
+    verdict = " and ".join(words for state, words in faults.items() if state in states) or "complete"
     stdout().print(f"{verdict}; where files belong: calmctl data where {report.dataset}")
     for finding in report.findings:
         if finding.command:
-            stdout().print(finding.command, markup=False, soft_wrap=True)
+            print_plain(finding.command)
     print_left_out({"not read": dict(report.unread)}, noun="place")
     print_left_out({f"{split}, no file": dict(clips) for split, clips in report.missing.items()})
     print_left_out({f"{split}, not decodable": dict(clips) for split, clips in (report.undecodable or {}).items()})
@@ -152,11 +145,9 @@ def _print(report: CheckReport) -> None:
         note("[dim]clips were looked for, not opened; --decode opens them[/]")
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl data reencode data/msvd/YouTubeClips data/msvd/reencoded",
-        "calmctl data reencode holidays /tmp/holidays --workers 4 --json",
-    )
+@app.verb(
+    "calmctl data reencode data/msvd/YouTubeClips data/msvd/reencoded",
+    "calmctl data reencode holidays /tmp/holidays --workers 4 --json",
 )
 def reencode(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="A folder of videos, with those below it.")],
@@ -184,27 +175,18 @@ def reencode(
         print_json({"folder": str(out), "side": side, **asdict(done)})
     else:
         before = f", {done.kept:,} there before" if done.kept else ""
-        stdout().print(f"{out}: {counted(done.made, 'video')} re-encoded{before}", markup=False, soft_wrap=True)
+        print_plain(f"{out}: {counted(done.made, 'video')} re-encoded{before}")
         print_left_out({"not re-encoded": done.left_out})
     if done.left_out:
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl data frames msrvtt data.root=/data/msrvtt",
-        "calmctl data frames recipes/lsmdc.yaml data.cache_gb=800 data.workers=16",
-    )
+@app.verb(
+    "calmctl data frames msrvtt data.root=/data/msrvtt",
+    "calmctl data frames recipes/lsmdc.yaml data.cache_gb=800 data.workers=16",
 )
 def frames(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe file, or a shipped recipe's name.",
-            autocompletion=options.complete_recipe,
-        ),
-    ],
+    recipe: Annotated[str, options.RECIPE],
     overrides: options.Overrides = None,
     as_json: options.Json = False,
 ) -> None:
@@ -233,21 +215,13 @@ def frames(
     cache = source.cache
     assert cache is not None
     if as_json:
-        print_json(
-            {
-                "folder": str(cache.folder),
-                "bytes": cache.used_bytes,
-                "clips": dict(cache.counts),
-                "undecodable": undecodable,
-            }
-        )
+        clips = {"clips": dict(cache.counts), "undecodable": undecodable}
+        print_json({"folder": str(cache.folder), "bytes": cache.used_bytes, **clips})
     else:
         decoded = cache.counts.total() - cache.counts["read"] - cache.counts["unkept"]
-        stdout().print(
+        print_plain(
             f"{cache.folder}: {counted(decoded, 'clip')} decoded, {cache.counts['read']:,} there before; "
-            f"{in_gb(cache.used_bytes)}",
-            markup=False,
-            soft_wrap=True,
+            f"{in_gb(cache.used_bytes)}"
         )
         print_left_out({f"{split}, not decodable": clips for split, clips in undecodable.items()})
     for text in cache.warnings():
@@ -256,7 +230,7 @@ def frames(
         raise typer.Exit(1)
 
 
-@app.command(epilog=options.examples("calmctl data where", "calmctl data where didemo"))
+@app.verb("calmctl data where", "calmctl data where didemo")
 def where(
     dataset: Annotated[
         str | None, typer.Argument(metavar="DATASET", help="One data set; all of them by default.")
@@ -267,14 +241,12 @@ def where(
 
     stdout().print(explain_dataset(dataset) if dataset else overview(), markup=False)
     if dataset is None and (kept := kept_for_searches()):
-        stdout().print(f"\n{kept}", markup=False, soft_wrap=True)  # paths, which are copied
+        print_plain(f"\n{kept}")
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl data unpack MSRVTT_Videos.zip --out data/msrvtt/videos",
-        "calmctl data unpack DiDeMo_Videos_mp4_test.tar data/test-*.parquet --out mine",
-    )
+@app.verb(
+    "calmctl data unpack MSRVTT_Videos.zip --out data/msrvtt/videos",
+    "calmctl data unpack DiDeMo_Videos_mp4_test.tar data/test-*.parquet --out mine",
 )
 def unpack(
     archives: Annotated[list[Path], typer.Argument(metavar="ARCHIVE...", help=".zip, .tar or parts of one, .parquet.")],
@@ -288,19 +260,16 @@ def unpack(
 
     What is written is a folder that calmctl reads. Names cannot lead out of it; links and other files stay packed.
     """
-    from dataclasses import asdict
-
     from calmctl.data.packed import unpack as unpack_archives
 
+    most_bytes = None if limit_gb is None else int(limit_gb * 1e9)
     with progress_bar("MB") as bar:
-        done = unpack_archives(
-            archives, out, most_bytes=None if limit_gb is None else int(limit_gb * 1e9), progress=readings(bar)
-        )
+        done = unpack_archives(archives, out, most_bytes=most_bytes, progress=readings(bar))
     if as_json:
         print_json(asdict(done))
         return
     captions = f", {counted(done.captions, 'caption')}" if done.captions else ""
-    stdout().print(f"{out}: {counted(done.videos, 'video')}, {done.bytes / 1e6:,.1f} MB{captions}", markup=False)
+    print_plain(f"{out}: {counted(done.videos, 'video')}, {done.bytes / 1e6:,.1f} MB{captions}")
     if done.others:
         note(f"[dim]not unpacked, neither videos nor texts: {counted(done.others, 'member')}[/]")
     print_left_out({"not unpacked": {each.id: each.reason for each in done.refused}}, noun="member")

@@ -5,58 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.bar import Bar
 from rich.text import Text
 
 from calmctl.cli import options
-from calmctl.cli.console import (
-    Sheet,
-    loading,
-    note,
-    open_with_progress,
-    print_json,
-    printable,
-    progress_bar,
-    readings,
-    section,
-    stdout,
-)
-from calmctl.errors import BadInput
-from calmctl.files import PAGE, VOCABULARY, require_output
+from calmctl.cli.console import Sheet, loading, note, print_json, printable, progress_bar, readings, section, stdout
+from calmctl.cli.results import find_named, find_others, open_with_progress, print_caveats, print_result
+from calmctl.device import choose_device
+from calmctl.files import VOCABULARY, require_output
+from calmctl.runtime import environment
 from calmctl.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from calmctl.evaluation.gap import Gap, Measure, SystemGap
+    from calmctl.evaluation.gap import Measure, SystemGap
     from calmctl.explain.calibration import Calibration, Signal
     from calmctl.explain.collection import AnchorWeight, Candidate, Failures
     from calmctl.explain.coverage import Coverage
-    from calmctl.runs.run import Run
 
-app = typer.Typer(
-    cls=options.Group,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Ask of a run what its numbers do not tell.",
-    epilog=options.examples(
-        "calmctl diagnose gap --against runs/demo-without-001",
-        "calmctl diagnose failures runs/msrvtt-001",
-    ),
+app = options.Commands(
+    "Ask of a run what its numbers do not tell.",
+    "calmctl diagnose gap --against runs/demo-without-001",
+    "calmctl diagnose failures runs/msrvtt-001",
 )
-
-
-def _find(name: str | None, runs: Path, device: str, task: str | None = "retrieval") -> Run:
-    """The run that is diagnosed, and a word on which it is where nobody named one."""
-    from calmctl.device import check_device
-    from calmctl.runs.run import describe_choice, find_run
-
-    check_device(device)
-    run = find_run(name, runs, task=task)
-    if name is None:
-        note(f"diagnosing {printable(describe_choice(run))}, {printable(str(run.trained_on))}")
-    return run
 
 
 # How far sentences and clips lie apart, before training and after.
@@ -74,12 +46,10 @@ _MEASURES = (
 )
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl diagnose gap",
-        "calmctl diagnose gap runs/demo-001 --against runs/demo-without-001",
-        "calmctl diagnose gap runs/demo-001 --cross demo --cross demo-shifted",
-    )
+@app.verb(
+    "calmctl diagnose gap",
+    "calmctl diagnose gap runs/demo-001 --against runs/demo-without-001",
+    "calmctl diagnose gap runs/demo-001 --cross demo --cross demo-shifted",
 )
 def gap(
     run: options.RunArgument = None,
@@ -99,20 +69,15 @@ def gap(
 
     This is the modality gap, before training and after.
     """
-    from calmctl.runs.run import WEIGHTS, find_run
+    from calmctl.runs.run import WEIGHTS
 
-    chosen = _find(run, runs, device, task=None)
-    others = [find_run(name, runs) for name in against or []]
-    options.require_known("--weights", weights, WEIGHTS)
-    options.require_known("--split", split, ("test", "val", "train"))
+    chosen = find_named(run, runs, "diagnosing")
+    others = find_others(against, runs, chosen)
+    options.one_of(WEIGHTS, "--weights", weights)
+    options.one_of(("test", "val", "train"), "--split", split)
     options.check_cross(chosen.recipe(), cross, features)
-    for other in others:
-        if other.task != chosen.task:
-            raise BadInput(f"{chosen.folder} and {other.folder} are runs of two tasks, which share no number")
     loading(", ".join(str(each.folder) for each in (chosen, *others)))
-    from calmctl.device import choose_device
     from calmctl.evaluation.gap import gaps_of_runs
-    from calmctl.runtime import environment
 
     tests = options.test_sets(chosen.recipe(), cross, root, annotations, videos, features)
     with progress_bar("clips") as bar:
@@ -132,8 +97,8 @@ def gap(
             for each in measured
         ]
         print_json({"split": split, "weights": weights, "gaps": gaps, **environment()})
-        return
-    _print_gap(measured, split)
+    else:
+        _print_gap(measured, split)
 
 
 def _print_gap(measured: Sequence[SystemGap], split: str) -> None:
@@ -157,8 +122,7 @@ def _print_gap(measured: Sequence[SystemGap], split: str) -> None:
         f"KL(S_p || V_p) in nats over {first.vocabulary} ({first.gap.n_anchors} prompts, no offsets, tau 100).",
     ):
         out.print(Text(line, style="dim"))
-    for caveat in dict.fromkeys(caveat for each in measured for caveat in each.caveats):
-        out.print(Text(f"!! {caveat}", style="bold red"))
+    print_caveats(dict.fromkeys(caveat for each in measured for caveat in each.caveats))
 
 
 def _grid(systems: Sequence[SystemGap]) -> Sheet:
@@ -168,16 +132,11 @@ def _grid(systems: Sequence[SystemGap]) -> Sheet:
         name = Path(each.system).name
         grid.add_column(f"{name}\n{each.loss}" if each.loss else name, justify="right", overflow="fold")
     for field, label in _MEASURES:
-        values = [_measure(each.gap, field) for each in systems]
+        values: list[Measure] = [getattr(each.gap, field) for each in systems]
         grid.add_row(label, *(_number(value.value) for value in values))
         bounds = (f"{_number(v.interval.low)} to {_number(v.interval.high)}" for v in values)
         grid.add_row("", *(Text(bound, style="dim") for bound in bounds))
     return grid
-
-
-def _measure(gap: Gap, field: str) -> Measure:
-    value: Measure = getattr(gap, field)
-    return value
 
 
 def _number(value: float) -> str:
@@ -187,11 +146,7 @@ def _number(value: float) -> str:
 # Whether a run's uncertainty knows its errors.
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl diagnose calibration", "calmctl diagnose calibration runs/msrvtt-001 --html calibration.html"
-    )
-)
+@app.verb("calmctl diagnose calibration", "calmctl diagnose calibration runs/msrvtt-001 --html calibration.html")
 def calibration(
     run: options.RunArgument = None,
     html: options.Html = None,
@@ -204,12 +159,9 @@ def calibration(
 
     It is asked on the validation split of the data set that it was trained on.
     """
-    if html is not None:
-        require_output(html, PAGE)
-    chosen = _find(run, runs, device)
-    options.require_known("--weights", weights, ("best", "last"))  # anchors and VAE are not in slim
+    chosen = find_named(run, runs, "diagnosing", task="retrieval")
+    options.one_of(("best", "last"), "--weights", weights)  # anchors and VAE are not in slim
     loading(str(chosen.folder))
-    from calmctl.device import choose_device
     from calmctl.explain.calibration import calibrate
     from calmctl.explain.explainer import explain_with_run
 
@@ -219,12 +171,7 @@ def calibration(
         from calmctl.explain.pages import write_calibration_page
 
         write_calibration_page(result, html)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_calibration(result)
-    if html is not None:
-        note(f"wrote {printable(str(html))}")
+    print_result(result, print_calibration, as_json, html)
 
 
 def print_calibration(result: Calibration) -> None:
@@ -236,12 +183,8 @@ def print_calibration(result: Calibration) -> None:
         f"R@1 {100 * result.accuracy:z.1f} %\n"
     )
     out.print(f"[bold]{printable(result.conclusion)}[/]\n")
-    for caveat in result.caveats:
-        out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
-    table = Sheet(header_style="dim")
-    table.add_column("confidence")
-    for heading in ("AUROC", "95 %", "AURC", "ECE"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    print_caveats(result.caveats)
+    table = Sheet("confidence", numbers=["AUROC", "95 %", "AURC", "ECE"], header_style="dim")
     table.add_column("")
     for signal in result.signals:
         interval = "" if signal.interval is None else f"{signal.interval[0]:z.2f}-{signal.interval[1]:z.2f}"
@@ -263,10 +206,8 @@ def print_calibration(result: Calibration) -> None:
 def _print_diagrams(signal: Signal) -> None:
     out = stdout()
     rel, curve = signal.reliability, signal.risk_coverage
-    table = Sheet(header_style="dim", title=f"\n[bold]{signal.name}[/]", title_justify="left")
-    table.title_style = ""
-    for heading in ("predicted", "sentences"):
-        table.add_column(heading, justify="right")
+    title = {"title": f"\n[bold]{signal.name}[/]", "title_justify": "left", "title_style": ""}
+    table = Sheet(numbers=["predicted", "sentences"], header_style="dim", **title)
     table.add_column("observed")
     table.add_column("", justify="right")
     for predicted, observed, count in zip(rel.predicted, rel.observed, rel.counts, strict=True):
@@ -282,11 +223,7 @@ def _print_diagrams(signal: Signal) -> None:
 # The queries that a run gets most wrong, and which anchors misled it.
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl diagnose failures", "calmctl diagnose failures runs/msrvtt-001 --top 20 --html failures.html"
-    )
-)
+@app.verb("calmctl diagnose failures", "calmctl diagnose failures runs/msrvtt-001 --top 20 --html failures.html")
 def failures(
     run: options.RunArgument = None,
     top: options.Top = 10,
@@ -303,13 +240,10 @@ def failures(
     """
     from calmctl.anchors.shipped import resolve_vocabulary
 
-    if html is not None:
-        require_output(html, PAGE)
-    chosen = _find(run, runs, device)
+    chosen = find_named(run, runs, "diagnosing", task="retrieval")
     if vocabulary is not None:
         resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
     loading(str(chosen.folder))
-    from calmctl.device import choose_device
     from calmctl.explain.collection import find_failures
     from calmctl.explain.explainer import explain_with_run
 
@@ -320,12 +254,7 @@ def failures(
         from calmctl.explain.pages import write_failures_page
 
         write_failures_page(result, collection, html)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_failures(result)
-    if html is not None:
-        note(f"wrote {printable(str(html))}")
+    print_result(result, print_failures, as_json, html)
 
 
 def print_failures(result: Failures) -> None:
@@ -334,11 +263,9 @@ def print_failures(result: Failures) -> None:
     out.print(f"[bold]{printable(result.run)}[/], {result.split} split of {result.dataset}", soft_wrap=True)
     out.print(
         f"{result.failed} of {counted(result.queries, 'sentence')} do not find their clip first among "
-        f"{counted(result.clips, 'clip')}; "
-        f"the worst {len(result.worst)}:"
+        f"{counted(result.clips, 'clip')}; the worst {len(result.worst)}:"
     )
-    for caveat in result.caveats:
-        out.print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
+    print_caveats(result.caveats)
     for failure in result.worst:
         grid = section(f"rank {failure.rank:g}  {printable(failure.query)}")
         grid.add_row("[dim]sentence[/]", _weighed(failure.anchors))
@@ -368,9 +295,7 @@ def _weighed(anchors: Sequence[AnchorWeight]) -> str:
 _SHOWN = 12
 
 
-@app.command(
-    epilog=options.examples("calmctl diagnose coverage", "calmctl diagnose coverage runs/demo-001 --out used.yaml")
-)
+@app.verb("calmctl diagnose coverage", "calmctl diagnose coverage runs/demo-001 --out used.yaml")
 def coverage(
     run: options.RunArgument = None,
     out: options.VocabularyFile = None,
@@ -385,15 +310,14 @@ def coverage(
 
     Also which say the same, and which are worth keeping: --out writes those.
     """
-    from calmctl.anchors.shipped import resolve_vocabulary
+    from calmctl.anchors.shipped import publish, resolve_vocabulary
 
-    chosen = _find(run, runs, device)
+    chosen = find_named(run, runs, "diagnosing", task="retrieval")
     if vocabulary is not None:
         resolve_vocabulary(vocabulary)  # a wrong name is told before a model is loaded
     if out is not None:
         require_output(out, VOCABULARY)
     loading(str(chosen.folder))
-    from calmctl.device import choose_device
     from calmctl.explain.coverage import coverage as measure
     from calmctl.explain.coverage import suggested_vocabulary
     from calmctl.explain.explainer import explain_with_run
@@ -402,13 +326,8 @@ def coverage(
     result = measure(explainer, open_with_progress(explainer, split))
     if split == "test":
         note("[yellow]this is the test split: anchors chosen by it have seen the answers[/]")
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_coverage(result)
+    print_result(result, print_coverage, as_json)
     if out is not None:
-        from calmctl.anchors.shipped import publish
-
         subset = suggested_vocabulary(result, explainer.vocabulary)
         status = publish(subset, out)
         note(f"{status} {printable(str(out))} ({subset.reference}, {len(subset)} labels)")
@@ -426,10 +345,8 @@ def print_coverage(result: Coverage) -> None:
         f"{result.split} split"
     )
     console.print(f"The mass is as on {result.effective:z.1f} anchors with equal shares.\n")
-    table = Sheet(header_style="dim")
-    table.add_column("anchor", ratio=1)
-    for heading in ("mass in V_p", "in S_p", "clips", "captions"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Sheet("anchor", numbers=["mass in V_p", "in S_p", "clips", "captions"], header_style="dim")
+    table.columns[0].ratio = 1
     for use in result.anchors[:_SHOWN]:
         masses = (f"{100 * use.video_mass:z.1f} %", f"{100 * use.text_mass:z.1f} %")
         table.add_row(printable(use.label), *masses, str(use.clips), str(use.captions))

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calmctl.cli import options
-from calmctl.cli.console import (
-    loading,
-    note,
-    print_differences,
-    print_evaluations,
-    print_json,
-    print_left_out,
-    printable,
-    progress_bar,
-    readings,
-    stdout,
-)
+from calmctl.cli.console import loading, note, print_json, print_left_out, printable, progress_bar, readings, stdout
+from calmctl.cli.results import find_named, find_others, print_differences, print_evaluations
+from calmctl.device import choose_device
 from calmctl.errors import BadInput, RunFailed
+from calmctl.files import SCORES, require_output, write_output
+from calmctl.runtime import environment
 
 if TYPE_CHECKING:
     from calmctl.captions.evaluate import CaptionEvaluation
+    from calmctl.evaluation.result import RetrievalResult
     from calmctl.evaluation.retrieval import Evaluation
+    from calmctl.evaluation.runs import Task
     from calmctl.runs.run import Run
-    from calmctl.source.base import SourceSpec
 
 
 # As in evaluation/retrieval.py, which imports torch.
@@ -72,51 +66,65 @@ def evaluate(
 
     Results are kept in RUN/evals, each query's rank with them.
     """
-    from calmctl.device import check_device
-    from calmctl.runs.run import WEIGHTS, describe_choice, find_run
+    from calmctl.runs.run import WEIGHTS
 
-    chosen = find_run(run, runs)
-    others = [find_run(name, runs) for name in against or []]
-    check_device(device)
+    chosen = find_named(run, runs, "evaluating")
+    others = find_others(against, runs, chosen)
     if scorer is not None:
-        options.require_known("--scorer", scorer, SCORERS)
-    options.require_known("--weights", weights, WEIGHTS)
-    options.require_known("--split", split, ("test", "val"))
+        options.one_of(SCORERS, "--scorer", scorer)
+    options.one_of(WEIGHTS, "--weights", weights)
+    options.one_of(("test", "val"), "--split", split)
     recipe = chosen.recipe()
+    captions = recipe.task == "caption"
     # What is wrong with the arguments is said before torch is imported, which takes seconds.
     options.check_cross(recipe, cross, features)
-    for other in others:
-        if other.task != chosen.task:
-            raise BadInput(f"{chosen.folder} and {other.folder} are runs of two tasks, which share no number")
-    if recipe.task == "caption" and scorer not in (None, "leak-free"):
+    if captions and scorer not in (None, "leak-free"):
         raise BadInput(f"--scorer {scorer} is about retrieval; {chosen.folder} is a captioning run")
     if save_scores is not None:
         _check_save(save_scores, recipe.task, len(others), len(cross or []))
     if not features and (cross or recipe.data.features is None):
         options.check_places(recipe, cross, root, annotations, videos)
-    if run is None:
-        note(f"evaluating {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
-    loading(", ".join(str(each.folder) for each in (chosen, *others)))
+    every = [chosen, *others]
+    loading(", ".join(str(each.folder) for each in every))
     tests = options.test_sets(recipe, cross, root, annotations, videos, features)
-    if recipe.task == "caption":
-        evaluate_captioners(
-            [chosen, *others],
-            tests,
-            weights=weights,
-            split=split,
-            tokenizer=tokenizer,
-            device=device,
-            require_complete=require_complete,
-            as_json=as_json,
-        )
-    else:
-        _evaluate([chosen, *others], tests, weights, split, scorer, device, require_complete, as_json, save_scores)
+    from calmctl.evaluation.runs import evaluate_run
+
+    task = _captioning(tokenizer) if captions else _retrieval(scorer)
+    with progress_bar("clips") as bar:
+        evaluated = [
+            evaluate_run(
+                each,
+                tests,
+                task,
+                which=weights,
+                split=split,
+                device=choose_device(device),
+                require_complete=require_complete,
+                progress=readings(bar),
+            )
+            for each in every
+        ]
+    if save_scores is not None:
+        write_output(save_scores, evaluated[0][0].saved(), SCORES)
+    _print(every, evaluated, captions, as_json)
+    keep_evaluations(every, weights, evaluated)
+
+
+def _retrieval(scorer: str | None) -> Task[Any, Any]:
+    from calmctl.evaluation.retrieval import SCORERS, Retrieval
+
+    return Retrieval(None if scorer is None else options.one_of(SCORERS, "--scorer", scorer))
+
+
+def _captioning(tokenizer: str) -> Task[Any, Any]:
+    from calmctl.captions.evaluate import Captioning
+    from calmctl.captions.score import TOKENIZER_CHOICES
+
+    return Captioning(options.one_of(TOKENIZER_CHOICES, "--tokenizer", tokenizer))
 
 
 def _check_save(path: Path, task: str, others: int, crossed: int) -> None:
     """Refuse, before anything is loaded, what --save-scores cannot write."""
-    from calmctl.files import SCORES, require_output
-
     if task == "caption":
         raise BadInput("--save-scores is about retrieval: a captioner has no scores of pairs")
     if others or crossed > 1:
@@ -126,87 +134,66 @@ def _check_save(path: Path, task: str, others: int, crossed: int) -> None:
     require_output(path, SCORES)
 
 
-def _evaluate(
-    runs: list[Run],
-    tests: list[SourceSpec],
-    weights: str,
-    split: str,
-    scorer: str | None,
-    device: str,
-    require_complete: bool,
-    as_json: bool,
-    save_scores: Path | None,
-) -> None:
-    """Evaluate retrieval runs on the same test sets, print and keep the results, compare the first with others."""
-    from calmctl.device import choose_device
-    from calmctl.evaluation.retrieval import SCORERS, Retrieval
-    from calmctl.evaluation.runs import compare, evaluate_run
-    from calmctl.evaluation.tables import results_json, retrieval_table
-    from calmctl.files import SCORES, write_output
-    from calmctl.runtime import environment
+def _print(runs: Sequence[Run], evaluated: Sequence[Sequence[Any]], captions: bool, as_json: bool) -> None:
+    """Print evaluations of runs of one task on the same test sets, and what the first has more than each other."""
+    from calmctl.captions.evaluate import compare_captions
+    from calmctl.evaluation.runs import compare
 
-    evaluated = []
-    with progress_bar("clips") as bar:
-        for run in runs:
-            evaluated.append(
-                evaluate_run(
-                    run,
-                    tests,
-                    # The very member of the tuple, so that the type checker knows it for one of four.
-                    Retrieval(next((known for known in SCORERS if known == scorer), None)),
-                    which=weights,
-                    split=split,
-                    device=choose_device(device),
-                    require_complete=require_complete,
-                    progress=readings(bar),
-                )
-            )
-    first, *others = evaluated
-    if save_scores is not None:
-        write_output(save_scores, first[0].saved(), SCORES)
-    left_out = {each.result.labels.dataset: {clip.id: clip.reason for clip in each.encoded.left_out} for each in first}
+    first = evaluated[0]
+    left_out = {
+        each.result.labels.dataset: {clip.id: clip.reason for clip in (each if captions else each.encoded).left_out}
+        for each in first
+    }
+    compare_two: Callable[[Any, Any], Any] = compare_captions if captions else compare
     differences = [
-        (theirs.result, run, compare(theirs, each))
-        for run, other in zip(runs[1:], others, strict=True)
-        for each, theirs in zip(first, other, strict=True)
+        (theirs.result, str(run.folder), compare_two(theirs, mine))
+        for run, evaluations in zip(runs[1:], evaluated[1:], strict=True)
+        for mine, theirs in zip(first, evaluations, strict=True)
     ]
+    own = str(runs[0].folder)
     if as_json:
-        results = results_json([each for evaluation in first for each in evaluation.results])
         compared = [
-            {
-                "dataset": theirs.labels.dataset,
-                "against": str(run.folder),
-                "caveats": list(theirs.caveats),
-                **{way: {name: asdict(each) for name, each in found.items()} for way, found in by_direction.items()},
-            }
-            for theirs, run, by_direction in differences
+            {"dataset": result.labels.dataset, "against": other, "caveats": list(result.caveats), **_plain(each)}
+            for result, other, each in differences
         ]
-        notes = {each.result.labels.dataset: list(each.notes) for each in first}
-        record = {"run": str(runs[0].folder), "results": results, "left_out": left_out, "notes": notes}
+        results = [each.to_json() for each in (first if captions else _results(first))]
+        notes = {} if captions else {"notes": {each.result.labels.dataset: list(each.notes) for each in first}}
+        record = {"run": own, "results": results, "left_out": left_out, **notes}
         print_json({**record, **({"differences": compared} if compared else {}), **environment()})
     else:
         for run, evaluations in zip(runs, evaluated, strict=True):
             if len(runs) > 1:
                 stdout().print(f"[bold]{printable(str(run.folder))}[/]")
-            stdout().print(retrieval_table([shown for each in evaluations for shown in each.results]))
-            for each in evaluations:
-                for text in each.notes:
-                    note(f"[yellow]{printable(each.result.labels.dataset)}: {text}[/]")
-        for theirs, run, by_direction in differences:
+            (print_evaluations if captions else _print_retrieval)(evaluations)
+        for result, other, each in differences:
+            dataset = result.labels.dataset
+            if captions:
+                print_differences(f"{dataset}, times 100", own, other, each, ("CIDEr", "ROUGE-L"))
+                continue
             # Tables have the released convention of video to text; JSON has both.
-            for direction in ("text_to_video", "video_to_text"):
-                if (found := by_direction.get(direction)) is None:
-                    continue
-                way = direction.replace("_", " ")
-                print_differences(
-                    f"{theirs.labels.dataset}, {way}",
-                    str(runs[0].folder),
-                    str(run.folder),
-                    found,
-                    ("R@1", "R@5", "R@10", "MdR", "MnR"),
-                )
+            for way in ("text_to_video", "video_to_text"):
+                if way in each:
+                    names = ("R@1", "R@5", "R@10", "MdR", "MnR")
+                    print_differences(f"{dataset}, {way.replace('_', ' ')}", own, other, each[way], names)
     print_left_out(left_out)
-    keep_evaluations(runs, weights, evaluated)
+
+
+def _plain(differences: Mapping[str, Any]) -> dict[str, Any]:
+    """Differences by metric, or by direction and metric, as plain data."""
+    return {name: _plain(each) if isinstance(each, Mapping) else asdict(each) for name, each in differences.items()}
+
+
+def _results(evaluations: Sequence[Evaluation]) -> list[RetrievalResult]:
+    return [result for each in evaluations for result in each.results]
+
+
+def _print_retrieval(evaluations: Sequence[Evaluation]) -> None:
+    from calmctl.evaluation.tables import retrieval_table
+
+    stdout().print(retrieval_table(_results(evaluations)))
+    for each in evaluations:
+        for text in each.notes:
+            note(f"[yellow]{printable(each.result.labels.dataset)}: {text}[/]")
 
 
 def keep_evaluations(
@@ -223,75 +210,3 @@ def keep_evaluations(
             note(f"[yellow]these results are not kept: {printable(str(fault))}[/]")
     if kept:
         note(f"kept with each query's result: {printable(', '.join(map(str, kept)))}")
-
-
-# `calmctl eval` of a captioning run.
-
-
-def evaluate_captioners(
-    runs: list[Run],
-    tests: list[SourceSpec],
-    *,
-    weights: str,
-    split: str,
-    tokenizer: str,
-    device: str,
-    require_complete: bool,
-    as_json: bool,
-) -> None:
-    """Caption the test sets with runs, score the captions, print and keep both, and compare the first with the others.
-
-    Raises:
-        CalmError: As `evaluate_run`.
-    """
-    from calmctl.captions.evaluate import Captioning, compare_captions
-    from calmctl.captions.score import TOKENIZER_CHOICES
-    from calmctl.device import choose_device
-    from calmctl.evaluation.runs import evaluate_run
-    from calmctl.runtime import environment
-
-    options.require_known("--tokenizer", tokenizer, TOKENIZER_CHOICES)
-    evaluated = []
-    with progress_bar("clips") as bar:
-        for run in runs:
-            evaluated.append(
-                evaluate_run(
-                    run,
-                    tests,
-                    Captioning(next(known for known in TOKENIZER_CHOICES if known == tokenizer)),
-                    which=weights,
-                    split=split,
-                    device=choose_device(device),
-                    require_complete=require_complete,
-                    progress=readings(bar),
-                )
-            )
-    first, *others = evaluated
-    left_out = {each.result.labels.dataset: {clip.id: clip.reason for clip in each.left_out} for each in first}
-    differences = [
-        (theirs.result, run, compare_captions(theirs, each))
-        for run, other in zip(runs[1:], others, strict=True)
-        for each, theirs in zip(first, other, strict=True)
-    ]
-    if as_json:
-        compared = [
-            {
-                "dataset": theirs.labels.dataset,
-                "against": str(run.folder),
-                "caveats": list(theirs.caveats),
-                **{name: asdict(each) for name, each in found.items()},
-            }
-            for theirs, run, found in differences
-        ]
-        record = {"run": str(runs[0].folder), "results": [each.to_json() for each in first], "left_out": left_out}
-        print_json({**record, **({"differences": compared} if compared else {}), **environment()})
-    else:
-        for run, evaluations in zip(runs, evaluated, strict=True):
-            if len(runs) > 1:
-                stdout().print(f"[bold]{printable(str(run.folder))}[/]")
-            print_evaluations(evaluations)
-        for theirs, run, found in differences:
-            what, names = f"{theirs.labels.dataset}, times 100", ("CIDEr", "ROUGE-L")
-            print_differences(what, str(runs[0].folder), str(run.folder), found, names)
-    print_left_out(left_out)
-    keep_evaluations(runs, weights, evaluated)

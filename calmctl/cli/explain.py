@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,20 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.cli import options
-from calmctl.cli.console import (
-    Sheet,
-    choose_run,
-    facts_grid,
-    loading,
-    note,
-    open_with_progress,
-    print_json,
-    printable,
-    section,
-    stdout,
-)
+from calmctl.cli.console import Sheet, facts_grid, loading, note, printable, section, stdout
+from calmctl.cli.results import open_with_progress, print_result, run_or_backbone
+from calmctl.device import choose_device
 from calmctl.errors import BadInput, VideoError
-from calmctl.files import PAGE, require_output
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -73,21 +64,17 @@ def explain(
     from calmctl.anchors.shipped import ZERO_SHOT_VOCABULARY, resolve_vocabulary
     from calmctl.anchors.vocabulary import find_anchors
     from calmctl.data.locate import drawn as drawn_clips
-    from calmctl.device import check_device
     from calmctl.video.instants import video_extent
 
-    if html is not None:
-        require_output(html, PAGE)
     bare = options.is_bare(run, backbone, weights, zero_shot=zero_shot)
     if video is None or sentence is None or not sentence.strip():
         raise BadInput('give a video and a sentence, such as: calmctl explain video.mp4 "a man talking"')
     if not video.is_file():
         raise VideoError(f"{video} is no file; give the path of a video")
-    check_device(device)
     # A process of its own looks into the file: what is no video is said before a model is loaded, which takes seconds.
     video_extent(video)
     drawn = drawn_clips([video.stem])
-    chosen = None if bare else choose_run(run, runs, drawn, "explaining", must=False)
+    chosen = None if bare else run_or_backbone(run, runs, drawn, "explaining")
     if chosen is None and collection is not None:
         raise BadInput("--collection needs a run, whose dataset it is; name one with --run")
     if chosen is None:
@@ -98,7 +85,6 @@ def explain(
     removed = find_anchors(anchors, without or [])
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     loading(str(chosen.folder) if chosen else backbone or "the bare backbone")
-    from calmctl.device import choose_device
     from calmctl.explain.explainer import explain_with_run, explain_zero_shot, see_video
     from calmctl.explain.pair import explain as explain_pair
     from calmctl.samples import Clip
@@ -128,12 +114,7 @@ def explain(
         from calmctl.explain.pages import write_pair_page
 
         write_pair_page(explanation, html)
-    if as_json:
-        print_json(explanation.to_json())
-    else:
-        print_pair(explanation)
-    if html is not None:
-        note(f"wrote {printable(str(html))}")
+    print_result(explanation, print_pair, as_json, html)
 
 
 # What `calmctl explain` shows on a terminal of 80 columns.
@@ -151,9 +132,8 @@ def print_pair(explanation: Explanation) -> None:
     out = stdout()
     explainer, seen = explanation.explainer, explanation.seen
     facts = facts_grid()
-    facts.add_row(
-        "[dim]video[/]", f"{printable(seen.clip.path.name)}, {seconds(seen.start_s)} to {seconds(seen.end_s)}"
-    )
+    when = f"{seconds(seen.start_s)} to {seconds(seen.end_s)}"
+    facts.add_row("[dim]video[/]", f"{printable(seen.clip.path.name)}, {when}")
     facts.add_row("[dim]sentence[/]", f"[bold]{printable(explanation.sentence)}[/]")
     facts.add_row("[dim]by[/]", printable(explainer.name))
     anchors = explainer.vocabulary
@@ -179,8 +159,10 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
     table = _table("What each says", "anchor", ("video V_p", 2), ("sentence S_p", 2))
     rows = sorted(set(_top(c.video, 5)) | set(_top(c.text, 5)), key=lambda k: -float(max(c.video[k], c.text[k])))
     for k in rows:
-        bars = [(_bar(float(p[k]), colour), percent(p[k])) for p, colour in ((c.video, VIDEO), (c.text, TEXT))]
-        table.add_row(printable(labels[k]), *bars[0], *bars[1])
+        cells: list[Bar | str] = []
+        for p, colour in ((c.video, VIDEO), (c.text, TEXT)):
+            cells += [Bar(1.0, 0.0, float(p[k]), width=_BAR_WIDTH, color=colour), percent(p[k])]
+        table.add_row(printable(labels[k]), *cells)
     out.print(table)
     related = facts_grid()
     for name, p in (("video", c.video), ("sentence", c.text)):
@@ -192,7 +174,7 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
     related.add_row(
         "[dim]in numbers[/]",
         f"overlap {percent(c.overlap)}, KL(S_p || V_p) {c.divergence:z.3f} nats,\n"
-        f"H(V_p) {c.video_entropy:z.2f}, H(S_p) {c.text_entropy:z.2f} of at most {_log(len(labels)):z.2f} nats",
+        f"H(V_p) {c.video_entropy:z.2f}, H(S_p) {c.text_entropy:z.2f} of at most {log(len(labels)):z.2f} nats",
     )
     out.print(related)
     out.print(f"[dim]{explain_terms(explanation)['distributions']}[/]")
@@ -211,7 +193,7 @@ def _print_vae(out: Console, explanation: Explanation) -> None:
     elif not vae.sees_the_clip:
         closed = "no nearer than a decoder that knows nothing"
     else:
-        closed = f"closes {_share(vae.closed)} of the divergence"
+        closed = f"closes {percent(vae.closed) if vae.closed >= 0 else 'none'} of the divergence"
     grid.add_row("[dim]divergence[/]", f"{vae.divergence:z.3f} nats, {closed};\n{vae.prior_divergence:z.3f} at z = 0")
     grid.add_row(
         "[dim]posterior[/]",
@@ -332,22 +314,6 @@ def _listed(values: Tensor, labels: Sequence[str], count: int) -> str:
 
     listed = worth_saying(values, count)
     return ", ".join(f"{printable(labels[k])} [dim]{percent(values[k])}[/]" for k in listed) or "[dim]nothing[/]"
-
-
-def _share(value: float) -> str:
-    from calmctl.explain.words import percent
-
-    return percent(value) if value >= 0 else "none"
-
-
-def _log(count: int) -> float:
-    from math import log
-
-    return log(count)
-
-
-def _bar(share: float, colour: str) -> Bar:
-    return Bar(1.0, 0.0, share, width=_BAR_WIDTH, color=colour)
 
 
 def _table(title: str, first: str, *columns: tuple[str, int]) -> Table:

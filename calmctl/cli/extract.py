@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,18 +13,21 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import (
-    Sheet,
+    facts_sheet,
     loading,
     note,
-    print_json,
     print_left_out,
     print_next,
+    print_plain,
     printable,
     progress_bar,
     readings,
     stdout,
 )
+from calmctl.cli.results import print_result
+from calmctl.device import choose_device
 from calmctl.errors import BadInput
+from calmctl.runtime import require_packages
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -100,9 +104,7 @@ def extract(
 
     Without --run and --backbone, OpenAI's CLIP ViT-B/32 encodes.
     """
-    from calmctl.device import check_device
     from calmctl.runs.run import find_run
-    from calmctl.runtime import require_packages
 
     if merge:
         # Before all else: merging reads stores and needs no model.
@@ -119,7 +121,6 @@ def extract(
     from calmctl.model.published import usual_weights
     from calmctl.model.spec import check_backbone
 
-    check_device(device)
     # For its refusal: a run and a bare backbone exclude each other.
     options.is_bare(run, backbone, weights)
     model = backbone or MODEL
@@ -128,10 +129,11 @@ def extract(
     if chosen is None:
         check_backbone(model, weights)  # before torch and open_clip, which take seconds
     dataset = _load(sources[0], root, annotations, videos, captions, protocol)
+    recipe = chosen.recipe() if chosen else None
     named = chosen.folder.name if chosen else model
+    n_frames = frames or (recipe.data.frames if recipe else FRAMES)
     loading(str(chosen.folder) if chosen else named)
 
-    from calmctl.device import choose_device
     from calmctl.model.weights import load_backbone
     from calmctl.runs.checkpoint import load_towers
     from calmctl.store.extract import extract as run_extract
@@ -148,7 +150,7 @@ def extract(
             dataset,
             encoder,
             out or _default_store(sources[0], dataset, named, part),
-            n_frames=frames or (chosen.recipe().data.frames if chosen else FRAMES),
+            n_frames=n_frames,
             dtype=dtype,
             device=where,
             workers=workers,
@@ -159,17 +161,14 @@ def extract(
             ray_actors=ray,
             progress=readings(bar),
         )
-    if as_json:
-        print_json(report.to_json())
-    else:
-        # What the next command has to be told, where it is not what recipes have anyway.
-        recipe = chosen.recipe() if chosen else None
-        used = {
-            "backbone.model": (recipe.backbone.model if recipe else model, MODEL),
-            "backbone.weights": (str(chosen.weights("best")) if chosen else weights, usual_weights(MODEL)),
-            "data.frames": (frames or (recipe.data.frames if recipe else FRAMES), FRAMES),
-        }
-        print_extracted(report, dataset, [f"{key}={value}" for key, (value, usual) in used.items() if value != usual])
+    # What the next command has to be told, where it is not what recipes have anyway.
+    used = {
+        "backbone.model": (recipe.backbone.model if recipe else model, MODEL),
+        "backbone.weights": (str(chosen.weights("best")) if chosen else weights, usual_weights(MODEL)),
+        "data.frames": (n_frames, FRAMES),
+    }
+    keys = [f"{key}={value}" for key, (value, usual) in used.items() if value != usual]
+    print_result(report, partial(print_extracted, dataset=dataset, keys=keys), as_json)
     # Every clip was dealt with, and there is nothing to search or to train on.
     if not report.clips_extracted + report.clips_kept and report.undecodable:
         # Behind the table, which says why of each clip.
@@ -225,10 +224,7 @@ def _merge(parts: list[Path], out: Path | None, as_json: bool) -> None:
     from calmctl.store.writer import merge_stores
 
     report = merge_stores(parts, out)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_merged(report)
+    print_result(report, print_merged, as_json)
     if report.incomplete:
         raise typer.Exit(1)
 
@@ -241,22 +237,18 @@ def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]
 
     `keys` name their backbone.
     """
-    from rich.markup import escape
-
-    table = Sheet(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = facts_sheet()
     name = " ".join(word for word in (report.dataset, report.protocol) if word)
     part = f", part {report.shard[0]} of {report.shard[1]}" if report.shard != (1, 1) else ""
-    table.add_row("store", escape(str(report.store)))
+    table.add_row("store", printable(str(report.store)))
     table.add_row("dataset", f"{name}{part}: " + ", ".join(dataset.splits))
-    table.add_row("clips", _counts(report.clips_extracted, report.clips_kept))
-    table.add_row("captions", _counts(report.texts_extracted, report.texts_kept))
+    table.add_row("clips", f"{report.clips_extracted} extracted, {report.clips_kept} there already")
+    table.add_row("captions", f"{report.texts_extracted} extracted, {report.texts_kept} there already")
     table.add_row("left out", f"{len(report.undecodable)} not decodable, {len(report.missing)} missing")
     if report.clips_per_s is not None:
         table.add_row("speed", f"{report.clips_per_s:.1f} clips/s")
     for reason in report.redone:
-        table.add_row("redone", escape(reason))
+        table.add_row("redone", printable(reason))
     for text in report.notes:
         table.add_row("note", printable(text))
     if report.shard != (1, 1):
@@ -276,21 +268,15 @@ def print_extracted(report: ExtractReport, dataset: Dataset, keys: Sequence[str]
             print_next(f'calmctl search "a man talking" --in {store}')
 
 
-def _counts(extracted: int, kept: int) -> str:
-    return f"{extracted} extracted, {kept} there already"
-
-
 def _listed(left_out: tuple[LeftOut, ...]) -> dict[str, str]:
     return {clip.id: clip.reason for clip in left_out}
 
 
 def print_merged(report: MergeReport) -> None:
     """Print what a merge did, and what is missing for a whole store."""
-    stdout().print(
+    print_plain(
         f"{report.store}: {counted(report.clips, 'clip')}, {counted(report.sentences, 'caption')} "
-        f"({counted(report.shards_taken, 'shard')} taken over)",
-        markup=False,
-        soft_wrap=True,
+        f"({counted(report.shards_taken, 'shard')} taken over)"
     )
     if report.incomplete:
         note(f"[yellow]not complete: {counted(len(report.incomplete), 'shard')} in none of the parts[/]")

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from calmctl.device import check_device
 from calmctl.errors import BadInput
+from calmctl.files import PAGE, require_output
+from calmctl.runtime import interruptible
 
 if TYPE_CHECKING:
     from calmctl.recipe import Recipe
@@ -37,15 +40,8 @@ class Range:
 
     def __call__(self, *names: str, help: str, metavar: str = "N", panel: str | None = None) -> Any:
         """What `typer.Option` makes of it, for `Annotated`."""
-        return typer.Option(
-            *names,
-            min=self.least,
-            max=self.most,
-            callback=_number,
-            help=help,
-            metavar=metavar,
-            rich_help_panel=panel,
-        )
+        ends: dict[str, Any] = {"min": self.least, "max": self.most}
+        return typer.Option(*names, **ends, callback=_number, help=help, metavar=metavar, rich_help_panel=panel)
 
 
 def _number(value: float | None) -> float | None:
@@ -70,6 +66,20 @@ BEAMS = Range(1, 100)
 SIDE = Range(2, 4096)
 LENGTH_PENALTY = Range(0, 10)
 TEMPERATURE = Range(0.01, 100)
+
+
+# Values that are looked at while the command line is read: what is wrong with them is said before anything is loaded.
+
+
+def _device(value: str) -> str:
+    check_device(value)
+    return value
+
+
+def _page(value: Path | None) -> Path | None:
+    if value is not None:
+        require_output(value, PAGE)
+    return value
 
 
 # Names that a shell completes (`calmctl --install-completion`). It asks at every press of a key: no library but the
@@ -169,11 +179,15 @@ Vocabulary = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="best (on validation), last or slim.", rich_help_panel=MODEL)]
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=RUNNING)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=RUNNING, callback=_device)]
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of runs.", rich_help_panel=RUNNING)]
 Timeout = Annotated[float, SECONDS("--timeout", metavar="SECONDS", help="What one clip may take.", panel=RUNNING)]
 Workers = Annotated[int | None, WORKERS(help="Processes that decode; one a core.", panel=RUNNING)]
 
+# Of a required one, and of the one that --resume stands for.
+RECIPE = typer.Argument(
+    metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
+)
 Against = Annotated[
     list[str] | None,
     typer.Option(
@@ -184,7 +198,7 @@ Cross = Annotated[
     list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this data set; repeatable.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it takes; train nothing.")]
-Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.")]
+Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.", callback=_page)]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Licence = Annotated[str | None, typer.Option(help="What may be done with it.", show_default=False)]
 Overrides = Annotated[
@@ -200,10 +214,15 @@ VocabularyFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", he
 # What several options say together.
 
 
-def require_known(option: str, value: str, known: Collection[str]) -> None:
-    """Raise `BadInput` where `value` is none of those that `option` has."""
-    if value not in known:
-        raise BadInput(f"{option} {value} is not known; use one of {', '.join(known)}")
+Choice = TypeVar("Choice", bound=str)
+
+
+def one_of(choices: Collection[Choice], option: str, value: str) -> Choice:
+    """The one of `choices` that `value` is; raises `BadInput`, which names `option`, where it is none."""
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise BadInput(f"{option} {value} is not known; use one of {', '.join(choices)}")
 
 
 def is_bare(run: str | None, backbone: str | None, weights: str | None, *, zero_shot: bool = False) -> bool:
@@ -348,8 +367,6 @@ class Group(TyperGroup):
 
         Raises `BadInput` where there is no current folder.
         """
-        from calmctl.runtime import interruptible
-
         try:
             os.getcwd()
         except FileNotFoundError:  # nearly every path would be refused with other words, if not with a traceback
@@ -363,6 +380,20 @@ class Group(TyperGroup):
         """The name, the command and its arguments."""
         words = 2 if " ".join(args[:2]) in self.commands else 1
         return super().resolve_command(ctx, [" ".join(args[:words]), *args[words:]])
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Commands(typer.Typer):
+    """A group of subcommands, as `calmctl runs` is; its help, and that of each, ends in lines to copy."""
+
+    def __init__(self, help: str, *lines: str) -> None:
+        super().__init__(cls=Group, no_args_is_help=True, rich_markup_mode="rich", help=help, epilog=examples(*lines))
+
+    def verb(self, *lines: str, name: str | None = None) -> Callable[[Function], Function]:
+        """Decorate the function of a subcommand, which is called as the function, or `name`."""
+        return self.command(name, epilog=examples(*lines))
 
 
 class RecipeCommand(TyperCommand):

@@ -19,18 +19,19 @@ from rich.text import Text
 
 from calmctl.cli import options
 from calmctl.cli.console import (
-    EXAMPLES_SHOWN,
     BarWatcher,
     Sheet,
-    examples_table,
     loading,
     print_json,
     print_next,
+    print_plain,
     printable,
     progress_bar,
     stderr,
     stdout,
 )
+from calmctl.cli.results import EXAMPLES_SHOWN, examples_table
+from calmctl.device import choose_device
 from calmctl.errors import BadInput, CalmError, RunFailed
 from calmctl.runtime import command_line
 from calmctl.words import METRIC_NAMES, counted
@@ -84,13 +85,9 @@ def reproduce(
     small: Annotated[
         bool, typer.Option("--small", help="effect: fewer heads, losses and dials, for two cores.")
     ] = False,
-    jobs: Annotated[
-        int | None,
-        options.WORKERS(help="effect: runs at once; one a core, ten on a GPU."),
-    ] = None,
+    jobs: Annotated[int | None, options.WORKERS(help="effect: runs at once; one a core, ten on a GPU.")] = None,
     minutes: Annotated[
-        float | None,
-        options.SECONDS(help="effect: begin no run after so many minutes.", metavar="MINUTES"),
+        float | None, options.SECONDS(help="effect: begin no run after so many minutes.", metavar="MINUTES")
     ] = None,
     demo_root: Annotated[
         Path | None,
@@ -119,9 +116,6 @@ def reproduce(
     if unknown or not names:
         known = ", ".join((*TABLES, EFFECT))
         raise BadInput(f"{f'there is no {unknown[0]}; ' if unknown else ''}name one or more of {known}")
-    from calmctl.device import check_device
-
-    check_device(device)
     if EFFECT in names:
         if len(names) > 1 or str(data) != DEMO or rows or skip_missing:
             raise BadInput("effect is a study of its own, on the drawn world: calmctl reproduce effect --data demo")
@@ -131,7 +125,6 @@ def reproduce(
         raise BadInput("--small, --jobs and --minutes are for: calmctl reproduce effect --data demo")
     seeds, demo_root = seeds or 3, demo_root or DEMO_DATA
     loading("the model library")
-    from calmctl.device import choose_device
     from calmctl.reproduce.reproduce import (
         choose_rows,
         measure,
@@ -192,7 +185,7 @@ def reproduce(
         print_json([table_to_json(table) for table in filled])
     else:
         print_tables(filled)
-        stdout().print("\n".join(["", *(f"wrote {path}" for path in files)]), soft_wrap=True, markup=False)
+        print_plain("\n".join(["", *(f"wrote {path}" for path in files)]))
 
 
 # The study of CALM's loss.
@@ -214,7 +207,6 @@ def study(
     started = time.monotonic()
     loading("the model library")
     from calmctl.data.demo_world import STUDY
-    from calmctl.device import choose_device
     from calmctl.files import read_json
     from calmctl.reproduce import effect, effect_result
     from calmctl.reproduce.work import reproducing
@@ -265,7 +257,7 @@ def study(
     out.print()
     for line in effect_result.legend(found):
         out.print(Text(line, style="dim"))
-    out.print("\n".join(["", *(f"wrote {path}" for path in files)]), soft_wrap=True, markup=False)
+    print_plain("\n".join(["", *(f"wrote {path}" for path in files)]))
 
 
 def _effects_grid(effects: Sequence[Effect]) -> Sheet:
@@ -336,9 +328,8 @@ def print_plan(plan: Plan, cost: Cost, *, world_exists: bool, to_stderr: bool = 
             mark = Text("to come", style="yellow")  # the command makes it, nobody has to bring it
         if each.online:
             mark = Text("online", style="yellow")
-        grid.add_row(
-            mark, printable(each.what), printable(each.says if each.present or world_exists else "is made first")
-        )
+        says = each.says if each.present or world_exists else "is made first"
+        grid.add_row(mark, printable(each.what), printable(says))
     out.print(grid)
     states = Counter(job.state for job in plan.jobs)
     kinds = ", ".join(f"{states[state]} {state}" for state in ("finished", "interrupted", "new") if states[state])

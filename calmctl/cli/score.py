@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from calmctl.cli import options
-from calmctl.cli.console import (
-    Sheet,
-    note,
-    print_differences,
-    print_json,
-    print_moments,
-    printable,
-    progress_bar,
-    readings,
-    stdout,
-)
+from calmctl.cli.console import Sheet, note, print_json, printable, progress_bar, readings, stdout
+from calmctl.cli.results import print_differences, print_moments
 from calmctl.errors import BadInput
+from calmctl.files import RANKS, require_output, write_output
+from calmctl.runtime import environment
 
 if TYPE_CHECKING:
     from calmctl.evaluation.card import Card
@@ -29,16 +22,11 @@ if TYPE_CHECKING:
     from calmctl.referee.score_files import Pairs, Stored
     from calmctl.referee.scores import Embeddings, Match, Scores, Verdict
 
-app = typer.Typer(
-    cls=options.Group,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Score any system's results, from files.",
-    epilog=options.examples(
-        "calmctl score matrix scores.npy --pairs pairs.csv",
-        "calmctl score captions mine.json references.json",
-        "calmctl score moments mine.jsonl charades_sta_test.txt",
-    ),
+app = options.Commands(
+    "Score any system's results, from files.",
+    "calmctl score matrix scores.npy --pairs pairs.csv",
+    "calmctl score captions mine.json references.json",
+    "calmctl score moments mine.jsonl charades_sta_test.txt",
 )
 
 _WHO = "Which text is of which video"
@@ -64,12 +52,10 @@ Similarity = Annotated[str, typer.Option(help="cosine or dot; of several vectors
 # Retrieval: scores, embeddings, and ranks that one of the two wrote.
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl score matrix scores.npy --pairs pairs.csv",
-        "calmctl score matrix scores.npz --dataset msrvtt --root /data",
-        "calmctl score matrix mine.npy --pairs pairs.csv --against theirs.npy",
-    )
+@app.verb(
+    "calmctl score matrix scores.npy --pairs pairs.csv",
+    "calmctl score matrix scores.npz --dataset msrvtt --root /data",
+    "calmctl score matrix mine.npy --pairs pairs.csv --against theirs.npy",
 )
 def matrix(
     scores: Annotated[Path, typer.Argument(metavar="S", help="Scores, texts in rows: .npy, .npz, .csv, ...")],
@@ -96,36 +82,38 @@ def matrix(
 
     Ids of rows and columns stand in the file, or in files beside it; the files beside are for --against as well.
     """
-    from calmctl.referee.score_files import read_stored
+    from calmctl.referee.score_files import ids_of, read_stored
     from calmctl.referee.scores import SIMILARITIES, Matrix
 
     if (text_embeddings is None) != (video_embeddings is None):
         raise BadInput("--text-embeddings and --video-embeddings belong together; give both or neither")
     _check_ranks_file(ranks)
     output = _output(board, task, direction, against, as_json)
-    options.require_known("--similarity", similarity, SIMILARITIES)
+    options.one_of(SIMILARITIES, "--similarity", similarity)
 
     def opened(path: Path) -> tuple[Scores, Match]:
         stored = read_stored(path, "scores")
         array = stored.array(("scores", "similarity", "sims", "sim", "S"), (2,), "the matrix of scores")
-        found = Matrix(array, transposed=transpose, distances=distances)
-        given = _ids(stored, found.shape, text_ids, video_ids, ("text_ids", "ids"), ("video_ids", "columns"), transpose)
-        return found, _match(found.shape, stored, given, known)
+        read = Matrix(array, transposed=transpose, distances=distances)
+        # A table's own ids are of rows and columns, whatever these are.
+        rows, columns = ("columns", "ids") if transpose else ("ids", "columns")
+        given = (
+            ids_of(stored, ("text_ids", rows), read.shape[0], text_ids, "--text-ids"),
+            ids_of(stored, ("video_ids", columns), read.shape[1], video_ids, "--video-ids"),
+        )
+        return read, _match(read.shape, stored, given, known)
 
     known = _pairs(pairs, dataset, protocol, root, annotations)
     beside = None
     if text_embeddings is not None and video_embeddings is not None:
         beside = _embeddings(text_embeddings, video_embeddings, similarity)[0]
-    found = opened(scores)
     labels = _labels(scores.name, known, given=True)
-    _report(labels, *found, against or [], opened, ranks, output, beside)
+    _report(labels, *opened(scores), against or [], opened, ranks, output, beside)
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv",
-        "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv --ranks r.csv",
-    )
+@app.verb(
+    "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv",
+    "calmctl score embeddings texts.npy videos.npy --pairs pairs.csv --ranks r.csv",
 )
 def embeddings(
     texts: Annotated[Path, typer.Argument(metavar="TEXTS", help="A vector a text, or several: .npy, .npz, ...")],
@@ -149,6 +137,8 @@ def embeddings(
 
     Files of three dimensions hold several vectors each: a score is the mean over the text's of the best of the video's.
     """
+    from calmctl.referee.score_files import ids_of
+
     _check_ranks_file(ranks)
     output = _output(board, task, direction, against, as_json)
     known = _pairs(pairs, dataset, protocol, root, annotations)
@@ -156,8 +146,8 @@ def embeddings(
     def sides(one: Path, other: Path) -> tuple[Scores, Match]:
         scores, stored = _embeddings(one, other, similarity)
         given = (
-            _side_ids(stored[0], ("text_ids", "ids"), scores.shape[0], text_ids, "--text-ids"),
-            _side_ids(stored[1], ("video_ids", "ids"), scores.shape[1], video_ids, "--video-ids"),
+            ids_of(stored[0], ("text_ids", "ids"), scores.shape[0], text_ids, "--text-ids"),
+            ids_of(stored[1], ("video_ids", "ids"), scores.shape[1], video_ids, "--video-ids"),
         )
         return scores, _match(scores.shape, stored[0], given, known)
 
@@ -174,12 +164,7 @@ def embeddings(
     _report(labels, *sides(texts, videos), against or [], opened, ranks, output, None)
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl score ranks ranks.json",
-        "calmctl score ranks mine.json --against theirs.json",
-    )
-)
+@app.verb("calmctl score ranks ranks.json", "calmctl score ranks mine.json --against theirs.json")
 def ranks(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What --ranks wrote.")],
     against: options.Against = None,
@@ -208,19 +193,17 @@ class _Output:
 def _output(board: str | None, task: str, direction: str, against: Sequence[str] | None, as_json: bool) -> _Output:
     """Raises `BadInput` where the options do not go together."""
     ways: tuple[Literal["text_to_video", "video_to_text"], ...] = ("text_to_video", "video_to_text")
-    options.require_known("--direction", direction, ways)
+    way = options.one_of(ways, "--direction", direction)
     if board is not None:
-        options.require_known("--format", board, ("mteb", "mmeb"))
+        options.one_of(("mteb", "mmeb"), "--format", board)
         if against or as_json:
             raise BadInput("--format prints one result file; leave --against and --json out")
         if board == "mteb" and not task:
             raise BadInput("--format mteb: say of which task, as --mteb-task MSRVTTT2V; its name stands in the file")
-    return _Output(board, task, ways[ways.index(direction)], as_json)
+    return _Output(board, task, way, as_json)
 
 
 def _check_ranks_file(path: Path | None) -> None:
-    from calmctl.files import RANKS, require_output
-
     if path is not None:
         if path.suffix.lower() not in (".json", ".csv"):
             raise BadInput(f"--ranks {path}: ranks are written as .json or .csv; name such a file")
@@ -240,32 +223,7 @@ def _pairs(
     return None if pairs is None else read_pairs(pairs)
 
 
-def _side_ids(
-    stored: Stored, names: Sequence[str], count: int, sidecar: Path | None, option: str
-) -> tuple[str, ...] | None:
-    from calmctl.referee.score_files import ids_of
-
-    return ids_of(stored, names, count, sidecar, option)
-
-
 _Ids = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
-
-
-def _ids(
-    stored: Stored,
-    shape: tuple[int, int],
-    texts: Path | None,
-    videos: Path | None,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    transposed: bool,
-) -> _Ids:
-    """The ids of a matrix's texts and videos; a table's own are of rows and columns, whatever these are."""
-    text_names, video_names = (("text_ids", "columns"), ("video_ids", "ids")) if transposed else (rows, columns)
-    return (
-        _side_ids(stored, text_names, shape[0], texts, "--text-ids"),
-        _side_ids(stored, video_names, shape[1], videos, "--video-ids"),
-    )
 
 
 def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | None) -> Match:
@@ -285,11 +243,10 @@ def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings,
     from calmctl.referee.score_files import read_stored
     from calmctl.referee.scores import SIMILARITIES, Embeddings
 
-    options.require_known("--similarity", similarity, SIMILARITIES)
+    chosen = options.one_of(SIMILARITIES, "--similarity", similarity)
     sides = read_stored(texts, "text embeddings"), read_stored(videos, "video embeddings")
     text_vectors = sides[0].array(("texts", "text", "embeddings"), (2, 3), "the texts")
     video_vectors = sides[1].array(("videos", "video", "embeddings"), (2, 3), "the videos")
-    chosen = next(each for each in SIMILARITIES if each == similarity)
     return Embeddings(text_vectors, video_vectors, chosen), sides
 
 
@@ -314,7 +271,6 @@ def _report(
     beside: Embeddings | None,
 ) -> None:
     """Judge scores and what they are compared with, print it, and write the ranks where they are wanted."""
-    from calmctl.files import RANKS, write_output
     from calmctl.referee.rank_files import format_ranks, is_ranks, read_ranks
     from calmctl.referee.scores import judge_scores
 
@@ -340,7 +296,6 @@ def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], output: _Out
     from calmctl.evaluation.metrics import DIRECTIONS
     from calmctl.evaluation.tables import retrieval_table
     from calmctl.referee.scores import differences, differences_json
-    from calmctl.runtime import environment
 
     if output.board:
         from calmctl.referee.rank_files import format_board
@@ -351,15 +306,12 @@ def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], output: _Out
         return
     compared = [(name, differences(verdict, other)) for name, other in others]
     if output.as_json:
-        found = [{"against": name, **differences_json(each)} for name, each in compared]
-        print_json({**verdict.to_json(), **({"differences": found} if found else {}), **environment()})
+        plain = [{"against": name, **differences_json(each)} for name, each in compared]
+        print_json({**verdict.to_json(), **({"differences": plain} if plain else {}), **environment()})
         return
     out = stdout()
     out.print(retrieval_table([verdict.result]))
-    table = Sheet(header_style="dim")
-    table.add_column("")
-    for heading in ("R@50", "nDCG@10", "MRR"):
-        table.add_column(heading, justify="right")
+    table = Sheet("", numbers=["R@50", "nDCG@10", "MRR"], header_style="dim")
     for direction in DIRECTIONS[:2]:
         metrics, intervals = verdict.further(direction)
         cells = []
@@ -387,11 +339,9 @@ def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], output: _Out
 # Captions.
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl score captions mine.json references.json",
-        "calmctl score captions mine.json references.json --tokenizer none --json",
-    )
+@app.verb(
+    "calmctl score captions mine.json references.json",
+    "calmctl score captions mine.json references.json --tokenizer none --json",
 )
 def captions(
     hypotheses: Annotated[Path, typer.Argument(metavar="HYP", help="Captions: one an id, JSON, JSONL, CSV or TSV.")],
@@ -406,19 +356,14 @@ def captions(
     """
     from calmctl.captions.files import read_hypotheses, read_references
     from calmctl.captions.score import TOKENIZER_CHOICES, CaptionResult, caption_table, score_captions
-    from calmctl.runtime import environment
 
-    options.require_known("--tokenizer", tokenizer, TOKENIZER_CHOICES)
+    chosen = options.one_of(TOKENIZER_CHOICES, "--tokenizer", tokenizer)
     # References first: their ids decide what the name of a caption means.
     known = read_references(references)
-    found = read_hypotheses(hypotheses, known)
+    scored = read_hypotheses(hypotheses, known)
     with progress_bar("captions") as bar:
         scores = score_captions(
-            found,
-            known,
-            tokenizer=next(choice for choice in TOKENIZER_CHOICES if choice == tokenizer),
-            require_complete=require_complete,
-            progress=readings(bar),
+            scored, known, tokenizer=chosen, require_complete=require_complete, progress=readings(bar)
         )
     result = CaptionResult(scores, name=hypotheses.name)
     if as_json:
@@ -430,11 +375,9 @@ def captions(
 # Moments.
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl score moments mine.jsonl highlight_val_release.jsonl",
-        "calmctl score moments mine.jsonl charades_sta_test.txt --against theirs.jsonl",
-    )
+@app.verb(
+    "calmctl score moments mine.jsonl highlight_val_release.jsonl",
+    "calmctl score moments mine.jsonl charades_sta_test.txt --against theirs.jsonl",
 )
 def moments(
     answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Windows a query, as QVHighlights has them.")],
@@ -478,13 +421,13 @@ def card(
     from calmctl.evaluation.card import NAMES, cards_in, shown_value
     from calmctl.runs.run import find_run
 
-    def found(name: str) -> list[tuple[str, Card]]:
+    def cards_of(name: str) -> list[tuple[str, Card]]:
         path = Path(name)
         if path.is_dir() or not path.exists():
             path = find_run(name, runs).folder
         return list(cards_in(path))
 
-    ours, theirs = found(one), [] if other is None else found(other)
+    ours, theirs = cards_of(one), [] if other is None else cards_of(other)
     # Of several test sets in a file those of one name belong together; where there is none, the first ones do.
     pairs = [(mine, its) for mine in ours for its in theirs if mine[1].dataset == its[1].dataset] or (
         [(ours[0], theirs[0])] if theirs else []

@@ -15,17 +15,20 @@ from calmctl.cli import options
 from calmctl.cli.console import (
     BarWatcher,
     Sheet,
+    facts_sheet,
     loading,
     note,
-    print_evaluations,
     print_json,
     print_left_out,
     print_next,
+    print_plain,
     print_text,
     printable,
     progress_bar,
     stdout,
 )
+from calmctl.cli.results import print_caveats, print_evaluations
+from calmctl.device import check_device
 from calmctl.errors import BadInput, RecipeError
 from calmctl.files import read_regular
 
@@ -44,14 +47,7 @@ EXAMPLES = options.examples(
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe file, or a shipped recipe's name.",
-            autocompletion=options.complete_recipe,
-        ),
-    ] = None,
+    recipe: Annotated[str | None, options.RECIPE] = None,
     overrides: options.Overrides = None,
     resume: Annotated[
         str | None,
@@ -79,7 +75,6 @@ def train(
     """
     from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.data.registry import protocol_for, require_place, resolve
-    from calmctl.device import check_device
     from calmctl.recipe import load_recipe, resolve_recipe
     from calmctl.runs.run import HUB, RUNS, find_run
     from calmctl.training.trackers import require_trackers
@@ -130,14 +125,7 @@ def train(
             return
         with progress_bar("items") as bar:
             watcher = BarWatcher(bar)
-            trained = run_train(
-                resolved,
-                runs,
-                resume=former,
-                track=track or (),
-                watcher=watcher,
-                world=world,
-            )
+            trained = run_train(resolved, runs, resume=former, track=track or (), watcher=watcher, world=world)
             # It served to go on, and the run is finished.
             trained.run.drop_state()
     _print_trained(trained, as_json)
@@ -150,17 +138,14 @@ def _print_plan(recipe: Recipe, command: str, as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
-    table = Sheet(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
+    table = facts_sheet()
     for key, value in plan["summary"].items():
         table.add_row(key, printable(value))
     for sentence in plan["notes"]:
         table.add_row("note", printable(sentence))
     stdout().print(table)
     # What would have to be said of the numbers is said before the hours that they take.
-    for caveat in plan["caveats"]:
-        stdout().print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
+    print_caveats(plan["caveats"])
     print_left_out(plan["left_out"])
     note("nothing was trained")
     print_next(command)
@@ -189,11 +174,9 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
     folder = trained.run.folder
     if not trained.results:
         note("[yellow]the data has no test split: there are no test numbers[/], the best epoch is that on validation")
-    stdout().print(
+    print_plain(
         f"run      {folder}\nweights  {trained.run.weights('best')}\n"
-        f"slim     {trained.run.weights('slim')} (all that inference needs)",
-        markup=False,
-        soft_wrap=True,
+        f"slim     {trained.run.weights('slim')} (all that inference needs)"
     )
     print_next(f"calmctl eval {shlex.quote(str(folder))}")
 
@@ -201,24 +184,16 @@ def _print_trained(trained: Trained, as_json: bool) -> None:
 # `calmctl recipes`: what there is to train, key by key.
 
 
-recipes = typer.Typer(
-    cls=options.Group,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="List, show and copy the shipped recipes.",
-    epilog=options.examples(
-        "calmctl recipes list", "calmctl recipes keys optim", "calmctl recipes cp msrvtt mine.yaml"
-    ),
+recipes = options.Commands(
+    "List, show and copy the shipped recipes.",
+    "calmctl recipes list",
+    "calmctl recipes keys optim",
+    "calmctl recipes cp msrvtt mine.yaml",
 )
-Name = Annotated[
-    str,
-    typer.Argument(
-        help="A shipped recipe's name, or a path.", metavar="RECIPE", autocompletion=options.complete_recipe
-    ),
-]
+Name = Annotated[str, options.RECIPE]
 
 
-@recipes.command("list", epilog=options.examples("calmctl recipes list"))
+@recipes.verb("calmctl recipes list", name="list")
 def list_() -> None:
     """List the shipped recipes with what each does."""
     from calmctl.recipe import list_recipes
@@ -233,7 +208,7 @@ def list_() -> None:
     stdout().print(table)
 
 
-@recipes.command(epilog=options.examples("calmctl recipes show didemo", "calmctl recipes show didemo --resolved"))
+@recipes.verb("calmctl recipes show didemo", "calmctl recipes show didemo --resolved")
 def show(
     recipe: Name,
     resolved: Annotated[bool, typer.Option("--resolved", help="Every key with its value, as JSON.")] = False,
@@ -248,9 +223,7 @@ def show(
         print_text(_read(path).decode("utf-8", "backslashreplace"))
 
 
-@recipes.command(
-    epilog=options.examples("calmctl recipes keys", "calmctl recipes keys optim", "calmctl recipes keys head.kind")
-)
+@recipes.verb("calmctl recipes keys", "calmctl recipes keys optim", "calmctl recipes keys head.kind")
 def keys(
     only: Annotated[str | None, typer.Argument(metavar="SECTION|KEY", help="These alone.", show_default=False)] = None,
 ) -> None:
@@ -270,7 +243,7 @@ def keys(
         out.print("[dim](18) and the like: rows of docs/science.md, Readings of the paper[/]")
 
 
-@recipes.command(epilog=options.examples("calmctl recipes cp msrvtt mine.yaml"))
+@recipes.verb("calmctl recipes cp msrvtt mine.yaml")
 def cp(
     recipe: Name, target: Annotated[Path, typer.Argument(help="The new file; it must not exist.", metavar="TARGET")]
 ) -> None:

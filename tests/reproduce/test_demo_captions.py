@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calmctl.cli.console import examples_table
+from calmctl.cli.results import examples_table
 from calmctl.model.weights import load_backbone
 from calmctl.reproduce.demo import caption_demo
 from calmctl.runs.checkpoint import load_captioner

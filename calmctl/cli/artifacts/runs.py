@@ -24,7 +24,9 @@ from calmctl.cli.console import (
     section,
     stdout,
 )
+from calmctl.cli.results import find_named, print_caveats
 from calmctl.errors import BadInput, RunFailed, RunInUse, RunNotFound
+from calmctl.files import PAGE, require_output
 from calmctl.words import METRIC_NAMES, WAYS, counted
 
 if TYPE_CHECKING:
@@ -33,12 +35,11 @@ if TYPE_CHECKING:
     from calmctl.runs.run import Run
     from calmctl.source.base import SourceSpec
 
-app = typer.Typer(
-    cls=options.Group,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="List runs, look into one, find the best, free space.",
-    epilog=options.examples("calmctl runs ls", "calmctl runs best --trained-on msrvtt", "calmctl runs prune"),
+app = options.Commands(
+    "List runs, look into one, find the best, free space.",
+    "calmctl runs ls",
+    "calmctl runs best --trained-on msrvtt",
+    "calmctl runs prune",
 )
 
 Task = Annotated[str | None, typer.Option(help="Only retrieval or caption runs.", show_default=False)]
@@ -47,11 +48,7 @@ TrainedOn = Annotated[
 ]
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl runs ls", "calmctl runs ls --task caption", "calmctl runs ls --trained-on msrvtt --json"
-    )
-)
+@app.verb("calmctl runs ls", "calmctl runs ls --task caption", "calmctl runs ls --trained-on msrvtt --json")
 def ls(
     task: Task = None, trained_on: TrainedOn = None, as_json: options.Json = False, runs: options.Runs = Path("runs")
 ) -> None:
@@ -63,10 +60,8 @@ def ls(
     if as_json:
         print_json([record.to_json() for record in records])
         return
-    table = Sheet()
-    table.add_column("run", min_width=max((len(record.name) for record in records), default=0))  # never broken
-    for heading in ("trained", "epoch", "size", "validation", "test"):
-        table.add_column(heading, justify="right")
+    table = Sheet("run", numbers=["trained", "epoch", "size", "validation", "test"])
+    table.columns[0].min_width = max(len(record.name) for record in records)  # never broken
     for record in records:
         name = printable(record.name)
         if record.state == "unreadable":
@@ -87,7 +82,7 @@ def ls(
     out.print(f"[dim]{counted(len(records), 'run')}, {_size(total)}; times are UTC[/]")
 
 
-@app.command(epilog=options.examples("calmctl runs show demo-001", "calmctl runs show runs/msrvtt-001 --json"))
+@app.verb("calmctl runs show demo-001", "calmctl runs show runs/msrvtt-001 --json")
 def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs = Path("runs")) -> None:
     """Show what a run is: its record, recipe, files, and every evaluation that is kept with it."""
     from calmctl.evaluation.compare import read_kept
@@ -100,7 +95,7 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
     plain = flat_recipe(recipe_from_dict({"name": recipe.name, "data": {"dataset": recipe.data.dataset}}))
     changed = {key: value for key, value in flat_recipe(recipe).items() if value != plain[key]}
     kept = [read_kept(chosen, path) for path in kept_evaluations(chosen)]
-    files = {name: size for name, size in files_of(chosen).items() if not name.startswith(".")}
+    files = {name: size for name, size in files_of(chosen).items() if not Path(name).name.startswith(".")}
     if as_json:
         evaluations = [{"file": str(each.path), "weights": each.record["weights"], **each.result} for each in kept]
         plain_recipe = recipe.model_dump(mode="json")
@@ -124,11 +119,9 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
     for key, value in changed.items():
         keys.add_row(key, printable(json.dumps(value, ensure_ascii=False).strip('"')))
     out.print(keys)
-    table = Sheet("evaluation", "weights", "scorer")
-    for heading in ("clips", record.metric):
-        table.add_column(heading, justify="right")
+    table = Sheet("evaluation", "weights", "scorer", numbers=["clips", record.metric])
+    way, name = ("captions", "cider") if record.task == "caption" else ("text_to_video", "r1")
     for each in kept:
-        way, name = ("captions", "cider") if record.task == "caption" else ("text_to_video", "r1")
         labels = each.result
         title = f"{labels['dataset']} {labels['protocol']}".strip() + f", {labels['split']}"
         clips = len(each.sums[way].clips)
@@ -139,11 +132,7 @@ def show(run: options.RunName, as_json: options.Json = False, runs: options.Runs
     out.print(table if kept else "none; calmctl eval makes one")
 
 
-@app.command(
-    epilog=options.examples(
-        "calmctl runs best --trained-on msrvtt", "calmctl runs best --trained-on demo --task caption --json"
-    )
-)
+@app.verb("calmctl runs best --trained-on msrvtt", "calmctl runs best --trained-on demo --task caption --json")
 def best(
     task: Task = None, trained_on: TrainedOn = None, as_json: options.Json = False, runs: options.Runs = Path("runs")
 ) -> None:
@@ -161,9 +150,7 @@ def best(
     print(record.folder)
 
 
-@app.command(
-    epilog=options.examples("calmctl runs prune", "calmctl runs prune demo-001 --last", "calmctl runs prune --yes")
-)
+@app.verb("calmctl runs prune", "calmctl runs prune demo-001 --last", "calmctl runs prune --yes")
 def prune(
     names: Annotated[
         list[str] | None,
@@ -182,18 +169,17 @@ def prune(
     from calmctl.runs.run import find_run
 
     records = [run_record(find_run(name, runs)) for name in names] if names else _records(runs, None, None)
-    found = prunable(records, last=last)
-    if not found:
+    superfluous = prunable(records, last=last)
+    if not superfluous:
         note("there is nothing to remove")
         return
-    table = Sheet("run", "what")
-    table.add_column("size", justify="right")
-    for each in found:
+    table = Sheet("run", "what", numbers=["size"])
+    for each in superfluous:
         table.add_row(printable(each.run.folder.name), each.why, _size(each.bytes))
     stdout().print(table)
-    ask(f"Remove this, {_size(sum(each.bytes for each in found))}?", yes)
+    ask(f"Remove this, {_size(sum(each.bytes for each in superfluous))}?", yes)
     freed, faults = 0, []
-    for each in found:
+    for each in superfluous:
         try:
             remove(each)
             freed += each.bytes
@@ -206,7 +192,7 @@ def prune(
         raise RunFailed("\n".join(faults))
 
 
-@app.command(epilog=options.examples("calmctl runs rm demo-001", "calmctl runs rm demo-001 demo-002 --yes"))
+@app.verb("calmctl runs rm demo-001", "calmctl runs rm demo-001 demo-002 --yes")
 def rm(names: options.RunNames, yes: options.Yes = False, runs: options.Runs = Path("runs")) -> None:
     """Remove runs, weights and results and all; it shows what, and asks."""
     from calmctl.runs.catalogue import dependants, remove_run, run_record, run_records
@@ -214,9 +200,7 @@ def rm(names: options.RunNames, yes: options.Yes = False, runs: options.Runs = P
 
     chosen = [find_run(name, runs) for name in names]
     records, others = [run_record(run) for run in chosen], run_records(runs)
-    table = Sheet("run", "state", "data")
-    table.add_column("size", justify="right")
-    table.add_column("score, val", justify="right")
+    table = Sheet("run", "state", "data", numbers=["size", "score, val"])
     for record in records:
         score = f"{record.metric} {_number(record.validation)}"
         size = _size(record.bytes)
@@ -236,7 +220,7 @@ def _records(root: Path, task: str | None, trained_on: str | None) -> list[RunRe
     from calmctl.runs.catalogue import SCORES, run_records
 
     if task is not None:
-        options.require_known("--task", task, SCORES)
+        options.one_of(SCORES, "--task", task)
     every = run_records(root)
     chosen = [record for record in every if task in (None, record.task)]
     chosen = [record for record in chosen if trained_on in (None, record.data.partition(" ")[0])]
@@ -302,15 +286,13 @@ def compare(
     Evaluations that are kept with the runs are used; what is missing is evaluated now, and kept.
     """
     from calmctl.data.registry import protocol_for
-    from calmctl.device import check_device
     from calmctl.runs.run import WEIGHTS, find_run
 
     formats = {"--json": as_json, "--csv": as_csv, "--markdown": as_markdown, "--latex": as_latex}
     if len(chosen_formats := [name for name, wanted in formats.items() if wanted]) > 1:
         raise BadInput(f"{' and '.join(chosen_formats)} exclude each other; give one of them")
-    options.require_known("--weights", weights, WEIGHTS)
-    options.require_known("--split", split, ("test", "val"))
-    check_device(device)
+    options.one_of(WEIGHTS, "--weights", weights)
+    options.one_of(("test", "val"), "--split", split)
     chosen = [find_run(name, runs) for name in names]
     if len({run.folder.resolve() for run in chosen}) < max(2, len(chosen)):
         raise BadInput("name at least two runs, each once; for example: calmctl compare demo-001 demo-without-001")
@@ -357,12 +339,7 @@ def report(
 
     It needs 'calmctl[report]', and what calmctl eval has kept.
     """
-    from calmctl.files import PAGE, require_output
-    from calmctl.runs.run import describe_choice, find_run
-
-    chosen = find_run(run, runs)
-    if run is None:
-        note(f"reporting {printable(describe_choice(chosen))}, {printable(str(chosen.trained_on))}")
+    chosen = find_named(run, runs, "reporting")
     path = html or (chosen.folder / "report.html" if chosen.folder.is_dir() else Path("report.html"))
     require_output(path, PAGE)
     loading(chosen.name)
@@ -431,10 +408,7 @@ def print_comparison(comparison: Comparison) -> None:
     out.print(f"[bold]{printable(comparison.title)}[/]\n")
     for way in comparison.ways:
         names = list(comparison.systems[0].metrics[way])
-        table = Sheet()
-        table.add_column(WAYS[way])
-        for name in names:
-            table.add_column(METRIC_NAMES[name], justify="right")
+        table = Sheet(WAYS[way], numbers=[METRIC_NAMES[name] for name in names])
         for number, system in enumerate(comparison.systems):
             values = [system.metrics[way][name] for name in names]
             table.add_row(f"{_letter(number)} {printable(system.name)}", *(f"{each.mean:z.1f}" for each in values))
@@ -446,23 +420,15 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(table, "")
         if len(comparison.systems) == 1:
             continue
-        table = Sheet(header_style="dim")
-        for heading in ("minus A", ""):
-            table.add_column(heading)
-        for heading in ("difference", "95 % interval", "p"):
-            table.add_column(heading, justify="right")
+        table = Sheet("minus A", "", numbers=["difference", "95 % interval", "p"], header_style="dim")
         for number, system in enumerate(comparison.systems):
             for place, (name, each) in enumerate(system.differences.get(way, {}).items()):
                 interval = f"{each.interval.low:+z.1f} to {each.interval.high:+z.1f}"
                 who = f"{_letter(number)} {printable(system.name)}" if place == 0 else ""
                 table.add_row(who, METRIC_NAMES[name], f"{each.difference:+z.1f}", interval, f"{each.p_value:.3f}")
         out.print(table, "")
-    rows = recipe_rows(comparison)
-    if rows:
-        table = Sheet()
-        table.add_column("recipes differ in")
-        for number in range(len(comparison.systems)):
-            table.add_column(_letter(number))
+    if rows := recipe_rows(comparison):
+        table = Sheet("recipes differ in", *map(_letter, range(len(comparison.systems))))
         for row in rows:
             table.add_row(*map(printable, row))
         out.print(table, "")
@@ -474,8 +440,7 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(f"[dim]{_letter(number)} {printable(', '.join(system.runs))}; seed {seeds}[/]")
     missing = f"{counted(comparison.left_out, 'clip')} of it left out" if comparison.left_out else "no clip left out"
     out.print(f"[dim]the same test set for all, {missing}; paired over clips; below numbers: 95 % intervals[/]")
-    for caveat in comparison.caveats:
-        out.print(f"[bold red]!! {printable(caveat)}[/]")
+    print_caveats(comparison.caveats)
 
 
 def _letter(number: int) -> str:

@@ -46,8 +46,7 @@ def export(
     if as_json:
         print_json({"folder": str(made.folder), "files": dict(made.files)})
         return
-    table = Sheet(str(printable(str(made.folder))))
-    table.add_column("bytes", justify="right")
+    table = Sheet(printable(str(made.folder)), numbers=["bytes"])
     for name, size in made.files.items():
         table.add_row(name, f"{size:,}")
     stdout().print(table)

@@ -13,12 +13,10 @@ from calmctl.cli.artifacts.downloads import size_in_words
 from calmctl.cli.console import Sheet, loading, note, print_json, print_next, printable, stdout
 from calmctl.errors import BadInput
 
-app = typer.Typer(
-    cls=options.Group,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="List, fetch, check and convert the weights of backbones.",
-    epilog=options.examples("calmctl weights ls", "calmctl weights get ViT-B-32-quickgelu openai"),
+app = options.Commands(
+    "List, fetch, check and convert the weights of backbones.",
+    "calmctl weights ls",
+    "calmctl weights get ViT-B-32-quickgelu openai",
 )
 
 Model = Annotated[
@@ -29,7 +27,7 @@ Tag = Annotated[
 ]
 
 
-@app.command("ls", epilog=options.examples("calmctl weights ls", "calmctl weights ls --json"))
+@app.verb("calmctl weights ls", "calmctl weights ls --json")
 def ls(as_json: options.Json = False) -> None:
     """Show the backbones that are recommended, and what lies in the hub's cache.
 
@@ -54,9 +52,8 @@ def ls(as_json: options.Json = False) -> None:
         print_json({"recommended": known, "cache": {"folder": str(cache_folder()), "repositories": cache}})
         return
     out = stdout()
-    table = Sheet("recommended", "weights", title="[bold]Backbones[/]", title_justify="left")
-    for heading in ("weights in M", "size", "frame", "D"):
-        table.add_column(heading, justify="right")
+    numbers = ["weights in M", "size", "frame", "D"]
+    table = Sheet("recommended", "weights", numbers=numbers, title="[bold]Backbones[/]", title_justify="left")
     table.add_column("here")
     for each in RECOMMENDED:
         needs = f", needs calmctl\\[{each.needs}]" if each.needs else ""
@@ -75,21 +72,17 @@ def ls(as_json: options.Json = False) -> None:
         out.print("nothing")
         print_next("calmctl weights get ViT-B-32-quickgelu openai")
         return
-    held = Sheet("repository", "commit")
-    held.add_column("size", justify="right")
+    held = Sheet("repository", "commit", numbers=["size"])
     for name, size, commits in kept:
         held.add_row(printable(name), ", ".join(commit[:12] for commit in commits), size_in_words(size))
     out.print(held)
 
 
-@app.command(
-    "get",
-    epilog=options.examples(
-        "calmctl weights get ViT-B-32-quickgelu openai",
-        "calmctl weights get ViT-B-16-SigLIP2 webli                  # needs an extra",
-        "calmctl weights get hf-hub:timm/PE-Core-B-16",
-        "HF_ENDPOINT=https://MIRROR calmctl weights get PE-Core-B-16 meta",
-    ),
+@app.verb(
+    "calmctl weights get ViT-B-32-quickgelu openai",
+    "calmctl weights get ViT-B-16-SigLIP2 webli                  # needs an extra",
+    "calmctl weights get hf-hub:timm/PE-Core-B-16",
+    "HF_ENDPOINT=https://MIRROR calmctl weights get PE-Core-B-16 meta",
 )
 def get(model: Model, weights: Tag = None, as_json: options.Json = False) -> None:
     """Fetch the weights of a backbone into the hub's cache, and check them by loading them once.
@@ -99,13 +92,10 @@ def get(model: Model, weights: Tag = None, as_json: options.Json = False) -> Non
     _checked(model, weights, as_json)
 
 
-@app.command(
-    "check",
-    epilog=options.examples(
-        "calmctl weights check ViT-B-32-quickgelu openai",
-        "calmctl weights check ViT-B-32-quickgelu b32.safetensors",
-        "calmctl weights check local-dir:clip-vit-base-patch32",
-    ),
+@app.verb(
+    "calmctl weights check ViT-B-32-quickgelu openai",
+    "calmctl weights check ViT-B-32-quickgelu b32.safetensors",
+    "calmctl weights check local-dir:clip-vit-base-patch32",
 )
 def check(model: Model, weights: Tag = None, as_json: options.Json = False) -> None:
     """Say what weights are, whether they fit a model, and how frames and sentences are prepared for them.
@@ -121,7 +111,7 @@ def check(model: Model, weights: Tag = None, as_json: options.Json = False) -> N
     _checked(model, weights, as_json)
 
 
-@app.command("where", epilog=options.examples("calmctl weights where ViT-L-14-quickgelu openai"))
+@app.verb("calmctl weights where ViT-L-14-quickgelu openai")
 def where(model: Model, weights: Tag = None, as_json: options.Json = False) -> None:
     """Print the file of a backbone's weights, or how to bring it from another machine (exit code 1)."""
     from calmctl.hub import cache_folder
@@ -146,13 +136,7 @@ def where(model: Model, weights: Tag = None, as_json: options.Json = False) -> N
     raise typer.Exit(1)
 
 
-@app.command(
-    "convert",
-    epilog=options.examples(
-        "calmctl weights convert ViT-B-32.pt",
-        "calmctl weights convert pytorch_model.bin --out clip.safetensors",
-    ),
-)
+@app.verb("calmctl weights convert ViT-B-32.pt", "calmctl weights convert pytorch_model.bin --out clip.safetensors")
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="OpenAI's archive (.pt), or a checkpoint of torch.")],
     out: Annotated[

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calmctl.cli import options
-from calmctl.cli.console import choose_run, loading, note, print_left_out, printable, readings
+from calmctl.cli.console import loading, note, print_left_out, printable, readings
+from calmctl.cli.results import run_or_backbone
+from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
 from calmctl.words import counted
 
@@ -61,12 +63,11 @@ def choose_model(
     """The run that was named, else the bare backbone that was, else a run that knows such clips, else the backbone."""
     # Named things first: a guess is made only where nobody said what shall answer.
     bare = backbone is not None or weights is not None
-    run = None if bare else choose_run(name, runs, drawn, "searching", must=False)
+    run = None if bare else run_or_backbone(name, runs, drawn, "searching")
     if run is None:
         options.check_bare(backbone, weights)
     loading(str(run.folder) if run else backbone or "the bare backbone")
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
-    from calmctl.device import choose_device
     from calmctl.search.model import bare_search_model, search_model_of_run
 
     chosen = choose_device(device)

@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli import options
-from calmctl.cli.console import (
-    note,
-    print_json,
-    print_moments,
-    printable,
-    progress_bar,
-)
+from calmctl.cli.console import note, print_json, printable, progress_bar
+from calmctl.cli.results import print_moments, print_result
 from calmctl.cli.search.opening import are_drawn, choose_model, note_cut, note_left_out, open_search
 from calmctl.cli.search.shown import cut_out, open_hit, print_found, print_paths, print_recall, print_sentences
 from calmctl.errors import BadInput, CalmError, DatasetError, VideoError
-from calmctl.files import PAGE, require_output
+from calmctl.files import MOMENTS, require_output, write_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,12 +144,9 @@ def search(
     A folder is extracted first, into --cache; after that only what is new or changed.
     """
     from calmctl.data.locate import require_folder
-    from calmctl.device import check_device
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride, shots)
-    if html is not None:
-        require_output(html, PAGE)
     if candidates is not None and not approximate:
         raise BadInput("--candidates belongs to --approximate; the exact search looks at every clip")
     rule = match_rule(confident, fdr, calibrate)
@@ -175,7 +167,6 @@ def search(
         from calmctl.search.exact import require_usearch
 
         require_usearch()
-    check_device(device)
     search_model = choose_model(run, runs, backbone, weights, device, why, are_drawn(where))
     note_cut(search_model, query_texts)
     from calmctl.search.collection import Wanted
@@ -235,16 +226,12 @@ def similar(
     All are compared, by the cosine of mean-pooled frames.
     """
     from calmctl.data.locate import require_folder
-    from calmctl.device import check_device
     from calmctl.samples import Clip as Sample
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride, shots)
-    if html is not None:
-        require_output(html, PAGE)
     options.is_bare(run, backbone, weights)
     require_folder(where, "name a folder of videos or a feature store with --in")
-    check_device(device)
     _require_video(clip)
     search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     with progress_bar("items") as bar:
@@ -271,12 +258,10 @@ def captions(
     By the run's own score; a list in which nothing fits has a best line, too.
     """
     from calmctl.data.locate import drawn
-    from calmctl.device import check_device
     from calmctl.samples import Clip as Sample
     from calmctl.search.queries import read_sentences
 
     options.is_bare(run, backbone, weights)
-    check_device(device)
     _require_video(clip)
     sentences = read_sentences(file)
     search_model = choose_model(run, runs, backbone, weights, device, why, drawn([clip.stem]))
@@ -313,7 +298,6 @@ def recall(
     Without sentences, captions that came with the clips are asked.
     """
     from calmctl.data.locate import require_folder
-    from calmctl.device import check_device
     from calmctl.search.exact import require_usearch
     from calmctl.search.windows import check_windows
 
@@ -322,7 +306,6 @@ def recall(
     require_folder(where, "name a folder of videos or a feature store with --in")
     query_texts = _sentences(sentences, queries)
     require_usearch()
-    check_device(device)
     search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
@@ -356,8 +339,6 @@ def moments(
     import json
 
     from calmctl.data.locate import require_folder
-    from calmctl.device import check_device
-    from calmctl.files import MOMENTS, write_output
     from calmctl.referee.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.search.windows import check_windows
     from calmctl.store.format import INDEX
@@ -370,7 +351,6 @@ def moments(
     require_folder(where, "name a folder of videos, or a store of windows, with --in")
     if out is not None:
         require_output(out, MOMENTS)
-    check_device(device)
     search_model = choose_model(run, runs, backbone, weights, device, False, are_drawn(where))
     note_cut(search_model, [query.sentence for query in truth.queries])
     with progress_bar("items") as bar:
@@ -479,9 +459,4 @@ def _show(result: Found, html: Path | None, as_json: bool) -> None:
         from calmctl.search.sheet import write_sheet
 
         write_sheet(result, html)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_found(result)
-    if html is not None:
-        note(f"wrote {printable(str(html))}")
+    print_result(result, print_found, as_json, html)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calmctl.cli import options
-from calmctl.cli.console import choose_run, loading, note, printable, progress_bar, stdout
+from calmctl.cli.console import loading, note, printable, progress_bar, stdout
+from calmctl.cli.results import choose_run
 from calmctl.cli.search.opening import are_drawn, choose_model, note_left_out, open_search
 from calmctl.cli.search.search import CACHE, Cache, Calibrate, Shots, Stride, Window, calibrated
+from calmctl.device import choose_device
 from calmctl.errors import BadInput
+from calmctl.runtime import require_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,8 +71,6 @@ def serve(
     Without --run it is the newest run that knows such clips, or else the bare backbone.
     """
     from calmctl.data.locate import require_folder
-    from calmctl.device import check_device
-    from calmctl.runtime import require_packages
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride, shots)
@@ -81,7 +82,6 @@ def serve(
     require_packages(needed, extra=extra, what="serve --mcp" if mcp else "serve")
     # Taken before a model is loaded: a port in use is told at once.
     place = None if mcp else bound(port)
-    check_device(device)
     drawn = are_drawn(where)
     describe = None if captioner is None else clip_captioner(captioner, runs, device, drawn)
     search_model = choose_model(run, runs, backbone, weights, device, True, drawn)
@@ -107,10 +107,8 @@ def serve(
 def clip_captioner(name: str, runs: Path, device: str, drawn: bool) -> Callable[[Clip], str]:
     """What writes a sentence for a clip, by a captioning run. Raises `RunNotFound` where there is none of that name."""
     run = choose_run(name, runs, drawn, "captioning", task="caption")
-    assert run is not None
     loading(str(run.folder))
     from calmctl.captions.generate import caption_clip
-    from calmctl.device import choose_device
     from calmctl.runs.checkpoint import load_captioner
 
     model, data = load_captioner(run, "best", choose_device(device)), run.recipe().data
