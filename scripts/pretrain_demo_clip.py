@@ -24,6 +24,7 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import anchor_log_probabilities, entropy, mean_frame_feature
 from calmctl.anchors.shipped import resolve_vocabulary, shipped_vocabularies
+from calmctl.data.demo_drawing import draw
 from calmctl.data.demo_world import (
     BACKGROUNDS,
     FOREGROUND,
@@ -36,7 +37,6 @@ from calmctl.data.demo_world import (
     Grammar,
     Scene,
     describe_less,
-    draw,
     phrases,
     plan,
     pools,

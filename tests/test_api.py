@@ -34,7 +34,7 @@ def examples() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("module", ["calmctl", "calmctl.cli.main"])
+@pytest.mark.parametrize("module", ["calmctl", "calmctl.cli.main", "calmctl.data.demo"])
 def test_importing_costs_nothing(module: str) -> None:
     code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

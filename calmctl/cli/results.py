@@ -80,7 +80,7 @@ def run_or_backbone(name: str | None, runs: Path, drawn: bool, doing: str) -> Ru
 def print_caveats(caveats: Iterable[str]) -> None:
     """Print on stdout what must be said of numbers."""
     for caveat in caveats:
-        stdout().print(f"[bold red]!! {printable(caveat)}[/]", soft_wrap=True)
+        stdout().print(f"[bold red]!! {printable(caveat)}[/]")
 
 
 class Result(Protocol):

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,24 +100,33 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iter
         DatasetError: When one of `columns` is not in the header, a column is there twice, or a row has not as many
             fields as the header.
     """
+    rows = csv_rows(path, delimiter)
+    header = [name.strip() for name in next(rows, ("", []))[1]]
+    check_header(header, path)
+    absent = [column for column in columns if column not in header]
+    if absent:
+        raise DatasetError(f"{path}:1: no column {absent[0]!r}; the header is {shown(delimiter.join(header))}")
+    for place, row in rows:
+        # A comma in a caption without quotes makes one field more. Whatever pairs names and cells without counting
+        # cuts the sentence there.
+        if row and len(row) != len(header):
+            raise DatasetError(f"{place}: {len(row)} fields, the header has {len(header)}")
+        if row:
+            yield place, dict(zip(header, row, strict=True))
+
+
+def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a CSV file, empty ones too, each with its place.
+
+    Raises:
+        DatasetError: It is not CSV.
+    """
     # Strict, or csv reads on behind a quotation mark that nobody closes and makes one caption of all rows below.
     # newline: a line end inside quotes is part of its cell.
     rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip() for name in next(rows, [])]
-        check_header(header, path)
-        absent = [column for column in columns if column not in header]
-        if absent:
-            raise DatasetError(f"{path}:1: no column {absent[0]!r}; the header is {shown(delimiter.join(header))}")
         for row in rows:
-            place = f"{path}:{rows.line_num}"
-            if not row:
-                continue
-            # A comma in a caption without quotes makes one field more. Whatever pairs names and cells without
-            # counting cuts the sentence there.
-            if len(row) != len(header):
-                raise DatasetError(f"{place}: {len(row)} fields, the header has {len(header)}")
-            yield place, dict(zip(header, row, strict=True))
+            yield f"{path}:{rows.line_num}", row
     except csv.Error as error:
         raise DatasetError(f"{path}:{rows.line_num}: not CSV: {error}") from None
 
@@ -222,41 +232,52 @@ def read_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, 
 
 def _parquet_rows(path: Path, keys: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """As `read_rows`; without `keys` all columns of text, lists of text and whole numbers, and no videos."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DatasetError(f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]'") from None
     count = int(shard[1]) if (shard := _SHARD.search(path.name)) else 1
     number = 0
     for place in range(count):
         part = path.with_name(path.name.replace("-00000-of-", f"-{place:05d}-of-")) if shard else path
-        try:
-            with open_regular(part) as handle:
-                table = pyarrow.parquet.ParquetFile(handle)
-                meta, columns = table.metadata, table.schema_arrow
-                wanted = [each.name for each in columns if (_is_told(each.type) if keys is None else each.name in keys)]
-                groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
-                chunks = [group.column(each) for group in groups for each in range(group.num_columns)]
-                read = [each for each in chunks if each.path_in_schema.split(".")[0] in wanted]
-                too_large = DatasetError(f"{part} is larger than {MOST_BYTES // 1024**2:,} MiB without its videos")
-                if sum(each.total_uncompressed_size for each in read) > MOST_BYTES:
+        with open_parquet(part) as table:
+            meta, columns = table.metadata, table.schema_arrow
+            wanted = [each.name for each in columns if (_is_text(each.type) if keys is None else each.name in keys)]
+            groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
+            chunks = [group.column(each) for group in groups for each in range(group.num_columns)]
+            read = [each for each in chunks if each.path_in_schema.split(".")[0] in wanted]
+            too_large = DatasetError(f"{part} is larger than {MOST_BYTES // 1024**2:,} MiB without its videos")
+            if sum(each.total_uncompressed_size for each in read) > MOST_BYTES:
+                raise too_large
+            unfolded = 0
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+                unfolded += batch.nbytes
+                if unfolded > MOST_BYTES:  # a word in a page's dictionary may stand in a million rows
                     raise too_large
-                unfolded = 0
-                for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
-                    unfolded += batch.nbytes
-                    if unfolded > MOST_BYTES:  # a word in a page's dictionary may stand in a million rows
-                        raise too_large
-                    for row in batch.to_pylist():
-                        yield f"{part}: row {number}", row
-                        number += 1
-        except OSError as error:
-            raise DatasetError(f"cannot read {part}: {error.strerror or error}") from None
-        except (pyarrow.ArrowException, ValueError) as fault:
-            raise DatasetError(f"{part} is not a .parquet file that can be read ({shown(str(fault))})") from None
+                for row in batch.to_pylist():
+                    yield f"{part}: row {number}", row
+                    number += 1
 
 
-def _is_told(kind: Any) -> bool:
+@contextmanager
+def open_parquet(path: Path, otherwise: str = "") -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; what goes wrong while it is read is a sentence.
+
+    Raises:
+        DatasetError: It cannot be read, or pyarrow is not installed, where `otherwise` says what else can be done.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        way = f"pip install 'calmctl[parquet]'{otherwise}"
+        raise DatasetError(f"{path}: reading .parquet needs pyarrow: {way}") from None
+    try:
+        with open_regular(path) as handle:
+            yield pyarrow.parquet.ParquetFile(handle)
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
+    except (pyarrow.ArrowException, ValueError) as fault:
+        raise DatasetError(f"{path} is not a .parquet file that can be read ({shown(str(fault))})") from None
+
+
+def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
@@ -280,8 +301,8 @@ def row_captions(
         DatasetError: As `read_rows`; or a row lacks a key.
     """
     for place, row in read_rows(path, (*videos, *captions)):
-        video, told = (_first_of(row, keys, place) for keys in (videos, captions))
-        sentences = told if isinstance(told, list) else [told]
+        video, sentences = (_first_of(row, keys, place) for keys in (videos, captions))
+        sentences = sentences if isinstance(sentences, list) else [sentences]
         yield (
             clip_name(expect(video, str, f"{place}: the video")),
             [expect(each, str, f"{place}: the caption") for each in sentences],
@@ -289,10 +310,10 @@ def row_captions(
 
 
 def _first_of(row: dict[str, Any], keys: Sequence[str], place: str) -> Any:
-    found = next((key for key in keys if row.get(key) is not None), None)
-    if found is None:
-        raise DatasetError(f"{place}: no {keys[0]!r}; it has {shown(', '.join(sorted(row)))}")
-    return row[found]
+    for key in keys:
+        if row.get(key) is not None:
+            return row[key]
+    raise DatasetError(f"{place}: no {keys[0]!r}; it has {shown(', '.join(sorted(row)))}")
 
 
 # Captions of somebody's own videos: CSV, TSV, JSON, JSONL or parquet, and written as the first four.
@@ -303,15 +324,9 @@ CAPTIONS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _VIDEO_KEYS = ("video", "file_name", "filename", "file", "path", "video_id", "id")
 _CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")
 SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _MOST_NAMED = 5
 """Columns that a note names."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import chain, combinations
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -32,6 +31,8 @@ from calmctl.video.pool import TIMEOUT_S, run_isolated
 from calmctl.words import Progress, counted
 
 _WIDTH = 80
+FRAMES = 12
+"""Of a clip, that `data check --decode` decodes."""
 _OWN = {
     "folder": "any folder; its clips are every video file below it, its captions captions.csv, captions.json or\n"
     "captions.jsonl in it, its splits a column `split`, or train.txt, val.txt and test.txt.",
@@ -56,8 +57,9 @@ def overview() -> str:
     )
 
 
-def kept_for_searches(features: Path = Path("features")) -> str:
-    """What searches keep below a folder of features, and how large it is; "" where there is nothing."""
+def kept_for_searches() -> str:
+    """What searches keep below ./features, and how large it is; "" where there is nothing."""
+    features = Path("features")
     folders = [folder for folder in (features / "search", *features.glob("*/search")) if folder.is_dir()]
     # Not what links lead to: that is nobody's to delete here.
     size = sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if not file.is_dir())
@@ -89,23 +91,21 @@ def explain_dataset(name: str) -> str:
         if protocol.val_clips:
             lines.append(f"  val    {protocol.val_clips} clips are carved from train")
         lines.append("")
-    lines.append("who gives them out")
-    by_owner: dict[str, list[str]] = {}
-    for file, owner in benchmark.owners.items():
-        by_owner.setdefault(owner, []).append(file)
-    copies: dict[str, list[str]] = {}
-    for file, holder in benchmark.copies.items():
-        copies.setdefault(holder, []).append(file)
-    for owner, files in by_owner.items():
-        lines += [*_wrapped(listing(files), "  "), *_wrapped(owner, "      ")]
-    if copies:
+    lines += ["who gives them out", *_holders(benchmark.owners)]
+    if benchmark.copies:
         lines += ["", "copies in other layouts, which are read where they lie in the same places"]
-    for holder, files in copies.items():
-        lines += [*_wrapped(listing(files), "  "), *_wrapped(holder, "      ")]
+        lines += _holders(benchmark.copies)
     lines += ["", "how clips are named", *_wrapped(benchmark.clip_names, "  ")]
     return "\n".join(
         [*lines, "", *_layout(name), "", f"Whether they are all there: calmctl data check {name} --root ROOT"]
     )
+
+
+def _holders(holder_of: Mapping[str, str]) -> Iterator[str]:
+    """Whoever has files, below the names of these."""
+    for holder in dict.fromkeys(holder_of.values()):
+        files = [file for file, each in holder_of.items() if each == holder]
+        yield from (*_wrapped(listing(files), "  "), *_wrapped(holder, "      "))
 
 
 def _layout(name: str) -> list[str]:
@@ -196,7 +196,6 @@ def check_dataset(
     annotations: Path | None = None,
     videos: Path | None = None,
     decode: bool = False,
-    n_frames: int = 12,
     workers: int | None = None,
     timeout_s: float = TIMEOUT_S,
     progress: Progress | None = None,
@@ -210,8 +209,7 @@ def check_dataset(
         protocol: One of the dataset's protocols; None for its default.
         annotations: Folder of the annotation files, where they are elsewhere.
         videos: Folder of the clips, where they are elsewhere.
-        decode: Decode `n_frames` of every clip that is there, in worker processes, as extraction does.
-        n_frames: Frames of a clip to decode.
+        decode: Decode `FRAMES` of every clip that is there, in worker processes, as extraction does.
         workers: Decoding processes; None for one per core.
         timeout_s: Time limit for one clip, in seconds.
         progress: Told after every clip decoded.
@@ -229,7 +227,7 @@ def check_dataset(
         report, clips = _check_other(name, protocol, root, annotations, videos, cut_captions)
     if not decode:
         return report
-    undecodable = _undecodable(clips, n_frames, workers, timeout_s, progress)
+    undecodable = _undecodable(clips, workers, timeout_s, progress)
     decoding = tuple(_decoding(split, clips[split], undecodable[split]) for split in clips if clips[split])
     return replace(report, findings=(*report.findings, *decoding), undecodable=undecodable)
 
@@ -410,12 +408,11 @@ def _check_other(
 
 
 def _undecodable(
-    clips: Clips, n_frames: int, workers: int | None, timeout_s: float, progress: Progress | None
+    clips: Clips, workers: int | None, timeout_s: float, progress: Progress | None
 ) -> dict[str, dict[str, str]]:
     every = [(split, clip) for split, of_split in clips.items() for clip in of_split]
     reasons: dict[str, dict[str, str]] = {split: {} for split in clips}
-    job = partial(_decodes, n_frames=n_frames)
-    results = run_isolated(job, (clip for _, clip in every), workers=workers, timeout_s=timeout_s)
+    results = run_isolated(_decodes, (clip for _, clip in every), workers=workers, timeout_s=timeout_s)
     for done, ((split, clip), (_, result)) in enumerate(zip(every, results, strict=True), start=1):
         if isinstance(result, VideoError):
             reasons[split][clip.id] = str(result)
@@ -424,12 +421,12 @@ def _undecodable(
     return reasons
 
 
-def _decodes(clip: Clip, *, n_frames: int) -> np.ndarray:
+def _decodes(clip: Clip) -> np.ndarray:
     """Nothing, if the clip decodes; raises otherwise."""
     from calmctl.video.frames import read_frames
 
     # The worker throws the frames away: no pixel has to cross to a process that only asks whether there are any.
-    return read_frames(clip, n_frames, _nothing)
+    return read_frames(clip, FRAMES, _nothing)
 
 
 def _nothing(frames: np.ndarray) -> np.ndarray:

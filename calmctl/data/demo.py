@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calmctl.data.demo_world import DIALS, VERSION, DemoCounts, PlannedClip, Scene, draw, encode, plan
+from calmctl.data.demo_world import DIALS, VERSION, DemoCounts, PlannedClip, Scene, plan
 from calmctl.errors import DatasetError
 from calmctl.files import read_json, sha256_bytes, write_bytes, write_json
 from calmctl.samples import Clip, Dataset, LeftOut, Split
@@ -54,11 +54,7 @@ class _Manifest(BaseModel):
 
 
 def generate_demo(
-    root: Path,
-    *,
-    seed: int = 0,
-    counts: DemoCounts | None = None,
-    progress: Progress | None = None,
+    root: Path, *, seed: int = 0, counts: DemoCounts | None = None, progress: Progress | None = None
 ) -> None:
     """Draw the demo world into `root`; what is there already is kept, so an interrupted call can be repeated.
 
@@ -75,6 +71,8 @@ def generate_demo(
         DatasetError: The folder holds a world of another version, or a `demo.json` that was changed.
         RunFailed: The folder is not writable or the disk is full.
     """
+    from calmctl.data.demo_drawing import draw, encode
+
     # Before a clip is drawn. Other runs may have been trained on that world, and its clips are no clips of this one.
     there = _read(root) if (root / "demo.json").exists() else None
     if there is not None and there.version != VERSION:

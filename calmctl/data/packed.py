@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
-from calmctl.data.annotations import read_lines, shown
+from calmctl.data.annotations import open_parquet, read_lines, shown
 from calmctl.data.locate import VIDEO_SUFFIXES
 from calmctl.errors import DatasetError, RunFailed
 from calmctl.files import NotJson, make_folder, open_regular, parse_json, write_text
@@ -84,7 +84,7 @@ class Contents:
 
 def find_archives(folders: Sequence[Path]) -> list[Archive]:
     """The archives that lie in folders, each once; parts of one are one."""
-    found: dict[str, list[Path]] = {}
+    parts_of: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
         try:
             paths = sorted(folder.iterdir())
@@ -93,8 +93,8 @@ def find_archives(folders: Sequence[Path]) -> list[Archive]:
         for path in paths:
             part = _part_of(path)
             if part or path.suffix.lower() in (".zip", ".tar"):
-                found.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
-    return [Archive(Path(name).name, tuple(paths)) for name, paths in found.items()]
+                parts_of.setdefault(str(folder / part[1]) if part else str(path), []).append(path)
+    return [Archive(Path(name).name, tuple(paths)) for name, paths in parts_of.items()]
 
 
 def archive_of(path: Path) -> Archive:
@@ -162,12 +162,8 @@ def _take(contents: Contents, name: str, size: int, why: str | None) -> bool:
 def unsafe(name: str) -> str | None:
     """Why a member's name is none to write to; None for a plain path below."""
     parts = PurePosixPath(name).parts
-    if (
-        not parts
-        or "\0" in name
-        or len(name) > 1000
-        or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
-    ):
+    too_long = len(name) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
+    if not parts or "\0" in name or too_long:
         return "no name of a file"
     if "\\" in name or ".." in parts or name.startswith("/") or PureWindowsPath(name).drive:
         return "leads out of the folder"
@@ -223,11 +219,8 @@ def _opened(archive: Archive) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         except OSError as fault:
             raise DatasetError(f"cannot read {archive.paths[0]}: {fault.strerror or fault}") from None
         except _DAMAGED as fault:
-            advice = (
-                "; it is compressed: make a plain .tar of it first (gzip -d, xz -d)"
-                if _COMPRESSED.search(archive.name)
-                else ""
-            )
+            compressed = "; it is compressed: make a plain .tar of it first (gzip -d, xz -d)"
+            advice = compressed if _COMPRESSED.search(archive.name) else ""
             raise DatasetError(
                 f"{archive.paths[0]}: not a zip or tar that can be read ({str(fault)[:80]}){advice}"
             ) from None
@@ -301,13 +294,13 @@ def unpack(
     for archive in archives:
         read = _parquet_videos if _is_parquet(archive) else _archive_videos
         for name, size, content, texts in read(archive, done):
-            told = captions.get(name, [])
-            # webdataset tells one caption twice, as .txt and in .json: it is one query.
-            if fresh := [text for text in texts if text not in told]:
+            known = captions.get(name, [])
+            # webdataset has one caption twice, as .txt and in .json: it is one query.
+            if fresh := [text for text in texts if text not in known]:
                 texts_bytes += sum(map(len, fresh))
                 if done.bytes + texts_bytes > limit:
                     raise _beyond_limit(archive, name)
-                captions[name] = [*told, *fresh]
+                captions[name] = [*known, *fresh]
             if content is not None:
                 there = out / PurePosixPath(name)
                 kept = there.stat().st_size if there.is_file() else None
@@ -367,12 +360,13 @@ def _texts(content: bytes, name: str) -> list[str]:
         record = parse_json(text)
     except (UnicodeDecodeError, NotJson):
         return []
-    return _told(record) if isinstance(record, dict) else []
+    return _captions_of(record) if isinstance(record, dict) else []
 
 
-def _told(record: dict[str, Any]) -> list[str]:
-    told: Any = next((record[key] for key in _CAPTIONS if record.get(key) is not None), [])
-    return [each for each in (told if isinstance(told, list) else [told]) if isinstance(each, str) and each.strip()]
+def _captions_of(record: dict[str, Any]) -> list[str]:
+    captions: Any = next((record[key] for key in _CAPTIONS if record.get(key) is not None), [])
+    captions = captions if isinstance(captions, list) else [captions]
+    return [each for each in captions if isinstance(each, str) and each.strip()]
 
 
 def _is_parquet(archive: Archive) -> bool:
@@ -380,27 +374,17 @@ def _is_parquet(archive: Archive) -> bool:
 
 
 def _parquet_videos(archive: Archive, done: Unpacked) -> Iterator[_Item]:
-    import pyarrow
-    import pyarrow.parquet
-
-    path, number = archive.paths[0], 0
-    try:
-        with open_regular(path) as handle:
-            table = pyarrow.parquet.ParquetFile(handle)
-            for batch in table.iter_batches(1):  # a row is a video: one at a time is in memory
-                row = batch.to_pylist()[0]
-                number += 1
-                video, name = _video_of(row, f"{path.stem}-{number - 1:05d}")
-                if video is None:
-                    done.others += 1
-                elif why := unsafe(name):
-                    done.refused.append(LeftOut(shown(name), why))
-                else:
-                    yield name, len(video), io.BytesIO(video), _told(row)
-    except OSError as fault:
-        raise DatasetError(f"cannot read {path}: {fault.strerror or fault}") from None
-    except (pyarrow.ArrowException, ValueError) as fault:
-        raise DatasetError(f"{path} is not a .parquet file that can be read ({shown(str(fault))})") from None
+    path = archive.paths[0]
+    with open_parquet(path) as table:
+        for number, batch in enumerate(table.iter_batches(1)):  # a row is a video: one at a time is in memory
+            row = batch.to_pylist()[0]
+            video, name = _video_of(row, f"{path.stem}-{number:05d}")
+            if video is None:
+                done.others += 1
+            elif why := unsafe(name):
+                done.refused.append(LeftOut(shown(name), why))
+            else:
+                yield name, len(video), io.BytesIO(video), _captions_of(row)
 
 
 def _video_of(row: dict[str, Any], otherwise: str) -> tuple[bytes | None, str]:
@@ -409,8 +393,8 @@ def _video_of(row: dict[str, Any], otherwise: str) -> tuple[bytes | None, str]:
         content = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(content, bytes) and len(content) > 16:
             name = value.get("path") if isinstance(value, dict) else None
-            told = [name, *(row.get(key) for key in _NAMES)]
-            name = next((str(each) for each in told if isinstance(each, str | int) and str(each)), otherwise)
+            names = [name, *(row.get(key) for key in _NAMES)]
+            name = next((str(each) for each in names if isinstance(each, str | int) and str(each)), otherwise)
             return content, name if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES else f"{name}.mp4"
     return None, ""
 

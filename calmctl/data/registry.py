@@ -49,13 +49,8 @@ _DEMO_PROTOCOLS = ("retrieval", "retrieval-0.6", "retrieval-0.4", "captioning")
 
 DATASETS: Mapping[str, DatasetInfo] = {
     **{
-        name: DatasetInfo(
-            benchmark.description,
-            tuple(benchmark.protocols),
-            benchmark.default_protocol,
-            benchmark.caption_protocol,
-        )
-        for name, benchmark in BENCHMARKS.items()
+        each.name: DatasetInfo(each.description, tuple(each.protocols), each.default_protocol, each.caption_protocol)
+        for each in PUBLISHED
     },
     "demo": DatasetInfo("the drawn demo world", _DEMO_PROTOCOLS, "retrieval", "captioning"),
     "demo-shifted": DatasetInfo(
@@ -162,21 +157,11 @@ def load_dataset(
     Raises:
         DatasetError: An unknown name or protocol, a missing or malformed file, or not one clip.
     """
-    dataset = _load(name, root, resolve(name, protocol), annotations, videos, val_clips, val_seed)
-    return replace(dataset, folder=videos or root)
-
-
-def _load(
-    name: str,
-    root: Path | None,
-    protocol: str,
-    annotations: Path | None,
-    videos: Path | None,
-    val_clips: int | None,
-    val_seed: int,
-) -> Dataset:
-    if name in BENCHMARKS:
-        return load_benchmark(
+    protocol = resolve(name, protocol)
+    if name == "folder":
+        dataset = load_folder(root, annotations=annotations, videos=videos, val_clips=val_clips, val_seed=val_seed)
+    elif name in BENCHMARKS:
+        dataset = load_benchmark(
             BENCHMARKS[name],
             protocol,
             root,
@@ -185,10 +170,10 @@ def _load(
             val_clips=val_clips,
             val_seed=val_seed,
         )
-    if name == "folder":
-        return load_folder(root, annotations=annotations, videos=videos, val_clips=val_clips, val_seed=val_seed)
-    from calmctl.data.demo import load_demo
+    else:
+        from calmctl.data.demo import load_demo
 
-    if root is None or annotations is not None or videos is not None or val_clips is not None:
-        raise DatasetError(f"{name} is read from --root alone and has a validation split of its own")
-    return load_demo(root, shifted=name == "demo-shifted", protocol=protocol)
+        if root is None or annotations is not None or videos is not None or val_clips is not None:
+            raise DatasetError(f"{name} is read from --root alone and has a validation split of its own")
+        dataset = load_demo(root, shifted=name == "demo-shifted", protocol=protocol)
+    return replace(dataset, folder=videos or root)

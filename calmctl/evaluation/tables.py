@@ -101,9 +101,10 @@ def _title(results: Sequence[RetrievalResult]) -> str:
 def _heading(result: RetrievalResult, *, several_systems: bool) -> Text:
     labels = result.labels
     domain = "→ " if labels.trained_on not in ("", labels.dataset) else ""
-    heading = Text(f"{domain}{labels.dataset} {labels.protocol}".strip(), style="bold")
+    name = f"{domain}{labels.dataset} {labels.protocol}".strip()
+    heading = Text(name or labels.system, style="bold")  # of pairs in a file nobody knows which data set they are
     facts = [f"{counted(result.n_captions, 'caption')}, {counted(result.n_clips, 'clip')}"]
-    if several_systems and labels.system:
+    if several_systems and labels.system and name:
         facts.insert(0, labels.system)
     heading.append(f"  {', '.join(facts)}", style="not bold")
     warnings = [f"{labels.split} split"] if labels.split != "test" else []

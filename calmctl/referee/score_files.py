@@ -21,7 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calmctl.data.annotations import check_header, expect, read_json_file, read_lines, read_names, read_text, shown
+from calmctl.data.annotations import (
+    check_header,
+    csv_rows,
+    expect,
+    open_parquet,
+    read_json_file,
+    read_lines,
+    read_names,
+    read_text,
+    shown,
+)
 from calmctl.data.benchmark import Annotated, read_splits
 from calmctl.data.locate import places
 from calmctl.data.registry import BENCHMARKS, load_dataset, resolve
@@ -72,10 +82,10 @@ class Stored:
                 f"{self.path}: which array is {what}? It holds {held}; keep one of "
                 f"{' or '.join(map(str, dimensions))} dimensions, or call it {names[0]}"
             )
-        found = fitting[named] if named is not None else next(iter(fitting.values()))
-        if 0 in found.shape:
-            raise BadInput(f"{self.path}: {what} is empty, {list(found.shape)}")
-        return found
+        array = fitting[named] if named is not None else next(iter(fitting.values()))
+        if 0 in array.shape:
+            raise BadInput(f"{self.path}: {what} is empty, {list(array.shape)}")
+        return array
 
 
 def read_stored(path: Path, what: str) -> Stored:
@@ -200,32 +210,27 @@ def _read_safetensors(path: Path, what: str) -> dict[str, Array]:
 
 
 def _read_table(path: Path, delimiter: str) -> Stored:
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     named: bool | None = None
     names: list[str] = []
     numbers: list[Array] = []
-    try:
-        for row in rows:
-            if not row:
-                continue
-            first = row[0].strip().lower()
-            if header is None and not numbers and (first in _IDS or any(_number(cell) is None for cell in row[1:])):
-                header = [cell.strip() for cell in row]
-                continue
-            if named is None:
-                named = _number(first) is None or (header is not None and header[0].lower() in _IDS)
-            width = len(header) if header is not None else len(numbers[0]) + named if numbers else len(row)
-            if len(row) != width:
-                raise BadInput(f"{path}:{rows.line_num}: {len(row)} fields, {width} in the lines above")
-            values = [_number(cell) for cell in row[named:]]
-            if None in values:
-                cell = row[named:][values.index(None)]
-                raise BadInput(f"{path}:{rows.line_num}: {shown(cell)} is no number")
-            names += [row[0].strip()] * named
-            numbers.append(np.array(values, dtype=np.float64))
-    except csv.Error as fault:
-        raise BadInput(f"{path}:{rows.line_num}: not CSV: {fault}") from None
+    for place, row in csv_rows(path, delimiter):
+        if not row:
+            continue
+        first = row[0].strip().lower()
+        if header is None and not numbers and (first in _IDS or any(_number(cell) is None for cell in row[1:])):
+            header = [cell.strip() for cell in row]
+            continue
+        if named is None:
+            named = _number(first) is None or (header is not None and header[0].lower() in _IDS)
+        width = len(header) if header is not None else len(numbers[0]) + named if numbers else len(row)
+        if len(row) != width:
+            raise BadInput(f"{place}: {len(row)} fields, {width} in the lines above")
+        values = [_number(cell) for cell in row[named:]]
+        if None in values:
+            raise BadInput(f"{place}: {shown(row[named:][values.index(None)])} is no number")
+        names += [row[0].strip()] * named
+        numbers.append(np.array(values, dtype=np.float64))
     if not numbers:
         raise BadInput(f"{path}: there are no numbers in it")
     ids: dict[str, tuple[str, ...]] = {"ids": tuple(names)} if named else {}
@@ -242,22 +247,14 @@ def _number(cell: str) -> float | None:
 
 
 def _read_parquet(path: Path) -> Stored:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise BadInput(
-            f"{path}: reading .parquet needs pyarrow: pip install 'calmctl[parquet]', or save it as .npy or .csv"
-        ) from None
-    with open_regular(path) as handle:
-        try:
-            file = pyarrow.parquet.ParquetFile(handle)
-            meta = file.metadata
-            unpacked = sum(meta.row_group(each).total_byte_size for each in range(meta.num_row_groups))
-            _check_growth(path, max(unpacked, 8 * meta.num_rows * meta.num_columns), path.stat().st_size)
-            table = file.read()
-        except (pyarrow.ArrowException, OSError) as fault:
-            raise BadInput(f"{path} is not a .parquet file that can be read ({str(fault)[:80]})") from None
+    held = path.stat().st_size
+    with open_parquet(path, ", or save it as .npy or .csv") as file:
+        meta = file.metadata
+        unpacked = sum(meta.row_group(each).total_byte_size for each in range(meta.num_row_groups))
+        _check_growth(path, max(unpacked, 8 * meta.num_rows * meta.num_columns), held)
+        table = file.read()
+    from pyarrow import types
+
     ids: dict[str, tuple[str, ...]] = {}
     columns: dict[str, Array] = {}
     for name in table.column_names:
@@ -265,14 +262,14 @@ def _read_parquet(path: Path) -> Stored:
         kind = column.type
         if column.null_count:
             raise BadInput(f"{path}: {column.null_count:,} cells of the column {shown(name)} are empty")
-        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or name.lower() in _IDS[1:]:
+        if types.is_string(kind) or types.is_large_string(kind) or name.lower() in _IDS[1:]:
             ids.setdefault("ids", tuple(map(str, column.to_pylist())))
-        elif pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind):
+        elif types.is_list(kind) or types.is_fixed_size_list(kind):
             lengths = {len(each) for each in column.to_pylist()}
             if len(lengths) != 1:
                 raise BadInput(f"{path}: the vectors of the column {shown(name)} are of {len(lengths)} lengths")
             columns[name] = np.array(column.to_pylist(), dtype=np.float64)
-        elif pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind):
+        elif types.is_floating(kind) or types.is_integer(kind):
             columns[name] = column.to_numpy()
         else:
             raise BadInput(f"{path}: the column {shown(name)} is of type {kind}; numbers or text are needed")
@@ -401,11 +398,11 @@ def own_pairs(
         )
     texts = text_ids if text_ids is not None else [*map(str, range(shape[0]))]
     videos = video_ids if video_ids is not None else [*map(str, range(shape[1]))]
-    said = stored.sentences
-    if said is not None and len(said) != shape[0]:
-        raise BadInput(f"{stored.path}: {counted(len(said), 'sentence')} for {shape[0]:,} texts; leave sentences out")
+    listed = stored.sentences
+    if listed is not None and len(listed) != shape[0]:
+        raise BadInput(f"{stored.path}: {counted(len(listed), 'sentence')} for {shape[0]:,} texts; leave sentences out")
     pairs = {text: videos[owner] for text, owner in zip(texts, owners.tolist(), strict=True)}
-    sentences = None if said is None else dict(zip(texts, said, strict=True))
+    sentences = None if listed is None else dict(zip(texts, listed, strict=True))
     return Pairs(stored.path.name, pairs, sentences=sentences)
 
 
@@ -418,7 +415,7 @@ def protocol_pairs(name: str, protocol: str | None, root: Path | None, annotatio
     protocol = resolve(name, protocol)
     if name in BENCHMARKS:
         where = places(name, root, annotations, annotations)
-        test = next(found for split, _, found in read_splits(BENCHMARKS[name], protocol, where) if split == "test")
+        test = next(each for split, _, each in read_splits(BENCHMARKS[name], protocol, where) if split == "test")
         if not isinstance(test, Annotated):
             raise test
         clips, pairs = tuple(dict.fromkeys(test.clip_ids)), [each for each in test.captions if each[1].strip()]

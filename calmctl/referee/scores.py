@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calmctl.data.annotations import shown
 from calmctl.errors import BadInput, RunFailed
@@ -33,9 +32,11 @@ from calmctl.evaluation.statistics import (
     paired_mean,
     recall_interval,
 )
-from calmctl.referee.score_files import Pairs
+from calmctl.referee.score_files import Array, Pairs
 from calmctl.referee.suspicions import (
     FEWEST_CLIPS,
+    Doubles,
+    Integers,
     Survey,
     Suspicion,
     compare_with_embeddings,
@@ -49,9 +50,6 @@ Similarity = Literal["cosine", "dot"]
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 _BLOCK_ELEMENTS = 1 << 23  # scores of a block of rows: 32 MB in float32
 _TILE_ELEMENTS = 1 << 22  # products of vectors at a time, in float64
-Array = NDArray[Any]
-Integers = NDArray[np.int64]
-Doubles = NDArray[np.float64]
 
 
 class Scores(Protocol):
@@ -265,10 +263,10 @@ def match(
             f"{_some(names[1])}, the pairs {_some([f'{t} - {v}' for t, v in list(pairs.videos.items())[:3]])}; name "
             "them alike, or give --text-ids and --video-ids"
         )
-    found: list[Suspicion] = []
+    suspicions: list[Suspicion] = []
     if lost := len(pairs.videos) - len(queries):
         videos_lost = len({*pairs.videos.values()} - set(columns_of))
-        found.append(
+        suspicions.append(
             Suspicion(
                 "missing queries",
                 f"{counted(lost, 'query')} of {len(pairs.videos):,} in {pairs.name} cannot be asked, because "
@@ -279,7 +277,7 @@ def match(
         )
     extra, absent = len(set(columns_of) - set(wanted)), len(set(wanted) - set(columns_of))
     if pairs.candidates is not None and (extra or absent):
-        found.append(
+        suspicions.append(
             Suspicion(
                 "other candidates",
                 f"{pairs.name} ranks {counted(len(wanted), 'video')}, and these scores {len(columns_of):,} "
@@ -295,12 +293,13 @@ def match(
     if spare := shape[0] - len(queries):
         notes.append(f"{counted(spare, 'row')} of no pair {'is' if spare == 1 else 'are'} not asked")
     rows, owners = (np.array([each[side] for each in queries], dtype=np.int64) for side in (0, 1))
-    said = pairs.sentences
-    tested = list_facts(names[1], [text if said is None else said[text] for *_, text in queries], owners.tolist())
-    if said is None:
+    sentences = pairs.sentences
+    asked = [text if sentences is None else sentences[text] for *_, text in queries]
+    tested = list_facts(names[1], asked, owners.tolist())
+    if sentences is None:
         tested["list_digest"] = f"ids {tested['list_digest']}"
     ids = tuple(each[2] for each in queries)
-    return Match(rows, owners, ids, names[1], tuple(found), tuple(notes), tested)
+    return Match(rows, owners, ids, names[1], tuple(suspicions), tuple(notes), tested)
 
 
 def _transposed(shape: tuple[int, int], why: str) -> BadInput:

@@ -191,8 +191,12 @@ def files_of(run: Run) -> dict[str, int]:
 # The best run.
 
 
-def best_run(records: Sequence[RunRecord]) -> RunRecord:
+def best_run(records: Sequence[RunRecord], ways: Sequence[str] = ("--task", "--trained-on")) -> RunRecord:
     """The finished run with the best score on validation; the test split has no say in it.
+
+    Args:
+        records: Of some runs.
+        ways: Options that would narrow them down.
 
     Raises:
         RunNotFound: None of them is finished.
@@ -204,9 +208,10 @@ def best_run(records: Sequence[RunRecord]) -> RunRecord:
     kinds = {(each.task, each.data, each.val_set): each for each in finished}
     if len(kinds) > 1:
         shown = "; ".join(f"{each.name}: {each.task} on {each.data}" for each in kinds.values())
+        advice = f"narrow it down with {' and '.join(ways)}" if ways else "calmctl compare tests some on the same clips"
         raise BadInput(
             f"these runs were validated on {len(kinds)} different things ({shown}), and the best of them is not "
-            "defined; narrow it down with --task and --trained-on"
+            f"defined; {advice}"
         )
     return max(finished, key=lambda each: (each.validation, each.time))
 

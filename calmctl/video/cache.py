@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ import numpy as np
 from calmctl.errors import BadInput, RunFailed, VideoError
 from calmctl.files import make_folder, read_regular, sha256_bytes, stamp, write_atomic, write_json
 from calmctl.locks import remove_unfinished
+from calmctl.runtime import installed_version
 from calmctl.samples import Clip
 from calmctl.video.pixels import FrameReader, FrameResize, Shrink
 from calmctl.video.pool import TIMEOUT_S, run_answers, run_isolated
@@ -128,12 +128,8 @@ class FrameCache:
         """Keep the frames that were decoded from the video of stamp `made_of`; the bytes written, 0 where none were."""
         frames = np.ascontiguousarray(frames)
         pixels, shape = frames.reshape(-1).data, list(frames.shape)
-        header = {
-            "calmctl_frames": FORMAT,
-            "stamp": made_of,
-            "shape": shape,
-            "sha256": _digest(made_of, shape, pixels),
-        }
+        digest = _digest(made_of, shape, pixels)
+        header = {"calmctl_frames": FORMAT, "stamp": made_of, "shape": shape, "sha256": digest}
         line = json.dumps(header).encode() + b"\n"
         try:
             if stamp(clip.path) != made_of:  # written to while it was decoded: who knows what the frames are of
@@ -160,16 +156,9 @@ def _way(reader: FrameReader) -> dict[str, object]:
         "frames": reader.n_frames,
         "done": {type(lasting).__name__: asdict(lasting)},
         "ffmpeg": {name: list(number) for name, number in sorted(av.library_versions.items())},
-        "packages": {name: _version(name) for name in ("av", "decord", "pillow")},
+        "packages": {name: installed_version(name) for name in ("av", "decord", "pillow")},
         "machine": platform.machine(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,24 +226,24 @@ class CacheFolder:
         self.full = False
         self.used_bytes = _size(folder)
         self.expected_bytes: dict[str, int] = {}
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
 
     def warnings(self) -> list[str]:
         """What is wrong since the last call, in sentences."""
-        new = self.counts - self._told
-        self._told = Counter(self.counts)
-        found = []
+        new = self.counts - self._reported
+        self._reported = Counter(self.counts)
+        warnings = []
         if new["damaged"]:
-            found.append(
+            warnings.append(
                 f"{self.folder}: the kept frames of {counted(new['damaged'], 'clip')} were damaged and decoded again"
             )
         if new["unkept"]:
             why = "data.cache_gb is reached" if self.full else "a full disk, a read-only folder, or a clip too large"
-            found.append(
+            warnings.append(
                 f"{self.folder}: {counted(new['unkept'], 'time')} a clip was decoded and its frames not kept ({why}); "
                 "it is decoded again each time"
             )
-        return found
+        return warnings
 
     def require_room(self, splits: Iterable[tuple[FrameReader, Sequence[Clip]]], *, workers: int | None) -> str:
         """How much the frames of these clips take, in words, before the first of them is kept.

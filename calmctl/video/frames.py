@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from itertools import chain, repeat
@@ -17,6 +17,7 @@ from av.video.frame import PictureType
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video.inspect import Source, inspect, open_video, reasons, upright
+from calmctl.video.pixels import Transform
 from calmctl.video.worker import MEMORY_BYTES, in_gib
 
 # A frame that starts at the very instant asked for is the one on the screen, whatever the rounding of floats.
@@ -302,8 +303,6 @@ def _decord() -> Any:
 # Memory does not grow with the number of frames asked for: whole frames go through a window of `WINDOW_BYTES`, and
 # what a transform makes of them is kept.
 
-
-Transform = Callable[[np.ndarray], np.ndarray]
 
 FRAMES_PER_WINDOW = 16
 WINDOW_BYTES = 128 << 20

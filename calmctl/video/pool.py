@@ -23,12 +23,11 @@ import numpy as np
 from calmctl.errors import BadInput, RunFailed, VideoError
 from calmctl.samples import Clip
 from calmctl.video.compressed import CompressedReader
-from calmctl.video.pixels import FrameReader
+from calmctl.video.pixels import FrameReader, Transform
 from calmctl.video.worker import Result, Worker, WorkerDied
 
 Item = TypeVar("Item")
 Job = Callable[[Item], np.ndarray | Iterator[Result]]
-Transform = Callable[[np.ndarray], np.ndarray]
 
 TIMEOUT_S = 120.0
 """Time limit for one clip unless told otherwise (our choice)."""

@@ -209,7 +209,7 @@ def prepared_place(tmp_path_factory) -> Path:
 
     from calmctl.anchors.shipped import resolve_vocabulary
     from calmctl.anchors.vocabulary import save_vocabulary
-    from calmctl.data.demo_world import encode
+    from calmctl.data.demo_drawing import encode
     from calmctl.recipe import recipe_from_dict
     from calmctl.runs.run import create_run
 

@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from calmctl.cli.extract import EXAMPLES, extract
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.errors import BadInput, CalmError, StoreError, VideoError
 from calmctl.model.weights import load_backbone
 from calmctl.store import writer as store_writer

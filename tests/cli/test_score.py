@@ -40,6 +40,7 @@ def read(*arguments: str) -> dict:
 def test_a_matrix_and_its_embeddings_give_the_same_numbers() -> None:
     shown = call("matrix", "s.npy", "--pairs", "pairs.csv").stdout
     assert "80 captions, 40 clips" in shown and "nDCG@10" in shown and "Nothing looks wrong" in shown
+    assert "\ns.npy  80 captions" in shown  # its block has a name, too
     assert "!! given" in shown  # nobody knows what a file's scorer saw
     matrix, vectors = (
         read(*each, "--pairs", "pairs.csv") for each in (["matrix", "s.npy"], ["embeddings", "texts.npy", "videos.npy"])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.anchors.vocabulary import save_vocabulary
 from calmctl.cli.main import app
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.errors import CalmError
 from calmctl.model.build import build_model
 from calmctl.model.weights import load_backbone

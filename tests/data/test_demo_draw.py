@@ -8,17 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from calmctl.data.demo_world import (
-    BACKGROUNDS,
-    COLOURS,
-    COUNTS,
-    MOTIONS,
-    SHAPES,
-    SHIFTED_BACKGROUNDS,
-    Scene,
-    draw,
-    encode,
-)
+from calmctl.data.demo_drawing import draw, encode
+from calmctl.data.demo_world import BACKGROUNDS, COLOURS, COUNTS, MOTIONS, SHAPES, SHIFTED_BACKGROUNDS, Scene
 
 HUES = {  # degrees on the colour wheel; white has none
     "red": 0,

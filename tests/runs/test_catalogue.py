@@ -111,6 +111,8 @@ def test_the_best_run_is_the_best_on_validation(tmp_path):
     made(tmp_path, "d", val="other clips")
     with pytest.raises(BadInput, match=r"2 different things.*--task and --trained-on"):
         best_run(run_records(tmp_path))
+    with pytest.raises(BadInput, match=r"not defined; calmctl compare tests some on the same clips"):
+        best_run(run_records(tmp_path), [])  # both were given
 
 
 def test_recipes_differ_where_results_do(tmp_path):

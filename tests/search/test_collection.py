@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.errors import DatasetError, StoreError, VideoError
 from calmctl.samples import Clip, LeftOut
 from calmctl.search.collection import open_collection

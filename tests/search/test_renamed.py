@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import calmctl.store.shards as shards
-from calmctl.data.demo_world import FRAMES_PER_S, encode
+from calmctl.data.demo_drawing import FRAMES_PER_S, encode
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip
 from calmctl.search import windows

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.model.calm import AlignedParts, CalmModel
 from calmctl.model.heads.meanp import MeanPoolHead
 from calmctl.model.weights import load_backbone

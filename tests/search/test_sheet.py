@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.samples import LeftOut
 from calmctl.search.confidence import Confidence
 from calmctl.search.results import Answer, Found, Hit, Shared

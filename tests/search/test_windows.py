@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calmctl.data.demo_world import FRAMES_PER_S, encode
+from calmctl.data.demo_drawing import FRAMES_PER_S, encode
 from calmctl.errors import BadInput, DatasetError
 from calmctl.files import stamp, write_json
 from calmctl.samples import Clip

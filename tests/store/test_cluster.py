@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.errors import BadInput, RunFailed
 from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone

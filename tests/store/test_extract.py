@@ -16,7 +16,7 @@ import torch
 
 import calmctl.store.shards as module
 from calmctl import files
-from calmctl.data.demo_world import encode
+from calmctl.data.demo_drawing import encode
 from calmctl.data.registry import load_dataset
 from calmctl.errors import BadInput, DecodingStopped, RunFailed, StoreError, VideoError
 from calmctl.model.backbone import Backbone

@@ -78,7 +78,7 @@ def test_every_pair_has_a_crop_of_its_own_from_one_entry(clips: list[Clip], tmp_
 def test_what_decides_the_frames_decides_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readers = [RESIZED, CROPPED, SHRUNK, FrameReader(4, FrameResize(32)), FrameReader(3, FrameResize(32, "squash"))]
     ways = {FrameCache.of(tmp_path, reader).way for reader in readers}
-    monkeypatch.setattr(module, "_version", lambda package: "another")
+    monkeypatch.setattr(module, "installed_version", lambda package: "another")
     ways.add(FrameCache.of(tmp_path, RESIZED).way)
     assert len(ways) == 6
 

@@ -142,7 +142,9 @@ def best(
     """
     from calmctl.runs.catalogue import best_run
 
-    record = best_run(_records(runs, task, trained_on))
+    narrowing = {"--task": task, "--trained-on": trained_on}
+    ways = [option for option, value in narrowing.items() if value is None]
+    record = best_run(_records(runs, task, trained_on), ways)
     if as_json:
         print_json(record.to_json())
         return

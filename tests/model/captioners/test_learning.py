@@ -9,7 +9,8 @@ from torch import Tensor
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.captions.generate import Search, caption_features
-from calmctl.data.demo_world import DemoCounts, draw, plan
+from calmctl.data.demo_drawing import draw
+from calmctl.data.demo_world import DemoCounts, plan
 from calmctl.model.backbone import Backbone
 from calmctl.model.build import build_caption_model
 from calmctl.model.calm import Batch
