@@ -221,7 +221,6 @@ class Built:
     """A vocabulary made from a list.
 
     Attributes:
-        vocabulary: The result.
         dropped: Repeated labels that were left out, with their places, for the report.
         hints: Facts worth saying about the labels; nothing was changed for them.
     """

@@ -101,7 +101,6 @@ class Merged:
     """A union of vocabularies.
 
     Attributes:
-        vocabulary: The result.
         removed: Exact duplicates that were left out, as "'label' of a@1, already in b@1".
     """
 
@@ -121,12 +120,7 @@ def merge(
 
     Ids become `part/id`, whatever else is merged; ids that already name a part stay.
 
-    Args:
-        parts: Two or more vocabularies.
-        name: Default: the parts' names joined by "+".
-        version: Of the result.
-        note: Of the result.
-        prompt: Needed when the parts' prompts differ.
+    Without `name` the result has the parts' names joined by "+"; a `prompt` is needed when theirs differ.
 
     Raises:
         VocabularyError: Fewer than two parts, differing prompts, or ids that collide.
@@ -345,7 +339,6 @@ class Rebuilt:
 
     Attributes:
         built: The vocabulary, and the repeats that were left out.
-        path: Its shipped file.
         status: What happens to the file; see `publication_status`.
     """
 

@@ -65,7 +65,6 @@ class Vocabulary(BaseModel):
     """K labels in a fixed order, the prompt they are put into, and where they are from.
 
     Attributes:
-        schema_version: Version of this schema.
         name: Lower-case name; `name@version` names the vocabulary everywhere.
         version: 1, 2, ...; a published version never changes.
         source: Where the labels are from, for attribution.

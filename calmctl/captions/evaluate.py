@@ -35,7 +35,6 @@ class CaptionEvaluation:
     """Captions of one test set, and what they score.
 
     Attributes:
-        result: The scores, labelled.
         search: How captions were found.
         captions: By clip.
         references: All sentences of each clip.

@@ -173,13 +173,7 @@ def caption_segments(
 ) -> list[Segment]:
     """Captions of consecutive segments of `video`, decoded in one pass; memory does not grow with its length.
 
-    Args:
-        model: In evaluation mode.
-        video: The file.
-        segment_s: Length of a segment; see `segment_bounds` for the last one.
-        n_frames: F, the frames of a segment, as the model was trained with.
-        search: How captions are found.
-        progress: Told of the segments, by the file's name.
+    A segment is `segment_s` long (see `segment_bounds` for the last one) and has `n_frames` frames, those of training.
 
     Raises:
         VideoError: The video cannot be decoded.

@@ -52,18 +52,13 @@ class CaptionScores:
     """Metrics in pycocoevalcap's scale: 0 to 1, CIDEr 0 to 10. Tables print them times 100.
 
     Attributes:
-        bleu1: Corpus BLEU, unigrams.
-        bleu2: Up to bigrams.
-        bleu3: Up to trigrams.
-        bleu4: Up to 4-grams.
+        bleu1, bleu2, bleu3, bleu4: Corpus BLEU, of n-grams up to so long.
         meteor: METEOR 1.5, None where it could not be computed.
         meteor_reason: Why it is None; "" where it is a number.
-        rouge_l: Mean ROUGE-L.
-        cider: Mean CIDEr-D.
+        rouge_l, cider: Means of ROUGE-L and CIDEr-D.
         tokenizer: The one that was used.
         tokenizer_reason: Why it is another one than was asked for; "" where it is the same.
         java: Version and origin of the Java that ran, "" where none did.
-        pycocoevalcap: Its version.
         n: Captions scored.
         n_references: References they were scored against.
         unscored: Ids that have references and no caption; they are not in any number here.
@@ -287,7 +282,6 @@ class CaptionResult:
     """Captions of one test set, scored.
 
     Attributes:
-        scores: The metrics.
         labels: What they are of; nothing is known of a file's captions.
         name: What is shown as its name where no dataset is known, such as a file's name.
         left_out: Clips of the protocol that could not be captioned.

@@ -46,13 +46,7 @@ _NOT_COMPARED = ("tmass-released", "dual-softmax", "given")
 
 @dataclass(frozen=True, eq=False)
 class KeptEvaluation:
-    """One file of a run's `evals/`.
-
-    Attributes:
-        run: Whose.
-        path: The file.
-        record: Its content.
-    """
+    """One file of a run's `evals/`: where it is, and its content."""
 
     run: Run
     path: Path
@@ -196,8 +190,6 @@ class System:
 
     Attributes:
         name: For people: the run, or the first of them and how many they are.
-        runs: Their folders.
-        seeds: Their seeds.
         metrics: By direction and metric, over its runs.
         intervals: The same, of 95 %: over clips for one run, over clips and seeds for several.
         differences: This minus the first system by direction and metric; empty for the first itself.
@@ -216,9 +208,7 @@ class Comparison:
     """Systems on one test set.
 
     Attributes:
-        dataset, protocol, split: The test set.
         weights: Which weights of each run.
-        clips, captions: How many it has.
         left_out: Clips of it that could not be evaluated, the same for all.
         test_set: Digest of its clips and captions, "" where that was not recorded.
         card: The column of the first run's protocol card, "" where there is none.

@@ -54,7 +54,6 @@ class Gap:
     """The gap of one system on one test set.
 
     Attributes:
-        n_clips: Clips, and sentences.
         centroid_distance: Distance of the centroids of unit sentence and unit clip features, 0 to 2.
         alignment: Mean squared distance of true pairs of unit features, 0 to 4: lower is closer.
         uniformity_texts: log of the mean of exp(-2 d^2) over pairs of sentences: lower is more spread out.
@@ -63,7 +62,6 @@ class Gap:
             is no gap that a plane could find, 1 a complete one.
         divergence_matched: Mean KL(S_p || V_p) in nats of true pairs.
         divergence_unmatched: The same of all other pairs.
-        n_anchors: K.
     """
 
     n_clips: int
@@ -235,7 +233,6 @@ class SystemGap:
     Attributes:
         system: "before training", or a run's folder.
         loss: The run's `alignment.kind`, "" before training.
-        dataset: Tested on.
         vocabulary: The anchors that S_p and V_p are over, as bare prompts.
         caveats: What must be said wherever it is shown.
     """

@@ -29,13 +29,9 @@ class RetrievalMetrics:
     """Metrics of one direction.
 
     Attributes:
-        r1: R@1 in percent.
-        r5: R@5 in percent.
-        r10: R@10 in percent.
-        mdr: Median rank, from 1.
-        mnr: Mean rank, from 1.
-        n_queries: Number of queries.
-        n_candidates: Number of candidates that each query ranks.
+        r1, r5, r10: R@K in percent.
+        mdr, mnr: Median and mean rank, from 1.
+        n_queries, n_candidates: How many queries, and how many candidates each of them ranks.
     """
 
     r1: float

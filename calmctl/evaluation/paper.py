@@ -28,14 +28,10 @@ class PaperRetrieval:
     """One test set of one row of Tables 1 to 3.
 
     Attributes:
-        table: Number of the table.
         method: As printed, without the reference.
         trained_on: "msrvtt", "didemo" or "lsmdc".
         tested_on: The same names; equal to `trained_on` in-domain.
-        r1: R@1 in percent.
-        r5: R@5 in percent.
-        r10: R@10 in percent.
-        mnr: Mean rank.
+        r1, r5, r10: R@K in percent.
         note: What a reader must know of it.
     """
 

@@ -34,7 +34,6 @@ class Labels:
         protocol: Its protocol, "" where there is only one.
         split: "test" or "val".
         trained_on: Name of the dataset trained on, "" where nothing was trained or it is not known.
-        trained_protocol: Its protocol.
         system: What was evaluated: "last", "best-on-validation", ...
         scorer: How pairs were scored, with a word on it in parentheses where that needs one; anything but "leak-free"
             is labelled wherever it is shown. "" for captions, whose scores say it themselves.
@@ -85,10 +84,8 @@ class RetrievalResult:
     """Retrieval on one test set.
 
     Attributes:
-        labels: What it is of.
         paper_method: The method of the paper's Tables 1 to 3 to stand beside, "" for none.
-        n_clips: Clips evaluated.
-        n_captions: Captions evaluated.
+        n_clips, n_captions: How many were evaluated.
         left_out: Clips of the protocol that could not be evaluated.
         metrics: By direction.
         intervals: By direction; None where one clip leaves nothing to resample, or nobody asked.

@@ -231,11 +231,8 @@ class Evaluation:
     """One test set evaluated.
 
     Attributes:
-        result: The numbers.
         scores: What they are from, [N_t, N_v]; where scores are re-ranked, those of sentences as queries.
-        encoded: What was scored.
         ranks: Where each query's target stands, by direction.
-        notes: On what was scored.
         base: Where a head re-ranked the candidates of its first stage, the numbers of that stage alone, leak-free.
         leak_r1: R@1 of the same weights under the released T-MASS protocol, an audit of a leak, where it was asked for
             and exists.

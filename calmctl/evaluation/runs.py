@@ -76,15 +76,8 @@ def evaluate_run(
 ) -> list[E]:
     """Evaluate the weights `which` of `run` on the `split` of each test set, the model untouched.
 
-    Args:
-        run: A run of the task.
-        tests: What to evaluate on; a protocol of None is the task's own.
-        task: `Retrieval` or `Captioning`, with its options.
-        which: "best", "last" or "slim".
-        split: "test" or "val".
-        device: Where to compute.
-        require_complete: Any clip left out is an error.
-        progress: Called with what is done, how many items are done, and of how many.
+    `which` is "best", "last" or "slim", `split` "test" or "val", `task` `Retrieval` or `Captioning` with its options. A
+    protocol of None in `tests` is the task's own; with `require_complete` any clip left out is an error.
 
     Raises:
         CalmError: A test set is missing, has no usable clip, or is known to hold clips that were trained on.
@@ -130,13 +123,8 @@ def labels_of(
 ) -> Labels:
     """The labels of what the weights `which` of a run give on a test set.
 
-    Args:
-        run: The run.
-        which: "best", "last" or "slim".
-        test: What was asked for.
-        record: What was read: names are taken from here.
-        scorer: As in `Labels`.
-        finished: Whether the weights are final; None: where the run's folder says so.
+    Names are taken from `record`, what was read, and not from `test`, what was asked for. `finished` says whether the
+    weights are final; None: where the run's folder says so.
 
     Raises:
         CheckpointError: The run is known to be trained on most of these clips.

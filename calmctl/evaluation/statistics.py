@@ -53,15 +53,11 @@ class Intervals:
     """Intervals of one direction's metrics, and how they were made.
 
     Attributes:
-        r1: Of R@1, in percent.
-        r5: Of R@5, in percent.
-        r10: Of R@10, in percent.
-        mdr: Of the median rank.
+        r1, r5, r10: Of R@K, in percent.
         mnr: Of the mean rank; without width where every clip has the same mean rank, because nothing then tells how
             much worse another clip could be.
         level: Coverage aimed at, 0.95 by default.
         replicates: Number of resamples, for the mean and the median rank.
-        seed: Seed of the resampling.
         n_clusters: Number of clips.
     """
 
@@ -83,7 +79,6 @@ class PairedDifference:
     Attributes:
         metric: "r1", "r5", "r10", "mdr" or "mnr".
         difference: On all queries; percent or ranks. For mdr and mnr, negative is better.
-        interval: Of the difference.
         p_value: Two-sided. By Student's t; for mdr twice the smaller share of resamples on either side of 0, at least
             2 / (replicates + 1).
         n_clusters: Number of clips.
@@ -430,7 +425,6 @@ class Spread:
     """A number over seeds.
 
     Attributes:
-        mean: Over seeds.
         std: Sample standard deviation over seeds (n - 1); None with one seed.
         values: One a seed.
     """

@@ -53,7 +53,6 @@ class Reliability:
     Attributes:
         predicted: Mean predicted probability of each bin, ascending, [bins].
         observed: Share of correct answers of each bin.
-        counts: Queries of each bin.
         error: Expected calibration error: the mean distance of the two, weighted by the counts.
     """
 
@@ -188,7 +187,6 @@ class Signal:
         interval: Its 95 % interval, clips resampled.
         risk_coverage: The curve and its area.
         reliability: Of the probabilities that isotonic regression makes of it, cross-fitted over clips.
-        verdict: In words.
     """
 
     name: str
@@ -204,8 +202,6 @@ class Calibration:
     """How far a run's confidences know its errors, on one split.
 
     Attributes:
-        run: The run.
-        dataset, split: What was searched.
         queries, clips: How many sentences searched how many clips.
         accuracy: R@1, in [0, 1].
         signals: The candidates, the plain one first.

@@ -31,8 +31,6 @@ class Collection:
     """An encoded split.
 
     Attributes:
-        dataset: The dataset's name.
-        split: The split's name.
         encoded: Its features, captions and owners.
         clips: The clips' files by id; empty where features were extracted and only they are at hand.
         caveats: What must be said of numbers on it.
@@ -129,7 +127,6 @@ class Candidate:
     """A clip as one query saw it.
 
     Attributes:
-        clip: Its id.
         score: Its score for the query.
         anchors: The strongest anchors of its V_p.
         captions: What people said of it, a few.
@@ -146,10 +143,8 @@ class Failure:
     """A query whose own clip did not come first.
 
     Attributes:
-        query: The sentence.
         rank: The rank of its own clip from 1, equals averaged.
         anchors: The strongest anchors of the sentence's S_p.
-        right: Its own clip.
         confusing: The wrong clip with the highest score.
         pulled: The anchors with the largest parts in the confusing clip's lead; the parts of all anchors, of
             what they share and of what none covers add up to the lead.
@@ -172,8 +167,6 @@ class Failures:
     """The worst-ranked queries of a split.
 
     Attributes:
-        run: What searched.
-        dataset, split: What was searched.
         queries, clips: How many sentences searched how many clips.
         failed: How many queries did not find their clip first (ties count as failed).
         worst: The worst of them, worst first.

@@ -63,9 +63,7 @@ class Coverage:
     """What a split uses of a vocabulary.
 
     Attributes:
-        run: Whose anchors.
         vocabulary: `name@version` and its digest.
-        dataset, split: Where.
         clips, captions: How many were looked at.
         anchors: All K, the most used first.
         never: Labels that nothing needs.

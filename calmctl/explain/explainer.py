@@ -33,9 +33,7 @@ class SeenVideo:
     """Features of one clip, with times by its file's own clock.
 
     Attributes:
-        clip: The clip.
-        start_s: Where its window begins.
-        end_s: Where it ends.
+        start_s, end_s: Its window.
         times_s: When the frames of the score were on the screen, [F].
         frames: Their features, [F, D].
         instants_s: When those of the timeline were, [T].
@@ -56,11 +54,8 @@ class SeenVideo:
 def see_video(explainer: Explainer, clip: Clip, *, instants: int | None = None, pictures: bool = False) -> SeenVideo:
     """Decode and encode a clip: F frames as scoring samples them, and `instants` for the timeline, in one pass.
 
-    Args:
-        explainer: Whose backbone encodes.
-        clip: The video, or a window of it.
-        instants: How many; None for two a second, at least 12 and at most 240 (our choice).
-        pictures: Whether to keep JPEG pictures of the F frames.
+    `instants` None means two a second, at least 12 and at most 240 (our choice). `pictures` keeps JPEG pictures of the
+    F frames.
 
     Raises:
         VideoError: The clip cannot be decoded.
@@ -97,14 +92,11 @@ class Explainer:
 
     Attributes:
         name: What explains, for people: "runs/demo-001 (best on validation)".
-        model: The model.
         vocabulary: The K anchors' labels.
         anchors: P with the current weights, [K, D], on the CPU (Eq. 5).
         vae: The VAE over exactly these anchors, or None.
-        temperature: Tau of S_p.
-        video_temperature: Tau of V_p.
+        temperature, video_temperature: Tau of S_p, and of V_p.
         n_frames: F, the frames that a clip's score is made from.
-        device: Where the model is.
         run: The run, or None for the bare backbone.
         which: Which of the run's weights.
         notes: What a reader must know about the choice.
@@ -152,13 +144,9 @@ class Explainer:
 def explain_with_run(
     run: Run, device: torch.device, *, vocabulary: str | Path | None = None, which: str = "best"
 ) -> Explainer:
-    """The explainer of a trained run.
+    """The explainer of a trained run, with its weights `which`, "best" (on validation) or "last".
 
-    Args:
-        run: The run.
-        device: Where to compute.
-        vocabulary: Other anchors than the run's; they have no learned offsets, and the run's VAE cannot be used.
-        which: "best" (on validation) or "last".
+    `vocabulary` names other anchors than the run's: they have no learned offsets, and the run's VAE cannot be used.
 
     Raises:
         CalmError: The run's weights or the vocabulary cannot be used.
@@ -214,12 +202,8 @@ def explain_zero_shot(
 ) -> Explainer:
     """The explainer of a bare backbone: mean pooling, prompts without offsets, no VAE.
 
-    Args:
-        device: Where to compute.
-        backbone: An open_clip model, demo-clip, or a config file.
-        weights: A pretrained tag or a .safetensors file; None for "openai".
-        vocabulary: The anchors; None for charades@1.
-        notes: Said before its own.
+    `backbone` and `weights` are those of `load_backbone`, None the weights that such a model usually has; without
+    `vocabulary` the anchors are charades@1. `notes` are said before its own.
 
     Raises:
         CheckpointError: The weights are not at hand; the message names the ways out.

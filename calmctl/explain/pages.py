@@ -154,12 +154,8 @@ def write_demo_page(
 ) -> None:
     """Write the page that `calmctl demo` ends on.
 
-    Args:
-        path: Where.
-        systems: Name, results and KL of true pairs of each, by test set.
-        clips: Some of the first test set.
-        commands: What to try next.
-        verdict: What many seeds have shown, because one shows nothing.
+    `systems` are name, results and KL of true pairs of each, by test set; `clips` are of the first test set. `verdict`
+    says what many seeds have shown, because one shows nothing.
     """
     places = ["in domain", "out of domain"]
     rows, bars = [], []

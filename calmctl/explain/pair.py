@@ -115,14 +115,10 @@ def explain(
     removed: tuple[int, ...] = (),
     collection: Collection | None = None,
 ) -> Explanation:
-    """Explain a video that was seen, and a sentence.
+    """Explain a video that was seen, by `see_video` with the same explainer, and a sentence.
 
-    Args:
-        explainer: Who explains.
-        seen: The video, from `see_video` with the same explainer.
-        sentence: The sentence.
-        removed: Anchors to look at the pair without, from `calmctl.anchors.vocabulary.find_anchors`.
-        collection: Clips to rank the video among for this sentence; the same file in it is not counted twice.
+    The pair is looked at without the anchors `removed`, too, which `calmctl.anchors.vocabulary.find_anchors` gives. The
+    video is ranked for the sentence among the clips of `collection`, of which the same file is not counted twice.
 
     Raises:
         BadInput: The collection's clips have another number of frames than the video was seen with.

@@ -48,7 +48,6 @@ class Candidate:
     """A clip that a sentence was ranked against.
 
     Attributes:
-        clip: Its id.
         captions: What people said of it, a few.
     """
 
@@ -63,7 +62,6 @@ class Miss:
     Attributes:
         text: The sentence; of a captioner, the one it wrote.
         figure: "rank 17 of 1,000", or "CIDEr 0.0".
-        right: The sentence's own clip.
         rival: The wrong clip that came first; None where it was not kept, and for captions.
     """
 
@@ -74,12 +72,7 @@ class Miss:
 
 
 def write_report(run: Run, path: Path, *, top: int = 10) -> None:
-    """Write the page of a run: curves, numbers with intervals, ranks, worst failures, recipe.
-
-    Args:
-        run: A run with at least one kept evaluation.
-        path: The page.
-        top: How many of the worst failures are shown.
+    """Write the page of a run: curves, numbers with intervals, ranks, the `top` worst failures, recipe.
 
     Raises:
         BadInput: matplotlib is not installed, or nothing is kept with the run.
@@ -224,7 +217,6 @@ class Figure:
     """A drawing.
 
     Attributes:
-        title: What it shows.
         svg: As an element of a page.
     """
 

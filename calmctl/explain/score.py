@@ -138,8 +138,6 @@ class Segment:
     """A stretch of the video.
 
     Attributes:
-        start_s: Its start in seconds.
-        end_s: Its end.
         video: V_p of its own mean feature, [K]: Eq. 7 over this stretch alone.
         cosine: The mean cosine of its frames with the sentence.
     """

@@ -158,7 +158,6 @@ class Backbone(nn.Module):
     Features are projected into the joint space and not L2-normalised (docs/science.md, The heads).
 
     Attributes:
-        spec: What this backbone is.
         dim: Width D of the joint space.
         tokens: What makes tokens of sentences.
         notes: What a person must know of the weights that were loaded.

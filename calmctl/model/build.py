@@ -30,10 +30,8 @@ Head = MeanPoolHead | XPoolHead | TMassHead | EMCLHead | TokenInteractionHead | 
 def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | None = None) -> CalmModel:
     """The retrieval model a recipe describes, freshly initialised from torch's default generator.
 
-    Args:
-        recipe: All keys.
-        vocabulary: The anchors of `recipe.anchors`, already cut to `anchors.subset`.
-        backbone: Used instead of loading the recipe's, where one is at hand.
+    `vocabulary` has the anchors of `recipe.anchors`, already cut to `anchors.subset`. A `backbone` at hand is used
+    instead of loading the recipe's.
 
     Raises:
         CheckpointError: See `load_backbone`.
@@ -48,11 +46,7 @@ def build_model(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone | Non
 def build_caption_model(recipe: Recipe, vocabulary: Vocabulary, tokens: Tensor, backbone: Backbone) -> CaptionModel:
     """The captioning model a recipe describes, freshly initialised from torch's default generator.
 
-    Args:
-        recipe: All keys.
-        vocabulary: As for `build_model`.
-        tokens: The CLIP ids of the tokens that the decoder writes, [V].
-        backbone: The two towers.
+    `vocabulary` is that of `build_model`; `tokens` are the CLIP ids of the tokens that the decoder writes, [V].
 
     Raises:
         CheckpointError: The backbone's tokens are not CLIP's.

@@ -243,7 +243,6 @@ class CaptionDecoder(nn.Module, ABC):
     To add one, inherit and write the methods without a body; `build_caption_model` chooses it.
 
     Attributes:
-        vocabulary: The tokens it writes.
         max_tokens: The longest caption in tokens, its end mark counted.
         tokens: Their embeddings; a subclass makes them.
         output: Their rows of the output; None where those are the embeddings'.
@@ -297,14 +296,7 @@ class Captioner(CaptionDecoder):
     """Encoder and decoder over frame features."""
 
     def __init__(self, keys: CaptionSection, dim: int, frames: int, vocabulary: CaptionVocabulary) -> None:
-        """Make the layers for features [N, `frames`, `dim`].
-
-        Args:
-            keys: Sizes; the recipe's schema explains them.
-            dim: D.
-            frames: F.
-            vocabulary: The tokens to write.
-        """
+        """Make the layers for features [N, `frames`, `dim`]; the recipe's schema explains the sizes in `keys`."""
         super().__init__(vocabulary, keys.max_tokens)
         sizes = (keys.width, keys.heads, keys.ffn, keys.dropout)
         # CLIP's projected features are about ten long, far from what a transformer's layers are started for.

@@ -104,7 +104,6 @@ class Converted:
     """What `convert` wrote.
 
     Attributes:
-        path: The weights.
         config: The config beside them, where it is known.
         parameters: Numbers in the weights.
         models: Names of open_clip's models that they fit.

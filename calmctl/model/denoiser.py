@@ -174,16 +174,10 @@ def frame_shares(texts: Tensor, frames: Tensor, temperature: float = 1.0) -> Ten
 def judged_videos(
     denoiser: Denoiser, texts: Tensor, frames: Tensor, shares: Tensor, x: Tensor, steps: Tensor, hidden: Tensor
 ) -> Tensor:
-    """Predictions [B_t, B_v] of the clip of each sentence.
+    """Predictions [B_t, B_v] of the clip of each sentence, by the text-to-video network.
 
-    Args:
-        denoiser: The text-to-video network.
-        texts: [B_t, D].
-        frames: [B_v, F, D].
-        shares: `frame_shares`, [B_t, B_v, F].
-        x: [B_t, B_v].
-        steps: One a sentence, [B_t].
-        hidden: Bool [B_t, B_v]: clips that are no candidates of a sentence.
+    Of texts [B_t, D], frames [B_v, F, D], their `frame_shares` [B_t, B_v, F], x [B_t, B_v] and one step a sentence,
+    [B_t]; clips that are `hidden`, bool [B_t, B_v], are no candidates of a sentence.
     """
     embedded = denoiser.embed(steps)
     asked = (texts + embedded) @ denoiser.agreement.T

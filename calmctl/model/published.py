@@ -43,7 +43,6 @@ class Recommended:
     Attributes:
         model: open_clip's name.
         weights: Its tag.
-        repository: Where the weights are.
         revision: The commit that is fetched.
         sha256: Of the weights' file there; None where it is known to nobody here.
         parameters: Numbers in both towers, scale and bias; four bytes each.
@@ -121,7 +120,6 @@ class Published:
         name: What records call it: no folder's path, so that it is the same on every machine.
         folder: Where it is on this machine; None for a repository.
         repository: OWNER/NAME; None for a folder.
-        revision: Of the repository.
     """
 
     name: str

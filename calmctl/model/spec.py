@@ -183,7 +183,6 @@ class Architecture:
     """What a model's name or config file says.
 
     Attributes:
-        name: The model's name.
         config: open_clip's config of the two towers.
         pixels: How it wants its frames, where the config says that.
         published: Whether open_clip knows the same config under this name, so that its tags belong to it.

@@ -55,7 +55,6 @@ class System:
 
     Attributes:
         run: None for the shipped CLIP as it is.
-        results: On `TESTS`.
         divergences: Mean KL(S_p || V_p) of true pairs in nats on each, over bare prompts, at the tau that
             `anchors.temperature: auto` gave: one measure for all systems.
     """
@@ -73,7 +72,6 @@ class Demo:
     Attributes:
         systems: The shipped CLIP as it is, fine-tuned without CALM's loss, and with it.
         differences: R@1 with minus without CALM's loss on each of `TESTS`, paired over clips; of one seed.
-        captioner: The captioning run.
         captions: What it says of the test clips, and its scores.
         report: The JSON file with everything.
         page: The page of all this, with four clips explained.

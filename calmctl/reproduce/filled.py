@@ -200,7 +200,6 @@ class Filled:
 
     Attributes:
         data: "demo", or the folder.
-        seeds: Of the trainings.
         overrides: Recipe keys that a person changed for all rows.
         left_out: Systems that are not in it, with the reason.
     """
@@ -256,16 +255,9 @@ def fill(
     overrides: tuple[str, ...],
     left_out: Mapping[str, str],
 ) -> Filled:
-    """Put outcomes into a table.
+    """Put outcomes into a table: `measured` by row and dataset and folders of `runs` by row, one per seed.
 
-    Args:
-        table: Its rows.
-        measured: Outcomes by row and dataset, one per seed.
-        runs: Folders by row, one per seed.
-        data: What it was made on.
-        seeds: Of the trainings.
-        overrides: Changed for all rows.
-        left_out: More systems that are not in it.
+    `left_out` has more systems that are not in it; the rest is as in `Filled`.
     """
     rows = {row.key: row for row in table.rows if row.key in measured}
     blocks = []

@@ -44,12 +44,10 @@ class Outcome:
         sums: Outcomes by clip, of the metrics that are means over queries.
         n_queries: Sentences or, for captions, clips.
         left_out: Clips of the test set that could not be used.
-        scorer: How it was scored.
         published: Whether the paper's numbers may stand beside these (`Labels.published`, and no clip left out).
         leak_r1: R@1 of the same weights under the released T-MASS protocol: an audit of a leak. None for other
             heads, and where a clip has several sentences.
         caveats: What must be said wherever the numbers are shown.
-        card: How they were made.
     """
 
     dataset: str
@@ -73,14 +71,9 @@ def outcomes_of(
     progress: Progress | None = None,
     digests: dict[SourceSpec, str] | None = None,
 ) -> list[Outcome]:
-    """Outcomes of the best weights on validation of `run`, kept in the run's folder and read from there.
+    """Outcomes of the best weights on validation of a finished run, kept in its folder and read from there.
 
-    Args:
-        run: A finished run.
-        tests: Where it is tested.
-        device: Where to compute.
-        progress: Of what has to be measured.
-        digests: What the test sets hold, as far as earlier calls have looked; this one adds what it finds.
+    `digests` tell what the test sets hold, as far as earlier calls have looked; this one adds what it finds.
 
     Raises:
         CalmError: As `evaluate_run`.

@@ -79,15 +79,10 @@ def plan_tables(
     overrides: tuple[str, ...] = (),
     skip_missing: bool = False,
 ) -> Plan:
-    """Look for the data and for finished runs.
+    """Look for the data of tables, or of their stand-ins, and for finished runs: `seeds` of each row.
 
-    Args:
-        tables: As published, or their stand-ins.
-        world: Where the data lies.
-        runs: Folder of the runs.
-        seeds: Runs of each row.
-        overrides: Recipe keys changed for all rows.
-        skip_missing: Leave out rows and test sets whose data is missing, instead of listing them in `missing` alone.
+    `overrides` change recipe keys of all rows. `skip_missing` leaves out rows and test sets whose data is missing,
+    instead of listing them in `missing` alone.
 
     Raises:
         RecipeError: An override that a row's recipe does not know.

@@ -305,8 +305,6 @@ class Row:
         key: Names it on the command line and in files, "t-mass+calm".
         label: What the table prints, at most 20 characters.
         recipe: Name of a shipped recipe.
-        overrides: Of that recipe.
-        tests: Datasets tested on.
         baseline: Key of the row it is compared with, "" for none.
         paper: The paper's numbers by dataset and metric; empty where it has none.
         varies: Keys that get the number of the seed, counted from 0, as in "anchors.subset_seed".
@@ -348,8 +346,6 @@ class Table:
 
     Attributes:
         name: "table1" to "table7", or "ablations".
-        title: What it shows.
-        rows: Its systems.
         stand_in: Whether the drawn demo world stands in for the paper's data, so that its numbers can be compared
             with one another and not with the paper's.
         left_out: Systems of the paper, or of the list, that this table does not run, with the reason.

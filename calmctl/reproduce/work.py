@@ -151,7 +151,6 @@ class Job:
     Attributes:
         row: What it is a run of.
         seed: The number of the seed, from 0.
-        recipe: What is trained.
         state: Whether it is there already.
         run: Its folder, where there is one.
         first: The recipe of its first stage, where that is not finished yet.

@@ -29,17 +29,13 @@ class RunRecord:
     """One run of a folder; one row of a table.
 
     Attributes:
-        name: Its folder's name.
-        folder: Where it lies.
         state: "finished", "unfinished" (`train --resume` goes on), or "unreadable".
         fault: Why it cannot be read, else "".
         task: "retrieval" or "caption".
         time: When it logged last, in seconds since 1970; 0 where it logged nothing.
         recipe: Its recipe's name.
         head: Kind of the head, "captioner" for captioning.
-        alignment: Kind of the alignment.
         backbone: Model of the towers.
-        seed: Its seed.
         data: Data set and protocol that it was trained on.
         clips: Training clips that were used; None where that is not known.
         missing: Training clips of the protocol that were not there.
@@ -247,10 +243,7 @@ class Prunable:
     """What of a run nothing needs any more.
 
     Attributes:
-        run: The run.
         paths: Its files, or its whole folder.
-        bytes: What they take.
-        why: In words.
     """
 
     run: Run

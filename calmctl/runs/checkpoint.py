@@ -42,8 +42,7 @@ class Position:
     """Where a run stands.
 
     Attributes:
-        step: Optimiser steps done, over all epochs.
-        epoch: Epochs done.
+        step, epoch: Optimiser steps done, over all epochs, and epochs done.
         best: Validation numbers of the best epoch so far, with its number under "epoch"; None before the first.
         history: Validation numbers of every epoch so far.
         left_out: Clips met so far that cannot be used, by split, with reasons.
@@ -203,12 +202,9 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def load_run(run: Run, which: str, device: torch.device) -> CalmModel:
-    """The model of the retrieval run `run` in evaluation mode.
+    """The model of a retrieval run in evaluation mode, on `device`.
 
-    Args:
-        run: The run's folder.
-        which: "best" (on validation), "last", or "slim" (best, without anchors and VAE).
-        device: Where it is put.
+    `which` is "best" (on validation), "last", or "slim" (best, without anchors and VAE).
 
     Raises:
         CheckpointError: The file is missing, damaged, or does not fit the recipe stored beside it, or the run

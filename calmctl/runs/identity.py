@@ -62,7 +62,6 @@ class RunIdentity:
         vocabulary: Digest of the anchors.
         start_file: SHA-256 of the weights file it started from (`started_from`), "" where that was a tag or nothing.
         start: SHA-256 of the towers' parameters that it started from.
-        splits: Its data.
         ancestors: The training splits of the weights it started from, and of those that they started from.
         unknown: Trainings among those that did not record theirs.
         undecodable: Training clips that turned out not to decode.
@@ -227,12 +226,9 @@ def require_unchanged(run: Run, before: RunIdentity, now: RunIdentity) -> None:
 
 
 def require_together(run: Run, metadata: Mapping[str, Any], path: Path) -> None:
-    """Refuse weights beside another recipe or other anchors than they were trained with.
+    """Refuse weights beside another recipe or other anchors of `run` than they were trained with.
 
-    Args:
-        run: Whose recipe.json and vocabulary.yaml are used.
-        metadata: Of its weights; those from before this was recorded pass.
-        path: The weights file.
+    `metadata` is that of the weights file at `path`; weights from before this was recorded pass.
     """
     identity = _identity(metadata.get(IDENTITY), str(path))
     if identity is None or isinstance(run, ExportedRun):  # which is one file, under one digest
@@ -298,11 +294,7 @@ def dataset_name(dataset: str, protocol: str) -> str:
 def require_unseen(trained_on: Sequence[str], dataset: str, protocol: str, *, what: str) -> None:
     """Refuse to test on a protocol that is known to share most of its test clips with what was trained on.
 
-    Args:
-        trained_on: A lineage.
-        dataset: What is tested on.
-        protocol: Its protocol.
-        what: What has that lineage, for the message.
+    `what` has the lineage `trained_on`, for the message.
 
     Raises:
         CheckpointError: The lineage holds test clips of the protocol.

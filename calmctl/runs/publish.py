@@ -55,7 +55,6 @@ class Export:
     """A folder that can be given away.
 
     Attributes:
-        folder: Where it is.
         files: Bytes by name.
     """
 
@@ -223,13 +222,7 @@ def model_card(
 ) -> str:
     """README.md of an export: a header that the hub reads, with a model-index, and a page for people.
 
-    Args:
-        repository: OWNER/NAME.
-        recipe: Of its training.
-        identity: What its weights were made of; None where that was not recorded.
-        results: `published_results`.
-        licence: As for `export_run`.
-        parameters: How many it has.
+    `results` are `published_results`; `identity` is None where it was not recorded what the weights were made of.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -383,11 +376,7 @@ def _cell(value: float, bounds: Sequence[float]) -> str:
 def push_run(run: Run, repository: str, *, licence: str | None = None, private: bool = True) -> str:
     """Export a run and put it into a repository of a hub, which is made where there is none; returns its commit.
 
-    Args:
-        run: The run.
-        repository: OWNER/NAME.
-        licence: As for `export_run`.
-        private: Whether a repository that is made is seen by its owner alone.
+    `repository` is OWNER/NAME. `private` says whether one that is made is seen by its owner alone.
 
     Raises:
         CalmError: As `export_run`.

@@ -49,7 +49,6 @@ class Batches(Protocol):
     """Batches of training pairs: the same ones in the same order for the same recipe, whoever asks.
 
     Attributes:
-        steps_per_epoch: Batches an epoch.
         ids: The ids of the clips that `Batch.clips` counts.
         left_out: Clips met so far that cannot be used, by id.
     """

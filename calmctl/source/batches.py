@@ -137,7 +137,6 @@ class _Epochs:
     Attributes:
         ids: The ids of the split's clips.
         left_out: Clips met so far that do not decode; their pairs are skipped, batches shrink accordingly.
-        steps_per_epoch: Batches an epoch.
     """
 
     def __init__(self, owners: Sequence[int], ids: Sequence[str], sampling: Sampling) -> None:

@@ -35,7 +35,6 @@ class EncodedSplit:
         frames: Frame features [N_v, F, D], behind any adapter.
         owners: For each text the number of its clip, [N_t].
         ids: Ids of the N_v clips.
-        captions: The N_t sentences.
         left_out: Clips of the protocol that are missing or do not decode, with reasons; their captions are
             left out with them.
     """

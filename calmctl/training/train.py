@@ -51,7 +51,6 @@ class StepCost:
     Attributes:
         seconds: Of one step, the median.
         memory_bytes: The most memory that the process, or on a GPU its tensors, have had; None where no one can tell.
-        pairs: Pairs of a step.
     """
 
     seconds: float
@@ -206,7 +205,6 @@ class Trained:
     """A finished run.
 
     Attributes:
-        run: Its folder.
         results: Test numbers of the best epoch on validation and of the last one; empty without a test split.
         validation: Validation numbers of every epoch.
         left_out: Clips that could not be used, by split, with reasons.

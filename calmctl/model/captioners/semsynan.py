@@ -273,9 +273,7 @@ class SemSynModel(CaptionModel):
     def learn_from(self, captions: Sequence[str], owners: Sequence[int]) -> None:
         """Take the concepts from training captions: their most frequent nouns, verbs and adjectives.
 
-        Args:
-            captions: Of the training split.
-            owners: For each the number of its clip, as `Batch.clips` has it.
+        `owners` has for each the number of its clip, as `Batch.clips` has it.
 
         Raises:
             BadInput: TextBlob is not installed.

@@ -136,14 +136,9 @@ class Reranker(Protocol):
     candidates: int
 
     def rerank_videos(self, texts: Tensor, frames: Tensor, scores: Tensor) -> Tensor:
-        """Scores [N_t, N_v] for sentences as queries, where `scores` are, from those of the first stage.
+        """Scores [N_t, N_v] for sentences as queries, from those that `score` gave, of frames [N_v, F, D].
 
         All but the best `candidates` of each row stay what they were, and below those.
-
-        Args:
-            texts: As `score` takes them.
-            frames: [N_v, F, D].
-            scores: [N_t, N_v], of `score`.
         """
         ...
 

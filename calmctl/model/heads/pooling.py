@@ -318,13 +318,9 @@ def text_probes(pooling: TextConditionedPooling, texts: Tensor) -> Probes:
 
 
 def probed_cosines(pooling: TextConditionedPooling, probes: Probes, dots: Tensor, table: VideoTable) -> Tensor:
-    """cos(t, V(v|t)), [N_t, N_v].
+    """cos(t, V(v|t)), [N_t, N_v], of `text_probes` and a `probe_table`.
 
-    Args:
-        pooling: The block.
-        probes: `text_probes` of N_t texts.
-        dots: Every frame's dot product with every probe, [N_t, 2 heads, N_v, F].
-        table: `probe_table` of N_v videos.
+    `dots` has every frame's dot product with every probe, [N_t, 2 heads, N_v, F].
     """
     heads = pooling.heads
     n_texts, _, n_videos, n_frames = dots.shape
