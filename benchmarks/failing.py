@@ -3,6 +3,7 @@
     python benchmarks/failing.py --minutes 25        # as many as fit
     python benchmarks/failing.py                     # all of them, an hour and more
     python benchmarks/failing.py --sample 3          # three of each command
+    python benchmarks/failing.py --record tried.jsonl --minutes 30   # go on with what an earlier one has not tried
     python benchmarks/failing.py --only extract --fault 7:ENOSPC:lasting
 
 SQLite is tested so. A command runs once and its calls below its folder are counted: open for writing, write, fsync,
@@ -93,6 +94,11 @@ class Fault:
         """0 for a short write."""
         return 0 if self.error == SHORT else getattr(errno, self.error)
 
+    @property
+    def kind(self) -> str:
+        """What fails: "write"."""
+        return self.call.split(" ")[0]
+
     def __str__(self) -> str:
         return f"{self.number}:{self.error}:{'lasting' if self.lasting else 'once'}"
 
@@ -103,10 +109,38 @@ class Tally:
 
     calls: int = 0
     planned: int = 0
-    seconds: float = 0.0
     ends: Counter[str] = field(default_factory=Counter)
     by_call: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+
+    def add(self, fault: str, call: str, end: str, wrong: list[str]) -> None:
+        """Count one."""
+        self.ends[end] += 1
+        self.by_call[call] += 1
+        self.wrong += [f"{fault}: {each}" for each in wrong[:1]]
+
+
+class Record:
+    """What came of every fault, in a file to which it is added at once; or in none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self._tried = [json.loads(line) for line in lines]
+
+    def into(self, job: str, tally: Tally) -> set[str]:
+        """Count what is there of one command; the faults that this is."""
+        tried = [each for each in self._tried if each["command"] == job]
+        for each in tried:
+            tally.add(each["fault"], each["call"], each["end"], each["wrong"])
+        return {each["fault"] for each in tried}
+
+    def add(self, job: str, fault: Fault, end: str, wrong: list[str], seconds: float) -> None:
+        """Write one down."""
+        if self._path is not None:
+            line = {"command": job, "fault": str(fault), "call": fault.kind, "end": end, "wrong": wrong}
+            with self._path.open("a") as file:
+                file.write(json.dumps(line | {"seconds": round(seconds, 2)}) + "\n")
 
 
 def plan(names: list[str], rng: random.Random) -> list[Fault]:
@@ -133,6 +167,25 @@ class Trial:
         self.unbroken = forked.Unbroken(job, stage, place, lambda: orders.arm(place, None))
         self.calls, _ = orders.disarm()
         self.names = orders.names(self.calls)
+        self.tally, self.left = Tally(), list[Fault]()
+
+    def prepare(self, options: argparse.Namespace, record: Record) -> None:
+        """Plan what is tried, but for what stands in the record."""
+        faults = plan(self.names, random.Random(f"{options.seed} {self.unbroken.job.name}"))
+        if options.fault:
+            number, error, how = options.fault.split(":")
+            faults = [Fault(int(number), error, how == "lasting", self.names[int(number) - 1])]
+        self.tally = Tally(self.calls, len(faults))
+        tried = record.into(self.unbroken.job.name, self.tally)
+        self.left = [fault for fault in faults if str(fault) not in tried][: options.sample]
+        print(f"{self.unbroken.job.name}: {self.calls} calls, {len(self.left)} faults left", file=sys.stderr)
+
+    def next(self, record: Record, *, show: bool) -> None:
+        """Try one more."""
+        fault, started = self.left.pop(0), time.monotonic()
+        end, wrong = self.attempt(fault, show=show)
+        self.tally.add(str(fault), fault.kind, end, wrong)
+        record.add(self.unbroken.job.name, fault, end, wrong, time.monotonic() - started)
 
     def attempt(self, fault: Fault, *, show: bool = False) -> tuple[str, list[str]]:
         """How the command ended under a fault, and all that is wrong with it."""
@@ -168,6 +221,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order in which faults are tried")
     parser.add_argument("--only", action="append", help="these commands alone, by a part of their name")
     parser.add_argument("--fault", help="this one alone: NUMBER:ERROR:once or :lasting, as a wrong one is printed")
+    parser.add_argument("--record", type=Path, help="add what comes of each to this file; what is there is counted")
     parser.add_argument("--list", action="store_true", help="print the calls of each command, and try nothing")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     options = parser.parse_args()
@@ -175,65 +229,57 @@ def main() -> None:
         sys.exit(_with_library())
     begun = time.monotonic()
     orders = Orders(os.environ["FAILING_ORDERS"])
-    forked.warm()
-    rng = random.Random(options.seed)
+    forked.warm(fork_workers=True)
+    record = Record(options.record)
     with tempfile.TemporaryDirectory(dir=os.environ.get("FAILING_BASE")) as base:
         stage, place = forked.make_stage(Path(base)), Path(base).resolve() / "place"
         chosen = [job for job in forked.jobs() if job.writes]
         chosen = [job for job in chosen if not options.only or any(name in job.name for name in options.only)]
-        trials, tallies, plans = [], [], []
-        for job in chosen:
-            trial = Trial(job, stage, place, orders)
-            faults = plan(trial.names, rng)
-            if options.fault:
-                number, error, how = options.fault.split(":")
-                faults = [Fault(int(number), error, how == "lasting", trial.names[int(number) - 1])]
-            if options.list:
+        if options.list:
+            for job in chosen:
+                trial = Trial(job, stage, place, orders)
                 print(f"{job.name}: {trial.calls} calls, {trial.unbroken.seconds:.2f} s", file=sys.stderr)
-                print(job.name)
-                print(*(f"  {number} {name}" for number, name in enumerate(trial.names, 1)), sep="\n")
-                continue
-            print(f"{job.name}: {trial.calls} calls, {len(faults)} faults", file=sys.stderr)
-            trials.append(trial)
-            tallies.append(Tally(trial.calls, len(faults)))
-            plans.append(faults[: options.sample])
+                print(job.name, *(f"  {number} {name}" for number, name in enumerate(trial.names, 1)), sep="\n")
+            return
         # Next is always the command that has had the least time: a limit leaves none out, and the quick ones get far.
-        while time.monotonic() - begun < options.minutes * 60:
-            waiting = [(tally.seconds, n) for n, tally in enumerate(tallies) if tally.ends.total() < len(plans[n])]
-            if not waiting:
-                break
-            trial, tally, faults = ((each[min(waiting)[1]]) for each in (trials, tallies, plans))
-            fault, started = faults[tally.ends.total()], time.monotonic()
-            end, wrong = trial.attempt(fault, show=bool(options.fault))
-            tally.seconds += time.monotonic() - started
-            tally.ends[end] += 1
-            tally.by_call[fault.call.split(" ")[0]] += 1
-            tally.wrong += [f"{fault}: {each}" for each in wrong[:1]]
-    if options.list:
-        return
-    names = [job.name for job in chosen]
+        trials: dict[str, Trial] = {}
+        waiting = {job.name: 0.0 for job in chosen}
+        by_name = {job.name: job for job in chosen}
+        while waiting and time.monotonic() - begun < options.minutes * 60:
+            name, started = min(waiting, key=lambda each: waiting[each]), time.monotonic()
+            if name not in trials:
+                trials[name] = Trial(by_name[name], stage, place, orders)
+                trials[name].prepare(options, record)
+            elif trials[name].left:
+                trials[name].next(record, show=bool(options.fault))
+            else:
+                del waiting[name]
+                continue
+            waiting[name] += time.monotonic() - started
+    tallies = {name: trial.tally for name, trial in trials.items()}
     if options.json:
-        record = {
+        counts = {
             name: {"calls": t.calls, "planned": t.planned, **t.ends, "wrong": t.wrong, "by_call": t.by_call}
-            for name, t in zip(names, tallies, strict=True)
+            for name, t in tallies.items()
         }
-        print(json.dumps(record, indent=2))
+        print(json.dumps(counts, indent=2))
     else:
-        print(table(names, tallies))
-    sys.exit(any(tally.wrong for tally in tallies))
+        print(table(tallies))
+    sys.exit(any(tally.wrong for tally in tallies.values()))
 
 
-def table(names: list[str], tallies: list[Tally]) -> str:
+def table(tallies: dict[str, Tally]) -> str:
     """The counts in Markdown."""
     heads = ["calls", "faults tried", "of", "told, exit code 1", "done without", "wrong"]
     rows = [f"| command | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
-    cells = [
-        [t.calls, t.ends.total(), t.planned, t.ends["told"], t.ends["done without"], len(t.wrong)] for t in tallies
-    ]
-    cells.append([sum(column) for column in zip(*cells, strict=True)])
-    for name, row in zip([*names, "together"], cells, strict=True):
+    cells = {
+        name: [t.calls, t.ends.total(), t.planned, t.ends["told"], t.ends["done without"], len(t.wrong)]
+        for name, t in tallies.items()
+    }
+    cells["together"] = [sum(column) for column in zip(*cells.values(), strict=True)]
+    for name, row in cells.items():
         rows.append(f"| {name} | {' | '.join(f'{number:,}' for number in row)} |")
-    by_call = sum((t.by_call for t in tallies), Counter[str]())
+    by_call = sum((t.by_call for t in tallies.values()), Counter[str]())
     return "\n".join([*rows, "", ", ".join(f"{count:,} {call}" for call, count in by_call.most_common())])
 
 

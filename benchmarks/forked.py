@@ -14,6 +14,7 @@ import atexit
 import ctypes
 import fcntl
 import fnmatch
+import gc
 import importlib
 import importlib.util
 import json
@@ -22,14 +23,16 @@ import pkgutil
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import termios
 import threading
 import time
 import traceback
+import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,20 +42,37 @@ from calmctl.files import sha256_bytes
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "commands.py"
 SENTENCE = "two big blue circles are moving left"
+TOWERS = ("backbone.model=tiny-clip.json", "backbone.weights=tiny.safetensors")
 _ADOPT = 36  # PR_SET_CHILD_SUBREAPER
 
 
-def warm() -> None:
-    """Import what any command may need, make shards small, and adopt orphans from now on."""
+def warm(*, fork_workers: bool = False) -> None:
+    """Import what any command may need, make shards small, and adopt orphans from now on.
+
+    With `fork_workers` decoding workers are forks, too: each costs 0.02 s and not a second.
+    """
     import torch
 
     torch.set_num_threads(1)  # forks follow, and threads do not survive them
     for module in pkgutil.walk_packages(calmctl.__path__, "calmctl."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("torch.utils.tensorboard", "open_clip", "av", "usearch.index", "pyarrow.parquet"):
+    for name in (
+        "torch.utils.tensorboard", "open_clip", "av", "usearch.index", "pyarrow.parquet", "matplotlib.pyplot",
+        "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg",
+    ):  # fmt: skip
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
+    import typer
+
+    from calmctl.cli.main import app
+
+    command = typer.main.get_command(app)  # which reads every option of every command: a third of a quick one
+    typer.main.get_command = lambda _: command
+    if fork_workers:
+        from calmctl.video import worker
+
+        worker.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedWorker})
     from calmctl.captions import score as scorer
     from calmctl.captions.java import JavaUnavailable
     from calmctl.data.demo_world import DemoCounts
@@ -61,10 +81,13 @@ def warm() -> None:
 
     load_backbone("demo-clip", None)
     writer.CLIPS_PER_SHARD, writer.SENTENCES_PER_SHARD = 3, 20
-    # A world of 30 clips instead of 2,000: `demo` and `reproduce` draw what they train on.
-    small = DemoCounts(train=12, val=6, test=6, shifted=6)
+    # A world of 15 clips instead of 2,000, and towers of 16 dimensions: `demo` and `reproduce` draw what they train on.
+    small = DemoCounts(train=6, val=3, test=3, shifted=3)
     demo = importlib.import_module("calmctl.data.demo")
     demo.DemoCounts = lambda: small
+    stand_in = importlib.import_module("calmctl.reproduce.stand_in")
+    load_recipe = stand_in.load_recipe
+    stand_in.load_recipe = lambda path, _: load_recipe(path, list(TOWERS))
     write_bytes = demo.write_bytes
 
     def undated(path: Path, content: bytes) -> None:
@@ -80,6 +103,41 @@ def warm() -> None:
 
     scorer.find_java = without_java
     ctypes.CDLL(None, use_errno=True).prctl(_ADOPT, 1, 0, 0, 0)
+    gc.collect()
+    gc.freeze()  # or every fork looks through all of it for garbage, and copies it
+
+
+class _ForkedWorker(subprocess.Popen[bytes]):
+    """A decoding worker in a fork of the command that starts it: the same code on the same pipes, without imports."""
+
+    def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
+        environment: Mapping[str, str] = rest[5]
+        pipes = rest[9:15]  # standard input, output and error, each as read end and write end
+        self.pid = os.fork()
+        if self.pid:
+            self._child_created = True
+            self._close_pipe_fds(*pipes)
+            return
+        from calmctl.video import worker
+
+        code = 1
+        try:
+            os.setsid()
+            for number, pipe in enumerate((pipes[0], pipes[3], pipes[5])):
+                os.dup2(pipe, number)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            os.environ |= environment
+            # Address space, of which a fork of torch has some gigabytes from the beginning.
+            has = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            worker.MEMORY_BYTES += has
+            sys.argv = list(args[-3:])
+            worker.main()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 # --- a command --------------------------------------------------------------------------------------------
@@ -185,7 +243,7 @@ def _redirect(place: Path, notes: Path, terminal: tuple[int, int] | None) -> Non
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
 
 
-def finish(child: int, place: Path, notes: Path, limit_s: float = 120.0) -> Ended:
+def finish(child: int, place: Path, notes: Path, limit_s: float = 600.0) -> Ended:
     """Wait for a command, and end what it left behind."""
     begun = time.perf_counter()
     while not is_over(child):
@@ -275,8 +333,9 @@ def jobs() -> list[Job]:
     made, on_disk = ("--runs", "made"), ("data.cache=disk", "data.cache_folder=frames")
     words = ("caption.width=16", "caption.heads=2", "caption.ffn=32", "caption.decoder_layers=1")
     frozen = ("backbone.freeze=true", "backbone.adapter=linear", "anchors.encode=frozen", "init_from=runs/tiny-001")
-    small = ("optim.epochs=1", "optim.batch_size=40", "optim.save_every=2")
+    small = (*TOWERS, "optim.epochs=1", "optim.batch_size=20", "optim.save_every=2")
     clips, videos, world = ("runs", "clips", "tiny-clip.json"), ("tiny.yaml", "tiny-clip.json", "world"), "world"
+    towers = ("tiny-clip.json", "tiny.safetensors")
     tokens, index, parts = ("home/cache/**",), ("**/search/**",), ("part1", "part2")
     kept = ("runs/*/evals/*",)  # numbers are printed, and a note says that they could not be kept
     return [
@@ -305,8 +364,9 @@ def jobs() -> list[Job]:
             (*clips, "store", world), caches=index),
         Job("reproduce",
             ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
-             *made, *small), (), caches=(*tokens, "*/timing.json"), counts=True),
-        Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), (), caches=tokens, counts=True),
+             *made, *small), towers, caches=(*tokens, "*/timing.json"), counts=True),
+        Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), towers, caches=tokens,
+            counts=True),
         Job("export", ("export", "runs/tiny-001", "published"), ("runs",), go_on_exporting),
         Job("report", ("report", "runs/tiny-001"), ("runs",)),
         Job("data unpack", ("data", "unpack", "clips.zip", "--out", "unpacked"), ("clips.zip",)),
@@ -356,6 +416,15 @@ def go_on_copying(place: Path) -> Sequence[str] | None:
     return ("recipes", "list") if (place / "mine.yaml").exists() else None
 
 
+def save_tiny_towers(config: Path, file: Path) -> None:
+    """Weights for the model of a config, drawn: where there are none in a file, each command draws others."""
+    from calmctl.model.weights import load_backbone
+    from calmctl.tensors import save_tensors
+
+    towers = load_backbone(str(config), None).state_dict()
+    save_tensors(file, {name.removeprefix("clip."): weights for name, weights in towers.items()}, {})
+
+
 def make_stage(folder: Path) -> Path:
     """What the jobs start from: a drawn world, committed runs, a store in two parts and whole, an archive, scores."""
     from calmctl.data.demo import generate_demo
@@ -369,6 +438,7 @@ def make_stage(folder: Path) -> Path:
     stage = folder / "stage"
     stage.mkdir()
     golden.make_place(stage, world)
+    save_tiny_towers(stage / "tiny-clip.json", stage / "tiny.safetensors")
     (stage / "labels.txt").write_text("a red circle\na blue square\na green triangle\n")
     shutil.make_archive(str(stage / "clips"), "zip", stage, "clips")
     # A finished training that still has its checkpoint, and what a killed process was writing.

@@ -16,16 +16,18 @@ from functools import partial
 from pathlib import Path
 
 import yaml
+from forked import save_tiny_towers
 from forks import GRACE_S, Job, Tell, warm
 
 from calmctl.data.demo import generate_demo, load_demo
 from calmctl.data.demo_world import DemoCounts
 from calmctl.errors import RunFailed
-from calmctl.recipe import Recipe, recipe_from_dict
+from calmctl.recipe import Recipe, load_recipe, recipe_from_dict
 from calmctl.runs.run import Run, find_run
 from calmctl.words import Watcher
 
 COUNTS = DemoCounts(train=12, val=6, test=6, shifted=6)
+FEWER = DemoCounts(train=6, val=3, test=3, shifted=3)
 SAVE_EVERY, EPOCHS = 2, 2
 TINY = Path(__file__).parents[1] / "tests" / "tiny-clip.json"
 QUESTION = "a red circle"
@@ -73,6 +75,9 @@ class Bench:
         references = {clip.id: [] for clip in split.clips}
         for owner, caption in zip(split.owners, split.captions, strict=True):
             references[split.clips[owner].id].append(caption)
+        weights = self.given / "tiny.safetensors"
+        save_tiny_towers(TINY, weights)
+        self.towers = (f"backbone.model={TINY}", f"backbone.weights={weights}")
         self._write("references.json", references)
         self._write("captions.json", {key: captions[-1] for key, captions in references.items()})
         (self.given / "labels.txt").write_text("red\ngreen\nblue\n")
@@ -146,16 +151,17 @@ class Bench:
         """
         runs, drawn = f"--runs={self.at}/runs", f"--demo-root={self.world}"
         asked = ("reproduce", "table7", "--data=demo", drawn, runs, "--rows=t-mass", "--seeds=1", "--device=cpu")
-        return self.small_world(*asked, "head.trials=2", "optim.epochs=1", *more)
+        return self.small_world(*asked, *self.towers, "head.trials=2", "optim.epochs=1", *more)
 
     def demonstration(self) -> Job:
         """The demo, with its world, three trainings, a report and a page."""
         where = ("--root", f"{self.at}/drawn", "--runs", f"{self.at}/runs")
-        return self.small_world("demo", *where, "optim.epochs=1", "data.frames=2", "data.workers=1", "device=cpu")
+        few = ("optim.epochs=1", "data.frames=2", "data.workers=1", "device=cpu")
+        return self.small_world("demo", *where, *self.towers, *few)
 
     def small_world(self, *arguments: str) -> Job:
-        """A command that draws a world of its own, which is small here."""
-        return partial(_command, arguments, draws=True)
+        """A command that draws a world of its own and loads a shipped CLIP; both are tiny here."""
+        return partial(_command, arguments, towers=self.towers)
 
     def _extract(self, *more: str) -> tuple[str, ...]:
         usual = ("--workers", "1", "--device", "cpu")
@@ -216,15 +222,15 @@ class Bench:
         shutil.copytree(self.given / "1", self.at / "store")
 
 
-def _command(arguments: Sequence[str], tell: Tell, *, draws: bool = False) -> None:
+def _command(arguments: Sequence[str], tell: Tell, *, towers: tuple[str, ...] = ()) -> None:
     from calmctl.cli.main import main
     from calmctl.reproduce import demo, stand_in
     from calmctl.store import writer
 
     writer.CLIPS_PER_SHARD, writer.SENTENCES_PER_SHARD = 3, 20  # many shards of few clips
-    if draws:
-        small = partial(generate_demo, counts=COUNTS)
-        demo.generate_demo = stand_in.generate_demo = small
+    if towers:
+        demo.generate_demo = stand_in.generate_demo = partial(generate_demo, counts=FEWER)
+        stand_in.load_recipe = lambda path, _: load_recipe(path, list(towers))
     sys.argv = ["calmctl", *arguments]
     main()
 
@@ -247,8 +253,6 @@ def _train(recipe: Recipe, folder: Path, tell: Tell, *, stops_at: int = 0) -> No
                 os.kill(os.getpid(), signal.SIGTERM)
 
     run = folder / f"{recipe.name}-001"
-    if run.exists() and not (run / "recipe.json").exists():
-        shutil.rmtree(run)  # killed between the folder and the recipe: nothing to resume
     begun: Run | None = find_run(run.name, folder) if run.exists() else None
     if begun is not None and begun.results.exists():
         return

@@ -19,14 +19,16 @@ runs/default            a link to one of them: the run that commands take where 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from calmctl.anchors.vocabulary import Vocabulary, format_vocabulary, load_vocab
 from calmctl.data.locate import drawn
 from calmctl.errors import BadInput, CheckpointError, RecipeError, RunFailed, RunInUse, RunNotFound
 from calmctl.files import append_text, parse_json, read_json, read_regular, remove, write_json, write_text
-from calmctl.locks import locked, remove_unfinished
+from calmctl.locks import held_folder, locked, remove_unfinished, tidy
 from calmctl.recipe import Recipe, recipe_from_dict
 from calmctl.recipe.schema import PUBLISHED
 from calmctl.words import counted
@@ -403,26 +405,37 @@ def _with_places(recipe: Recipe, rename: Callable[[str], str]) -> Recipe:
 
 
 def create_run(root: Path, recipe: Recipe) -> Run:
-    """Make the next free folder `root/<name>-<number>` and write the recipe into it."""
-    number = 1
-    while True:
-        folder = root / f"{recipe.name}-{number:03d}"
-        try:
-            # mkdir decides, and not a look before it: two trainings that start at once get two folders.
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            number += 1
-        except OSError as fault:
-            raise RunFailed(f"cannot create {folder}: {fault.strerror}; choose another folder with --runs") from fault
-    run = Run(folder)
+    """Make the next free folder `root/<name>-<number>` with the recipe in it.
+
+    A folder that is empty is free: where nothing could be removed either, a run that did not begin has left one.
+
+    Raises:
+        RunFailed: It cannot be made; nothing is left then.
+    """
     try:
-        write_json(run.recipe_file, recipe.model_dump(mode="json"))
-    except RunFailed:  # a full disk: what was not begun leaves nothing
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-    return run
+        root.mkdir(parents=True, exist_ok=True)
+        tidy(root)
+        with held_folder(root) as place:
+            made = Run(place / "run")  # one level down, where nobody takes it for a run that is there
+            made.folder.mkdir()
+            write_json(made.recipe_file, recipe.model_dump(mode="json"))
+            for number in count(1):
+                folder = root / f"{recipe.name}-{number:03d}"
+                try:
+                    # The rename decides, and not a look before it: two trainings that start at once get two folders.
+                    os.replace(made.folder, folder)
+                    break
+                except OSError as fault:
+                    taken = fault.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+                    if not taken and not (os.name == "nt" and folder.exists()):
+                        raise
+    except OSError as fault:
+        raise RunFailed(
+            f"cannot create a run in {root}: {fault.strerror}; choose another folder with --runs"
+        ) from fault
+    except RunFailed as fault:  # told by the name that it would have had
+        raise RunFailed(str(fault).replace(str(made.folder), str(root / recipe.name))) from fault
+    return Run(folder)
 
 
 def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bool | None = None) -> Run:

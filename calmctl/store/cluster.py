@@ -12,11 +12,13 @@ import json
 import logging
 import os
 import secrets
+import shutil
+import subprocess
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -174,7 +176,7 @@ def _ray() -> Iterator[Any]:
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     with ExitStack() as session:
         if alone:
-            folder = session.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+            folder = session.enter_context(_temporary_session())
             options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
             # One level down: Ray opens its own folder to everybody.
             options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": os.path.join(folder, "ray")}
@@ -185,3 +187,50 @@ def _ray() -> Iterator[Any]:
             raise RunFailed(f"--ray: Ray does not start: {what}; try again, or leave --ray out") from fault
         session.callback(ray.shutdown)
         yield ray
+
+
+_SESSION = "CALMCTL_RAY_SESSION"
+"""In the environment of all that Ray starts: the folder of its session."""
+
+# The kernel ends most of Ray's processes with the one that started them. Two helpers of its node look for themselves,
+# and begin with that only when they have reached a server that may be gone by then: they tried for over a minute.
+_WARDEN = """
+import os, shutil, sys, time
+variable, folder = sys.argv[1:]
+sys.stdin.buffer.read()  # it ends with the process that holds the other end
+looks = 0
+while looks < 3:  # one may have been about to start another
+    looks += 1
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{number}/environ", "rb") as environment:
+                if f"{variable}={folder}".encode() in environment.read().split(b"\\0"):
+                    os.kill(int(number), 9)
+                    looks = 0
+        except OSError:  # another user's, or it has ended
+            pass
+    time.sleep(0.1)
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+@contextmanager
+def _temporary_session() -> Iterator[str]:
+    """A folder for a Ray of this process alone. On Linux all that was started in the block ends with this process.
+
+    A process of its own sees to that, also where this one is killed, and removes the folder.
+    """
+    folder = mkdtemp(prefix="ray-")
+    command = [sys.executable, "-I", "-S", "-c", _WARDEN, _SESSION, folder]
+    warden = None
+    try:
+        if sys.platform == "linux":
+            # In a session of its own: what ends this process's group must not end it.
+            warden = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        os.environ[_SESSION] = folder
+        yield folder
+    finally:
+        os.environ.pop(_SESSION, None)
+        if warden is not None:
+            warden.communicate()
+        shutil.rmtree(folder, ignore_errors=True)

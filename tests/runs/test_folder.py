@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 
@@ -74,6 +76,25 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(run, tiny_recipe, tmp_pat
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunFailed, match=r"cannot create .*; choose another folder with --runs"):
             create_run(place, tiny_recipe())
+
+
+def test_a_run_appears_with_its_recipe_or_not_at_all(tiny_recipe, tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    (root / "tiny-001").mkdir(parents=True)  # left empty, where it could not be removed
+    (root / "tiny-002").mkdir()
+    (root / "tiny-002" / "note").write_text("a person's")
+    (root / "tiny-003").write_text("no folder")
+    assert [create_run(root, tiny_recipe()).folder.name for _ in range(2)] == ["tiny-001", "tiny-004"]
+    assert (root / "tiny-001").stat().st_mode == (root / "tiny-002").stat().st_mode
+    before = sorted(root.rglob("*"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match=r"cannot write .*runs/tiny/recipe.json: No space left on device; free space"):
+        create_run(root, tiny_recipe())
+    assert sorted(root.rglob("*")) == before
 
 
 def test_a_full_disk_ends_a_log_with_a_sentence(run):

@@ -1,5 +1,7 @@
 """Extraction under Ray Data: a local Ray of two actors makes the very bytes that one machine makes."""
 
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from calmctl.model.backbone import Backbone
 from calmctl.model.weights import load_backbone
 from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.store import writer as store_writer
+from calmctl.store.cluster import _temporary_session
 from calmctl.store.extract import LOG, extract
 from calmctl.store.writer import merge_stores
 
@@ -139,3 +142,13 @@ def test_nothing_to_do_starts_no_ray(
     run(dataset, backbone, tmp_path / "store")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(dataset, backbone, tmp_path / "store", ray_actors=2).clips_extracted == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+def test_what_a_session_started_ends_with_it() -> None:
+    """As where its process is killed: the pipe that only that process holds is closed (`benchmarks/kill.py`)."""
+    with _temporary_session() as folder:
+        started = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        Path(folder, "ray").mkdir()
+    assert started.wait(10) == -signal.SIGKILL
+    assert not Path(folder).exists()
