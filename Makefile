@@ -14,8 +14,9 @@ demo: $(INSTALLED)
 
 # Two processes with one thread each: two threads each on two cores would wait for one another. A file goes to one of
 # them, because what its tests share (a trained run, a world) is made once a process; the longest files come first.
+# Bytecode is kept, also where the shell says otherwise: every process that a test starts would compile all it imports.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=1
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=1
 
 # Where a CUDA device is: the tests marked gpu and the GPU's benchmarks, into the folder OUT, in about five minutes.
 gpu: $(INSTALLED)

@@ -3,13 +3,18 @@
 import csv
 import importlib.util
 import os
+import pickle
 import shutil
 import signal
 import struct
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +107,59 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     served.close()
 
 
+WARM_PYTHON = Path(__file__).with_name("warm_python.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # before any test changes it; threads would not survive a fork
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[Callable[..., list[str]]]:
+    """Makes the words that stand for `python` in a command, where imports are done (tests/warm_python.py).
+
+    Called with the names of modules; with none, all of calmctl is imported.
+    """
+    if sys.platform != "linux":
+        yield lambda *modules: [sys.executable]
+        return
+    servers: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], list[str]]] = {}
+    with tempfile.TemporaryDirectory() as folder:  # names of sockets must be short
+
+        def words(*modules: str) -> list[str]:
+            if modules not in servers:
+                address = f"{folder}/{len(servers)}"
+                command = [sys.executable, str(WARM_PYTHON), "serve", address, *(modules or ["calmctl.*"])]
+                server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+                assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+                servers[modules] = server, [sys.executable, "-IS", str(WARM_PYTHON), address]
+            return servers[modules][1]
+
+        yield words
+        for server, _ in servers.values():
+            server.communicate()
+
+
+DECODING = ("calmctl.video.*", *(name for name in ("av", "decord") if importlib.util.find_spec(name)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_decoders(warm_python: Callable[..., list[str]]) -> None:
+    """Decoding workers begin in a twentieth of a second, not in a third; those of tests/video are real ones."""
+    from calmctl.video import worker
+
+    class Words(tuple[str, ...]):
+        def __iter__(self) -> Iterator[str]:
+            return iter(warm_python(*DECODING))
+
+    worker._PYTHON = Words()  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_revision() -> None:
+    """Every training, evaluation and search asks git, with three programs, for what does not change meanwhile."""
+    from calmctl import runtime
+
+    runtime.git_revision = cache(runtime.git_revision)
+
+
 @pytest.fixture(scope="session")
 def cuda() -> "torch.device":
     """The GPU, where there is one."""
@@ -188,28 +246,62 @@ def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def caption_folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the tiny world's clips, one sentence a training clip, told 30 times so that epochs are few."""
-    from calmctl.data.registry import load_dataset
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder that all processes of this run of the tests share: the first that needs it fills it, others wait.
 
-    folder = tmp_path_factory.mktemp("folder")
-    rows = []
-    for name, split in load_dataset("demo", tiny_world, protocol="captioning").splits.items():
-        for clip in split.clips:
-            shutil.copy(clip.path, folder)
-        first = {owner: number for number, owner in reversed(list(enumerate(split.owners)))}
-        told = [number for owner in sorted(first) for number in [first[owner]] * 30] if name == "train" else None
-        for number in told or range(len(split.captions)):
-            rows.append((split.clips[split.owners[number]].path.name, split.captions[number], name))
-    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("video", "caption", "split"), *rows])
-    return folder
+    What is in it must be read only.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, whole = base / name, base / f"{name}.whole"
+        with FileLock(base / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # another process failed in the middle
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> "Trained":
-    """A finished captioning run that has learned its 12 clips by heart; its towers are frozen."""
+def caption_folder(tiny_world: Path, made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A folder of the tiny world's clips, one sentence a training clip, told 30 times so that epochs are few."""
+    from calmctl.data.registry import load_dataset
+
+    def make(folder: Path) -> None:
+        rows = []
+        for name, split in load_dataset("demo", tiny_world, protocol="captioning").splits.items():
+            for clip in split.clips:
+                shutil.copy(clip.path, folder)
+            first = {owner: number for number, owner in reversed(list(enumerate(split.owners)))}
+            told = [number for owner in sorted(first) for number in [first[owner]] * 30] if name == "train" else None
+            for number in told or range(len(split.captions)):
+                rows.append((split.clips[split.owners[number]].path.name, split.captions[number], name))
+        with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("video", "caption", "split"), *rows])
+
+    return made_once("captioned", make)
+
+
+@pytest.fixture(scope="session")
+def captioner(
+    caption_folder: Path,
+    made_once: Callable[[str, Callable[[Path], None]], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Trained":
+    """A finished captioning run that has learned its 12 clips by heart; its towers are frozen.
+
+    Trained once; each process of the tests has a copy, in which it may write.
+    """
     from calmctl.recipe import recipe_from_dict
+    from calmctl.runs.run import Run
     from calmctl.training.train import train
 
     values = _tiny_values(caption_folder) | {"name": "told", "task": "caption"}
@@ -232,9 +324,18 @@ def captioner(caption_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "optim.decay=matrices",
         "optim.weight_decay=0.01",
     ]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        _without_java(monkeypatch)
-        return train(recipe_from_dict(values, overrides=overrides), tmp_path_factory.mktemp("runs"))
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            _without_java(monkeypatch)
+            trained = train(recipe_from_dict(values, overrides=overrides), folder)
+        (folder / "trained.pickle").write_bytes(pickle.dumps(trained))
+
+    made = made_once("captioner", make)
+    trained: Trained = pickle.loads((made / "trained.pickle").read_bytes())
+    own = Run(tmp_path_factory.mktemp("runs") / trained.run.name)
+    shutil.copytree(trained.run.folder, own.folder)
+    return replace(trained, run=own)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def inline(text: str) -> list[str]:
     return [re.sub(r"\s*\n\s*", " ", code) for code in re.findall(r"(?<!`)`((?:[^`\n]|\n(?!\s*\n))+)`", prose)]
 
 
+@cache
 def strings(file: Path) -> list[str]:
     """The texts in a file of the package, with 7 where something is put in."""
     texts = []
@@ -71,6 +73,7 @@ def strings(file: Path) -> list[str]:
     return texts
 
 
+@cache
 def commands() -> list[Any]:
     """Every command that a reader can copy: of documentation, recipes' comments, ends of helps, errors and pages."""
     places = {page.name: written(page.read_text(encoding="utf-8")) for page in PAGES}

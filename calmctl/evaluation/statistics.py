@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -283,6 +284,7 @@ def t_quantile(level: float, freedom: float) -> float:
     return float(np.interp(level, inside, grid))
 
 
+@lru_cache(maxsize=16)  # four metrics of one comparison, and the tails and the quantile of each, ask for the same one
 def _student(freedom: float) -> tuple[Doubles, Doubles]:
     """A grid of t from 0, and P(|T| <= t) there: the density integrated over asinh t, whose tail is short for any t."""
     u = np.linspace(0.0, 20.0, 8001)

@@ -20,7 +20,7 @@ from calmctl.samples import Clip, LeftOut, Split, StoredSplit
 from calmctl.video.cache import KeptFrames
 from calmctl.video.compressed import CompressedReader
 from calmctl.video.pixels import FrameReader
-from calmctl.video.pool import run_isolated
+from calmctl.video.pool import read_with, run_isolated
 
 # Frames of a training's clips: decoded when they are due, or kept in memory. Decoding processes need no torch.
 
@@ -63,7 +63,7 @@ class StreamedFrames:
             yield from self.kept.stream(cached, workers=workers, timeout_s=timeout_s, ahead=ahead)
             return
         jobs = ((self.clips[clip], self._reader(epoch, place)) for clip, place in pairs)
-        for _, frames in run_isolated(_read, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
+        for _, frames in run_isolated(read_with, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead):
             yield frames
 
     def blank(self) -> np.ndarray:
@@ -101,11 +101,6 @@ class CachedFrames:
         """Gray, or ones, in the shape of any clip that decodes: a blank stands beside one that does."""
         example = next(frames for frames in self.frames if isinstance(frames, np.ndarray))
         return np.full_like(example, 128 if example.dtype == np.uint8 else 1)
-
-
-def _read(item: tuple[Clip, FrameReader | CompressedReader]) -> np.ndarray:
-    clip, reader = item
-    return reader(clip)
 
 
 # Batches: pairs in an order that is a function of seed and epoch.

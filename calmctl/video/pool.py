@@ -90,6 +90,15 @@ def read_clips(
     return run_isolated(reader, clips, workers=workers, timeout_s=timeout_s)
 
 
+def read_with(item: tuple[Clip, FrameReader | CompressedReader]) -> np.ndarray:
+    """A clip as a reader of its own reads it, augmented for one pair of an epoch.
+
+    A worker imports the module that its job stands in: this one needs no torch, and callers do.
+    """
+    clip, reader = item
+    return reader(clip)
+
+
 def _decode(clips: tuple[Clip, ...], *, n_frames: int, transform: Transform | None) -> np.ndarray | Iterator[Result]:
     from calmctl.video.frames import read_frames, read_windows
 

@@ -29,6 +29,7 @@ _TICK_S = 1.0
 _OWN_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS", "SIGTRAP"}
 
 # The worker imports from exactly where the parent does, and never from the folder it happens to stand in (-P).
+_PYTHON = (sys.executable, "-P")
 _BOOT = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from calmctl.video.worker import main; main()"
 
 
@@ -63,7 +64,7 @@ class Worker:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
             with _parents_signals_held():
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, paths, str(os.getpid())],
+                    [*_PYTHON, "-c", _BOOT, paths, str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,

@@ -4,6 +4,7 @@ import gzip
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pycocoevalcap's modules, and so ours, find their jars in `folder`."""
     monkeypatch.setattr(pycocoevalcap_meteor, "__file__", str(folder / "meteor" / "meteor.py"))
     monkeypatch.setattr(ptbtokenizer, "__file__", str(folder / "tokenizer" / "ptbtokenizer.py"))
+
+
+@pytest.fixture(scope="session")
+def with_small_meteor(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractContextManager[None]]:
+    """Uses one small METEOR for the length of a block: for numbers that several tests expect, computed once."""
+    place = install(tmp_path_factory.mktemp("packages"))
+
+    @contextmanager
+    def using() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+            use(place, monkeypatch)
+            yield
+
+    return using
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,12 @@ REFERENCES = [
     ["café naïve", "a ||| b"],
     [""],
 ]
+
+
+@pytest.fixture(scope="module")
+def expected(java: Java, with_small_meteor: Callable[[], AbstractContextManager[None]]) -> tuple[float, list[float]]:
+    with with_small_meteor():
+        return scored(java)
 
 
 def scored(java: Java) -> tuple[float, list[float]]:
@@ -68,10 +75,8 @@ def test_the_separator_in_a_caption_makes_no_reference(java: Java) -> None:
 
 
 def test_any_install_path_will_do_and_nothing_is_written_there(
-    tmp_path: Path, installed: Callable[[Path], Path], java: Java
+    tmp_path: Path, installed: Callable[[Path], Path], java: Java, expected: tuple[float, list[float]]
 ) -> None:
-    installed(tmp_path / "ordinary")
-    expected = scored(java)
     folder = installed(tmp_path / "in stall:100% é;+") / "meteor"
     before = sorted(folder.rglob("*"))
     folder.chmod(0o555)
@@ -81,9 +86,12 @@ def test_any_install_path_will_do_and_nothing_is_written_there(
 
 @pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"])
 def test_a_locale_with_decimal_commas(
-    variable: str, small_meteor: Path, java: Java, monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    small_meteor: Path,
+    java: Java,
+    expected: tuple[float, list[float]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected = scored(java)
     monkeypatch.setenv(variable, "-Duser.language=de -Duser.country=DE")
     command = [java.command, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-a", "data/paraphrase-en.gz"]
     asked = f"EVAL ||| {' '.join(['1.0'] * 23)}\n"

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from calmctl.captions import java as meteor_module
 from calmctl.captions import score as scorer
 from calmctl.captions.java import Java, JavaUnavailable
-from calmctl.captions.score import METRICS, score_captions
+from calmctl.captions.score import METRICS, CaptionScores, score_captions
 from calmctl.errors import BadInput, RunFailed
 
 REFERENCES = {
@@ -86,16 +87,22 @@ def test_the_published_example(real_data: Path, tokenizer: scorer.TokenizerChoic
     assert {metric: getattr(found, metric) for metric in published} == pytest.approx(published, abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def expected(with_small_meteor: Callable[[], AbstractContextManager[None]]) -> CaptionScores:
+    """The scores with the small METEOR."""
+    with with_small_meteor():
+        return score_captions(HYPOTHESES, REFERENCES)
+
+
 @pytest.mark.usefixtures("small_meteor")
-def test_no_java_on_path_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = score_captions(HYPOTHESES, REFERENCES)
+def test_no_java_on_path_is_no_matter(expected: CaptionScores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert score_captions(HYPOTHESES, REFERENCES) == expected
 
 
-def test_without_java_meteor_is_missing_and_the_tokenizer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = score_captions(HYPOTHESES, REFERENCES, meteor=False)
-
+def test_without_java_meteor_is_missing_and_the_tokenizer_is_named(
+    expected: CaptionScores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_java() -> Java:
         raise JavaUnavailable("no Java: none at all")
 
@@ -123,9 +130,8 @@ def test_meteor_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_meteor")
 def test_meteor_killed_on_the_way_is_missing_and_the_rest_is_there(
-    monkeypatch: pytest.MonkeyPatch, is_running: Callable[[int], bool]
+    expected: CaptionScores, monkeypatch: pytest.MonkeyPatch, is_running: Callable[[int], bool]
 ) -> None:
-    expected = score_captions(HYPOTHESES, REFERENCES)
     pids = []
 
     def killed(self: meteor_module.Meteor, *arguments: object) -> list[str]:
@@ -243,7 +249,7 @@ def test_progress_and_json() -> None:
     assert plain["segments"]["cider"] == found.segments["cider"]
     assert "segments" not in found.to_json()
     assert len(plain["digest"]) == 64
-    other = score_captions({**HYPOTHESES, "v4": "a band"}, REFERENCES)
+    other = score_captions({**HYPOTHESES, "v4": "a band"}, REFERENCES, meteor=False)
     assert other.digest != found.digest
 
 

@@ -187,7 +187,7 @@ def test_an_option_that_is_a_key_is_shown_as_one(arguments, message):
     ],
     ids=" ".join,
 )
-def test_what_is_wrong_is_said_before_the_model_library_is_imported(arguments, prepared_place):
+def test_what_is_wrong_is_said_before_the_model_library_is_imported(arguments, prepared_place, warm_python):
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom calmctl.cli.main import app\n"
         "from calmctl.errors import CalmError\nresult = CliRunner().invoke(app, sys.argv[1:])\n"
@@ -196,8 +196,9 @@ def test_what_is_wrong_is_said_before_the_model_library_is_imported(arguments, p
     )
     names = {"CLIP": "clips/clip.mp4", "SONG": "song.mp4", "EMPTY": "empty", "FOLDER": "clips"}
     words = [names.get(word, word) for word in arguments]
+    python = warm_python("typer.testing", "calmctl.cli.*", "calmctl.recipe.*", "calmctl.data.*", "calmctl.video.*")
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=prepared_place, capture_output=True, text=True, timeout=300
+        [*python, "-c", code, *words], cwd=prepared_place, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-1500:]
 

@@ -195,7 +195,9 @@ def test_a_second_run_repeats_nothing(
     assert content(whole) == before
 
 
-def test_sigkill_loses_one_shard_at_most(whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path) -> None:
+def test_sigkill_loses_one_shard_at_most(
+    whole: Path, drawn: Path, backbone: Backbone, tmp_path: Path, warm_python: Callable[..., list[str]]
+) -> None:
     """A real process, real workers, a real kill -9 in the middle of the second shard."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -211,7 +213,7 @@ def test_sigkill_loses_one_shard_at_most(whole: Path, drawn: Path, backbone: Bac
         f"helpers.run(Path({str(drawn)!r}), helpers.seeded_backbone(), Path({str(tmp_path / 'store')!r}), "
         "progress=kill)\n"
     )
-    ended = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=300)
+    ended = subprocess.run([*warm_python(), str(script)], capture_output=True, timeout=300)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert FeatureStore.open(tmp_path / "store").ids == ("clip0", "clip1", "clip2")
     report = run(drawn, backbone, tmp_path / "store")
@@ -596,8 +598,8 @@ except StoreError as fault:
 """
 
 
-def test_two_that_begin_a_store_together_lose_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BEGINNING, str(tmp_path / "store")]
+def test_two_that_begin_a_store_together_lose_nothing(tmp_path: Path, warm_python: Callable[..., list[str]]) -> None:
+    command = [*warm_python(), "-c", BEGINNING, str(tmp_path / "store")]
     both = [subprocess.Popen([*command, f"look{n}"], stderr=subprocess.PIPE, text=True) for n in range(2)]
     told = [each.communicate()[1] for each in both]
     assert 0 in [each.returncode for each in both], told

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,36 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_pair(*command: str) -> list[subprocess.Popen[str]]:
+Pair = list[subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def python(warm_python) -> list[str]:
+    """DistributedDataParallel imports torch's compiler, which takes longer than all the rest."""
+    return warm_python("calmctl.*", "torch._dynamo", "torch.distributed.run")
+
+
+@pytest.fixture(scope="module")
+def start_pair(python) -> Callable[..., Pair]:
     """Two processes in the environment that torchrun makes, without anybody who looks after them."""
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+
+    def start(*command: str) -> Pair:
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [
+            subprocess.Popen(
+                [*python, *command],
+                env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+
+    return start
 
 
-def outcomes(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+def outcomes(pair: Pair) -> list[tuple[int, str]]:
     """Exit code and output of both."""
     try:
         return [(process.wait(), output) for process in pair for output in process.communicate(timeout=LIMIT_S)[:1]]
@@ -54,7 +69,7 @@ def outcomes(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def pair_of_steps(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
+def pair_of_steps(start_pair, tmp_path_factory) -> list[dict[str, torch.Tensor]]:
     """What each of two processes computes of every case of `parity.py`."""
     out = tmp_path_factory.mktemp("parity") / "out"
     found = outcomes(start_pair(str(PARITY), str(out)))
@@ -124,12 +139,12 @@ def one(recipe_file, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(recipe_file, tmp_path_factory) -> Path:
+def two(python, recipe_file, tmp_path_factory) -> Path:
     """The run of two processes under torchrun."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
-    command += ["-m", "calmctl", "train", str(recipe_file), "--runs", str(folder), "--json"]
+    command += ["--no-python", *python, "-m", "calmctl", "train", str(recipe_file), "--runs", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(folder / "tiny-001")  # one process speaks, once
@@ -173,7 +188,7 @@ main()
 """
 
 
-def test_a_killed_process_ends_the_other_and_the_run_goes_on_bit_for_bit(recipe_file, two, tmp_path):
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_bit_for_bit(start_pair, recipe_file, two, tmp_path):
     dying = DYING.format(arguments=["train", str(recipe_file), "--runs", str(tmp_path)])
     (code, output), (killed, _) = outcomes(start_pair("-c", dying))
     assert killed == -signal.SIGKILL and code == 1
@@ -226,7 +241,7 @@ except RunFailed as error:
 """
 
 
-def test_mistakes_are_told_once_and_a_silent_process_is_not_waited_for_forever():
+def test_mistakes_are_told_once_and_a_silent_process_is_not_waited_for_forever(start_pair):
     pair = start_pair("-c", AGREEING)
     begun = time.monotonic()
     output, _ = pair[0].communicate(timeout=LIMIT_S)

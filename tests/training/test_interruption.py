@@ -178,13 +178,13 @@ def test_the_command_ends_with_one_sentence(recipe, tmp_path):
     assert "calmctl train --resume runs/tiny-001" in errors.decode() and shown == b""
 
 
-def test_sigterm_to_the_process_group_of_the_command_costs_no_clip(videos, tmp_path):
+def test_sigterm_to_the_process_group_of_the_command_costs_no_clip(videos, tmp_path, warm_python):
     """Slurm, systemd and `timeout` signal decoding workers too: none of their clips may count as broken."""
     data = videos.data.model_copy(update={"cache": "none", "workers": 2})
     recipe = videos.model_copy(update={"data": data})
     (tmp_path / "tiny.yaml").write_text(dump_yaml(recipe.model_dump(mode="json")))
     process = subprocess.Popen(
-        [sys.executable, "-m", "calmctl", "train", "tiny.yaml", "--runs", "stopped"],
+        [*warm_python(), "-m", "calmctl", "train", "tiny.yaml", "--runs", "stopped"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -318,13 +318,13 @@ def test_data_or_anchors_that_changed_since_are_told(recipe, tmp_path):
         train(other, tmp_path, resume=run)
 
 
-def test_real_kills_at_random_moments():
+def test_real_kills_at_random_moments(warm_python):
     """A handful here; `benchmarks/kill.py` does as many as it is told."""
     if importlib.util.find_spec("tensorboard") is None:
         pytest.skip("the kill bench also reads TensorBoard's events")
     only = ["--only", "train, frames in memory"]
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "4", "--json", *only],
+        [*warm_python(), str(ROOT / "benchmarks" / "kill.py"), "--kills", "4", "--json", *only],
         capture_output=True,
         timeout=600,
     )

@@ -1,7 +1,6 @@
 import json
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -113,7 +112,7 @@ def test_the_optimiser_takes_the_steps_of_torchs():
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_training_does_not_load_the_compiler(tiny_recipe, tmp_path):
+def test_a_training_does_not_load_the_compiler(tiny_recipe, tmp_path, warm_python):
     """Seconds of every start, and of every process of several."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe("optim.epochs=1").model_dump(mode="json")))
     code = (
@@ -122,6 +121,6 @@ def test_a_training_does_not_load_the_compiler(tiny_recipe, tmp_path):
         "train(load_recipe(Path('tiny.yaml'), []), Path('runs'))\n"
         "assert 'torch' in sys.modules and not {'torch._dynamo', 'torch._inductor'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*warm_python(), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "tiny-001" / "results.json").exists()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from calmctl.errors import BadInput, RunFailed, VideoError
+from calmctl.samples import Clip
 from calmctl.video import worker as worker_process
 from calmctl.video.pool import available_cores, run_isolated
 from calmctl.video.worker import MEMORY_BYTES
@@ -110,6 +111,16 @@ def test_nothing_is_started_for_nothing(jobs: ModuleType, monkeypatch: pytest.Mo
 
 def test_decoding_needs_no_torch(jobs: ModuleType) -> None:
     ((_, has_torch),) = run_isolated(jobs.has_torch, [0], workers=1)
+    assert not has_torch[0]
+
+
+def test_nor_do_the_clips_of_a_training_that_keeps_no_frames(jobs: ModuleType) -> None:
+    from calmctl.recipe.schema import Data
+    from calmctl.source.batches import StreamedFrames
+
+    data = Data(dataset="demo", augment="none", workers=1)
+    frames = StreamedFrames((Clip("a", Path("a.mp4")),), jobs.TorchSeen(), data, seed=0)
+    (has_torch,) = frames.stream([0], [0], epoch=0)
     assert not has_torch[0]
 
 

@@ -52,6 +52,16 @@ def pid_to_file(item: str) -> np.ndarray:
     return np.zeros(1)
 
 
+class TorchSeen:
+    """Stands for the reader of a training's clips: whether torch is there after all that it takes to read one."""
+
+    shape = (1,)
+
+    def __call__(self, clip: object) -> np.ndarray:
+        """As a reader is called."""
+        return np.array(["torch" in sys.modules])
+
+
 def has_torch(item: object) -> np.ndarray:
     """Whether torch was imported by everything a decoding worker needs."""
     import calmctl.video.frames
