@@ -308,6 +308,12 @@ def unpack(
                 done.videos += 1
                 if progress:
                     progress("unpacking videos", min(done.bytes, packed), packed)
+    # A text beside no video, such as a README, describes none; videos may have come from an earlier archive.
+    videos = [path.relative_to(out) for path in out.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES]
+    described = {each.as_posix() for path in videos for each in (path, path.with_suffix(""))}
+    for name in sorted(captions.keys() - described):
+        del captions[name]
+        done.refused.append(LeftOut(shown(name), "a text beside no video"))
     done.captions = sum(map(len, captions.values()))
     if captions:
         _add_captions(out / "captions.jsonl", captions)

@@ -134,7 +134,12 @@ def test_webdataset_and_parquet_become_a_folder_with_captions(tmp_path: Path, mo
     out = tmp_path / "out"
     first = unpack([shards], out)
     done = unpack([tmp_path / "test.parquet"], out)
-    assert (first.videos, first.captions, done.videos, done.captions) == (2, 4, 2, 2)
+    assert (first.videos, first.captions, done.videos, done.captions) == (2, 3, 2, 2)
+    assert [(each.id, each.reason) for each in first.refused] == [("'002'", "a text beside no video")]
+    texts = tarred(tmp_path / "later.tar", {"000.txt": b"a person", "README.txt": b"of whom"})
+    later = unpack([texts], out)
+    assert (later.captions, [each.id for each in later.refused]) == (1, ["'README'"]), "a video of an earlier archive"
+    unpack([shards], out)
     assert [each.reason for each in done.refused] == ["leads out of the folder"]
     dataset = load_dataset("folder", out)
     split = dataset.splits["test"]
