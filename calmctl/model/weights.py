@@ -81,6 +81,7 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
     tags = _tags(architecture)
     sized = architecture
     if image_size is not None:
+        _check_patches(architecture, image_size)
         sized = replace(architecture, config=at_size(architecture.config, image_size))
     if weights is None:
         # Nothing was learned yet: any statistics are right that stay the same from now on.
@@ -181,6 +182,18 @@ def build_backbone(spec: BackboneSpec) -> Backbone:
     return Backbone(clip, tokenizer, spec.model_copy(update={"tokenizer_sha256": files}))
 
 
+def _check_patches(architecture: Architecture, image_size: int) -> None:
+    """Raise `CheckpointError` where frames of that size are no whole number of patches: an edge would not be seen."""
+    vision = architecture.config["vision_cfg"]
+    patch = vision.get("patch_size")
+    if isinstance(patch, int) and image_size % patch and image_size != vision.get("image_size"):
+        fewer = image_size // patch * patch
+        raise CheckpointError(
+            f"backbone.image_size: {architecture.name} sees patches of {patch} x {patch}, and {image_size} is no "
+            f"multiple of {patch}; take {f'{fewer} or ' if fewer else ''}{fewer + patch}"
+        )
+
+
 def _resize_trunk(clip: Any, spec: BackboneSpec) -> None:
     """Give a tower of timm's the frames' size: open_clip builds it for that of its name."""
     trunk = getattr(clip.visual, "trunk", None)
@@ -217,6 +230,9 @@ def _interpolate_positions(state: dict[str, Tensor], backbone: Backbone) -> None
     from calmctl.model.openclip import open_clip
 
     own = backbone.clip.state_dict()
+    # Half-precision files, OpenAI's among them: torch interpolates no halves on a CPU.
+    if (plane := "visual.positional_embedding") in state:
+        state[plane] = state[plane].float()
     name = "visual.trunk.pos_embed"
     if name in state and name in own and state[name].shape != own[name].shape:
         from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]

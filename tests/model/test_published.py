@@ -315,6 +315,32 @@ class TestAnotherResolution:
         assert larger.encode_frames(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2, 16)
         assert rebuilt(larger).spec.image_size == (32, 32)
 
+    def test_half_precision_files_too(self, tmp_path):
+        """OpenAI's are; torch interpolates no halves on a CPU."""
+        ships = load_backbone("demo-clip", "drawn-2", image_size=64)
+        assert ships.spec.image_size == (64, 64) and ships.encode_frames(torch.zeros(1, 1, 3, 64, 64)).shape == (
+            1,
+            1,
+            128,
+        )
+        (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS}))
+        state = build(CONFIG).clip.state_dict()
+        save_file({name: value.half() for name, value in state.items()}, tmp_path / "half.safetensors")
+        save_file({name: value.half().float() for name, value in state.items()}, tmp_path / "whole.safetensors")
+        half, whole = (
+            load_backbone(str(tmp_path / "small.json"), str(tmp_path / f"{name}.safetensors"), image_size=32)
+            for name in ("half", "whole")
+        )
+        assert same(half, whole)
+
+    @pytest.mark.parametrize(("size", "advice"), [(20, "take 16 or 24"), (4, "take 8$")])
+    def test_a_whole_number_of_patches(self, tmp_path, size, advice):
+        (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS}))
+        with pytest.raises(
+            CheckpointError, match=rf"small sees patches of 8 x 8, and {size} is no multiple of 8; {advice}"
+        ):
+            load_backbone(str(tmp_path / "small.json"), None, image_size=size)
+
     def test_only_where_it_is_asked_for(self, tmp_path):
         small, large = tmp_path / "small.json", tmp_path / "large.json"
         small.write_text(json.dumps(CONFIG | {"preprocess_cfg": PIXELS}))
