@@ -69,7 +69,7 @@ Why = Annotated[bool, typer.Option("--why", help="The anchors that sentence and 
 Shots = Annotated[
     bool, typer.Option("--shots", help="Search shots: cut where the picture changes.", rich_help_panel=options.DATA)
 ]
-Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Search windows so long.", panel=options.DATA)]
+Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Length of a window.", panel=options.DATA)]
 
 # As in search/collection.py, which imports torch.
 CACHE = Path("features/search")
@@ -137,7 +137,7 @@ def search(
 ) -> None:
     """Search videos with sentences.
 
-    Other directions are verbs: search similar CLIP, search captions FILE CLIP, search recall.
+    Other directions are verbs: search similar CLIP, search captions FILE CLIP, search moments TIMED, search recall.
 
     Without --run it is the newest run that knows such clips, or else the bare backbone.
 
