@@ -15,14 +15,7 @@ import numpy as np
 from calmctl.data.annotations import shown
 from calmctl.errors import BadInput, RunFailed
 from calmctl.evaluation.card import list_facts
-from calmctl.evaluation.metrics import (
-    DIRECTIONS,
-    Direction,
-    FurtherMetrics,
-    Ranks,
-    further_metrics,
-    ndcg_of_captions,
-)
+from calmctl.evaluation.metrics import DIRECTIONS, Direction, FurtherMetrics, Ranks, further_metrics, ndcg_of_captions
 from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
 from calmctl.evaluation.statistics import (
     Interval,

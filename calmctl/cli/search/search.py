@@ -298,7 +298,7 @@ def recall(
     Without sentences, captions that came with the clips are asked.
     """
     from calmctl.data.locate import require_folder
-    from calmctl.search.exact import require_usearch
+    from calmctl.search.exact import CANDIDATES, require_usearch
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride)
@@ -310,7 +310,7 @@ def recall(
     note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
         engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
-        measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
+        measured = engine.recall(query_texts or engine.sampled_captions(), candidates=candidates or CANDIDATES)
     note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
 
@@ -438,10 +438,6 @@ def calibrated(engine: Search, rule: Rule | None, source: str | None) -> None:
 
     given = None if source is None else sentences_of_others(read_sentences(source), Path(source).name)
     engine.open_bank(given).require(rule)
-
-
-def _given(candidates: int | None) -> dict[str, int]:
-    return {} if candidates is None else {"candidates": candidates}
 
 
 def _require_video(clip: Path) -> None:
