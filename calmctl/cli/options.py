@@ -267,11 +267,7 @@ def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[
 def check_places(
     recipe: Recipe, cross: Sequence[str] | None, root: Path | None, annotations: Path | None, videos: Path | None
 ) -> None:
-    """Refuse test sets of which nothing is there, before anything is loaded: in no place of `test_sets` is a folder.
-
-    Raises:
-        DatasetError: As `load_dataset` says it.
-    """
+    """Raise what `load_dataset` would, before anything is loaded, where no place of a test set is a folder."""
     from calmctl.data.registry import protocol_for, require_place
 
     data = recipe.data
@@ -285,7 +281,7 @@ def check_places(
 def require_own_place(
     recipe: Recipe, root: Path | None = None, annotations: Path | None = None, videos: Path | None = None
 ) -> None:
-    """The same for the recipe's own data, where no option says otherwise."""
+    """The same for a recipe's own data; an option goes before the recipe's key."""
     from calmctl.data.registry import protocol_for, require_place
 
     data = recipe.data
