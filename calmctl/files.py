@@ -12,6 +12,7 @@ import stat
 import sys
 import tokenize
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -121,14 +122,11 @@ def parse_json(text: str | bytes) -> Any:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise NotJson(
-                    f"is not JSON that can be read whole: {key[:80]!r} stands twice in one object, and only the last "
-                    "would be kept; write its values as one list, or remove one"
-                )
-            seen.add(key)
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise NotJson(
+            f"is not JSON that can be read whole: {key[:80]!r} stands twice in one object, and only the last would be "
+            "kept; write its values as one list, or remove one"
+        )
     return values
 
 

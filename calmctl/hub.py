@@ -28,8 +28,6 @@ from urllib.parse import quote
 from calmctl.errors import HubError
 from calmctl.files import parse_json, sha256_file
 from calmctl.hub_faults import Asked, leads_out
-from calmctl.hub_faults import cache_folder as cache_folder
-from calmctl.hub_faults import endpoint as endpoint
 from calmctl.locks import locked
 
 ANSWER_S = 5.0
@@ -90,6 +88,20 @@ _watcher: ContextVar[DownloadWatcher | None] = ContextVar("calmctl_downloads", d
 def watch_downloads(watcher: DownloadWatcher) -> None:
     """Tell `watcher` of every download of this context from now on."""
     _watcher.set(watcher)
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, or the public one."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT.rstrip("/")
+
+
+def cache_folder() -> Path:
+    """The folder of the hub's cache: HF_HUB_CACHE, or where the hub's client has it."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def is_offline() -> bool:
@@ -191,7 +203,8 @@ class _Fetch(Asked):
     """One file, or the listing, of a repository."""
 
     def __init__(self, repository: str, name: str | None, revision: str, sha256: str | None, what: str) -> None:
-        super().__init__(repository, name, revision, what, ANSWER_S)
+        places: dict[str, Any] = {"endpoint": endpoint(), "cache": cache_folder()}
+        super().__init__(repository, name, revision, what, **places, seconds=ANSWER_S)
         self.sha256 = sha256
 
     def listing(self) -> Listing:
@@ -244,7 +257,7 @@ class _Fetch(Asked):
         url = f"{self.endpoint}/{self.repository}/resolve/{quote(self.revision, safe='')}/{quote(self.name or '')}"
         response = self._open(url)
         try:
-            commit, digest, size = self._said(response)
+            commit, digest, size = self._version_of(response)
             if self.sha256 and _SHA256.fullmatch(digest) and digest != self.sha256:
                 raise self.wrong(f"the hub has another file (SHA-256 {digest[:12]}, expected {self.sha256[:12]})")
             # Named by its digest: what is left of another version of the file is never gone on with.
@@ -330,7 +343,7 @@ class _Fetch(Asked):
             ref.write_text(commit, encoding="utf-8")
         return path
 
-    def _said(self, response: Any) -> tuple[str, str, int | None]:
+    def _version_of(self, response: Any) -> tuple[str, str, int | None]:
         """Commit, digest and size that an answer names; a redirect names them before it leads away."""
         from huggingface_hub import constants
 

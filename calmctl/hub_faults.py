@@ -19,20 +19,6 @@ from urllib.parse import urlsplit
 from calmctl.errors import HubError
 
 
-def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, or the public one."""
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT.rstrip("/")
-
-
-def cache_folder() -> Path:
-    """The folder of the hub's cache: HF_HUB_CACHE, or where the hub's client has it."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
 class Asked:
     """What is asked of a hub, and the errors that can come of it.
 
@@ -51,12 +37,14 @@ class Asked:
         HubError: These are no names of a repository, a file and a revision.
     """
 
-    def __init__(self, repository: str, name: str | None, revision: str, what: str, seconds: float) -> None:
+    def __init__(
+        self, repository: str, name: str | None, revision: str, what: str, *, endpoint: str, cache: Path, seconds: float
+    ) -> None:
         self.seconds, self.uploads = seconds, False
         self.repository, self.name, self.revision, self.what = repository, name, revision, what
-        self.endpoint = endpoint()
-        self.host = urlsplit(self.endpoint).netloc
-        self.folder = cache_folder() / f"models--{repository.replace('/', '--')}"
+        self.endpoint = endpoint
+        self.host = urlsplit(endpoint).netloc
+        self.folder = cache / f"models--{repository.replace('/', '--')}"
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository) or ".." in repository:
             raise HubError(f"{what}: {repository!r} is no name of a repository, which is OWNER/NAME")
         if name is not None and leads_out(name):
@@ -87,8 +75,8 @@ class Asked:
         if "OfflineModeIsEnabled" in {type(reason).__name__ for reason in reasons}:
             return self.error("HF_HUB_OFFLINE forbids to ask", offline=True)
         last = reasons[-1]
-        said = (last.strerror if isinstance(last, OSError) else None) or str(last) or type(last).__name__
-        return self.error(f"{self.host} cannot be reached ({said})", network=True)
+        why = (last.strerror if isinstance(last, OSError) else None) or str(last) or type(last).__name__
+        return self.error(f"{self.host} cannot be reached ({why})", network=True)
 
     def refused(self, response: Any) -> HubError:
         """Where the answer was no."""
@@ -140,10 +128,10 @@ class Asked:
             network=True,
         )
 
-    def wrong(self, found: str) -> HubError:
+    def wrong(self, why: str) -> HubError:
         """Where another file came."""
         return self.error(
-            f"{found}; nothing of it was kept. Run again, and if that helps not, without HF_ENDPOINT", came=True
+            f"{why}; nothing of it was kept. Run again, and if that helps not, without HF_ENDPOINT", came=True
         )
 
     def cut(self, have: int, size: int | None, fault: Exception | None) -> HubError:
@@ -197,9 +185,9 @@ def leads_out(name: str) -> bool:
 
 def _chain(fault: BaseException) -> Iterator[BaseException]:
     """A fault and what led to it: clients wrap what the system said."""
-    seen: set[int] = set()
+    passed: set[int] = set()
     reason: BaseException | None = fault
-    while reason is not None and id(reason) not in seen:
-        seen.add(id(reason))
+    while reason is not None and id(reason) not in passed:
+        passed.add(id(reason))
         yield reason
         reason = reason.__cause__ or reason.__context__

@@ -72,7 +72,7 @@ def caption(
     seed: options.Seed = 0,
     segment_s: Annotated[
         float | None,
-        options.SECONDS(metavar="SECONDS", help="Caption every so many; 10 with --srt.", panel=_LONG),
+        options.SECONDS(metavar="SECONDS", help="Caption every so many seconds; 10 with --srt.", panel=_LONG),
     ] = None,
     srt: Annotated[
         Path | None,
@@ -81,7 +81,7 @@ def caption(
     root: options.Root = None,
     annotations: options.Annotations = None,
     videos: options.Videos = None,
-    split: options.Split = "test",
+    split: options.AnySplit = "test",
     run: options.Run = None,
     weights: options.Weights = "best",
     device: options.Device = "auto",

@@ -194,7 +194,7 @@ def frames(
 
     A training fills the same folder in its first epoch. What is there is not decoded again.
 
-    Exit code 0: all are there. 1: some could not be decoded or kept; they are told.
+    Exit code 0: all are there. 1: some could not be decoded or kept; they are listed.
     """
     from calmctl.recipe import load_recipe, resolve_recipe
 

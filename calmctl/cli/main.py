@@ -10,18 +10,7 @@ from contextlib import suppress
 import typer
 
 # Modules of commands import neither torch, numpy nor pydantic at their top, so that a help comes at once.
-from calmctl.cli import (
-    anchors,
-    caption,
-    data,
-    diagnose,
-    explain,
-    extract,
-    options,
-    reproduce,
-    score,
-    train,
-)
+from calmctl.cli import anchors, caption, data, diagnose, explain, extract, options, reproduce, score, train
 from calmctl.cli import eval as evaluation
 from calmctl.cli.artifacts import runs, share, weights
 from calmctl.cli.console import ReaderLeft, printable, secure_streams, stderr

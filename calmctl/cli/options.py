@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -120,7 +120,7 @@ Annotations = Annotated[
 ]
 Features = Annotated[
     list[Path] | None,
-    typer.Option(metavar="STORE", help="Read features, not videos; one a --cross.", rich_help_panel=DATA),
+    typer.Option(metavar="STORE", help="Features instead of videos; one per --cross.", rich_help_panel=DATA),
 ]
 Protocol = Annotated[str | None, typer.Option(help="The data set's protocol, e.g. 9k.", rich_help_panel=DATA)]
 RequireComplete = Annotated[
@@ -129,7 +129,8 @@ RequireComplete = Annotated[
 Root = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder that holds the data set.", rich_help_panel=DATA)
 ]
-Split = Annotated[str, typer.Option(help="test, val or (to diagnose) train.", rich_help_panel=DATA)]
+Split = Annotated[str, typer.Option(help="test or val.", rich_help_panel=DATA)]
+AnySplit = Annotated[str, typer.Option("--split", help="test, val or train.", rich_help_panel=DATA)]
 Videos = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Folder of clips, when they lie elsewhere.", rich_help_panel=DATA),
@@ -181,8 +182,8 @@ Weights = Annotated[str, typer.Option(help="best (on validation), last or slim."
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=RUNNING, callback=_device)]
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of runs.", rich_help_panel=RUNNING)]
-Timeout = Annotated[float, SECONDS("--timeout", metavar="SECONDS", help="What one clip may take.", panel=RUNNING)]
-Workers = Annotated[int | None, WORKERS(help="Processes that decode; one a core.", panel=RUNNING)]
+Timeout = Annotated[float, SECONDS("--timeout", metavar="SECONDS", help="Time limit for one clip.", panel=RUNNING)]
+Workers = Annotated[int | None, WORKERS(help="Decoding processes; one per core.", panel=RUNNING)]
 
 # Of a required one, and of the one that --resume stands for.
 RECIPE = typer.Argument(
@@ -204,7 +205,7 @@ Licence = Annotated[str | None, typer.Option(help="What may be done with it.", s
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change: optim.epochs=2.")
 ]
-Seed = Annotated[int, SEED(help="Of all that is drawn at random.")]
+Seed = Annotated[int, SEED(help="Seed of all that is drawn at random.")]
 Tokenizer = Annotated[str, typer.Option(help="Of captions: ptb (CoreNLP's), ptb-python or none.")]
 Top = Annotated[int, COUNT(help="How many to show.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -266,11 +267,7 @@ def check_cross(recipe: Recipe, cross: Sequence[str] | None, features: Sequence[
 def check_places(
     recipe: Recipe, cross: Sequence[str] | None, root: Path | None, annotations: Path | None, videos: Path | None
 ) -> None:
-    """Refuse test sets of which nothing is there, before anything is loaded: in no place of `test_sets` is a folder.
-
-    Raises:
-        DatasetError: As `load_dataset` says it.
-    """
+    """Raise what `load_dataset` would, before anything is loaded, where no place of a test set is a folder."""
     from calmctl.data.registry import protocol_for, require_place
 
     data = recipe.data
@@ -278,13 +275,22 @@ def check_places(
         roots = [root] if root else [Path(data.root), Path("data") / name]
         require_place(name, roots, protocol_for(recipe.task, name, wanted), annotations, videos)
     if not cross:
-        annotations, videos = annotations or _path(data.annotations), videos or _path(data.videos)
-        protocol = protocol_for(recipe.task, data.dataset, data.protocol)
-        require_place(data.dataset, [root or Path(data.root)], protocol, annotations, videos)
+        require_own_place(recipe, root, annotations, videos)
 
 
-def _path(place: str | None) -> Path | None:
-    return None if place is None else Path(place)
+def require_own_place(
+    recipe: Recipe, root: Path | None = None, annotations: Path | None = None, videos: Path | None = None
+) -> None:
+    """The same for a recipe's own data; an option goes before the recipe's key."""
+    from calmctl.data.registry import protocol_for, require_place
+
+    data = recipe.data
+    annotations, videos = (
+        given or (Path(place) if place else None)
+        for given, place in ((annotations, data.annotations), (videos, data.videos))
+    )
+    protocol = protocol_for(recipe.task, data.dataset, data.protocol)
+    require_place(data.dataset, [root or Path(data.root)], protocol, annotations, videos)
 
 
 def test_sets(
@@ -305,17 +311,9 @@ def test_sets(
             SourceSpec(name, root, annotations, videos, wanted, store)
             for (name, wanted), store in zip(crossed, stores, strict=True)
         ]
-    own = SourceSpec.of(recipe.data)
-    return [
-        SourceSpec(
-            own.dataset,
-            root or own.root,
-            annotations or own.annotations,
-            videos or own.videos,
-            own.protocol,
-            features[0] if features else own.features,
-        )
-    ]
+    store = features[0] if features else None
+    given: dict[str, Any] = {"root": root, "annotations": annotations, "videos": videos, "features": store}
+    return [replace(SourceSpec.of(recipe.data), **{name: place for name, place in given.items() if place})]
 
 
 def _crossed(cross: Sequence[str] | None) -> list[tuple[str, str | None]]:

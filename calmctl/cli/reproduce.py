@@ -85,7 +85,7 @@ def reproduce(
     small: Annotated[
         bool, typer.Option("--small", help="effect: fewer heads, losses and dials, for two cores.")
     ] = False,
-    jobs: Annotated[int | None, options.WORKERS(help="effect: runs at once; one a core, ten on a GPU.")] = None,
+    jobs: Annotated[int | None, options.WORKERS(help="effect: runs at once; one per core, ten on a GPU.")] = None,
     minutes: Annotated[
         float | None, options.SECONDS(help="effect: begin no run after so many minutes.", metavar="MINUTES")
     ] = None,
@@ -103,7 +103,7 @@ def reproduce(
 ) -> None:
     """Run a table of the paper, beside the paper's numbers.
 
-    Ours is mean and spread over seeds; differences that are more than chance are marked.
+    Our numbers are means over seeds with their spread; differences that are more than chance are marked.
 
     Finished runs are used again, interrupted ones go on. Tables are also written as JSON and Markdown.
 
@@ -203,7 +203,7 @@ def study(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run `reproduce.effect`, as far as it is not done, and print what it found."""
+    """Run `reproduce.effect`, as far as it is not done, and print what it result."""
     started = time.monotonic()
     loading("the model library")
     from calmctl.data.demo_world import STUDY
@@ -244,18 +244,18 @@ def study(
         weights = effect.choose_weights(grid, done)
         watcher.stage(f"the study: {counted(grid.seeds, 'seed')}")
         done |= run(effect.study_jobs(grid, rate, weights), watcher=watcher)
-        found = effect_result.evaluate_study(grid, rate, weights, done, bare, overrides)
-        files = effect_result.write_study(found, runs, shlex.join(["calmctl", *command_line()]))
+        result = effect_result.evaluate_study(grid, rate, weights, done, bare, overrides)
+        files = effect_result.write_study(result, runs, shlex.join(["calmctl", *command_line()]))
     if as_json:
         print_json(read_json(files[0], what="a study"))
         return
     out = stdout()
-    for title, effects in (("By dial, averaged over heads", found.by_dial), ("Averaged over both", found.overall)):
+    for title, effects in (("By dial, averaged over heads", result.by_dial), ("Averaged over both", result.overall)):
         for test in effect.TESTS:
             out.print(Text(f"\n{title}, {effect_result.PLACES[test]}", style="bold"))
             out.print(_effects_grid([each for each in effects if each.test == test]))
     out.print()
-    for line in effect_result.legend(found):
+    for line in effect_result.legend(result):
         out.print(Text(line, style="dim"))
     print_plain("\n".join(["", *(f"wrote {path}" for path in files)]))
 
@@ -407,7 +407,7 @@ def demo(
 ) -> None:
     """Draw a world of captioned clips, fine-tune a small CLIP on it.
 
-    Without CALM's loss and with it, in domain and out of it. Needs no download and no GPU.
+    It trains without CALM's loss and with it, and tests in domain and out of it. Needs no download and no GPU.
 
     Clips are drawn into data/demo, or into --root. Interrupted and given again, it goes on where it was.
     """

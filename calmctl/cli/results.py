@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def find_named(name: str | None, runs: Path, doing: str, *, task: str | None = None, drawn: bool | None = None) -> Run:
-    """The run of that name; of None the pinned or newest one, and a word on which it is ("evaluating ...").
+    """The run of that name; of None the pinned or newest one, and a note on which it is.
 
     Args:
         name: What was given.
         runs: Folder of runs.
-        doing: What is being done, such as "evaluating".
+        doing: What the note says is done with it, such as "evaluating".
         task: "retrieval" or "caption"; None for either.
-        drawn: Whether the clips are the demo's drawn shapes, as far as that matters.
+        drawn: Whether the clips are the demo's drawn shapes; None where that does not matter.
 
     Raises:
         RunNotFound: There is none.

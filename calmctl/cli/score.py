@@ -230,13 +230,13 @@ def _match(shape: tuple[int, int], stored: Stored, ids: _Ids, known: Pairs | Non
     from calmctl.referee.score_files import own_pairs
     from calmctl.referee.scores import match
 
-    found = match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
+    matched = match(shape, known if known is not None else own_pairs(stored, shape, *ids), *ids)
     if stored.card is None:
-        return found
+        return matched
     # What eval wrote beside its scores; of the list only what stands here, which may be other pairs than it asked.
     own = ("dataset", "protocol", "split") if known is None else ()
     names = (*own, "frames", "reader", "files", "pixels", "selection", "weights", "trained_on", "seeds")
-    return replace(found, tested={**{name: getattr(stored.card, name) for name in names}, **found.tested})
+    return replace(matched, tested={**{name: getattr(stored.card, name) for name in names}, **matched.tested})
 
 
 def _embeddings(texts: Path, videos: Path, similarity: str) -> tuple[Embeddings, tuple[Stored, Stored]]:
@@ -263,7 +263,7 @@ def _labels(system: str, known: Pairs | None, *, given: bool) -> Labels:
 def _report(
     labels: Labels,
     scores: Scores,
-    found: Match,
+    matched: Match,
     against: Sequence[str],
     opened: Callable[[Path], tuple[Scores, Match]],
     ranks: Path | None,
@@ -276,7 +276,7 @@ def _report(
 
     others = []
     with progress_bar("rows") as bar:
-        verdict = judge_scores(scores, found, labels, embeddings=beside, progress=readings(bar))
+        verdict = judge_scores(scores, matched, labels, embeddings=beside, progress=readings(bar))
         for other in against:
             path = Path(other)
             if is_ranks(path):

@@ -74,7 +74,7 @@ def train(
     --dry-run resolves everything, decodes one batch, and measures time and memory.
     """
     from calmctl.anchors.shipped import resolve_vocabulary
-    from calmctl.data.registry import protocol_for, require_place, resolve
+    from calmctl.data.registry import protocol_for, resolve
     from calmctl.recipe import load_recipe, resolve_recipe
     from calmctl.runs.run import HUB, RUNS, find_run
     from calmctl.training.trackers import require_trackers
@@ -103,11 +103,9 @@ def train(
     check_device(resolved.device)
     resolve_vocabulary(resolved.anchors.vocabulary)
     data = resolved.data
-    protocol = protocol_for(resolved.task, data.dataset, data.protocol)
-    resolve(data.dataset, protocol)
+    resolve(data.dataset, protocol_for(resolved.task, data.dataset, data.protocol))
     if data.features is None:
-        annotations, videos = (Path(place) if place else None for place in (data.annotations, data.videos))
-        require_place(data.dataset, [Path(data.root)], protocol, annotations, videos)
+        options.require_own_place(resolved)
     loading("the model library")
     if dry_run:
         start = f"--resume {resume}" if resume else shlex.join([str(recipe), *(overrides or [])])

@@ -57,6 +57,12 @@ class Annotated:
     segments: Mapping[str, Segment] = field(default_factory=dict)
     moments: Sequence[tuple[Span, ...]] = ()
 
+    @classmethod
+    def of_rows(cls, rows: Iterable[tuple[str, Sequence[str]]]) -> Annotated:
+        """The clips of rows with all their captions, as copies of data sets have them: a row a clip."""
+        rows = list(rows)
+        return cls([clip for clip, _ in rows], [(clip, text) for clip, texts in rows for text in texts])
+
     def place(self, clip_id: str, find: Callable[[str], Path | Missing]) -> Clip | Missing:
         """A clip where its file is, or why it is nowhere."""
         segment = self.segments.get(clip_id, Segment(clip_id, self.start_s, self.end_s))
@@ -322,7 +328,10 @@ def load_benchmark(
     # Clips are looked for last: where no split can be read, what lies in the folders says nothing.
     listed = list_videos(benchmark, where, annotated_splits.values())
     splits = {
-        name: replace(build_split(title, name, split, listed.find), differs=_differences(name, split, protocol))
+        name: replace(
+            build_split(title, name, split, listed.find),
+            differs=_differences(split, protocol.published.get(name), reported=False),
+        )
         for name, split in annotated_splits.items()
     }
     if not any(split.clips for split in splits.values()):
@@ -333,10 +342,9 @@ def load_benchmark(
         )
     notes = [f"annotations: {listing([f'{file.name} (SHA-256 {sha256_file(file)[:12]})' for file in used])}"]
     for name, split in annotated_splits.items():
-        notes += [
-            f"{name}: {note}"
-            for note in (*split.notes, *_oddities(split), *_reported(name, split, protocol), *splits[name].differs)
-        ]
+        reported = _differences(split, protocol.published.get(name), reported=True)
+        every = (*split.notes, *_oddities(split), *reported, *splits[name].differs)
+        notes += [f"{name}: {note}" for note in every]
     notes += [f"{name}: not one of its clips was found" for name, split in splits.items() if not split.clips]
     notes += absent.values()
     if "val" not in protocol.files and "train" in splits:
@@ -373,8 +381,8 @@ def read_splits(
         if files is None:
             ways = benchmark.missing(choices, where)
             owners = dict.fromkeys(benchmark.owners[file] for way in ways for file in way)
-            told = any(file in benchmark.copies for choice in choices for file in choice)
-            copies = f"; calmctl data where {benchmark.name} names copies that are read as well" if told else ""
+            copied = any(file in benchmark.copies for choice in choices for file in choice)
+            copies = f"; calmctl data where {benchmark.name} names copies that are read as well" if copied else ""
             yield (
                 name,
                 {},
@@ -424,14 +432,9 @@ def list_videos(benchmark: Benchmark, where: Places, splits: Iterable[Annotated]
     return listed
 
 
-def _differences(name: str, split: Annotated, protocol: Protocol) -> tuple[str, ...]:
-    published = protocol.published.get(name)
-    return () if published is None or published.reported else tuple(differences(split, published))
-
-
-def _reported(name: str, split: Annotated, protocol: Protocol) -> list[str]:
-    published = protocol.published.get(name)
-    return differences(split, published) if published is not None and published.reported else []
+def _differences(split: Annotated, published: Published | None, *, reported: bool) -> tuple[str, ...]:
+    """`differences` from what is published, or from what others only report, which are no fault."""
+    return () if published is None or published.reported != reported else tuple(differences(split, published))
 
 
 def _oddities(split: Annotated) -> list[str]:

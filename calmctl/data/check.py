@@ -12,15 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from calmctl.data.annotations import clip_name
-from calmctl.data.benchmark import (
-    Annotated,
-    Benchmark,
-    Protocol,
-    differences,
-    first_complete,
-    list_videos,
-    read_splits,
-)
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, differences, first_complete, list_videos, read_splits
 from calmctl.data.identity import contents_of
 from calmctl.data.locate import Missing, Places, candidates, listing, places
 from calmctl.data.packed import find_archives, how_to_unpack, list_archive

@@ -366,16 +366,16 @@ _SPLIT_WORD = re.compile(r"([a-z]+)\d*k?")
 
 def _one_a_split(tables: dict[Path, Captions]) -> dict[str, Captions]:
     """Tables by the split that their names end in or hold as a word; nothing unless each has another one."""
-    found: dict[str, Captions] = {}
+    by_split: dict[str, Captions] = {}
     for path, captions in tables.items():
         words = (_SPLIT_WORD.fullmatch(word) for word in re.split(r"[-_. ]", path.stem.lower()))
         splits = {SPLIT_NAMES[word[1]] for word in words if word and word[1] in SPLIT_NAMES}
-        if len(splits) != 1 or (split := splits.pop()) in found:
+        if len(splits) != 1 or (split := splits.pop()) in by_split:
             return {}
         if any(row.split not in (None, split) for row in captions.rows):
             raise DatasetError(f"{path}: its name says {split}, and rows in it another split; rename it or the split")
-        found[split] = captions
-    return found
+        by_split[split] = captions
+    return by_split
 
 
 def _joined(tables: dict[str, Captions]) -> Captions:

@@ -164,14 +164,14 @@ def record_split(
     )
 
 
-def shared_clips(test: SplitRecord, seen: SplitRecord) -> int:
-    """How many clips of `test` are in `seen` as well: by dataset and id, or because their files are the same.
+def shared_clips(test: SplitRecord, train: SplitRecord) -> int:
+    """How many clips of `test` are in `train` as well: by dataset and id, or because their files are the same.
 
     Ids of two folders say nothing of each other, nor of one folder whose splits were changed: there files count alone.
     """
     # Two folders may both hold a clip01.mp4.
-    ids = set() if test.dataset == "folder" else set(_unpacked(seen.ids))
-    files = set(_unpacked(seen.contents)) - {_UNKNOWN}
+    ids = set() if test.dataset == "folder" else set(_unpacked(train.ids))
+    files = set(_unpacked(train.contents)) - {_UNKNOWN}
     contents = _unpacked(test.contents) or [_UNKNOWN] * test.clips
     pairs = zip(_unpacked(test.ids), contents, strict=True)
     return sum(key in ids or content in files for key, content in pairs)

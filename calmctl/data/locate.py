@@ -44,8 +44,8 @@ class Places:
         # Joined only here: the name is one that a declaration has, and none that a file says.
         for folder in self.annotations:
             fitting = sorted(folder.glob(name)) if "*" in name else [folder / name]
-            if found := next(filter(os.path.isfile, fitting), None):
-                return found
+            if path := next(filter(os.path.isfile, fitting), None):
+                return path
         return None
 
 
@@ -65,10 +65,7 @@ def places(name: str, root: Path | None, annotations: Path | None, videos: Path 
             require_folder(folder)
     if root is None and (annotations is None or videos is None):
         raise DatasetError(f"{name}: say where its files are with --root, or with --annotations and --videos")
-    return Places(
-        _existing(annotations, root, name, "annotations"),
-        _existing(videos, root, name, "videos"),
-    )
+    return Places(_existing(annotations, root, name, "annotations"), _existing(videos, root, name, "videos"))
 
 
 def _existing(given: Path | None, root: Path | None, name: str, kind: str) -> tuple[Path, ...]:

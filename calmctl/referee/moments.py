@@ -83,20 +83,20 @@ def read_truth(path: Path) -> Truth:
     content = read_json_file(path) if suffix == ".json" else None
     first = content[0] if isinstance(content, list) and content else None
     if suffix == ".jsonl" or (isinstance(first, dict) and "relevant_windows" in first):
-        found = _qvhighlights(path)
+        truth = _qvhighlights(path)
     elif suffix == ".txt":
-        found = _of_benchmark(path, "charades-sta", "")
+        truth = _of_benchmark(path, "charades-sta", "")
     elif suffix == ".json":
         listed = isinstance(content, list) and not (isinstance(first, dict) and "sentences" in first)
-        found = _of_benchmark(path, *(("didemo", "moments") if listed else ("activitynet", "moments")))
+        truth = _of_benchmark(path, *(("didemo", "moments") if listed else ("activitynet", "moments")))
     else:
         raise DatasetError(f"{path}: timed sentences are read from .jsonl, .json and .txt files")
-    if not found.queries:
+    if not truth.queries:
         raise DatasetError(
             f"{path}: not one of its sentences has a time; it must hold the true spans, as relevant_windows, and the "
             "answers stand in a file of their own, which is named first"
         )
-    return found
+    return truth
 
 
 def _of_benchmark(path: Path, name: str, protocol: str) -> Truth:
@@ -202,21 +202,21 @@ def _plain(sentence: str) -> str:
 
 
 def _ranked(rows: list[Any], place: str) -> tuple[Span, ...]:
-    found: list[tuple[float, Span]] = []
+    scored: list[tuple[float, Span]] = []
     for row in rows:
         numbers = [each for each in expect(row, list, place) if type(each) in (int, float) and math.isfinite(each)]
         if len(numbers) != len(row) or len(row) not in (2, 3) or numbers[1] < numbers[0]:
             raise DatasetError(f"{place}: expected [start, end] or [start, end, score], found {shown(str(row))}")
-        found.append((numbers[2] if len(numbers) == 3 else 0.0, (float(numbers[0]), float(numbers[1]))))
-    return tuple(span for _, span in sorted(found, key=lambda each: -each[0]))
+        scored.append((numbers[2] if len(numbers) == 3 else 0.0, (float(numbers[0]), float(numbers[1]))))
+    return tuple(span for _, span in sorted(scored, key=lambda each: -each[0]))
 
 
 # The metrics.
 
 
-def overlaps(found: Sequence[Span], true: Sequence[Span]) -> Doubles:
-    """Intersection over union of every found and every true span, [P, G]; 0 of two empty ones."""
-    starts, ends = (np.array([each[side] for each in found], dtype=np.float64)[:, None] for side in (0, 1))
+def overlaps(predicted: Sequence[Span], true: Sequence[Span]) -> Doubles:
+    """Intersection over union of every predicted and every true span, [P, G]; 0 of two empty ones."""
+    starts, ends = (np.array([each[side] for each in predicted], dtype=np.float64)[:, None] for side in (0, 1))
     true_starts, true_ends = (np.array([each[side] for each in true], dtype=np.float64)[None] for side in (0, 1))
     shared = np.clip(np.minimum(ends, true_ends) - np.maximum(starts, true_starts), 0.0, None)
     union = (ends - starts) + (true_ends - true_starts) - shared
@@ -224,10 +224,10 @@ def overlaps(found: Sequence[Span], true: Sequence[Span]) -> Doubles:
 
 
 def average_precision(ious: Doubles, threshold: float) -> float:
-    """One query's average precision, from its overlaps [P, G], found spans in their order.
+    """One query's average precision, from its overlaps [P, G], predicted spans in their order.
 
-    Each true span counts once, for the first found one that has it as the one it overlaps most of those left. Precision
-    is the best at that recall or beyond.
+    Each true span counts once, for the first predicted one that has it as the one it overlaps most of those left.
+    Precision is the best at that recall or beyond.
     """
     free = np.ones(ious.shape[1], dtype=bool)
     hits = []
@@ -239,8 +239,8 @@ def average_precision(ious: Doubles, threshold: float) -> float:
             free[best] = False
     right = np.cumsum(hits)
     precision = right / np.arange(1, len(hits) + 1) if hits else np.empty(0)
-    found = [float(precision[place:].max()) for place, hit in enumerate(hits) if hit]
-    return sum(found) / int(ious.shape[1])
+    precisions = [float(precision[place:].max()) for place, hit in enumerate(hits) if hit]
+    return sum(precisions) / int(ious.shape[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,15 +318,15 @@ def score_moments(answers: Answers, truth: Truth) -> MomentResult:
     names += ["DiDeMo R@1", "DiDeMo R@5", "DiDeMo mIoU"] if truth.annotators else []
     rows = []
     for query in truth.queries:
-        found = answers.spans.get(query.id, ())
-        ious = overlaps(found, query.spans)
-        best = ious.max(1) if len(found) else np.empty(0)
+        predicted = answers.spans.get(query.id, ())
+        ious = overlaps(predicted, query.spans)
+        best = ious.max(1) if len(predicted) else np.empty(0)
         row = [float(any(best[:k] >= iou)) for iou in IOUS for k in DEPTHS]
         row.append(float(best[0]) if len(best) else 0.0)
         by_iou = {iou: average_precision(ious[:AP_DEPTH], iou) for iou in AP_IOUS}
         row += [sum(by_iou.values()) / len(by_iou), by_iou[0.5], by_iou[0.75]]
         if truth.annotators:
-            row += _didemo(found, query.spans, ious)
+            row += _didemo(predicted, query.spans, ious)
         rows.append(row)
     values = 100.0 * np.array(rows, dtype=np.float64)
     lost = len(truth.queries) - sum(bool(answers.spans.get(query.id)) for query in truth.queries)
@@ -344,11 +344,11 @@ def score_moments(answers: Answers, truth: Truth) -> MomentResult:
     )
 
 
-def _didemo(found: Sequence[Span], spans: Sequence[Span], ious: Doubles) -> list[float]:
+def _didemo(predicted: Sequence[Span], spans: Sequence[Span], ious: Doubles) -> list[float]:
     """Rank of exactly the annotators' spans, and overlap of the first: means over the three annotators best for it."""
-    places = sorted(found.index(each) + 1 if each in found else math.inf for each in spans)[:_AGREED]
+    places = sorted(predicted.index(each) + 1 if each in predicted else math.inf for each in spans)[:_AGREED]
     rank = sum(places) / len(places)
-    first = np.sort(ious[0])[-_AGREED:].mean() if len(found) else 0.0
+    first = np.sort(ious[0])[-_AGREED:].mean() if len(predicted) else 0.0
     return [float(rank <= 1), float(rank <= 5), float(first)]
 
 

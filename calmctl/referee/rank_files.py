@@ -104,10 +104,10 @@ def _rank_record(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...]
     record = expect(read_json(path, what="ranks"), dict, str(path))
     if record.get("calmctl_ranks") != 1:
         raise BadInput(f"{path}: {_NO_RANKS}")
-    found = expect(record.get("ranks"), dict, f"{path}: ranks")
+    by_direction = expect(record.get("ranks"), dict, f"{path}: ranks")
     texts, videos = (tuple(map(str, expect(record.get(n), list, f"{path}: {n}"))) for n in ("texts", "videos"))
     expect(record.get("concerns", []), list, f"{path}: concerns")
-    return {name: expect(each, dict, f"{path}: {name}") for name, each in found.items()}, texts, videos, record
+    return {name: expect(each, dict, f"{path}: {name}") for name, each in by_direction.items()}, texts, videos, record
 
 
 def _rank_table(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...], Mapping[str, Any]]:
@@ -164,10 +164,10 @@ def board_metrics(verdict: Verdict, direction: Direction, depths: Sequence[int])
     """
     if direction == "text_to_video":
         ranks = verdict.ranks["text_to_video"]
-        found = {k: ranks.recall(k) for k in depths}
-        values = {f"recall@{k}": each for k, each in found.items()} | {f"ndcg@{k}": ranks.gains(k) for k in depths}
+        hits = {k: ranks.recall(k) for k in depths}
+        values = {f"recall@{k}": each for k, each in hits.items()} | {f"ndcg@{k}": ranks.gains(k) for k in depths}
         values |= {f"map@{k}": ranks.reciprocal(k) for k in depths}
-        values |= {f"precision@{k}": each / k for k, each in found.items()}
+        values |= {f"precision@{k}": each / k for k, each in hits.items()}
     else:
         ranks, captions = verdict.ranks["video_to_text_plain"], verdict.captions
         _, clip, own = np.unique(captions.clips, return_inverse=True, return_counts=True)
@@ -186,18 +186,18 @@ def format_board(verdict: Verdict, board: str, task: str, direction: Direction) 
     """
     card = verdict.result.card
     if board == "mmeb":
-        found = board_metrics(verdict, direction, _MMEB_DEPTHS)
-        scores: dict[str, Any] = {name: each for name, each in found.items() if not name.startswith("ndcg@")}
+        metrics = board_metrics(verdict, direction, _MMEB_DEPTHS)
+        scores: dict[str, Any] = {name: each for name, each in metrics.items() if not name.startswith("ndcg@")}
         for kind in ("linear", "exponential"):  # of gains that are 0 or 1 both are the same
-            scores |= {f"ndcg_{kind}@{k}": found[f"ndcg@{k}"] for k in _MMEB_DEPTHS}
+            scores |= {f"ndcg_{kind}@{k}": metrics[f"ndcg@{k}"] for k in _MMEB_DEPTHS}
         n_queries = len(verdict.ranks[direction].clips)
         record = {**scores, "num_pred": n_queries, "num_data": n_queries, "calmctl_card": card.to_dict()}
     else:
         names = {"hit": "hit_rate"}
-        found = board_metrics(verdict, direction, _MTEB_DEPTHS)
+        metrics = board_metrics(verdict, direction, _MTEB_DEPTHS)
         scores = {
             f"{names.get(name, name)}_at_{k}": round(each, 5)
-            for (name, _, k), each in ((key.partition("@"), each) for key, each in found.items())
+            for (name, _, k), each in ((key.partition("@"), each) for key, each in metrics.items())
         }
         subset = {"hf_subset": "default", "languages": ["eng-Latn"], "main_score": scores["ndcg_at_10"]}
         record = {

@@ -15,14 +15,7 @@ import numpy as np
 from calmctl.data.annotations import shown
 from calmctl.errors import BadInput, RunFailed
 from calmctl.evaluation.card import list_facts
-from calmctl.evaluation.metrics import (
-    DIRECTIONS,
-    Direction,
-    FurtherMetrics,
-    Ranks,
-    further_metrics,
-    ndcg_of_captions,
-)
+from calmctl.evaluation.metrics import DIRECTIONS, Direction, FurtherMetrics, Ranks, further_metrics, ndcg_of_captions
 from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
 from calmctl.evaluation.statistics import (
     Interval,
@@ -134,7 +127,7 @@ class Embeddings:
 
     def block(self, rows: Integers) -> Array:
         """As `Scores`."""
-        found = np.empty((len(rows), self.shape[1]), np.float32)
+        scores = np.empty((len(rows), self.shape[1]), np.float32)
         several = self._sides[1].shape[1] if self._sides[1].ndim == 3 else 1
         chunk = max(1, _TILE_ELEMENTS // self._sides[0][0].size)
         for first in range(0, len(rows), chunk):
@@ -142,20 +135,20 @@ class Embeddings:
             width = max(1, _TILE_ELEMENTS // (several * max(texts[..., 0].size, texts.shape[-1])))
             for start in range(0, self.shape[1], width):
                 columns = np.arange(start, min(start + width, self.shape[1]))
-                found[first : first + chunk, columns] = self._scores(texts, self._vectors(1, columns))
-        return found
+                scores[first : first + chunk, columns] = self._scores(texts, self._vectors(1, columns))
+        return scores
 
     def pairs(self, rows: Integers, columns: Integers) -> Array:
         """As `Scores`, but for rounding in one of a hundred million."""
-        found = np.empty(len(rows), np.float32)
+        scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), 1024):
             some = slice(start, start + 1024)
             texts, videos = self._vectors(0, rows[some]), self._vectors(1, columns[some])
             if self._late:
-                found[some] = [self._scores(t[None], v[None])[0, 0] for t, v in zip(texts, videos, strict=True)]
+                scores[some] = [self._scores(t[None], v[None])[0, 0] for t, v in zip(texts, videos, strict=True)]
             else:
-                found[some] = np.einsum("nd,nd->n", texts, videos)
-        return found
+                scores[some] = np.einsum("nd,nd->n", texts, videos)
+        return scores
 
     def _vectors(self, side: int, which: Integers) -> Doubles:
         vectors = self._sides[side][which].astype(np.float64)
@@ -178,7 +171,7 @@ class Embeddings:
 
 def _norms(vectors: Array, side: str, *, unit: bool) -> Doubles:
     """The length of each text's or video's vector, of several their mean."""
-    found = np.empty(len(vectors))
+    norms = np.empty(len(vectors))
     for start in range(0, len(vectors), 4096):
         some = np.asarray(vectors[start : start + 4096], dtype=np.float64)
         lengths = np.asarray(np.linalg.norm(some, axis=-1), dtype=np.float64)
@@ -191,8 +184,8 @@ def _norms(vectors: Array, side: str, *, unit: bool) -> Doubles:
                     f"the vector of {side} {start + int(bad.argmax())} (and of {int(bad.sum()) - 1} others near it) "
                     f"{what}: it has no {'direction' if unit else 'scores'}; compute it again or leave it out"
                 )
-        found[start : start + 4096] = lengths
-    return found
+        norms[start : start + 4096] = lengths
+    return norms
 
 
 # Who is who.
@@ -415,17 +408,17 @@ class Verdict:
     def further(self, direction: Direction) -> tuple[FurtherMetrics, dict[str, Interval | None]]:
         """R@50, nDCG@10 and MRR with their intervals over clips."""
         ranks, values = self.ranks[direction], self.values(direction)
-        found = further_metrics(ranks, values["ndcg10"] / 100.0)
+        metrics = further_metrics(ranks, values["ndcg10"] / 100.0)
         intervals = {name: mean_interval(each, ranks.clips) for name, each in values.items()}
-        return found, {"r50": recall_interval(ranks, 50), **intervals}
+        return metrics, {"r50": recall_interval(ranks, 50), **intervals}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         further = {}
         for direction in DIRECTIONS:
-            found, intervals = self.further(direction)
+            metrics, intervals = self.further(direction)
             bounds = {name: None if each is None else asdict(each) for name, each in intervals.items()}
-            further[direction] = {**asdict(found), "intervals": bounds}
+            further[direction] = {**asdict(metrics), "intervals": bounds}
         return {
             **self.result.to_json(),
             "further": further,
@@ -435,7 +428,7 @@ class Verdict:
 
 
 def examine(
-    scores: Scores, found: Match, *, embeddings: Embeddings | None = None, progress: Progress | None = None
+    scores: Scores, matched: Match, *, embeddings: Embeddings | None = None, progress: Progress | None = None
 ) -> tuple[dict[Direction, Ranks], Ranks, list[Suspicion], list[str]]:
     """The ranks of `rank_scores`, all that is likely wrong, and what cannot be told; arguments as in `judge_scores`.
 
@@ -447,16 +440,16 @@ def examine(
             f"the embeddings are of {embeddings.shape[0]:,} texts and {embeddings.shape[1]:,} videos, the matrix "
             f"is {list(scores.shape)}; give those that it was computed from"
         )
-    alternatives = possible_alignments(found.rows, found.owners, found.text_ids, found.video_ids)
-    survey = Survey(found.owners, scores.shape[1], alternatives)
-    ranks, captions = rank_scores(scores, found.rows, found.owners, survey, progress)
-    suspicions = [*found.suspicions, *look(survey, found.text_ids, found.video_ids)]
+    alternatives = possible_alignments(matched.rows, matched.owners, matched.text_ids, matched.video_ids)
+    survey = Survey(matched.owners, scores.shape[1], alternatives)
+    ranks, captions = rank_scores(scores, matched.rows, matched.owners, survey, progress)
+    suspicions = [*matched.suspicions, *look(survey, matched.text_ids, matched.video_ids)]
     if isinstance(scores, Embeddings) and not scores.unit:
         suspicions += look_at_norms(scores.norms)
     if embeddings is not None:
 
         def recomputed(texts: Integers, videos: Integers) -> Doubles:
-            return np.asarray(embeddings.block(found.rows[texts])[:, videos], dtype=np.float64)
+            return np.asarray(embeddings.block(matched.rows[texts])[:, videos], dtype=np.float64)
 
         suspicions = [each for each in suspicions if each.kind != "leak"]  # which can now be said for certain
         suspicions += compare_with_embeddings(survey, recomputed)
@@ -473,7 +466,7 @@ def examine(
 
 def judge_scores(
     scores: Scores,
-    found: Match,
+    matched: Match,
     labels: Labels,
     *,
     embeddings: Embeddings | None = None,
@@ -483,7 +476,7 @@ def judge_scores(
 
     Args:
         scores: A matrix, or embeddings.
-        found: Who is who.
+        matched: Who is who.
         labels: What the numbers are of.
         embeddings: Of the same texts and videos as a matrix, to compute its scores again.
         progress: Told of the rows.
@@ -492,19 +485,19 @@ def judge_scores(
         BadInput: As `examine`.
         RunFailed: A score is NaN: there are no ranks; the message says which.
     """
-    ranks, captions, suspicions, untold = examine(scores, found, embeddings=embeddings, progress=progress)
+    ranks, captions, suspicions, untold = examine(scores, matched, embeddings=embeddings, progress=progress)
     if nan := next((each for each in suspicions if each.kind == "nan"), None):
         raise RunFailed(f"no ranks can be made: {nan.text}")
-    card = replace(labels.card, **found.tested)
-    concerns = (*labels.concerns, *(each.text for each in found.suspicions))
+    card = replace(labels.card, **matched.tested)
+    concerns = (*labels.concerns, *(each.text for each in matched.suspicions))
     return Verdict(
         result=retrieval_result(ranks, replace(labels, card=card, concerns=concerns)),
         ranks=ranks,
         captions=captions,
-        text_ids=found.text_ids,
-        video_ids=found.video_ids,
+        text_ids=matched.text_ids,
+        video_ids=matched.video_ids,
         suspicions=tuple(suspicions),
-        notes=(*found.notes, *untold),
+        notes=(*matched.notes, *untold),
     )
 
 
@@ -524,7 +517,7 @@ def differences(first: Verdict, second: Verdict) -> dict[Direction, dict[str, Pa
         )
     column = {video: place for place, video in enumerate(first.video_ids)}
     columns = np.array([column.get(video, -1) for video in second.video_ids])
-    found: dict[Direction, dict[str, PairedDifference]] = {}
+    by_direction: dict[Direction, dict[str, PairedDifference]] = {}
     for direction in DIRECTIONS:
         before, after = second.ranks[direction], first.ranks[direction]
         clips = columns[before.clips]
@@ -536,11 +529,11 @@ def differences(first: Verdict, second: Verdict) -> dict[Direction, dict[str, Pa
         values = {name: each[order] for name, each in second.values(direction).items()}
         extra = {"r50": (100.0 * before.recall(50), 100.0 * after.recall(50))}
         extra |= {name: (values[name], each) for name, each in first.values(direction).items()}
-        found[direction] = paired_differences(before, after)
-        found[direction] |= {name: paired_mean(name, *each, after.clips) for name, each in extra.items()}
-    return found
+        by_direction[direction] = paired_differences(before, after)
+        by_direction[direction] |= {name: paired_mean(name, *each, after.clips) for name, each in extra.items()}
+    return by_direction
 
 
-def differences_json(found: Mapping[Direction, Mapping[str, PairedDifference]]) -> dict[str, Any]:
+def differences_json(differences: Mapping[Direction, Mapping[str, PairedDifference]]) -> dict[str, Any]:
     """Plain data."""
-    return {way: {name: asdict(each) for name, each in by_metric.items()} for way, by_metric in found.items()}
+    return {way: {name: asdict(each) for name, each in by_metric.items()} for way, by_metric in differences.items()}

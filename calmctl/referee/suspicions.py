@@ -132,11 +132,11 @@ def possible_alignments(
     listed = owners[in_file]  # in the order of the file's rows
 
     def of_rows(columns: Integers) -> Integers:
-        found = np.empty_like(columns)
-        found[in_file] = columns
-        return found
+        by_text = np.empty_like(columns)
+        by_text[in_file] = columns
+        return by_text
 
-    found = {
+    alignments = {
         "the columns are shifted by one to the right": (owners + 1) % n_videos,
         "the columns are shifted by one to the left": (owners - 1) % n_videos,
         "the rows are shifted by one downwards": of_rows(np.roll(listed, 1)),
@@ -146,25 +146,25 @@ def possible_alignments(
     }
     if n_texts > n_videos and n_texts % n_videos == 0:
         number = np.arange(n_texts)
-        found["the rows go through all videos, then through all again"] = of_rows(number % n_videos)
-        found["the rows go through all captions of a video, then of the next"] = of_rows(
+        alignments["the rows go through all videos, then through all again"] = of_rows(number % n_videos)
+        alignments["the rows go through all captions of a video, then of the next"] = of_rows(
             number // (n_texts // n_videos)
         )
     for how, key in (("as text", str), ("by their numbers", _by_number)):
         place = {name: n for n, name in enumerate(sorted(video_ids, key=key))}
-        found[f"the columns are in the order of their ids sorted {how}"] = np.array(
+        alignments[f"the columns are in the order of their ids sorted {how}"] = np.array(
             [place[video_ids[owner]] for owner in owners.tolist()]
         )
         ordered = sorted(range(n_texts), key=lambda text: key(text_ids[text]))
-        found[f"the rows are in the order of their ids sorted {how}"] = of_rows(owners[np.array(ordered)])
+        alignments[f"the rows are in the order of their ids sorted {how}"] = of_rows(owners[np.array(ordered)])
     if n_texts == n_videos and len(np.unique(owners)) == n_videos:
         inverse = np.empty_like(owners)  # row r would be a video and column c a text: whose video is r?
         in_rows = np.empty_like(owners)
         in_rows[in_file] = np.arange(n_texts)
         inverse[owners] = in_rows
-        found[TRANSPOSED] = inverse[in_rows]
+        alignments[TRANSPOSED] = inverse[in_rows]
     different = [(owners, "")]  # one caption a clip: to shift columns one way is to shift rows the other
-    for name, columns in found.items():
+    for name, columns in alignments.items():
         if not any(np.array_equal(columns, other) for other, _ in different):
             different.append((columns, name))
     return {name: columns for columns, name in different[1:]}
@@ -179,9 +179,9 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 def look(survey: Survey, text_ids: Sequence[str], video_ids: Sequence[str]) -> list[Suspicion]:
     """All checks that scores alone allow, the gravest first."""
-    found = [*_not_numbers(survey, text_ids, video_ids), *_constant(survey, text_ids, video_ids)]
-    found += [*_pairing(survey), *_copies(survey, text_ids, video_ids), *_filled(survey), *_normalised(survey)]
-    return [*found, *_near_one(survey), *_leak_in(survey)]
+    suspicions = [*_not_numbers(survey, text_ids, video_ids), *_constant(survey, text_ids, video_ids)]
+    suspicions += [*_pairing(survey), *_copies(survey, text_ids, video_ids), *_filled(survey), *_normalised(survey)]
+    return [*suspicions, *_near_one(survey), *_leak_in(survey)]
 
 
 def _named(which: Iterable[int], ids: Sequence[str]) -> str:
@@ -385,14 +385,14 @@ def _near_one(survey: Survey) -> Iterable[Suspicion]:
 
 
 def _leak_in(survey: Survey) -> Iterable[Suspicion]:
-    found = survey.advantage
+    lead = survey.advantage
     # Of an honest lead at most the part that lies in D dimensions which were not predicted, sqrt(D (1 - fit)), is left.
-    if found is not None and found["standard_errors"] > 8 and found["share"] > 0.02 + 20 * (1 - found["fit"]) ** 0.5:
+    if lead is not None and lead["standard_errors"] > 8 and lead["share"] > 0.02 + 20 * (1 - lead["fit"]) ** 0.5:
         yield Suspicion(
             "leak",
-            f"true pairs score higher than all other scores predict, by {100 * found['share']:z.0f} % of their lead, "
+            f"true pairs score higher than all other scores predict, by {100 * lead['share']:z.0f} % of their lead, "
             "and wrong pairs do not: the scorer knew which pair is true",
-            found,
+            lead,
         )
 
 
@@ -474,11 +474,11 @@ def compare_with_embeddings(survey: Survey, recomputed: Callable[[Integers, Inte
 
 def look_at_norms(norms: Mapping[str, Doubles]) -> list[Suspicion]:
     """Under dot products the length of a vector counts: lengths that differ decide ranks, by text or video."""
-    found = []
+    suspicions = []
     for side, lengths in norms.items():
         spread = float(lengths.std() / max(lengths.mean(), 1e-300))
         if spread > 0.01:
-            found.append(
+            suspicions.append(
                 Suspicion(
                     f"{side} norms",
                     f"the {side}s' vectors are not normalised, their lengths go from {lengths.min():.3g} to "
@@ -487,4 +487,4 @@ def look_at_norms(norms: Mapping[str, Doubles]) -> list[Suspicion]:
                     {"spread": spread, "least": float(lengths.min()), "most": float(lengths.max())},
                 )
             )
-    return found
+    return suspicions

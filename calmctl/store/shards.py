@@ -89,8 +89,8 @@ class KnownFeatures:
             # The others were checked when the work was planned.
             if store.entry("frames", group) is None or (group in redone and store.shard("frames", group)[1]):
                 continue
-            told, since_ns = read_sources(store.path / shard_file("frames", group))
-            sources[group] = {key: told.get(key) for key in store.present("frames", group)}, since_ns
+            of_shard, since_ns = read_sources(store.path / shard_file("frames", group))
+            sources[group] = {key: of_shard.get(key) for key in store.present("frames", group)}, since_ns
             for key, source in sources[group][0].items():
                 if source is not None and len(source) > 5:
                     held.setdefault((source[5], *source[2:4]), (group, key))

@@ -17,8 +17,7 @@ from av.video.frame import PictureType
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video.inspect import Source, inspect, open_video, reasons, upright
-from calmctl.video.pixels import Transform
-from calmctl.video.worker import MEMORY_BYTES, in_gib
+from calmctl.video.worker import MEMORY_BYTES, Transform, in_gib
 
 # A frame that starts at the very instant asked for is the one on the screen, whatever the rounding of floats.
 _TICK_S = 1e-6

@@ -18,8 +18,8 @@ from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video.frames import decoded_frames, frame_times, frame_windows
 from calmctl.video.inspect import Source, inspect
-from calmctl.video.pixels import Transform
 from calmctl.video.pool import TIMEOUT_S, run_isolated
+from calmctl.video.worker import Transform
 
 INSTANTS_PER_S, FEWEST_INSTANTS, MOST_INSTANTS = 2.0, 12, 240
 LONG_TIMEOUT_S = 900.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -12,9 +11,6 @@ import numpy as np
 from PIL import Image
 
 from calmctl.samples import Clip
-
-Transform = Callable[[np.ndarray], np.ndarray]
-"""What is done to some frames of a clip, uint8 [n, H, W, 3] -> [n, ...] of one shape."""
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

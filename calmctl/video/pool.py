@@ -23,8 +23,8 @@ import numpy as np
 from calmctl.errors import BadInput, RunFailed, VideoError
 from calmctl.samples import Clip
 from calmctl.video.compressed import CompressedReader
-from calmctl.video.pixels import FrameReader, Transform
-from calmctl.video.worker import Result, Worker, WorkerDied
+from calmctl.video.pixels import FrameReader
+from calmctl.video.worker import Result, Transform, Worker, WorkerDied
 
 Item = TypeVar("Item")
 Job = Callable[[Item], np.ndarray | Iterator[Result]]

@@ -252,6 +252,9 @@ PARENTS_SIGNALS = tuple(
 _ORPHAN_GRACE_S = 30.0
 _PR_SET_PDEATHSIG = 1
 
+Transform = Callable[[np.ndarray], np.ndarray]
+"""What is done to some frames of a clip, uint8 [n, H, W, 3] -> [n, ...] of one shape."""
+
 Result = np.ndarray | VideoError | None
 """An array, the reason why there is none, or None: nothing yet, but the decoder gets on."""
 

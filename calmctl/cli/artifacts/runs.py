@@ -267,7 +267,7 @@ def compare(
     names: options.RunNames,
     cross: options.Cross = None,
     as_json: options.Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="A row a system, direction and metric.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One row per system, direction and metric.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Tables for a page.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Tables for a paper, by booktabs.")] = False,
     root: options.Root = None,
@@ -329,17 +329,17 @@ REPORT_EXAMPLES = options.examples(
 
 def report(
     run: options.RunArgument = None,
-    html: options.Html = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="The page; RUN/report.html.", show_default=False)
+    ] = None,
     top: options.Top = 10,
     runs: options.Runs = Path("runs"),
 ) -> None:
-    """Write one page about a run.
+    r"""Write one page about a run.
 
     Curves of the training, numbers with intervals, where the right ones rank, the worst failures, the recipe.
 
-    It is RUN/report.html where no other is named.
-
-    It needs 'calmctl[report]', and what calmctl eval has kept.
+    It needs 'calmctl\[report]', and what calmctl eval has kept.
     """
     chosen = find_named(run, runs, "reporting")
     path = html or (chosen.folder / "report.html" if chosen.folder.is_dir() else Path("report.html"))
@@ -360,11 +360,11 @@ def _kept(
     kept: list[KeptEvaluation | None] = []
     for run in chosen:
         like = kept[0] if kept else None
-        found = find_kept(run, spec.dataset, protocol, split=split, weights=weights, like=like)
-        if found is not None and (why := changed_since(found, spec)):
+        earlier = find_kept(run, spec.dataset, protocol, split=split, weights=weights, like=like)
+        if earlier is not None and (why := changed_since(earlier, spec)):
             note(f"[yellow]{printable(run.name)} is evaluated anew: the test set has changed since, {why}[/]")
-            found = None
-        kept.append(found)
+            earlier = None
+        kept.append(earlier)
     missing = [run for run, each in zip(chosen, kept, strict=True) if each is None]
     if missing:
         loading(", ".join(str(run.folder) for run in missing))

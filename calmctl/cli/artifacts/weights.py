@@ -186,13 +186,13 @@ def _cache() -> list[tuple[str, int, list[str]]]:
     """Repositories of models in the hub's cache: name, bytes, commits; without asking anybody."""
     from calmctl.hub import cache_folder
 
-    folder, found = cache_folder(), []
+    folder, repositories = cache_folder(), []
     for place in sorted(folder.glob("models--*")):
         # Not through links: each file counts once, where its bytes are.
         size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and not path.is_symlink())
         commits = sorted(path.name for path in (place / "snapshots").glob("*"))
-        found.append((place.name.removeprefix("models--").replace("--", "/", 1), size, commits))
-    return found
+        repositories.append((place.name.removeprefix("models--").replace("--", "/", 1), size, commits))
+    return repositories
 
 
 def _place(model: str, weights: str | None) -> tuple[Path | None, dict[str, Any]]:
@@ -213,8 +213,8 @@ def _place(model: str, weights: str | None) -> tuple[Path | None, dict[str, Any]
                 return Path(name), here
             repository, _, revision = name.partition("@")
             files = WEIGHTS if kind == HUB else ("modules.json",)
-            found = [path for file in files if (path := cached(repository, file, revision=revision or None))]
-            return (found[0] if found else None), _source(repository, revision or None, "")
+            paths = [path for file in files if (path := cached(repository, file, revision=revision or None))]
+            return (paths[0] if paths else None), _source(repository, revision or None, "")
     if place := Published.of(model):
         return place.weights(), here
     from calmctl.model.spec import HUB_CONFIG, HUB_WEIGHTS, check_backbone, read_architecture, shipped_weights

@@ -69,7 +69,7 @@ Why = Annotated[bool, typer.Option("--why", help="The anchors that sentence and 
 Shots = Annotated[
     bool, typer.Option("--shots", help="Search shots: cut where the picture changes.", rich_help_panel=options.DATA)
 ]
-Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Search windows so long.", panel=options.DATA)]
+Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Length of a window.", panel=options.DATA)]
 
 # As in search/collection.py, which imports torch.
 CACHE = Path("features/search")
@@ -137,7 +137,7 @@ def search(
 ) -> None:
     """Search videos with sentences.
 
-    Other directions are verbs: search similar CLIP, search captions FILE CLIP, search recall.
+    Other directions are verbs: search similar CLIP, search captions FILE CLIP, search moments TIMED, search recall.
 
     Without --run it is the newest run that knows such clips, or else the bare backbone.
 
@@ -298,7 +298,7 @@ def recall(
     Without sentences, captions that came with the clips are asked.
     """
     from calmctl.data.locate import require_folder
-    from calmctl.search.exact import require_usearch
+    from calmctl.search.exact import CANDIDATES, require_usearch
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride)
@@ -310,7 +310,7 @@ def recall(
     note_cut(search_model, query_texts)
     with progress_bar("items") as bar:
         engine = open_search(search_model, where, window, stride_s, videos, cache, bar)
-        measured = engine.recall(query_texts or engine.sampled_captions(), **_given(candidates))
+        measured = engine.recall(query_texts or engine.sampled_captions(), candidates=candidates or CANDIDATES)
     note_left_out(engine)
     print_json(asdict(measured)) if as_json else print_recall(measured)
 
@@ -438,10 +438,6 @@ def calibrated(engine: Search, rule: Rule | None, source: str | None) -> None:
 
     given = None if source is None else sentences_of_others(read_sentences(source), Path(source).name)
     engine.open_bank(given).require(rule)
-
-
-def _given(candidates: int | None) -> dict[str, int]:
-    return {} if candidates is None else {"candidates": candidates}
 
 
 def _require_video(clip: Path) -> None:

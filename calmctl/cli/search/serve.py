@@ -45,9 +45,7 @@ EXAMPLES = options.examples(
 
 
 def serve(
-    where: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of videos, or a feature store.")] = Path(
-        "."
-    ),
+    where: Folder = Path("."),
     port: Annotated[int, PORT(help="Port of the page; 0 takes a free one.")] = 8765,
     browse: Annotated[bool, typer.Option("--browse", help="Show the page in the browser.")] = False,
     mcp: Annotated[bool, typer.Option("--mcp", help="Tools for a language model, and no page.")] = False,

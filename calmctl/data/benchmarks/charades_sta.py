@@ -44,10 +44,7 @@ CHARADES_STA = Benchmark(
         "": Protocol(
             files={"train": [("charades_sta_train.txt",)], "test": [("charades_sta_test.txt",)]},
             read=_read,
-            published={
-                "train": Published(None, 12_408, reported=True),
-                "test": Published(None, 3720, reported=True),
-            },
+            published={"train": Published(None, 12_408, reported=True), "test": Published(None, 3720, reported=True)},
             val_clips=500,
         )
     },

@@ -59,11 +59,7 @@ LSMDC = Benchmark(
     ),
     protocols={
         "": Protocol(
-            files={
-                "train": [(_TRAIN,)],
-                "val": [(_VAL,)],
-                "test": [(_TEST,), (_TEST.replace("tect", "test"),)],
-            },
+            files={"train": [(_TRAIN,)], "val": [(_VAL,)], "test": [(_TEST,), (_TEST.replace("tect", "test"),)]},
             read=_read,
             published={
                 # Published are the numbers of lines; how many clips they name is not.

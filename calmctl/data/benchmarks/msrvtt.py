@@ -26,8 +26,7 @@ _ONE_K_A = Published(1000, 1000, "60173d2b8dad19554edd6d5e95ab308e5f599954511ea8
 def _read_retrieval(name: str, files: Mapping[str, Path]) -> Annotated:
     """Train: the clips of a list with all their captions. Test: the 1k-A pairs, one sentence per clip."""
     if len(files) == 1 and (path := next(iter(files.values()))).suffix == ".json":  # a row a clip, with its captions
-        rows = list(row_captions(path))
-        return Annotated([clip for clip, _ in rows], [(clip, text) for clip, texts in rows for text in texts])
+        return Annotated.of_rows(row_captions(path))
     if name == "test":
         table = read_table(files[_TEST_1KA], ["video_id", "sentence"])
         pairs = [(row["video_id"], row["sentence"]) for _, row in table]

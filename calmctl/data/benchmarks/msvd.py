@@ -203,8 +203,7 @@ _NOTES = {
 def _read(name: str, files: Mapping[str, Path]) -> Annotated:
     """The clips of a list with every caption; which file the captions are from is noted where it matters."""
     if (rows := files.get(f"msvd_{name}.json")) is not None:  # a row a clip, with its captions
-        told = list(row_captions(rows))
-        return Annotated([clip for clip, _ in told], [(clip, text) for clip, texts in told for text in texts])
+        return Annotated.of_rows(row_captions(rows))
     files = {file.rpartition("/")[2]: path for file, path in files.items()}
     clip_ids = read_ids(files[f"{name}_list.txt"])
     (file,) = files.keys() & _READERS.keys()

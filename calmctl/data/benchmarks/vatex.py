@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from calmctl.data.annotations import clip_name, expect, field, read_names, read_object, row_captions, shown
@@ -33,9 +34,8 @@ def _segments(clip_ids: Iterable[str]) -> dict[str, Segment]:
 def _read_official(name: str, files: Mapping[str, Path]) -> Annotated:
     """All clips of a file with all their captions."""
     (path,) = files.values()
-    rows = list(row_captions(path, ["videoID"], ["enCap"]))
-    ids = [clip_id for clip_id, _ in rows]
-    return Annotated(ids, [(clip, text) for clip, texts in rows for text in texts], segments=_segments(ids))
+    annotated = Annotated.of_rows(row_captions(path, ["videoID"], ["enCap"]))
+    return replace(annotated, segments=_segments(annotated.clip_ids))
 
 
 def _listed(split: str, *captions: str) -> list[tuple[str, str]]:

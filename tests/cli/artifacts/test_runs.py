@@ -49,6 +49,17 @@ def test_runs_are_listed_and_shown(place):
     assert json.loads(call("runs", "show", "told-001", "--json").stdout)["recipe"]["task"] == "caption"
 
 
+def test_show_lists_the_files_of_a_run_and_no_lock(place):
+    (place / "runs/tiny-001/evals").mkdir(exist_ok=True)
+    (place / "runs/tiny-001/evals/.lock").touch()
+    files = json.loads(call("runs", "show", "tiny-001", "--json").stdout)["files"]
+    assert "recipe.json" in files and not [name for name in files if ".lock" in name]
+
+
+def test_help_names_the_extra_of_reports():
+    assert "calmctl[report]" in call("report", "--help").stdout
+
+
 def test_the_best_run_s_path_can_be_used(place):
     best = call("runs", "best", "--task", "retrieval")
     assert best.stdout == "runs/tiny-001\n" and "on validation" in best.stderr
