@@ -196,8 +196,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
+        summed = _summed(gradients[0])
         # Summed, not averaged: every process computes the whole loss, and DDP's mean divides by their number later.
         return summed[ctx.first : ctx.first + ctx.count], None, None
 
@@ -207,15 +206,17 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        summed = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        return _summed(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        return _summed(gradients[0])
+
+
+def _summed(value: Tensor) -> Tensor:
+    summed = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed)
+    return summed
 
 
 @contextmanager

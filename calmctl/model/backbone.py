@@ -25,9 +25,6 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
-# Tokens: all of a sentence as text, and how many sentences do not fit.
-
-
 LN_100 = math.log(100.0)
 """What CLIP's log temperature is clamped to in training (docs/science.md, The heads)."""
 
@@ -95,9 +92,6 @@ class Tokens:
 
 def _without_marks(clean: Callable[[str], str], text: str) -> str:
     return _MARK.sub("< ", clean(text))
-
-
-# The CLIP backbone: an open_clip model behind one small adapter.
 
 
 class Normalise:
@@ -239,10 +233,10 @@ class Backbone(nn.Module):
             CheckpointError: The vision tower is not CLIP's own transformer.
         """
         visual, width = self.clip.visual, self.vision_width
-        found = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
-        (patches,) = found["image_intermediates"]
+        outputs = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+        (patches,) = outputs["image_intermediates"]
         assert patches.shape[-1] == width
-        return found["image_features"], patches
+        return outputs["image_features"], patches
 
     @property
     def vision_width(self) -> int:
@@ -373,9 +367,6 @@ def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-# A linear map behind each tower: what trains where the towers do not (our choice).
-
-
 class Residual(nn.Linear):
     """x + Wx + b of features [..., D], W = b = 0 at first."""
 
@@ -400,9 +391,6 @@ class FeatureAdapter(nn.Module):
         super().__init__()
         self.frames = Residual(dim)
         self.texts = Residual(dim)
-
-
-# A backbone's preprocessing in two halves, and what identifies the features it gives.
 
 
 def split_preprocess(backbone: Backbone) -> tuple[FrameResize, Normalise]:
@@ -443,9 +431,6 @@ def parameters_digest(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-# Gradient caching: large batches through towers that hold the activations of a few rows at a time.
-
-
 def encode_in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, chunk: int | None) -> Tensor:
     """`encode(rows)`, with the activations of at most `chunk` rows in memory at any time; None: all at once.
 
@@ -472,9 +457,6 @@ def require_separate_rows(module: nn.Module, why: str) -> None:
             f"{why} encodes parts of a batch, and this backbone's batch normalisation needs all of it; "
             "use a backbone without (a ViT), or leave that out"
         )
-
-
-# Cosines that are multiplied by 100 need float32: the heads' arithmetic steps out of mixed precision.
 
 
 @contextmanager

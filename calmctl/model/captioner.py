@@ -210,9 +210,6 @@ def training_vocabulary(backbone: Backbone, captions: Iterable[str]) -> Tensor:
     return torch.tensor(sorted(used))
 
 
-# The caption head: frame features -> linear -> transformer encoder -> transformer decoder (docs/captioning.md).
-
-
 INIT_STD = 0.02
 """Standard deviation of new embeddings; CLIP's own token embeddings started with the same."""
 
@@ -293,7 +290,7 @@ class CaptionDecoder(nn.Module, ABC):
 
 
 class Captioner(CaptionDecoder):
-    """Encoder and decoder over frame features."""
+    """Frame features through a linear layer, a transformer encoder and a transformer decoder (docs/captioning.md)."""
 
     def __init__(self, keys: CaptionSection, dim: int, frames: int, vocabulary: CaptionVocabulary) -> None:
         """Make the layers for features [N, `frames`, `dim`]; the recipe's schema explains the sizes in `keys`."""
@@ -373,11 +370,8 @@ def output_transform(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
 
 
-# CALM for captioning: the aligned features and a caption head; one forward pass gives the losses.
-
-
 class CaptionModel(AlignedModel):
-    """Everything that trains for captioning.
+    """CALM for captioning: the aligned features and a caption decoder; one forward pass gives the losses.
 
     V_p and the decoder's memory are made of the same features, `encode_frames`, so that CALM's loss can change
     captions: through the towers, or on frozen features through the adapter (docs/captioning.md).

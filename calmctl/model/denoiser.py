@@ -162,9 +162,9 @@ class Denoiser(nn.Module):
         return predicted
 
 
-def frame_shares(texts: Tensor, frames: Tensor, temperature: float = 1.0) -> Tensor:
+def frame_shares(texts: Tensor, frames: Tensor) -> Tensor:
     """Softmax over a clip's frames of their raw products with a sentence: [N_t, D], [N_v, F, D] -> [N_t, N_v, F]."""
-    return (torch.einsum("td,vfd->tvf", texts, frames) / temperature).softmax(-1)
+    return torch.einsum("td,vfd->tvf", texts, frames).softmax(-1)
 
 
 # A batch's losses: every clip is a candidate of every sentence, and the other way about. Pooled frames [B, B, D] are

@@ -71,9 +71,6 @@ def _finished(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     return out
 
 
-# Every beginning once.
-
-
 class Beginnings:
     """The distinct beginnings of N sentences: two that agree up to a token have one row up to there.
 

@@ -37,7 +37,7 @@ from calmctl.model.spec import (
     Pixels,
     at_size,
     check_backbone,
-    is_published,
+    is_listed,
     model_names,
     read_architecture,
     read_pixels,
@@ -114,8 +114,8 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             state = in_open_clips_names(state)
             activation = "quick_gelu" if looks_like_openai(state) else None
             _check_activation(architecture, weights, activation)
-            said = architecture.pixels if place else None  # by its own config
-            pixels = said or _pixels_of_foreign(architecture, file, tags)
+            own_pixels = architecture.pixels if place else None  # by its own config
+            pixels = own_pixels or _pixels_of_foreign(architecture, file, tags)
     spec = sized.spec(pixels, **origin, weights_sha256=sha256_file(file))
     unfit = (
         f"{weights} does not fit {spec.model}, which is far larger than its own tensors; "
@@ -185,7 +185,7 @@ def _resize_trunk(clip: Any, spec: BackboneSpec) -> None:
     """Give a tower of timm's the frames' size: open_clip builds it for that of its name."""
     trunk = getattr(clip.visual, "trunk", None)
     known = model_names().get(spec.model)
-    if trunk is None or known is None or not is_published(spec.model, spec.architecture):
+    if trunk is None or known is None or not is_listed(spec.model, spec.architecture):
         return
     native = read_json(known, what="backbone.model", error=CheckpointError)["vision_cfg"].get("image_size")
     if spec.architecture["vision_cfg"].get("image_size") != native:
@@ -268,7 +268,7 @@ def _text_tower(spec: BackboneSpec) -> Path:
 
 def _files_of(spec: BackboneSpec, repository: str) -> Path:
     # A record of a stranger's model is no reason to ask anybody: what was used with it once is in the cache.
-    return tokenizer_folder(repository, may_fetch=is_published(spec.model, spec.architecture), what=spec.model)
+    return tokenizer_folder(repository, may_fetch=is_listed(spec.model, spec.architecture), what=spec.model)
 
 
 @contextmanager

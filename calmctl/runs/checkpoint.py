@@ -25,9 +25,6 @@ from calmctl.runs.identity import require_together
 from calmctl.runs.run import Run
 from calmctl.tensors import load_tensors, save_tensors
 
-# Checkpoints: one safetensors file holds weights, optimiser, random state and position of a run.
-
-
 # Tensors and JSON, no pickle: nothing executable is loaded, from one's own disk either.
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
 TRAINING_ONLY = ("anchors.", "vae.", "reverse_vae.", "log_temperature", "auto_temperature")

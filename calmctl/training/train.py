@@ -382,12 +382,7 @@ class _Validation:
 
 
 def _test(
-    prepared: Prepared,
-    run: Run,
-    left_out: dict[str, dict[str, str]],
-    progress: Progress,
-    *,
-    best_is_last: bool,
+    prepared: Prepared, run: Run, left_out: dict[str, dict[str, str]], progress: Progress, *, best_is_last: bool
 ) -> tuple[RetrievalResult | CaptionEvaluation, ...]:
     """The test split, once, with the best weights on validation and with the last ones."""
     source, task = prepared.source, task_of(prepared.recipe)

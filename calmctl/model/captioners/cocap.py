@@ -236,9 +236,6 @@ def sinusoid(places: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
 
 
-# The model.
-
-
 class CocapModel(CaptionModel):
     """A captioner over G I pictures, and G motions where vectors or residuals are read.
 

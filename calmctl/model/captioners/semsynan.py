@@ -59,8 +59,8 @@ def tag_captions(captions: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def _universal(penn: str) -> str:
-    found = next((tag for prefix, tag in _PREFIXES.items() if penn.startswith(prefix)), "")
-    return found or ("." if not penn[:1].isalpha() else "X")
+    universal = next((tag for prefix, tag in _PREFIXES.items() if penn.startswith(prefix)), "")
+    return universal or ("." if not penn[:1].isalpha() else "X")
 
 
 # The two embeddings: which concepts a clip shows, and how its sentence is built.
@@ -119,9 +119,6 @@ def syntax_loss(clips: Tensor, tags: Tensor, sequences: Tensor) -> Tensor:
     by_clip = F.relu(MARGIN - right + negatives.max(dim=1).values)
     by_tags = F.relu(MARGIN - right + negatives.max(dim=0).values)
     return (by_clip + by_tags).mean()
-
-
-# The decoder.
 
 
 State = tuple[Tensor, Tensor]
@@ -250,9 +247,6 @@ class SemSynDecoder(CaptionDecoder):
         assert self.output is not None
         logits: Tensor = self.output(self.dropout(merged)) + self.output_bias
         return logits
-
-
-# The model.
 
 
 class SemSynModel(CaptionModel):
