@@ -127,8 +127,7 @@ class World:
         """The rows of all processes, [B, ...], of the `own` ones of each."""
         if self.size == 1:
             return rows
-        gathered: Tensor = _Gather.apply(self.own(rows), self._sizes, self.rank)
-        return gathered
+        return _Gather.apply(self.own(rows), self._sizes, self.rank)
 
     def mean(self, value: Tensor, count: Tensor | None = None) -> Tensor:
         """The mean over the batch, of every process's mean over `count` things; None: over its rows."""
@@ -138,15 +137,13 @@ class World:
         weight = torch.full_like(value, self._sizes[self.rank]) if count is None else count.to(value)
         # One exchange for both. Weighting by rows is what makes parts of unequal size the mean of the whole batch.
         summed, weights = _Total.apply(torch.stack([value * weight, weight]))
-        mean: Tensor = summed / weights
-        return mean
+        return summed / weights
 
     def mean_over(self, rows: Tensor, dim: int) -> Tensor:
         """The mean along `dim`, which runs over the rows of the batch and of which this process has a part."""
         if self.size == 1:
             return rows.mean(dim)
-        mean: Tensor = _Total.apply(rows.sum(dim)) / sum(self._sizes)
-        return mean
+        return _Total.apply(rows.sum(dim)) / sum(self._sizes)
 
     @contextmanager
     def same_random(self) -> Iterator[None]:

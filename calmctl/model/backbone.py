@@ -54,8 +54,7 @@ class Tokens:
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """Token ids [N, context_length]; what does not fit is cut, and the end mark stands last."""
-        tokens: Tensor = self.tokenizer(list(sentences))
-        return tokens
+        return self.tokenizer(list(sentences))
 
     def longer(self, sentences: Sequence[str]) -> int:
         """How many sentences have more tokens than the text tower reads, by the tokenizer's own count."""
@@ -182,8 +181,7 @@ class Backbone(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """CLIP's own log temperature of the contrastive loss, a scalar parameter."""
-        scale: Tensor = self.clip.logit_scale
-        return scale
+        return self.clip.logit_scale
 
     @property
     def bpe(self) -> SimpleTokenizer:
@@ -201,8 +199,7 @@ class Backbone(nn.Module):
     @property
     def token_embedding(self) -> Tensor:
         """The text tower's token embeddings, [V, width]."""
-        weight: Tensor = getattr(self.clip, "text", self.clip).token_embedding.weight
-        return weight
+        return getattr(self.clip, "text", self.clip).token_embedding.weight
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Uint8 RGB frames of any one size as the vision tower reads them: float32 [F, 3, H, W]."""
@@ -223,8 +220,7 @@ class Backbone(nn.Module):
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Frame features [B, F, D] of prepared pixels [B, F, 3, H, W] (Eq. 1)."""
-        features: Tensor = self.clip.encode_image(pixels.flatten(0, 1))
-        return features.view(*pixels.shape[:2], self.dim)
+        return self.clip.encode_image(pixels.flatten(0, 1)).view(*pixels.shape[:2], self.dim)
 
     def encode_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Frame features [N, D] of prepared pixels [N, 3, H, W], and their patches [N, P, width] before any norm.
@@ -249,14 +245,12 @@ class Backbone(nn.Module):
                 f"backbone.model: {self.spec.model} has another vision tower than CLIP's transformer, whose patches "
                 "CoCap needs; use a ViT of CLIP's"
             )
-        width: int = visual.conv1.out_channels
-        return width
+        return visual.conv1.out_channels
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Sentence features [N, D] of token ids [N, L]: the end token's projected output (Eq. 3)."""
         if not self._pads_short:
-            features: Tensor = self.clip.encode_text(tokens)
-            return features
+            return self.clip.encode_text(tokens)
         way = self._text_way(tokens)
         if way == "joined":
             beginnings = text_tower.Beginnings(tokens)
@@ -293,8 +287,7 @@ class Backbone(nn.Module):
 
     def _projected(self, hidden: Tensor) -> Tensor:
         """The text transformer's outputs [..., W] in the joint space, [..., D]."""
-        projected: Tensor = self.clip.ln_final(hidden) @ self.clip.text_projection
-        return projected
+        return self.clip.ln_final(hidden) @ self.clip.text_projection
 
     def _text_way(self, tokens: Tensor) -> str:
         """`text_pass` where it can be had: not without a gradient, nor in towers that are none of CLIP's."""

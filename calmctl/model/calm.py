@@ -445,8 +445,7 @@ class CalmModel(AlignedModel):
         paired = torch.arange(len(frames), device=frames.device)
         if not self.head.rows_are_independent:
             with world.same_random():
-                whole: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
-                return whole
+                return self.head.similarities(world.gather(texts), frames, paired)
         texts = world.own(texts)
         more = {"clips": clips} if isinstance(self.head, Reranker) else {}
         rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)], **more)

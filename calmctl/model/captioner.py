@@ -49,8 +49,7 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(
             self._split(self.query(x)), *keys_values, attn_mask=sees, is_causal=causal, dropout_p=dropout
         )
-        projected: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return projected
+        return self.out(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
@@ -76,8 +75,7 @@ class EncoderLayer(nn.Module):
         """Map [N, F, width] to the same shape."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed)))
-        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return out
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -330,8 +328,7 @@ class Captioner(CaptionDecoder):
         x = self.dropout(self.frame_norm(self.visual(self.feature_norm(frames)) + self.frame_position))
         for layer in self.encoder:
             x = layer(x)
-        memory: Tensor = self.memory_norm(x)
-        return memory
+        return self.memory_norm(x)
 
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Logits [N, T, V] of the token after each prefix of `tokens` [N, T], for memory [N, F, width]."""
@@ -356,9 +353,7 @@ class Captioner(CaptionDecoder):
         return [layer.memory_attention.keys_values(memory) for layer in self.decoder]
 
     def _embed(self, tokens: Tensor, first: int) -> Tensor:
-        embedded: Tensor = self.tokens(tokens) + self.token_position[first : first + tokens.shape[1]]
-        out: Tensor = self.dropout(embedded)
-        return out
+        return self.dropout(self.tokens(tokens) + self.token_position[first : first + tokens.shape[1]])
 
     def _logits(self, x: Tensor) -> Tensor:
         weight = self.tokens.weight if self.output is None else self.output.weight

@@ -269,8 +269,7 @@ class _Archive(pickle.Unpickler):
         # What lies outside of the storage is an error of torch's; what lies in it many times would be of any size.
         if math.prod(size) > len(numbers):
             raise CheckpointError(f"{self._file} names a tensor that is larger than its numbers")
-        tensor: Tensor = torch.as_strided(numbers, size, stride, offset).clone()
-        return tensor
+        return torch.as_strided(numbers, size, stride, offset).clone()
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them, by the modules that hold them."""

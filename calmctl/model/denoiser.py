@@ -101,8 +101,7 @@ class Denoiser(nn.Module):
         weight = self.step_in.weight
         turns = steps[..., None].to(weight) * self.angles.to(weight)
         sinusoids = torch.stack([turns.sin(), turns.cos()], dim=-1).flatten(-2)[..., : weight.shape[1]]
-        embedded: Tensor = self.step_out(F.silu(self.step_in(sinusoids)))
-        return embedded
+        return self.step_out(F.silu(self.step_in(sinusoids)))
 
     @property
     def agreement(self) -> Tensor:

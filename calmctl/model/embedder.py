@@ -156,8 +156,7 @@ class Embedder(Backbone):
                 f"frame needs a model of pictures ({EMBEDDER}NAME), one a clip a model of videos ({CLIP_EMBEDDER}NAME)"
             ) from fault
         # Whatever the model computes in, everything behind it is float32.
-        features: Tensor = vectors.to(device=device, dtype=torch.float32).clone()
-        return features
+        return vectors.to(device=device, dtype=torch.float32).clone()
 
 
 def load_embedder(model: str, weights: str | None = OWN, *, recorded: BackboneSpec | None = None) -> Embedder:

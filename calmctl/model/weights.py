@@ -317,8 +317,7 @@ def tag_of(architecture: Architecture, weights: str) -> dict[str, Any]:
     """What open_clip says of a pretrained tag; {} where `weights` is none."""
     from calmctl.model.openclip import open_clip
 
-    tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
-    return tag
+    return open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
 
 
 def _tags(architecture: Architecture) -> dict[str, Pixels]:

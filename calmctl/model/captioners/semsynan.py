@@ -75,8 +75,7 @@ class ConceptHead(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits [N, C] of mean features [N, D]."""
-        logits: Tensor = self.layers(clips)
-        return logits
+        return self.layers(clips)
 
 
 class SyntaxEmbedding(nn.Module):
@@ -245,8 +244,7 @@ class SemSynDecoder(CaptionDecoder):
         cache.past = [*states, (merged,)]
         cache.length += 1
         assert self.output is not None
-        logits: Tensor = self.output(self.dropout(merged)) + self.output_bias
-        return logits
+        return self.output(self.dropout(merged)) + self.output_bias
 
 
 class SemSynModel(CaptionModel):

@@ -168,8 +168,7 @@ class DiffusionRetHead(nn.Module):
         layers = getattr(self.base, "temporal", None)
         if layers is None:
             return frames
-        seen: Tensor = layers(frames)
-        return seen
+        return layers(frames)
 
 
 def _pooled(texts: Tensor, frames: Tensor) -> Tensor:

@@ -31,8 +31,7 @@ class FrameLSTM(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map [N_v, F, D] to the same shape."""
-        hidden: Tensor = self.lstm(frames)[0]
-        return frames + hidden
+        return frames + self.lstm(frames)[0]
 
 
 class FrameTransformer(nn.Module):

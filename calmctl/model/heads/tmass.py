@@ -68,8 +68,7 @@ class Radius(nn.Module):
     def forward(self, texts: Tensor, frames: Tensor) -> Tensor:
         """Radii [N, D] of texts [N, D], each with the frames [N, F, D] of its own video."""
         cosines = torch.einsum("nd,nfd->nf", F.normalize(texts, dim=-1), F.normalize(frames, dim=-1))
-        radii: Tensor = self.linear(cosines).exp()
-        return radii
+        return self.linear(cosines).exp()
 
     def of_cosines(self, cosines: Tensor) -> Tensor:
         """Radii [N_v, D, N_t] from cosines [N_v, F, N_t]: all pairs of a block, for scoring."""
