@@ -249,6 +249,7 @@ class Evaluation:
         buffer = io.BytesIO()
         texts, videos = np.arange(len(self.encoded.captions)).astype(str), np.array(self.encoded.ids, dtype=str)
         owners = self.encoded.owners.astype(np.int64)
+        # As bytes: in an array of text every caption takes four bytes for each letter of the longest.
         sentences = np.array([caption.encode() for caption in self.encoded.captions], dtype=np.bytes_)
         card = np.array(json.dumps(self.result.card.to_dict()))
         np.savez(

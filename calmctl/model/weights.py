@@ -477,7 +477,9 @@ class BuildLimit(TorchFunctionMode):
     """
 
     # Of torch's two kinds of modes the one that sees calls from Python: the other loads the whole compiler when it
-    # is entered, five seconds before every run that is opened, and modules are built by calls from Python.
+    # is entered, five seconds before every run that is opened, and modules are built by calls from Python. It is asked
+    # at every call. Others in the place of torch's eight functions would be asked less, and would stay behind: timm and
+    # transformers are imported in such a block, and torch keeps tables of its functions by identity.
     _FACTORIES = frozenset(
         {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}
     )

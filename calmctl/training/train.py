@@ -368,6 +368,8 @@ def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
 class _Validation:
     """Validation numbers with the current weights; frames are kept where the recipe says so."""
 
+    # Not a function: each checkpoint asks which clips the last validation has left out.
+
     def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
         self._prepared = prepared
         self._watcher = watcher
