@@ -53,8 +53,8 @@ def load(
         RunNotFound: There is no such run.
         CheckpointError: Its weights cannot be used.
     """
-    found = _find(run, root)
-    return (load_captioner if found.task == "caption" else load_run)(found, weights, choose_device(device))
+    run = _find(run, root)
+    return (load_captioner if run.task == "caption" else load_run)(run, weights, choose_device(device))
 
 
 def train(
@@ -114,14 +114,14 @@ def evaluate(
     Returns:
         An `Evaluation`, or for a captioning run a `CaptionEvaluation`; `.result` has the numbers.
     """
-    found = _find(run, root)
-    recipe = found.recipe()
+    run = _find(run, root)
+    recipe = run.recipe()
     spec = SourceSpec.of(recipe.data) if on is None else on
     (evaluation,) = evaluate_run(
-        found, [spec], task_of(recipe), which=weights, split=split, device=choose_device(device), progress=progress
+        run, [spec], task_of(recipe), which=weights, split=split, device=choose_device(device), progress=progress
     )
     if kept:
-        keep(found, weights, evaluation)
+        keep(run, weights, evaluation)
     made: Evaluation | CaptionEvaluation = evaluation
     return made
 
@@ -167,9 +167,9 @@ class Captioner:
     """A captioning run that describes videos: read once, asked often."""
 
     def __init__(self, run: str | Path | Run, *, device: str = "auto", root: str | Path = RUNS) -> None:
-        found = _find(run, root)
-        self._recipe = found.recipe()
-        self.model = load_captioner(found, "best", choose_device(device))
+        run = _find(run, root)
+        self._recipe = run.recipe()
+        self.model = load_captioner(run, "best", choose_device(device))
 
     def caption(self, video: str | Path, search: Search | None = None) -> Caption:
         """The caption of a video file.

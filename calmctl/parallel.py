@@ -127,8 +127,7 @@ class World:
         """The rows of all processes, [B, ...], of the `own` ones of each."""
         if self.size == 1:
             return rows
-        gathered: Tensor = _Gather.apply(self.own(rows), self._sizes, self.rank)
-        return gathered
+        return _Gather.apply(self.own(rows), self._sizes, self.rank)
 
     def mean(self, value: Tensor, count: Tensor | None = None) -> Tensor:
         """The mean over the batch, of every process's mean over `count` things; None: over its rows."""
@@ -138,15 +137,13 @@ class World:
         weight = torch.full_like(value, self._sizes[self.rank]) if count is None else count.to(value)
         # One exchange for both. Weighting by rows is what makes parts of unequal size the mean of the whole batch.
         summed, weights = _Total.apply(torch.stack([value * weight, weight]))
-        mean: Tensor = summed / weights
-        return mean
+        return summed / weights
 
     def mean_over(self, rows: Tensor, dim: int) -> Tensor:
         """The mean along `dim`, which runs over the rows of the batch and of which this process has a part."""
         if self.size == 1:
             return rows.mean(dim)
-        mean: Tensor = _Total.apply(rows.sum(dim)) / sum(self._sizes)
-        return mean
+        return _Total.apply(rows.sum(dim)) / sum(self._sizes)
 
     @contextmanager
     def same_random(self) -> Iterator[None]:
@@ -196,8 +193,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
+        summed = _summed(gradients[0])
         # Summed, not averaged: every process computes the whole loss, and DDP's mean divides by their number later.
         return summed[ctx.first : ctx.first + ctx.count], None, None
 
@@ -207,15 +203,17 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        summed = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        return _summed(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        return _summed(gradients[0])
+
+
+def _summed(value: Tensor) -> Tensor:
+    summed = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed)
+    return summed
 
 
 @contextmanager

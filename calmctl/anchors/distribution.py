@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Probability distributions over anchors, and what is measured on them. All in float32 or better.
-
 
 def anchor_log_probabilities(features: Tensor, anchors: Tensor, temperature: float | Tensor) -> Tensor:
     """log softmax_k(tau * cos(feature, p_k)): the logarithm of V_p or S_p (Eq. 6, 7).
@@ -95,9 +93,6 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision as float32; float64 stays what it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-# The anchor bank: prompts through the text tower plus a learned offset each (Eq. 4, 5).
 
 
 EncodeMode = Literal["gradient", "no-gradient", "refresh", "frozen"]

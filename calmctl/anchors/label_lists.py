@@ -272,7 +272,7 @@ def build_vocabulary(
         entries = [Entry(label.id, label.text, f"label {label.id}") for label in edited.labels]
     else:
         fields = {
-            "name": _name_of(path),
+            "name": re.sub(r"[^a-z0-9._+-]+", "-", path.stem.lower()).strip("-._+") or "labels",
             "version": 1,
             "source": path.name,
             "licence": _NOT_STATED,
@@ -287,10 +287,6 @@ def build_vocabulary(
     entries, dropped = _without_repeats(entries, where, keep_first)
     vocabulary = make_vocabulary(_with_ids(entries, where), where=where, **fields)
     return Built(vocabulary, dropped, _hints(vocabulary.texts))
-
-
-def _name_of(path: Path) -> str:
-    return re.sub(r"[^a-z0-9._+-]+", "-", path.stem.lower()).strip("-._+") or "labels"
 
 
 def _clean(entry: Entry, where: str, spell_out: bool) -> Entry:

@@ -14,13 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from calmctl.anchors.label_lists import Built, build_vocabulary
-from calmctl.anchors.vocabulary import (
-    NAME_PATTERN,
-    Vocabulary,
-    format_vocabulary,
-    load_vocabulary,
-    make_vocabulary,
-)
+from calmctl.anchors.vocabulary import NAME_PATTERN, Vocabulary, format_vocabulary, load_vocabulary, make_vocabulary
 from calmctl.errors import VocabularyError
 from calmctl.files import VOCABULARY, read_regular, require_output, shipped_folder, write_output
 from calmctl.yaml_strict import load_yaml
@@ -109,12 +103,7 @@ class Merged:
 
 
 def merge(
-    parts: Sequence[Vocabulary],
-    *,
-    name: str | None = None,
-    version: int = 1,
-    note: str = "",
-    prompt: str | None = None,
+    parts: Sequence[Vocabulary], *, name: str | None = None, version: int = 1, note: str = "", prompt: str | None = None
 ) -> Merged:
     """Concatenate vocabularies in order; of exactly equal labels the first stays.
 
@@ -185,11 +174,7 @@ def subset(vocabulary: Vocabulary, count: int, seed: int = 0) -> Vocabulary:
     return make_vocabulary(
         ((label.id, label.text) for label in vocabulary.labels if label.id in chosen),
         where=f"subset of {vocabulary.reference}",
-        **{
-            **vocabulary.model_dump(exclude={"labels"}),
-            "name": f"{vocabulary.name}-{count}-seed{seed}",
-            "note": note,
-        },
+        **{**vocabulary.model_dump(exclude={"labels"}), "name": f"{vocabulary.name}-{count}-seed{seed}", "note": note},
     )
 
 

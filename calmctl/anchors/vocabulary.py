@@ -22,14 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from calmctl.errors import VocabularyError
@@ -105,12 +98,7 @@ class Vocabulary(BaseModel):
                     raise PydanticCustomError(
                         "repeated",
                         "the {what} {value} is there twice (entries {first} and {second})",
-                        {
-                            "what": what,
-                            "value": repr(value),
-                            "first": first[value] + 1,
-                            "second": position + 1,
-                        },
+                        {"what": what, "value": repr(value), "first": first[value] + 1, "second": position + 1},
                     )
                 first[value] = position
         return self

@@ -69,10 +69,7 @@ class CaptionEvaluation:
 
 def references_of(encoded: EncodedSplit) -> dict[str, tuple[str, ...]]:
     """All sentences of each clip, by id; clips without a sentence are not in it."""
-    references: dict[str, list[str]] = {}
-    for sentence, owner in zip(encoded.captions, encoded.owners, strict=True):
-        references.setdefault(encoded.ids[owner], []).append(sentence)
-    return {clip: tuple(references[clip]) for clip in encoded.ids if clip in references}
+    return {clip: captions for clip, captions in zip(encoded.ids, encoded.captions_by_clip(), strict=True) if captions}
 
 
 def caption_split(model: CaptionModel, encoded: EncodedSplit, search: Search) -> dict[str, Caption]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.captions.search import CachedSteps, Hypotheses, beam_search, follow, greedy, sampler
+from calmctl.captions.search import CachedSteps, beam_search, follow, greedy, sampler
 from calmctl.errors import VideoError
 from calmctl.model.captioner import CaptionModel
 from calmctl.recipe.schema import CaptionSection, Data
@@ -126,13 +126,9 @@ def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch
     else:
         choose = greedy if search.temperature is None else sampler(search.temperature, generator)
         hypotheses = follow(steps, len(frames), choose, start=start, end=end, max_tokens=captioner.max_tokens)
-    return _captions(model, hypotheses)
-
-
-def _captions(model: CaptionModel, hypotheses: Hypotheses) -> Iterator[Caption]:
     rows = zip(hypotheses.tokens.tolist(), hypotheses.lengths.tolist(), hypotheses.log_probs.tolist(), strict=True)
     for tokens, length, log_prob in rows:
-        yield Caption(model.captioner.vocabulary.decode(tokens[:length]), log_prob, length)
+        yield Caption(captioner.vocabulary.decode(tokens[:length]), log_prob, length)
 
 
 # Captions of a long video, one for every few seconds of it.
@@ -225,15 +221,11 @@ def _features(model: CaptionModel, frames: np.ndarray) -> torch.Tensor:
 
 def srt(segments: Sequence[Segment]) -> str:
     """The segments as a SubRip file, which players show as subtitles: a caption is one line of text, and no cue."""
-    blocks = [
-        f"{number}\n{timestamp(each.start_s)} --> {timestamp(each.end_s)}\n{_one_line(each.caption.text)}\n"
-        for number, each in enumerate(segments, start=1)
-    ]
+    blocks = []
+    for number, each in enumerate(segments, start=1):
+        line = visible(" ".join(each.caption.text.split())).replace("-->", "->")
+        blocks.append(f"{number}\n{timestamp(each.start_s)} --> {timestamp(each.end_s)}\n{line}\n")
     return "\n".join(blocks)
-
-
-def _one_line(text: str) -> str:
-    return visible(" ".join(text.split())).replace("-->", "->")
 
 
 def timestamp(time_s: float) -> str:

@@ -284,10 +284,7 @@ class Meteor:
         self._process = process
 
     def statistics(
-        self,
-        hypotheses: Sequence[str],
-        references: Sequence[Sequence[str]],
-        progress: Progress | None = None,
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]], progress: Progress | None = None
     ) -> list[str]:
         """METEOR's statistics of every segment, as it writes them.
 

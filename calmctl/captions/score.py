@@ -37,12 +37,9 @@ from calmctl.evaluation.card import Card
 from calmctl.evaluation.paper import CAPTIONING, PaperCaptioning
 from calmctl.evaluation.result import Labels
 from calmctl.evaluation.statistics import LEVEL, REPLICATES, Interval, percentiles, resampled_sums
-from calmctl.evaluation.tables import Fitting
+from calmctl.evaluation.tables import Fitting, from_to, metric_grid, metric_header
 from calmctl.files import sha256_bytes
 from calmctl.words import Progress, counted
-
-# All metrics of a set of captions, and what has to be known to read them rightly.
-
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider")
 
@@ -270,9 +267,6 @@ def _digest(matched: Matched) -> str:
     return sha256_bytes(json.dumps(content, ensure_ascii=False).encode("utf-8"))
 
 
-# Caption scores of one system on one test set, with the paper's numbers to stand beside.
-
-
 # The paper captions MSR-VTT's full split: 6,513 / 497 / 2,990 clips (docs/captioning.md); "" stands for the paper's.
 _PROTOCOLS = {"msrvtt": {"", "full"}}
 
@@ -376,7 +370,7 @@ def _narrow(results: Sequence[CaptionResult]) -> RenderableType:
         papers = [dict(zip(METRICS, _paper_cells(row)[1:], strict=True)) for row in result.paper]
         for (heading, _), metric in zip(_COLUMNS[1:], METRICS, strict=True):
             bound = result.scores.intervals.get(metric) if metric in _WITH_INTERVAL else None
-            spread = f" ({_number(bound.low)}–{_number(bound.high)})" if bound else ""  # noqa: RUF001
+            spread = f" ({from_to(bound, _number)})" if bound else ""
             ours = Text(f"{_number(getattr(result.scores, metric))}{spread}")
             grid.add_row(Text(heading, style="bold"), ours, *(paper[metric] for paper in papers))
         parts += [_heading(result), grid, ""]
@@ -384,19 +378,10 @@ def _narrow(results: Sequence[CaptionResult]) -> RenderableType:
 
 
 def _wide(results: Sequence[CaptionResult]) -> RenderableType:
-    header = _grid()
-    header.add_row(*(Text(name, style="bold") for name, _ in _COLUMNS))
-    parts: list[RenderableType] = [header, Text("─" * _WIDTH, style="dim")]
+    parts = metric_header(_COLUMNS, _WIDTH)
     for result in results:
         parts += [_heading(result), _rows(result), ""]
     return Group(*parts, *_footnotes(results))
-
-
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 1))
-    for name, width in _COLUMNS:
-        grid.add_column(justify="right" if name else "left", width=width, no_wrap=True)
-    return grid
 
 
 def _heading(result: CaptionResult) -> Text:
@@ -410,13 +395,12 @@ def _heading(result: CaptionResult) -> Text:
 
 
 def _rows(result: CaptionResult) -> Table:
-    grid = _grid()
+    grid = metric_grid(_COLUMNS)
     values = {metric: getattr(result.scores, metric) for metric in METRICS}
     grid.add_row("ours" if result.paper else "", *(Text(_number(value)) for value in values.values()))
     if result.scores.intervals:
         bounds = [result.scores.intervals.get(metric) if metric in _WITH_INTERVAL else None for metric in METRICS]
-        cells = [f"{_number(bound.low)}–{_number(bound.high)}" if bound else "" for bound in bounds]  # noqa: RUF001
-        grid.add_row("", *(Text(cell, style="dim") for cell in cells))
+        grid.add_row("", *(Text(from_to(bound, _number) if bound else "", style="dim") for bound in bounds))
     if result.paper:
         grid.add_row(Text(f"paper, Table {result.paper[0].table}", style="italic"))
     for row in result.paper:

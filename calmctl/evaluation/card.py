@@ -74,7 +74,7 @@ class Card:
         Raises:
             BadInput: A value is of another type.
         """
-        hints, found = get_type_hints(cls), {}
+        hints, known = get_type_hints(cls), {}
         for each in fields(cls):
             value = values.get(each.name)
             kind = next(kind for kind in get_args(hints[each.name]) if kind is not type(None))
@@ -82,8 +82,8 @@ class Card:
                 value = tuple(value)
             if value is not None and not (type(value) is kind or (get_origin(kind) is tuple and type(value) is tuple)):
                 raise BadInput(f"{place}: the card's {each.name} is no {getattr(kind, '__name__', 'list of numbers')}")
-            found[each.name] = value
-        return cls(**found)
+            known[each.name] = value
+        return cls(**known)
 
     @property
     def digest(self) -> str:
@@ -185,7 +185,7 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
         raise BadInput(
             f"{path}: cards are read from JSON, as --json prints and calmctl score writes with --ranks ranks.json"
         )
-    found = 0
+    count = 0
     for file in files:
         try:
             content = parse_json(read_regular(file))
@@ -197,13 +197,13 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
             name, value = waiting.popleft()
             if isinstance(value, dict):
                 if isinstance(value.get("card"), dict):
-                    found += 1
+                    count += 1
                     what = [str(value[each]) for each in ("system", "method", "row") if value.get(each)]
                     yield ", ".join([name, *what]), Card.from_dict(value["card"], str(file))
                 waiting += [(name, each) for each in value.values() if isinstance(each, dict | list)]
             elif isinstance(value, list):
                 waiting += [(name, each) for each in value if isinstance(each, dict | list)]
-    if not found:
+    if not count:
         raise BadInput(
             f"{path}: it holds no protocol card; numbers that were made before there were cards have none: evaluate "
             "again with calmctl eval or calmctl score, and --json"

@@ -145,7 +145,7 @@ def find_kept(
     Of several, such as captions scored by two tokenizers, the one whose protocol is that of `like`, then the one of
     which the least has to be said.
     """
-    found = []
+    candidates = []
     for path in kept_evaluations(run):
         kept = read_kept(run, path)
         labels = kept.result
@@ -155,8 +155,8 @@ def find_kept(
             continue
         if kept.is_current:
             differs = bool(like is not None and like.card.differences(kept.card))
-            found.append((differs, len(labels.get("caveats", ())), path.name, kept))
-    return min(found)[-1] if found else None
+            candidates.append((differs, len(labels.get("caveats", ())), path.name, kept))
+    return min(candidates)[-1] if candidates else None
 
 
 def changed_since(kept: KeptEvaluation, spec: SourceSpec) -> str:
@@ -179,9 +179,6 @@ def changed_since(kept: KeptEvaluation, spec: SourceSpec) -> str:
 @lru_cache(maxsize=64)  # several evaluations are of the same weights
 def _sha256(path: str, stamped: tuple[int, ...]) -> str:
     return sha256_file(Path(path))
-
-
-# A comparison.
 
 
 @dataclass(frozen=True, slots=True)

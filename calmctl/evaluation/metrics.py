@@ -114,16 +114,16 @@ class Ranks:
         depth = self.n_candidates if k is None else min(k, self.n_candidates)
         harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, self.n_candidates + 1))])
         last, first = np.minimum(self.greater + self.equal + 1, depth), np.minimum(self.greater, depth)
-        found = (harmonic[last] - harmonic[first]) / (self.equal + 1)
+        expected = (harmonic[last] - harmonic[first]) / (self.equal + 1)
         for query in np.flatnonzero((self.targets > 1) & (self.equal > 0)):
             wrong, right = int(self.equal[query]), int(self.targets[query])
-            found[query], none_yet = 0.0, 1.0
+            expected[query], none_yet = 0.0, 1.0
             for j in range(min(wrong + 1, depth - int(self.greater[query]))):
-                found[query] += none_yet * right / (right + wrong - j) / (self.greater[query] + 1 + j)
+                expected[query] += none_yet * right / (right + wrong - j) / (self.greater[query] + 1 + j)
                 none_yet *= (wrong - j) / (right + wrong - j)
         alone = (self.targets > 1) & (self.equal == 0)
-        found[alone] = np.where(self.greater[alone] < depth, 1.0 / (1 + self.greater[alone]), 0.0)
-        return np.asarray(found, dtype=np.float64)
+        expected[alone] = np.where(self.greater[alone] < depth, 1.0 / (1 + self.greater[alone]), 0.0)
+        return np.asarray(expected, dtype=np.float64)
 
     def gains(self, k: int = 10) -> NDArray[np.float64]:
         """Each query's expected discounted gain within the first `k`, [N]; of one target, which makes it nDCG@k."""

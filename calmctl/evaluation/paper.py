@@ -235,12 +235,7 @@ _TESTED = {"msrvtt": {"", "9k", "7k"}}
 
 
 def paper_retrieval(
-    trained_on: str,
-    tested_on: str,
-    *,
-    trained_protocol: str = "",
-    tested_protocol: str = "",
-    method: str = "CALM",
+    trained_on: str, tested_on: str, *, trained_protocol: str = "", tested_protocol: str = "", method: str = "CALM"
 ) -> PaperRetrieval | None:
     """The paper's numbers for a training and a test set, or None where it has none.
 

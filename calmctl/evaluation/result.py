@@ -180,9 +180,7 @@ def retrieval_result(
     paper_method: str = "CALM",
     left_out: int = 0,
     intervals: bool = True,
-    level: float = 0.95,
     replicates: int = 2000,
-    seed: int = 0,
 ) -> RetrievalResult:
     """Metrics of every direction (`rank_all`), with their intervals where somebody will look at them.
 
@@ -197,7 +195,7 @@ def retrieval_result(
         left_out=left_out,
         metrics={direction: each.metrics() for direction, each in ranks.items()},
         intervals={
-            direction: bootstrap_intervals(each, level=level, replicates=replicates, seed=seed) if intervals else None
+            direction: bootstrap_intervals(each, replicates=replicates) if intervals else None
             for direction, each in ranks.items()
         },
     )

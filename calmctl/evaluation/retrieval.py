@@ -153,28 +153,21 @@ def score_tmass_released(head: TMassHead, texts: Tensor, frames: Tensor, owners:
 
 def _pooled_with_own_caption(head: TMassHead, captions: Tensor, table: VideoTable) -> Tensor:
     """V(i | caption i) of captions [N, D] in the order of the videos: [N, D]."""
-    found = []
+    own = []
     for i in range(0, len(captions), _BLOCK):
         block = {name: tensor[i : i + _BLOCK] for name, tensor in table.items()}
         pooled = pooled_vectors(mix(head.pooling, prepare_texts(head.pooling, captions[i : i + _BLOCK]), block), block)
-        found.append(pooled.diagonal(dim1=0, dim2=2).T)
-    return torch.cat(found)
+        own.append(pooled.diagonal(dim1=0, dim2=2).T)
+    return torch.cat(own)
 
 
-# Re-ranking that looks at the whole query set: an option that tables label, never the default.
-
-
-def dual_softmax(scores: Tensor, temperature: float = 100.0) -> Tensor:
-    """Scores times their softmax over all texts (DSL, docs/protocols.md), for text-to-video retrieval.
+def dual_softmax(scores: Tensor) -> Tensor:
+    """Cosines [N_t, N_v] times their softmax over all texts (DSL, docs/protocols.md), for text-to-video retrieval.
 
     Transductive: the score of one query depends on all the other queries. For video-to-text retrieval, where
     the videos are the queries, pass the transpose.
-
-    Args:
-        scores: Cosines [N_t, N_v].
-        temperature: The fixed factor inside the softmax, 100 in the field.
     """
-    return scores * (temperature * scores).softmax(0)
+    return scores * (100.0 * scores).softmax(0)  # 100 is the field's factor
 
 
 # The dense form of text-conditioned scoring: D x D work for every pair, kept as the yardstick of the exact one.
@@ -182,12 +175,7 @@ def dual_softmax(scores: Tensor, temperature: float = 100.0) -> Tensor:
 
 @torch.no_grad()
 def score_dense(
-    head: XPoolHead | TMassHead,
-    texts: Tensor,
-    frames: Tensor,
-    *,
-    text_chunk: int = 512,
-    video_chunk: int = 32,
+    head: XPoolHead | TMassHead, texts: Tensor, frames: Tensor, *, text_chunk: int = 512, video_chunk: int = 32
 ) -> Tensor:
     """Scores [N_t, N_v] by the formulas as they are written, `text_chunk` x `video_chunk` pairs at a time.
 
@@ -217,9 +205,6 @@ def _score(head: XPoolHead | TMassHead, texts: Tensor, frames: Tensor) -> Tensor
     for noise in head.noise_bank().to(texts.device):
         best = torch.maximum(best, F.cosine_similarity(texts + noise * radii, pooled, dim=-1))
     return best.T
-
-
-# Retrieval evaluated: a model, a split, honest numbers.
 
 
 Scorer = Literal["leak-free", "re-ranked", "tmass-released", "dual-softmax"]
@@ -264,16 +249,11 @@ class Evaluation:
         buffer = io.BytesIO()
         texts, videos = np.arange(len(self.encoded.captions)).astype(str), np.array(self.encoded.ids, dtype=str)
         owners = self.encoded.owners.astype(np.int64)
+        # As bytes: in an array of text every caption takes four bytes for each letter of the longest.
         sentences = np.array([caption.encode() for caption in self.encoded.captions], dtype=np.bytes_)
         card = np.array(json.dumps(self.result.card.to_dict()))
         np.savez(
-            buffer,
-            scores=self.scores,
-            text_ids=texts,
-            video_ids=videos,
-            owners=owners,
-            sentences=sentences,
-            card=card,
+            buffer, scores=self.scores, text_ids=texts, video_ids=videos, owners=owners, sentences=sentences, card=card
         )
         return buffer.getvalue()
 

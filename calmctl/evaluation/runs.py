@@ -22,14 +22,7 @@ from calmctl.locks import locked
 from calmctl.model.calm import AlignedModel
 from calmctl.model.spec import read_spec
 from calmctl.recipe import Recipe
-from calmctl.runs.identity import (
-    judge,
-    require_unseen,
-    split_faults,
-    started_from,
-    weights_identity,
-    weights_lineage,
-)
+from calmctl.runs.identity import judge, require_unseen, split_faults, started_from, weights_identity, weights_lineage
 from calmctl.runs.run import WEIGHTS, Run
 from calmctl.runtime import environment, installed_reader
 from calmctl.source.base import SourceSpec

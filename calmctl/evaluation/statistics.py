@@ -113,7 +113,7 @@ class Noise:
 
 
 def bootstrap_intervals(
-    ranks: Ranks, *, level: float = 0.95, replicates: int = 2000, seed: int = 0
+    ranks: Ranks, *, level: float = LEVEL, replicates: int = 2000, seed: int = 0
 ) -> Intervals | None:
     """Intervals of one direction's metrics; None where there is only one clip, which tells nothing of others.
 
@@ -145,7 +145,7 @@ def bootstrap_intervals(
 
 
 def paired_differences(
-    first: Ranks, second: Ranks, *, level: float = 0.95, replicates: int = 2000, seed: int = 0
+    first: Ranks, second: Ranks, *, replicates: int = 2000, seed: int = 0
 ) -> dict[str, PairedDifference]:
     """`second` minus `first` on the same clips.
 
@@ -153,10 +153,10 @@ def paired_differences(
         One difference for each of `METRICS`.
 
     Raises:
-        BadInput: The two did not answer the same queries, or one clip only, or a wrong `level` or
-            `replicates`.
+        BadInput: The two did not answer the same queries, or one clip only, or fewer than 100
+            replicates.
     """
-    _check(level, replicates)
+    _check(LEVEL, replicates)
     if not np.array_equal(first.clips, second.clips) or first.n_candidates != second.n_candidates:
         raise BadInput(
             f"only results on the same queries can be paired: {len(first.clips)} queries among "
@@ -171,41 +171,39 @@ def paired_differences(
     differences = {}
     for metric, values in change.items():
         noise = clip_noise(metric, _by_clip(values, clusters, n_clusters), sizes)
-        differences[metric] = judge(metric, [noise], float(values.mean()), n_clusters, level)
-    differences["mdr"] = _median_difference(first, second, clusters, n_clusters, level, replicates, seed)
+        differences[metric] = judge(metric, [noise], float(values.mean()), n_clusters)
+    differences["mdr"] = _median_difference(first, second, clusters, n_clusters, replicates, seed)
     return {metric: differences[metric] for metric in METRICS}
 
 
-def mean_interval(values: Doubles, clips: NDArray[np.int64], *, level: float = LEVEL) -> Interval | None:
+def mean_interval(values: Doubles, clips: NDArray[np.int64]) -> Interval | None:
     """Student's t over clips of the mean of `values` [N], percents of queries of `clips` [N]; None of one clip."""
     cluster, n_clips = _clusters(clips)
     if n_clips < 2:
         return None
     noise = clip_noise("", _by_clip(values, cluster, n_clips), _by_clip(np.ones(len(values)), cluster, n_clips))
-    mean, half = float(values.mean()), t_quantile(level, noise.freedom) * noise.variance**0.5
+    mean, half = float(values.mean()), t_quantile(LEVEL, noise.freedom) * noise.variance**0.5
     return Interval(max(0.0, mean - half), min(100.0, mean + half))
 
 
-def recall_interval(ranks: Ranks, k: int, *, level: float = LEVEL) -> Interval | None:
+def recall_interval(ranks: Ranks, k: int) -> Interval | None:
     """Wilson's interval of R@k over clips; None of one clip."""
     clusters, n_clusters = _clusters(ranks.clips)
     if n_clusters < 2:
         return None
     sizes = _by_clip(np.ones(len(clusters)), clusters, n_clusters)
-    return wilson(_by_clip(ranks.recall(k), clusters, n_clusters), sizes, level=level)
+    return wilson(_by_clip(ranks.recall(k), clusters, n_clusters), sizes)
 
 
-def paired_mean(
-    metric: str, first: Doubles, second: Doubles, clips: NDArray[np.int64], *, level: float = LEVEL
-) -> PairedDifference:
+def paired_mean(metric: str, first: Doubles, second: Doubles, clips: NDArray[np.int64]) -> PairedDifference:
     """The mean of `second` minus that of `first`, percents of the same queries of `clips`, [N] each."""
     cluster, n_clips = _clusters(clips)
     sizes, change = _by_clip(np.ones(len(clips)), cluster, n_clips), second - first
     noise = clip_noise(metric, _by_clip(change, cluster, n_clips), sizes)
-    return judge(metric, [noise], float(change.mean()), n_clips, level)
+    return judge(metric, [noise], float(change.mean()), n_clips)
 
 
-def wilson(hits: Doubles, sizes: Doubles, *, level: float = 0.95) -> Interval:
+def wilson(hits: Doubles, sizes: Doubles, *, level: float = LEVEL) -> Interval:
     """Wilson's interval of a share, in percent, of queries that succeed by the clip.
 
     The design effect says how many queries that succeed by the clip weigh as much as one that is alone: 1 with a query
@@ -251,9 +249,7 @@ def clip_noise(metric: str, sums: Doubles, sizes: Doubles) -> Noise:
     return Noise(clips / (clips - 1) * squares / (n + added) ** 2, clips - 1, mean)
 
 
-def judge(
-    metric: str, noises: Sequence[Noise], difference: float, n_clusters: int, level: float = 0.95
-) -> PairedDifference:
+def judge(metric: str, noises: Sequence[Noise], difference: float, n_clusters: int) -> PairedDifference:
     """A difference with all that is chance in it; degrees of freedom by Welch and Satterthwaite."""
     variance, freedom = pooled(noises)
     centre = next((noise.centre for noise in noises if noise.centre is not None), difference)
@@ -261,7 +257,7 @@ def judge(
         # Nothing varies: equal is certain, and so is different.
         p_value, half = float(difference == 0.0), 0.0
     else:
-        p_value, half = t_tails(centre / variance**0.5, freedom), t_quantile(level, freedom) * variance**0.5
+        p_value, half = t_tails(centre / variance**0.5, freedom), t_quantile(LEVEL, freedom) * variance**0.5
     return PairedDifference(metric, difference, Interval(centre - half, centre + half), p_value, n_clusters)
 
 
@@ -331,7 +327,7 @@ def _studentized(sums: Doubles, sizes: Doubles, counts: NDArray[np.int64]) -> Do
 
 
 def _median_difference(
-    first: Ranks, second: Ranks, clusters: NDArray[np.int64], n_clusters: int, level: float, replicates: int, seed: int
+    first: Ranks, second: Ranks, clusters: NDArray[np.int64], n_clusters: int, replicates: int, seed: int
 ) -> PairedDifference:
     systems = [_Sorted(ranks, clusters) for ranks in (first, second)]
     counted = draws(len(clusters), n_clusters, replicates, seed)
@@ -340,7 +336,7 @@ def _median_difference(
     return PairedDifference(
         "mdr",
         second.metrics().mdr - first.metrics().mdr,
-        percentiles(drawn, level),
+        percentiles(drawn),
         # The data as they are count as one more resample, so no p is 0.
         min(1.0, 2.0 * (1 + least) / (replicates + 1)),
         n_clusters,
@@ -386,15 +382,13 @@ def resampled_sums(columns: Doubles, *, replicates: int = REPLICATES, seed: int 
     return np.concatenate([drawn @ columns for drawn in draws(len(columns), len(columns), replicates, seed)])
 
 
-def resampled_rows(
-    clips: NDArray[np.int64], *, replicates: int = REPLICATES, seed: int = 0
-) -> Iterator[NDArray[np.intp]]:
+def resampled_rows(clips: NDArray[np.int64], *, seed: int = 0) -> Iterator[NDArray[np.intp]]:
     """The rows of each replicate, for what is no sum; the rows of one clip, `clips` [N], are drawn together."""
     cluster, n_clips = _clusters(clips)
     # Not by counts as above: AUROC and the like are no sums over clips.
     members = [np.flatnonzero(cluster == c) for c in range(n_clips)]
     rng = np.random.default_rng(seed)
-    for _ in range(replicates):
+    for _ in range(REPLICATES):
         yield np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
 
 
@@ -480,7 +474,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, tuple(array.tolist()))
 
 
-def mean_intervals(seeds: Sequence[ClipSums], *, level: float = 0.95) -> dict[str, Interval]:
+def mean_intervals(seeds: Sequence[ClipSums]) -> dict[str, Interval]:
     """Intervals of each metric's mean over `seeds`, on other clips and other seeds."""
     sums, sizes = _over_seeds([seeds])[0], seeds[0].sizes
     intervals = {}
@@ -488,14 +482,12 @@ def mean_intervals(seeds: Sequence[ClipSums], *, level: float = 0.95) -> dict[st
         mean = float(sums[:, column].sum() / sizes.sum())
         # The name is left out: one system's share is no difference of two, and gets no additional clip.
         variance, freedom = pooled([clip_noise("", sums[:, column], sizes), *_seed_noise([seeds], name)])
-        half = t_quantile(level, freedom) * variance**0.5
+        half = t_quantile(LEVEL, freedom) * variance**0.5
         intervals[name] = Interval(mean - half, mean + half)
     return intervals
 
 
-def differences_over_seeds(
-    first: Sequence[ClipSums], second: Sequence[ClipSums], *, level: float = 0.95
-) -> dict[str, PairedDifference]:
+def differences_over_seeds(first: Sequence[ClipSums], second: Sequence[ClipSums]) -> dict[str, PairedDifference]:
     """The mean over seeds of `second` minus that of `first` by metric: paired over clips, unpaired over seeds.
 
     Raises:
@@ -507,7 +499,7 @@ def differences_over_seeds(
     for column, name in enumerate(first[0].metrics):
         change = after[:, column] - before[:, column]
         noises = [clip_noise(name, change, sizes), *_seed_noise([first, second], name)]
-        differences[name] = judge(name, noises, float(change.sum() / sizes.sum()), n_clips, level)
+        differences[name] = judge(name, noises, float(change.sum() / sizes.sum()), n_clips)
     return differences
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,31 @@ def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
     return Fitting(_wide(results), _WIDTH, _narrow(results))
 
 
+def metric_grid(columns: Sequence[tuple[str, int]]) -> Table:
+    """A table without lines whose columns are as wide in every block, so that blocks stand under one header."""
+    grid = Table.grid(padding=(0, 1))
+    for name, width in columns:
+        grid.add_column(justify="right" if name else "left", width=width, no_wrap=True)
+    return grid
+
+
+def metric_header(columns: Sequence[tuple[str, int]], width: int) -> list[RenderableType]:
+    """The header of such tables, and a line under it."""
+    header = metric_grid(columns)
+    header.add_row(*(Text(name, style="bold") for name, _ in columns))
+    return [header, Text("─" * width, style="dim")]
+
+
+def from_to(interval: Interval, number: Callable[[float], str]) -> str:
+    """An interval as tables print it, such as "53.1–66.5"."""
+    return f"{number(interval.low)}–{number(interval.high)}"  # noqa: RUF001
+
+
 def _wide(results: Sequence[RetrievalResult]) -> RenderableType:
     parts: list[RenderableType] = []
     if title := _title(results):
         parts += [Text(title, style="bold"), ""]
-    header = _grid()
-    header.add_row(*(Text(name, style="bold") for name, _ in _COLUMNS))
-    parts += [header, Text("─" * _WIDTH, style="dim")]
+    parts += metric_header(_COLUMNS, _WIDTH)
     several_systems = len({each.labels.system for each in results}) > 1
     for result in results:
         parts += [_heading(result, several_systems=several_systems), _rows(result), ""]
@@ -75,19 +93,11 @@ def _narrow(results: Sequence[RetrievalResult]) -> RenderableType:
             for direction in _WAYS:
                 bounds = result.intervals[direction]
                 bound: Interval | None = None if bounds is None else getattr(bounds, name)
-                spread = f" ({_number(bound.low)}–{_number(bound.high)})" if bound else ""  # noqa: RUF001
+                spread = f" ({from_to(bound, _number)})" if bound else ""
                 cells.append(Text(f"{_number(getattr(result.metrics[direction], name))}{spread}"))
             grid.add_row(Text(heading, style="bold"), *cells, papers.get(name, ""))
         parts += [_heading(result, several_systems=several_systems), grid, ""]
     return Group(*parts, *_footnotes(results))
-
-
-def _grid() -> Table:
-    """A table without lines whose columns are as wide in every block, so that blocks stand under one header."""
-    grid = Table.grid(padding=(0, 1))
-    for name, width in _COLUMNS:
-        grid.add_column(justify="right" if name else "left", width=width, no_wrap=True)
-    return grid
 
 
 def _title(results: Sequence[RetrievalResult]) -> str:
@@ -116,15 +126,14 @@ def _heading(result: RetrievalResult, *, several_systems: bool) -> Text:
 
 
 def _rows(result: RetrievalResult) -> Table:
-    grid = _grid()
+    grid = metric_grid(_COLUMNS)
     mark = "" if result.labels.scorer == HONEST_SCORER else "!! "
     for direction, way in _WAYS.items():
         metrics = result.metrics[direction]
         intervals = result.intervals[direction]
         grid.add_row(Text(mark + way), *(Text(_number(getattr(metrics, name))) for name in METRICS))
         if intervals is not None:
-            bounds: list[Interval] = [getattr(intervals, name) for name in METRICS]
-            cells = [f"{_number(bound.low)}–{_number(bound.high)}" for bound in bounds]  # noqa: RUF001
+            cells = (from_to(getattr(intervals, name), _number) for name in METRICS)
             grid.add_row("", *(Text(cell, style="dim") for cell in cells))
         if direction == "text_to_video" and result.paper is not None:
             grid.add_row(*_paper_cells(result.paper))

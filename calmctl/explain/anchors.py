@@ -110,8 +110,8 @@ class Reconstruction:
 
 
 @torch.inference_mode()
-def reconstruct(vae: CrossModalVAE, log_v: Tensor, log_s: Tensor, *, seed: int = 0) -> Reconstruction:
-    """Run the VAE on log V_p [K] and hold the result against log S_p [K]; `seed` draws the samples of z."""
+def reconstruct(vae: CrossModalVAE, log_v: Tensor, log_s: Tensor) -> Reconstruction:
+    """Run the VAE on log V_p [K] and hold the result against log S_p [K]."""
     device = next(vae.parameters()).device
     posterior = vae.posterior(log_v[None].to(device).float())
     mean, logvar = posterior.mean[0], posterior.logvar[0]
@@ -123,7 +123,7 @@ def reconstruct(vae: CrossModalVAE, log_v: Tensor, log_s: Tensor, *, seed: int =
     # KL of N(mean, sigma^2) from N(0, 1), unit by unit, so that the active ones can be counted.
     kl = 0.5 * (mean.square() + logvar.exp() - logvar - 1)
     # Drawn on the CPU: the same samples on every device.
-    noise = torch.randn(_SAMPLES, len(mean), generator=torch.Generator().manual_seed(seed)).to(device)
+    noise = torch.randn(_SAMPLES, len(mean), generator=torch.Generator().manual_seed(0)).to(device)
     drawn = vae.decode(mean + (0.5 * logvar).exp() * noise).exp().cpu().double()
     return Reconstruction(
         text=log_hat.exp(),

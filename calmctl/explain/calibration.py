@@ -91,11 +91,9 @@ def separation(confidence: Doubles, correct: Doubles) -> float | None:
     return float((right_at * (below + 0.5 * wrong_at)).sum() / (right * wrong))
 
 
-def separation_interval(
-    confidence: Doubles, correct: Doubles, clips: Integers, *, seed: int = 0
-) -> tuple[float, float] | None:
+def separation_interval(confidence: Doubles, correct: Doubles, clips: Integers) -> tuple[float, float] | None:
     """Percentile bootstrap interval of `separation`; the queries of one clip are resampled together."""
-    resampled = (separation(confidence[rows], correct[rows]) for rows in resampled_rows(clips, seed=seed))
+    resampled = (separation(confidence[rows], correct[rows]) for rows in resampled_rows(clips))
     drawn = [auroc for auroc in resampled if auroc is not None]
     if len(drawn) < REPLICATES / 2:  # nearly all right, or nearly all wrong: nothing to tell apart
         return None
@@ -103,7 +101,7 @@ def separation_interval(
     return interval.low, interval.high
 
 
-def calibrated(confidence: Doubles, correct: Doubles, clips: Integers, *, seed: int = 0) -> Doubles:
+def calibrated(confidence: Doubles, correct: Doubles, clips: Integers) -> Doubles:
     """Probabilities of being right, [N], by isotonic regression on the other folds.
 
     Clips are dealt into folds, and each fold is predicted from the others: a map fitted to the queries that
@@ -114,7 +112,7 @@ def calibrated(confidence: Doubles, correct: Doubles, clips: Integers, *, seed: 
     if folds < 2:
         return np.full(len(correct), correct.mean())
     # Clips are dealt, not queries: the sentences of one clip succeed and fail together.
-    dealt = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % folds, strict=True))
+    dealt = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % folds, strict=True))
     fold = np.array([dealt[clip] for clip in clips])
     probabilities = np.empty(len(correct))
     for number in range(folds):

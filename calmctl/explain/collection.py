@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -202,7 +201,7 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
     order = [int(i) for i in np.lexsort((-lead, -ranks)) if ranks[i] > 1]
     directions = anchor_directions(explainer.anchors)
     labels = explainer.vocabulary.texts
-    captions = _captions(collection)
+    captions = encoded.captions_by_clip()
 
     def describe(clip: int, score: float) -> Candidate:
         video = explainer.log_v(encoded.frames[clip]).exp()
@@ -215,13 +214,15 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
             split_score(score_pair(explainer.model.head, text, encoded.frames[clip]), directions)
             for clip in (right, other)
         )
+        pulls = theirs.anchors - ours.anchors
+        strongest = pulls.argsort(descending=True, stable=True)[:_PULLS].tolist()
         return Failure(
             query=encoded.captions[query],
             rank=float(ranks[query]),
             anchors=_top_anchors(labels, explainer.log_s(text).exp()),
             right=describe(right, float(scores[query, right])),
             confusing=describe(other, float(scores[query, other])),
-            pulled=_strongest(labels, theirs.anchors - ours.anchors, _PULLS),
+            pulled=tuple(AnchorWeight(labels[k], float(pulls[k])) for k in strongest),
             shared=theirs.shared - ours.shared,
             rest=theirs.rest - ours.rest,
         )
@@ -238,18 +239,5 @@ def find_failures(explainer: Explainer, collection: Collection, count: int) -> F
     )
 
 
-def _captions(collection: Collection) -> list[tuple[str, ...]]:
-    """The captions of each clip."""
-    captions: list[list[str]] = [[] for _ in collection.encoded.ids]
-    for caption, owner in zip(collection.encoded.captions, collection.encoded.owners, strict=True):
-        captions[int(owner)].append(caption)
-    return [tuple(texts) for texts in captions]
-
-
 def _top_anchors(labels: tuple[str, ...], probabilities: torch.Tensor) -> tuple[AnchorWeight, ...]:
     return tuple(AnchorWeight(labels[k], float(probabilities[k])) for k in worth_saying(probabilities, _TOP))
-
-
-def _strongest(labels: tuple[str, ...], values: torch.Tensor, count: int) -> tuple[AnchorWeight, ...]:
-    order: Iterable[int] = values.argsort(descending=True, stable=True)[:count].tolist()
-    return tuple(AnchorWeight(labels[k], float(values[k])) for k in order)

@@ -77,9 +77,6 @@ def see_video(explainer: Explainer, clip: Clip, *, instants: int | None = None, 
     )
 
 
-# Who explains: a trained run, or the bare backbone where there is none.
-
-
 ZERO_SHOT_MODEL = "ViT-B-32-quickgelu"
 # As the paper's recipes have them.
 ZERO_SHOT_FRAMES = 12

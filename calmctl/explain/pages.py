@@ -15,17 +15,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from calmctl.device import choose_device
 from calmctl.errors import VideoError
 from calmctl.evaluation.result import RetrievalResult
 from calmctl.explain.anchors import worth_saying
 from calmctl.explain.calibration import SIGNALS, Calibration
 from calmctl.explain.collection import Collection, Failures
-from calmctl.explain.explainer import explain_with_run, see_video
-from calmctl.explain.pair import Explanation, explain
+from calmctl.explain.pair import Explanation
 from calmctl.explain.words import explain_terms, fixed, ordinal, percent, seconds, summary
 from calmctl.files import PAGE, write_output
-from calmctl.runs.run import Run
 from calmctl.samples import Clip
 from calmctl.video.pixels import jpeg, shrink
 from calmctl.video.pool import available_cores, decode_clips
@@ -85,24 +82,7 @@ def data_url(picture: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
 
 
-# Explanations as self-contained pages: no network, no script from elsewhere, nothing from a caption obeyed.
-
-
 _ROWS, _RELATED, _PARTS, _STRIPS, _SHOWN = 10, 3, 6, 8, 3
-
-
-def explain_page(run: Run, clip: Clip, sentence: str, path: Path, *, device: str = "auto") -> Explanation:
-    """Explain a clip and a sentence with the best weights of `run`, and write the page of it.
-
-    Raises:
-        CheckpointError: The run's weights cannot be used.
-        VideoError: The clip cannot be decoded.
-        RunFailed: The page cannot be written.
-    """
-    explainer = explain_with_run(run, choose_device(device))
-    explanation = explain(explainer, see_video(explainer, clip, pictures=True), sentence)
-    write_pair_page(explanation, path)
-    return explanation
 
 
 def write_pair_page(explanation: Explanation, path: Path) -> None:
@@ -121,10 +101,7 @@ def write_failures_page(failures: Failures, collection: Collection, path: Path) 
 def write_calibration_page(calibration: Calibration, path: Path) -> None:
     """Write the reliability diagrams and the risk-coverage curves of a run."""
     curves = [
-        {
-            "name": signal.name,
-            "points": _polyline(signal.risk_coverage.coverage, 1 - signal.risk_coverage.risk),
-        }
+        {"name": signal.name, "points": _polyline(signal.risk_coverage.coverage, 1 - signal.risk_coverage.risk)}
         for signal in calibration.signals
     ]
     write_output(path, render("calibration.html.j2", found=calibration, curves=curves, signals=SIGNALS), PAGE)
@@ -205,13 +182,7 @@ def pair_page(explanation: Explanation) -> str:
         terms=explain_terms(explanation),
         anchors=_anchor_rows(explanation),
         related=[
-            {
-                "name": name,
-                "side": side,
-                "most": _top(p, _RELATED),
-                "least": _top(-p, 2),
-                "p": p,
-            }
+            {"name": name, "side": side, "most": _top(p, _RELATED), "least": _top(-p, 2), "p": p}
             for name, side, p in (("Video", "video", c.video), ("Sentence", "text", c.text))
         ],
         lists=[

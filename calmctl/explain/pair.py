@@ -10,19 +10,10 @@ from torch import Tensor
 
 from calmctl.anchors.distribution import entropy, kl_divergence
 from calmctl.errors import BadInput
+from calmctl.explain import score
 from calmctl.explain.anchors import Comparison, Reconstruction, compare, reconstruct, without
 from calmctl.explain.collection import Collection, Standing, standing
 from calmctl.explain.explainer import Explainer, SeenVideo
-from calmctl.explain.score import (
-    ScoredPair,
-    Split,
-    Timeline,
-    anchor_directions,
-    project_out,
-    score_pair,
-    split_score,
-    timeline,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +47,9 @@ class Explanation:
     sentence: str
     comparison: Comparison
     reconstruction: Reconstruction | None
-    pair: ScoredPair
-    split: Split
-    timeline: Timeline
+    pair: score.ScoredPair
+    split: score.ScoreParts
+    timeline: score.Timeline
     without: Without | None
     standing: Standing | None
     collection: str | None
@@ -128,7 +119,7 @@ def explain(
         explainer = replace(explainer, notes=(*explainer.notes, *collection.caveats))
     text = explainer.encode_texts([sentence])[0]
     log_s, log_v = explainer.log_s(text), explainer.log_v(seen.frames)
-    pair = score_pair(explainer.model.head, text, seen.frames)
+    pair = score.score_pair(explainer.model.head, text, seen.frames)
     candidates = None if collection is None else _candidates(collection, seen)
     return Explanation(
         explainer=explainer,
@@ -137,9 +128,9 @@ def explain(
         comparison=compare(log_v, log_s),
         reconstruction=None if explainer.vae is None else reconstruct(explainer.vae, log_v, log_s),
         pair=pair,
-        split=split_score(pair, anchor_directions(explainer.anchors)),
+        split=score.split_score(pair, score.anchor_directions(explainer.anchors)),
         # A frame is held against all of the sentence, also where the head reads its words.
-        timeline=timeline(explainer, seen, explainer.model.sentences(text)),
+        timeline=score.timeline(explainer, seen, explainer.model.sentences(text)),
         without=_without(explainer, text, seen, list(removed), candidates) if removed else None,
         standing=None if candidates is None else standing(explainer, text, candidates),
         collection=None if collection is None else f"{collection.dataset} {collection.split}",
@@ -153,15 +144,15 @@ def _without(
     # Two ways of going without: the distributions lose the anchors, and the score, which never looks at anchors,
     # loses what is particular to them.
     less_s, less_v = without(log_s, removed), without(log_v, removed)
-    directions = anchor_directions(explainer.anchors).centred[removed]
+    directions = score.anchor_directions(explainer.anchors).centred[removed]
     return Without(
         removed=tuple(removed),
         mass=(float(log_v.exp()[removed].sum()), float(log_s.exp()[removed].sum())),
         divergence=float(kl_divergence(less_s, less_v)),
         video_entropy=float(entropy(less_v)),
         text_entropy=float(entropy(less_s)),
-        score=score_pair(
-            explainer.model.head, project_out(text, directions), project_out(seen.frames, directions)
+        score=score.score_pair(
+            explainer.model.head, score.project_out(text, directions), score.project_out(seen.frames, directions)
         ).score,
         standing=None if candidates is None else standing(explainer, text, candidates, removed),
     )

@@ -44,7 +44,7 @@ _CAPTIONS_SHOWN = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class RankedClip:
     """A clip that a sentence was ranked against.
 
     Attributes:
@@ -67,8 +67,8 @@ class Miss:
 
     text: str
     figure: str
-    right: Candidate
-    rival: Candidate | None
+    right: RankedClip
+    rival: RankedClip | None
 
 
 def write_report(run: Run, path: Path, *, top: int = 10) -> None:
@@ -148,9 +148,6 @@ def _clips(run: Run, main: KeptEvaluation) -> tuple[dict[str, Clip], str]:
     return {clip.id: clip for clip in split.clips}, ""
 
 
-# Numbers.
-
-
 def _table(kept: KeptEvaluation) -> dict[str, Any]:
     """Title and rows of one evaluation, a number and its interval a cell."""
     result, rows = kept.result, []
@@ -186,7 +183,7 @@ def worst(kept: KeptEvaluation, top: int) -> list[Miss]:
         scores: Mapping[str, float] = record["clip_scores"]["cider"]
         order = sorted(scores, key=lambda clip: scores[clip])[:top]
         return [
-            Miss(record["captions"][clip], f"CIDEr {100 * scores[clip]:z.1f}", Candidate(clip, ()), None)
+            Miss(record["captions"][clip], f"CIDEr {100 * scores[clip]:z.1f}", RankedClip(clip, ()), None)
             for clip in order
         ]
     ranks, owners, names = kept.ranks["text_to_video"], record["owners"], record["clips"]
@@ -195,18 +192,18 @@ def worst(kept: KeptEvaluation, top: int) -> list[Miss]:
         captions[owner].append(text)
     values, rivals = ranks.ranks(), record.get("rivals") or []
 
-    def candidate(clip: int, without: str) -> Candidate:
-        return Candidate(names[clip], tuple(text for text in captions[clip] if text != without)[:_CAPTIONS_SHOWN])
+    def candidate(clip: int, without: str) -> RankedClip:
+        return RankedClip(names[clip], tuple(text for text in captions[clip] if text != without)[:_CAPTIONS_SHOWN])
 
-    found = []
+    misses = []
     for query in map(int, np.argsort(-values, kind="stable")[:top]):
         if values[query] <= 1:
             break
         text = record["captions"][query]
         rival = candidate(rivals[query], "") if rivals else None
         figure = f"rank {values[query]:g} of {ranks.n_candidates:,}"
-        found.append(Miss(text, figure, candidate(owners[query], text), rival))
-    return found
+        misses.append(Miss(text, figure, candidate(owners[query], text), rival))
+    return misses
 
 
 # Figures. matplotlib draws into a file in memory, and what a page does not need is taken out of it.

@@ -86,7 +86,7 @@ def anchor_directions(anchors: Tensor) -> Directions:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class ScoreParts:
     """A cosine as a sum: `shared` + `anchors`.sum() + `rest`.
 
     Attributes:
@@ -106,14 +106,14 @@ class Split:
     rest: float
 
 
-def split_score(pair: ScoredPair, directions: Directions) -> Split:
+def split_score(pair: ScoredPair, directions: Directions) -> ScoreParts:
     """The anchors' contributions to a score; exact: the parts add up to it."""
     shared = float(pair.shares @ ((pair.text @ directions.shared) * (pair.video @ directions.shared)))
     text, video = pair.text @ directions.own.T, pair.video @ directions.own.T  # [M, K]
     anchors = pair.shares @ (text * video)
     # By subtraction: the parts add up to the score whatever rounding does.
     rest = pair.score - shared - float(anchors.sum())
-    return Split(shared, anchors, pair.shares @ text, pair.shares @ video, rest)
+    return ScoreParts(shared, anchors, pair.shares @ text, pair.shares @ video, rest)
 
 
 def project_out(features: Tensor, anchors: Tensor) -> Tensor:

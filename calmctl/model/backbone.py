@@ -25,9 +25,6 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
-# Tokens: all of a sentence as text, and how many sentences do not fit.
-
-
 LN_100 = math.log(100.0)
 """What CLIP's log temperature is clamped to in training (docs/science.md, The heads)."""
 
@@ -57,8 +54,7 @@ class Tokens:
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """Token ids [N, context_length]; what does not fit is cut, and the end mark stands last."""
-        tokens: Tensor = self.tokenizer(list(sentences))
-        return tokens
+        return self.tokenizer(list(sentences))
 
     def longer(self, sentences: Sequence[str]) -> int:
         """How many sentences have more tokens than the text tower reads, by the tokenizer's own count."""
@@ -95,9 +91,6 @@ class Tokens:
 
 def _without_marks(clean: Callable[[str], str], text: str) -> str:
     return _MARK.sub("< ", clean(text))
-
-
-# The CLIP backbone: an open_clip model behind one small adapter.
 
 
 class Normalise:
@@ -188,8 +181,7 @@ class Backbone(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """CLIP's own log temperature of the contrastive loss, a scalar parameter."""
-        scale: Tensor = self.clip.logit_scale
-        return scale
+        return self.clip.logit_scale
 
     @property
     def bpe(self) -> SimpleTokenizer:
@@ -207,8 +199,7 @@ class Backbone(nn.Module):
     @property
     def token_embedding(self) -> Tensor:
         """The text tower's token embeddings, [V, width]."""
-        weight: Tensor = getattr(self.clip, "text", self.clip).token_embedding.weight
-        return weight
+        return getattr(self.clip, "text", self.clip).token_embedding.weight
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Uint8 RGB frames of any one size as the vision tower reads them: float32 [F, 3, H, W]."""
@@ -229,8 +220,7 @@ class Backbone(nn.Module):
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Frame features [B, F, D] of prepared pixels [B, F, 3, H, W] (Eq. 1)."""
-        features: Tensor = self.clip.encode_image(pixels.flatten(0, 1))
-        return features.view(*pixels.shape[:2], self.dim)
+        return self.clip.encode_image(pixels.flatten(0, 1)).view(*pixels.shape[:2], self.dim)
 
     def encode_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Frame features [N, D] of prepared pixels [N, 3, H, W], and their patches [N, P, width] before any norm.
@@ -239,10 +229,10 @@ class Backbone(nn.Module):
             CheckpointError: The vision tower is not CLIP's own transformer.
         """
         visual, width = self.clip.visual, self.vision_width
-        found = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
-        (patches,) = found["image_intermediates"]
+        outputs = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+        (patches,) = outputs["image_intermediates"]
         assert patches.shape[-1] == width
-        return found["image_features"], patches
+        return outputs["image_features"], patches
 
     @property
     def vision_width(self) -> int:
@@ -255,14 +245,12 @@ class Backbone(nn.Module):
                 f"backbone.model: {self.spec.model} has another vision tower than CLIP's transformer, whose patches "
                 "CoCap needs; use a ViT of CLIP's"
             )
-        width: int = visual.conv1.out_channels
-        return width
+        return visual.conv1.out_channels
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Sentence features [N, D] of token ids [N, L]: the end token's projected output (Eq. 3)."""
         if not self._pads_short:
-            features: Tensor = self.clip.encode_text(tokens)
-            return features
+            return self.clip.encode_text(tokens)
         way = self._text_way(tokens)
         if way == "joined":
             beginnings = text_tower.Beginnings(tokens)
@@ -299,8 +287,7 @@ class Backbone(nn.Module):
 
     def _projected(self, hidden: Tensor) -> Tensor:
         """The text transformer's outputs [..., W] in the joint space, [..., D]."""
-        projected: Tensor = self.clip.ln_final(hidden) @ self.clip.text_projection
-        return projected
+        return self.clip.ln_final(hidden) @ self.clip.text_projection
 
     def _text_way(self, tokens: Tensor) -> str:
         """`text_pass` where it can be had: not without a gradient, nor in towers that are none of CLIP's."""
@@ -373,9 +360,6 @@ def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-# A linear map behind each tower: what trains where the towers do not (our choice).
-
-
 class Residual(nn.Linear):
     """x + Wx + b of features [..., D], W = b = 0 at first."""
 
@@ -400,9 +384,6 @@ class FeatureAdapter(nn.Module):
         super().__init__()
         self.frames = Residual(dim)
         self.texts = Residual(dim)
-
-
-# A backbone's preprocessing in two halves, and what identifies the features it gives.
 
 
 def split_preprocess(backbone: Backbone) -> tuple[FrameResize, Normalise]:
@@ -443,9 +424,6 @@ def parameters_digest(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-# Gradient caching: large batches through towers that hold the activations of a few rows at a time.
-
-
 def encode_in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, chunk: int | None) -> Tensor:
     """`encode(rows)`, with the activations of at most `chunk` rows in memory at any time; None: all at once.
 
@@ -472,9 +450,6 @@ def require_separate_rows(module: nn.Module, why: str) -> None:
             f"{why} encodes parts of a batch, and this backbone's batch normalisation needs all of it; "
             "use a backbone without (a ViT), or leave that out"
         )
-
-
-# Cosines that are multiplied by 100 need float32: the heads' arithmetic steps out of mixed precision.
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from calmctl.recipe.schema import AlignmentSection, AnchorsSection
 from calmctl.video.compressed import CompressedReader
 from calmctl.video.pixels import FrameReader
 
-# What a training step takes and what it yields.
+_CAPTIONS_TO_FIT, _CAPTIONS_AT_ONCE = 2000, 256  # of `AlignedModel.choose_temperature`
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,6 @@ class Losses:
 # Numbers that tell whether the alignment is alive (docs/science.md).
 
 
-_CAPTIONS_TO_FIT, _CAPTIONS_AT_ONCE = 2000, 256
-
 ACTIVE_UNIT_VARIANCE = 0.01
 """A latent unit is active where the variance of mu_i over the batch exceeds this."""
 
@@ -131,9 +129,6 @@ def alignment_diagnostics(
     return numbers
 
 
-# What every trained model shares: the backbone, its adapter, and CALM's alignment of videos with sentences.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignedParts:
     """What an `AlignedModel` is made of, beside its backbone.
@@ -157,7 +152,7 @@ class AlignedParts:
 
 
 class AlignedModel(nn.Module):
-    """Features of sentences and frames, and CALM's loss on them; a task adds its own loss.
+    """What every trained model shares: features of sentences and frames, and CALM's loss on them; a task adds its own.
 
     Attributes:
         scores_sentences: Whether the task compares sentences with videos, so that sentences must be encoded.
@@ -399,11 +394,8 @@ class AlignedModel(nn.Module):
         return rec + self.kl_factor * keys.kl_weight * kl, posterior
 
 
-# CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16).
-
-
 class CalmModel(AlignedModel):
-    """Everything that trains for retrieval."""
+    """CALM for retrieval: the aligned features and a fusion head; one forward pass gives the losses (Eq. 16)."""
 
     def __init__(
         self, backbone: Backbone, head: nn.Module, parts: AlignedParts, *, mask_same_clip: bool = False
@@ -453,8 +445,7 @@ class CalmModel(AlignedModel):
         paired = torch.arange(len(frames), device=frames.device)
         if not self.head.rows_are_independent:
             with world.same_random():
-                whole: list[Similarity] = self.head.similarities(world.gather(texts), frames, paired)
-                return whole
+                return self.head.similarities(world.gather(texts), frames, paired)
         texts = world.own(texts)
         more = {"clips": clips} if isinstance(self.head, Reranker) else {}
         rows = self.head.similarities(texts, frames, paired[world.first : world.first + len(texts)], **more)

@@ -49,8 +49,7 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(
             self._split(self.query(x)), *keys_values, attn_mask=sees, is_causal=causal, dropout_p=dropout
         )
-        projected: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return projected
+        return self.out(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
@@ -76,8 +75,7 @@ class EncoderLayer(nn.Module):
         """Map [N, F, width] to the same shape."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed)))
-        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return out
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -210,9 +208,6 @@ def training_vocabulary(backbone: Backbone, captions: Iterable[str]) -> Tensor:
     return torch.tensor(sorted(used))
 
 
-# The caption head: frame features -> linear -> transformer encoder -> transformer decoder (docs/captioning.md).
-
-
 INIT_STD = 0.02
 """Standard deviation of new embeddings; CLIP's own token embeddings started with the same."""
 
@@ -293,7 +288,7 @@ class CaptionDecoder(nn.Module, ABC):
 
 
 class Captioner(CaptionDecoder):
-    """Encoder and decoder over frame features."""
+    """Frame features through a linear layer, a transformer encoder and a transformer decoder (docs/captioning.md)."""
 
     def __init__(self, keys: CaptionSection, dim: int, frames: int, vocabulary: CaptionVocabulary) -> None:
         """Make the layers for features [N, `frames`, `dim`]; the recipe's schema explains the sizes in `keys`."""
@@ -333,8 +328,7 @@ class Captioner(CaptionDecoder):
         x = self.dropout(self.frame_norm(self.visual(self.feature_norm(frames)) + self.frame_position))
         for layer in self.encoder:
             x = layer(x)
-        memory: Tensor = self.memory_norm(x)
-        return memory
+        return self.memory_norm(x)
 
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Logits [N, T, V] of the token after each prefix of `tokens` [N, T], for memory [N, F, width]."""
@@ -359,9 +353,7 @@ class Captioner(CaptionDecoder):
         return [layer.memory_attention.keys_values(memory) for layer in self.decoder]
 
     def _embed(self, tokens: Tensor, first: int) -> Tensor:
-        embedded: Tensor = self.tokens(tokens) + self.token_position[first : first + tokens.shape[1]]
-        out: Tensor = self.dropout(embedded)
-        return out
+        return self.dropout(self.tokens(tokens) + self.token_position[first : first + tokens.shape[1]])
 
     def _logits(self, x: Tensor) -> Tensor:
         weight = self.tokens.weight if self.output is None else self.output.weight
@@ -373,11 +365,8 @@ def output_transform(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
 
 
-# CALM for captioning: the aligned features and a caption head; one forward pass gives the losses.
-
-
 class CaptionModel(AlignedModel):
-    """Everything that trains for captioning.
+    """CALM for captioning: the aligned features and a caption decoder; one forward pass gives the losses.
 
     V_p and the decoder's memory are made of the same features, `encode_frames`, so that CALM's loss can change
     captions: through the towers, or on frozen features through the adapter (docs/captioning.md).

@@ -134,10 +134,10 @@ def convert(file: Path, out: Path) -> Converted:
     content = save({name: value.contiguous() for name, value in state.items()}, {"format": "pt"})
     write_atomic(out, lambda handle: handle.write(content))
     if config is not None and not config.exists():
-        said = CLIP_PIXELS.model_dump(mode="json")
-        said["resize_mode"] = said.pop("resize")
-        said["fill_color"] = said.pop("fill")
-        write_json(config, {"model_cfg": read_architecture(models[0]).config, "preprocess_cfg": said})
+        preprocessing = CLIP_PIXELS.model_dump(mode="json")
+        preprocessing["resize_mode"] = preprocessing.pop("resize")
+        preprocessing["fill_color"] = preprocessing.pop("fill")
+        write_json(config, {"model_cfg": read_architecture(models[0]).config, "preprocess_cfg": preprocessing})
     return Converted(out, config, sum(value.numel() for value in state.values()), models, openai)
 
 
@@ -269,21 +269,20 @@ class _Archive(pickle.Unpickler):
         # What lies outside of the storage is an error of torch's; what lies in it many times would be of any size.
         if math.prod(size) > len(numbers):
             raise CheckpointError(f"{self._file} names a tensor that is larger than its numbers")
-        tensor: Tensor = torch.as_strided(numbers, size, stride, offset).clone()
-        return tensor
+        return torch.as_strided(numbers, size, stride, offset).clone()
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them, by the modules that hold them."""
-        found: dict[str, Tensor] = {}
+        by_name: dict[str, Tensor] = {}
         ahead: list[tuple[str, Any]] = [("", self.load())]
         while ahead:
             name, value = ahead.pop()
             if isinstance(value, Tensor):
-                found[name] = value
+                by_name[name] = value
             elif isinstance(value, _Module) and isinstance(value.parts, dict):
                 ahead += [(f"{name}.{key}" if name else str(key), part) for key, part in value.parts.items()]
         # A mask of the text tower is the same for every model, and open_clip makes its own.
-        kept = {k: v for k, v in sorted(found.items()) if k not in _NUMBERS and not k.endswith("attn_mask")}
+        kept = {k: v for k, v in sorted(by_name.items()) if k not in _NUMBERS and not k.endswith("attn_mask")}
         if not kept:
             raise CheckpointError(f"{self._file} holds no weights")
         return kept

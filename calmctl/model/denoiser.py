@@ -101,8 +101,7 @@ class Denoiser(nn.Module):
         weight = self.step_in.weight
         turns = steps[..., None].to(weight) * self.angles.to(weight)
         sinusoids = torch.stack([turns.sin(), turns.cos()], dim=-1).flatten(-2)[..., : weight.shape[1]]
-        embedded: Tensor = self.step_out(F.silu(self.step_in(sinusoids)))
-        return embedded
+        return self.step_out(F.silu(self.step_in(sinusoids)))
 
     @property
     def agreement(self) -> Tensor:
@@ -162,9 +161,9 @@ class Denoiser(nn.Module):
         return predicted
 
 
-def frame_shares(texts: Tensor, frames: Tensor, temperature: float = 1.0) -> Tensor:
+def frame_shares(texts: Tensor, frames: Tensor) -> Tensor:
     """Softmax over a clip's frames of their raw products with a sentence: [N_t, D], [N_v, F, D] -> [N_t, N_v, F]."""
-    return (torch.einsum("td,vfd->tvf", texts, frames) / temperature).softmax(-1)
+    return torch.einsum("td,vfd->tvf", texts, frames).softmax(-1)
 
 
 # A batch's losses: every clip is a candidate of every sentence, and the other way about. Pooled frames [B, B, D] are

@@ -114,10 +114,7 @@ class Embedder(Backbone):
             {"array": clip, "video_metadata": facts} for clip in frames.reshape(batch, n_frames, *frames.shape[1:])
         ]
         vectors = self._vectors(
-            self.clip.encode_document,
-            clips,
-            pixels.device,
-            processing_kwargs={"video": {"do_sample_frames": False}},
+            self.clip.encode_document, clips, pixels.device, processing_kwargs={"video": {"do_sample_frames": False}}
         )
         return vectors[:, None].expand(-1, n_frames, -1).contiguous()
 
@@ -159,8 +156,7 @@ class Embedder(Backbone):
                 f"frame needs a model of pictures ({EMBEDDER}NAME), one a clip a model of videos ({CLIP_EMBEDDER}NAME)"
             ) from fault
         # Whatever the model computes in, everything behind it is float32.
-        found: Tensor = vectors.to(device=device, dtype=torch.float32).clone()
-        return found
+        return vectors.to(device=device, dtype=torch.float32).clone()
 
 
 def load_embedder(model: str, weights: str | None = OWN, *, recorded: BackboneSpec | None = None) -> Embedder:
@@ -286,16 +282,14 @@ def _spec(embedder: Any, name: str, per_clip: bool) -> BackboneSpec:
     )
 
 
-def _frames(
-    processor: Any,
-) -> tuple[tuple[int, int], Literal["shortest", "squash"], Literal["bicubic", "bilinear"]]:
+def _frames(processor: Any) -> tuple[tuple[int, int], Literal["shortest", "squash"], Literal["bicubic", "bilinear"]]:
     """Size, resizing and filter of frames, so that the processor's own resizing finds nothing left to do."""
     pictures = getattr(processor, "image_processor", processor)
     crops = bool(getattr(pictures, "do_center_crop", False))
-    said = getattr(pictures, "crop_size" if crops else "size", None)
+    size = getattr(pictures, "crop_size" if crops else "size", None)
     # Some have "shortest_edge" for the least number of pixels: it is a length only where a crop follows.
     height, width = (
-        _side(said, key) or (_side(said, "shortest_edge") if crops else None) for key in ("height", "width")
+        _side(size, key) or (_side(size, "shortest_edge") if crops else None) for key in ("height", "width")
     )
     if not (height and width):
         height = width = _SIZE
@@ -304,6 +298,6 @@ def _frames(
     return (height, width), "shortest" if crops else "squash", filter_  # type: ignore[return-value]
 
 
-def _side(said: Any, key: str) -> int | None:
-    value = said.get(key) if isinstance(said, dict) else getattr(said, key, None)
+def _side(size: Any, key: str) -> int | None:
+    value = size.get(key) if isinstance(size, dict) else getattr(size, key, None)
     return value if isinstance(value, int) and 0 < value <= 1024 else None

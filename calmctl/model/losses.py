@@ -13,15 +13,9 @@ from torch import Tensor
 from calmctl.anchors.distribution import at_least_float32, kl_divergence
 from calmctl.model.heads.base import Similarity, WeightedSimilarity
 
-# The symmetric cross-entropy of text-video retrieval (docs/science.md, The heads).
-
 
 def contrastive_loss(
-    similarity: Tensor,
-    scale: Tensor | float,
-    *,
-    paired: Tensor | None = None,
-    same_clip: Tensor | None = None,
+    similarity: Tensor, scale: Tensor | float, *, paired: Tensor | None = None, same_clip: Tensor | None = None
 ) -> Tensor:
     """Half the cross-entropy of finding each text's video, plus half that of finding each video's text.
 
@@ -129,9 +123,6 @@ def direct_alignment_loss(kind: Literal["kl", "ce", "mse"], log_v: Tensor, log_s
             return -(log_s.exp() * log_v).sum(dim=-1).mean()
         case "mse":
             return (log_s.exp() - log_v.exp()).square().sum(dim=-1).mean()
-
-
-# Losses of a caption's tokens (docs/captioning.md).
 
 
 LABEL_FLOOR = 1e-4

@@ -177,9 +177,9 @@ class Published:
         if path.name == CONFIGS[0]:
             return values, path
         pixels = self.file(*_PREPROCESSING)
-        said = read_json(pixels, what="backbone.model", error=CheckpointError) if pixels else {}
-        said = said.get("image_processor", said) if isinstance(said, dict) else {}
-        return clip_of_transformers(values, said, where=str(path)), path
+        preprocessing = read_json(pixels, what="backbone.model", error=CheckpointError) if pixels else {}
+        preprocessing = preprocessing.get("image_processor", preprocessing) if isinstance(preprocessing, dict) else {}
+        return clip_of_transformers(values, preprocessing, where=str(path)), path
 
     def weights(self) -> Path:
         """Its weights. Raises `CheckpointError` where there are none that can be read."""
@@ -295,17 +295,17 @@ def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return _USUAL[name] | (config.get(f"{name}_dict") or {}) | (config.get(name) or {})
 
 
-def _preprocessing(said: Mapping[str, Any]) -> dict[str, Any] | None:
+def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """`preprocess_cfg` of a `preprocessor_config.json`; None where it does not say mean and std."""
-    if "image_mean" not in said or "image_std" not in said:
+    if "image_mean" not in values or "image_std" not in values:
         return None
     # Pillow's numbers of its filters. Without a crop the processor squashes.
     filters = {2: "bilinear", 3: "bicubic"}
     return {
-        "mean": said["image_mean"],
-        "std": said["image_std"],
-        "interpolation": filters.get(said.get("resample", 3), "bicubic"),
-        "resize_mode": "shortest" if said.get("do_center_crop", True) else "squash",
+        "mean": values["image_mean"],
+        "std": values["image_std"],
+        "interpolation": filters.get(values.get("resample", 3), "bicubic"),
+        "resize_mode": "shortest" if values.get("do_center_crop", True) else "squash",
     }
 
 

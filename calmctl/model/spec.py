@@ -172,7 +172,7 @@ def read_spec(metadata: Mapping[str, Any], *, source: str) -> BackboneSpec | Non
     _check_architecture(source, spec.architecture)
     # A record comes from a stranger's file. What it says of pixels and sizes must follow from its architecture: a
     # record in which they disagree was edited, and would build one thing and feed it another.
-    published = is_published(spec.model, spec.architecture)
+    published = is_listed(spec.model, spec.architecture)
     _refuse_foreign_parts(spec.model, spec.architecture, may_fetch=published)
     Architecture(spec.model, spec.architecture, None, published).spec(spec.pixels).require_reading(spec, source=source)
     return spec
@@ -249,7 +249,7 @@ def read_architecture(model: str, *, weights: str | None = None) -> Architecture
     preprocessing = values.get("preprocess_cfg")
     # The architecture is recorded and compared without it, so that a published one is recognised.
     config = {key: value for key, value in config.items() if key != "preprocess_cfg"}
-    published = is_published(name, config)
+    published = is_listed(name, config)
     # Who names a repository of a hub asks for what its config names; who names a file does not.
     from_hub = place is not None and place.repository is not None
     _refuse_foreign_parts(name, config, may_fetch=published or from_hub)
@@ -327,7 +327,7 @@ def model_names() -> dict[str, Path]:
     return {path.stem: path for folder in (*folders, _OWN_CONFIGS) for path in sorted(folder.glob("*.json"))}
 
 
-def is_published(name: str, config: dict[str, Any]) -> bool:
+def is_listed(name: str, config: dict[str, Any]) -> bool:
     """Whether a model of ours or of open_clip has this name and this config."""
     path = model_names().get(name)
     if path is None:

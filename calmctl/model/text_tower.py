@@ -30,8 +30,7 @@ def whole(clip: Any, tokens: Tensor) -> Tensor:
     """The text transformer's outputs [N, L, W] of token ids [N, L], all of them."""
     # Written out: open_clip's own adds all of its positions, and so wants every sentence at full length.
     hidden, mask = _embedded(clip, tokens)
-    outputs: Tensor = clip.transformer(hidden, attn_mask=mask)
-    return outputs
+    return clip.transformer(hidden, attn_mask=mask)
 
 
 def at_ends(clip: Any, tokens: Tensor) -> Tensor:
@@ -59,19 +58,14 @@ def _behind(tokens: Tensor) -> Tensor:
 
 def _kept_or_not(clip: Any, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     if clip.transformer.grad_checkpointing:
-        again: Tensor = checkpoint(block, *inputs, use_reentrant=False)
-        return again
+        return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
 def _finished(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     """What a block makes of its input and of what its attention gave."""
     x = x + block.ls_1(attended)
-    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return out
-
-
-# Every beginning once.
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 class Beginnings:

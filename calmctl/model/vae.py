@@ -96,5 +96,4 @@ class CrossModalVAE(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """log S_hat, [B, K], of latents [B, d] (Eq. 9)."""
         # Log-softmax and no softmax: L_rec needs the logarithm, and the small entries would be lost on the way to it.
-        log_s_hat: Tensor = self.decoder(latent).log_softmax(dim=-1)
-        return log_s_hat
+        return self.decoder(latent).log_softmax(dim=-1)

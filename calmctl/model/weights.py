@@ -37,7 +37,7 @@ from calmctl.model.spec import (
     Pixels,
     at_size,
     check_backbone,
-    is_published,
+    is_listed,
     model_names,
     read_architecture,
     read_pixels,
@@ -115,8 +115,8 @@ def load_backbone(model: str, weights: str | None, *, image_size: int | None = N
             state = in_open_clips_names(state)
             activation = "quick_gelu" if looks_like_openai(state) else None
             _check_activation(architecture, weights, activation)
-            said = architecture.pixels if place else None  # by its own config
-            pixels = said or _pixels_of_foreign(architecture, file, tags)
+            own_pixels = architecture.pixels if place else None  # by its own config
+            pixels = own_pixels or _pixels_of_foreign(architecture, file, tags)
     spec = sized.spec(pixels, **origin, weights_sha256=sha256_file(file))
     unfit = (
         f"{weights} does not fit {spec.model}, which is far larger than its own tensors; "
@@ -198,7 +198,7 @@ def _resize_trunk(clip: Any, spec: BackboneSpec) -> None:
     """Give a tower of timm's the frames' size: open_clip builds it for that of its name."""
     trunk = getattr(clip.visual, "trunk", None)
     known = model_names().get(spec.model)
-    if trunk is None or known is None or not is_published(spec.model, spec.architecture):
+    if trunk is None or known is None or not is_listed(spec.model, spec.architecture):
         return
     native = read_json(known, what="backbone.model", error=CheckpointError)["vision_cfg"].get("image_size")
     if spec.architecture["vision_cfg"].get("image_size") != native:
@@ -284,7 +284,7 @@ def _text_tower(spec: BackboneSpec) -> Path:
 
 def _files_of(spec: BackboneSpec, repository: str) -> Path:
     # A record of a stranger's model is no reason to ask anybody: what was used with it once is in the cache.
-    return tokenizer_folder(repository, may_fetch=is_published(spec.model, spec.architecture), what=spec.model)
+    return tokenizer_folder(repository, may_fetch=is_listed(spec.model, spec.architecture), what=spec.model)
 
 
 @contextmanager
@@ -333,8 +333,7 @@ def tag_of(architecture: Architecture, weights: str) -> dict[str, Any]:
     """What open_clip says of a pretrained tag; {} where `weights` is none."""
     from calmctl.model.openclip import open_clip
 
-    tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
-    return tag
+    return open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.published else {}
 
 
 def _tags(architecture: Architecture) -> dict[str, Pixels]:
@@ -494,7 +493,9 @@ class BuildLimit(TorchFunctionMode):
     """
 
     # Of torch's two kinds of modes the one that sees calls from Python: the other loads the whole compiler when it
-    # is entered, five seconds before every run that is opened, and modules are built by calls from Python.
+    # is entered, five seconds before every run that is opened, and modules are built by calls from Python. It is asked
+    # at every call. Others in the place of torch's eight functions would be asked less, and would stay behind: timm and
+    # transformers are imported in such a block, and torch keeps tables of its functions by identity.
     _FACTORIES = frozenset(
         {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}
     )

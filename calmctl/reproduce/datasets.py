@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -114,46 +115,51 @@ class Requirement:
     online: bool = False
 
 
+Look = Callable[[Recipe], Requirement]
+"""Looks for one thing that a row of this recipe needs."""
+
+
 def look(world: TableData, table: Table, recipes: Mapping[RecipeKey, Recipe]) -> dict[str, Requirement]:
     """Look for everything that the rows of `table` need, by name; nothing is decoded or downloaded."""
     requirements: dict[str, Requirement] = {}
     for row in table.rows:
         recipe = recipes[table.name, row.key, 0]
-        # Once each, however many rows need it: reading a data set takes seconds.
-        for test in world.tests_of(row, recipe):
-            requirements.setdefault(clips_of(test.dataset, recipe), _dataset(test, recipe))
-        if (own := clips_of(recipe.data.dataset, recipe)) not in requirements:
-            requirements[own] = _dataset(SourceSpec.of(recipe.data), recipe)
-        vocabulary = recipe.anchors.vocabulary
-        if vocabulary not in requirements:
-            requirements[vocabulary] = _vocabulary(vocabulary)
-        if recipe.task == "caption" and recipe.caption.system == "semsynan":
-            # Else its rows would stop a table after hours, when their turn comes.
-            there = find_spec(_TAGGER) is not None
-            requirements[_TAGGER] = Requirement(_TAGGER, there, "" if there else "pip install 'calmctl[syntax]'")
-        weights = f"{recipe.backbone.model} {recipe.backbone.weights}"
-        if weights not in requirements:
-            requirements[weights] = _weights(recipe)
+        tests = {clips_of(each.dataset, recipe): partial(_dataset, each) for each in world.tests_of(row, recipe)}
+        looks: dict[str, Look] = {**tests, **_needs(recipe)}
+        for name, find in looks.items():
+            # Once each, however many rows need it: reading a data set takes seconds.
+            if name not in requirements:
+                requirements[name] = find(recipe)
     return requirements
 
 
 def needs(recipe: Recipe) -> tuple[str, ...]:
     """What a row of this recipe needs, by the names of `look`, the datasets that it is only tested on left aside."""
-    tagger = (_TAGGER,) if recipe.task == "caption" and recipe.caption.system == "semsynan" else ()
-    return (
-        *tagger,
-        clips_of(recipe.data.dataset, recipe),
-        recipe.anchors.vocabulary,
-        f"{recipe.backbone.model} {recipe.backbone.weights}",
-    )
+    return tuple(_needs(recipe))
+
+
+def _needs(recipe: Recipe) -> dict[str, Look]:
+    """The same, each with how it is looked for."""
+    wanted: dict[str, Look] = {
+        clips_of(recipe.data.dataset, recipe): partial(_dataset, SourceSpec.of(recipe.data)),
+        recipe.anchors.vocabulary: _vocabulary,
+        f"{recipe.backbone.model} {recipe.backbone.weights}": _weights,
+    }
+    # Without it the rows would stop a table after hours, when their turn comes.
+    return {_TAGGER: _tagger} | wanted if recipe.task == "caption" and recipe.caption.system == "semsynan" else wanted
+
+
+def _tagger(recipe: Recipe) -> Requirement:
+    there = find_spec(_TAGGER) is not None
+    return Requirement(_TAGGER, there, "" if there else "pip install 'calmctl[syntax]'")
 
 
 def _dataset(test: SourceSpec, recipe: Recipe) -> Requirement:
-    found = _looked_up(test, recipe)
+    requirement = _looked_up(test, recipe)
     if not reads_reencoded(recipe):
-        return found
-    says = found.says if found.present else f"'calmctl data reencode VIDEOS {test.videos}' makes them"
-    return replace(found, what=clips_of(test.dataset, recipe), says=says)
+        return requirement
+    says = requirement.says if requirement.present else f"'calmctl data reencode VIDEOS {test.videos}' makes them"
+    return replace(requirement, what=clips_of(test.dataset, recipe), says=says)
 
 
 def _looked_up(test: SourceSpec, recipe: Recipe) -> Requirement:
@@ -186,7 +192,8 @@ def _stored(source: StoredSource, test: SourceSpec) -> Requirement:
     return Requirement(test.dataset, True, f"features in {test.features}")
 
 
-def _vocabulary(name: str) -> Requirement:
+def _vocabulary(recipe: Recipe) -> Requirement:
+    name = recipe.anchors.vocabulary
     try:
         vocabulary = resolve_vocabulary(name)
     except BadInput as fault:

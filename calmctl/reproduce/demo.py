@@ -241,9 +241,6 @@ def _record(systems: tuple[System, ...], differences: tuple[PairedDifference, ..
     }
 
 
-# The demo's captioner: trained in less than a minute on the drawn world, shown beside the true sentences.
-
-
 def caption_demo(
     root: Path, runs: Path, *, seed: int, overrides: list[str], watcher: Watcher = SILENT
 ) -> tuple[Run, CaptionEvaluation]:

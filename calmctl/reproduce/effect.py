@@ -26,12 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmctl.anchors.distribution import (
-    anchor_log_probabilities,
-    fit_temperature,
-    kl_divergence,
-    mean_frame_feature,
-)
+from calmctl.anchors.distribution import anchor_log_probabilities, fit_temperature, kl_divergence, mean_frame_feature
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.data.demo import PARTIAL, generate_demo, load_demo, planned_digest
 from calmctl.data.demo_world import DemoCounts
@@ -108,9 +103,6 @@ class Job:
         return load_recipe(resolve_recipe(RECIPE), [*own, *overrides])
 
 
-# The drawn world in memory: frames of all clips as arrays, drawn and decoded once.
-
-
 @dataclass(frozen=True, slots=True)
 class DrawnClips:
     """Frames and captions of the study.
@@ -183,9 +175,6 @@ def _read_world(path: Path) -> DrawnClips:
         for name, split in about["splits"].items()
     }
     return DrawnClips(about["digest"], arrays, splits)
-
-
-# One fine-tuning.
 
 
 class Bench:
@@ -345,14 +334,14 @@ def run_jobs(
         The records of the jobs that are done.
     """
     make_folder(folder)
-    found = _kept(jobs, folder / RUNS, world, overrides)
-    todo = [job for job in jobs if job not in found]
-    watcher.reading("fine-tunings", len(found), len(jobs))
+    done = _kept(jobs, folder / RUNS, world, overrides)
+    todo = [job for job in jobs if job not in done]
+    watcher.reading("fine-tunings", len(done), len(jobs))
     for job, record in _results(todo, folder, world, overrides, device, processes, until):
         append_text(folder / RUNS, json.dumps(record) + "\n")
-        found[job] = record
-        watcher.reading("fine-tunings", len(found), len(jobs))
-    return found
+        done[job] = record
+        watcher.reading("fine-tunings", len(done), len(jobs))
+    return done
 
 
 def _results(
@@ -408,7 +397,7 @@ def _kept(jobs: Sequence[Job], path: Path, world: DrawnClips, overrides: Sequenc
     # A key that a later version adds makes no other run, and the whole study is hours.
     wanted = {job: (recipe_digest(values), former_digest(values)) for job, values in keys.items()}
     clip = recipe_backbone(jobs[0].recipe(overrides)).spec.weights_sha256 if jobs else None
-    found = {}
+    done = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
@@ -416,8 +405,8 @@ def _kept(jobs: Sequence[Job], path: Path, world: DrawnClips, overrides: Sequenc
         except (ValueError, KeyError):  # the last line of a killed process
             continue
         if record.get("recipe") in wanted.get(job, ()) and (record["world"], record["clip"]) == (world.digest, clip):
-            found[job] = record
-    return found
+            done[job] = record
+    return done
 
 
 def seconds_a_run(folder: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""What the study of CALM's loss found: differences paired over seeds, how many there are, tables and a picture."""
+"""What the study of CALM's loss study: differences paired over seeds, how many there are, tables and a picture."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Study:
     """The whole study.
 
     Attributes:
@@ -104,7 +104,7 @@ def evaluate_study(
     done: Mapping[Job, Mapping[str, Any]],
     zero_shot: Mapping[str, Mapping[str, float]],
     overrides: Sequence[str] = (),
-) -> Found:
+) -> Study:
     """Compare, with the seeds of which every run is done. Raises `RunFailed` where there are fewer than two."""
     by_key = {(job.head, job.loss, job.dial, job.seed): record for job, record in done.items() if job.part == "study"}
     cells = [(head, dial) for head in grid.heads for dial in grid.dials]
@@ -141,7 +141,7 @@ def evaluate_study(
     for loss in weights:
         if loss not in (BASE, "ce"):
             choices[loss] = {f"{weight:g}": tried(done, loss=loss, weight=weight) for weight in WEIGHTS}
-    return Found(
+    return Study(
         Grid(grid.heads, grid.losses, grid.dials, len(seeds)),
         rate,
         weights,
@@ -198,9 +198,9 @@ SHIPPED = Path(__file__).parent / "effect.json"
 """The study as this release ran it, without its single runs; docs/results.md has the command."""
 
 
-def many_seeds(path: Path = SHIPPED) -> str:
+def many_seeds() -> str:
     """What the release's study says of CALM's loss, for those who look at one seed of it."""
-    study = read_json(path, what="the study")
+    study = read_json(SHIPPED, what="the study")
     here = {(each["test"], each["metric"]): each for each in study["overall"] if each["loss"] == "vae"}
 
     def change(test: str, metric: str) -> str:
@@ -217,37 +217,37 @@ def many_seeds(path: Path = SHIPPED) -> str:
     )
 
 
-def legend(found: Found) -> Iterator[str]:
+def legend(study: Study) -> Iterator[str]:
     """What has to be known to read the tables."""
-    n = found.grid.seeds
+    n = study.grid.seeds
     yield (
         f"Difference from no loss with the same head, dial, seed and order of batches: mean over {n} seeds ± half of "
         f"its 95 % interval (Student's t, paired over seeds; the {len(TESTS)} test sets are the same for all)."
     )
-    counts = ", ".join(f"{count} {name}" for name, count in found.comparisons.items())
+    counts = ", ".join(f"{count} {name}" for name, count in study.comparisons.items())
     yield f"* p < 0.05 after Holm's correction for all differences of a table; there are {counts}."
-    weights = ", ".join(f"{loss} {found.weights[loss]:g}" for loss in found.grid.losses if loss != BASE)
+    weights = ", ".join(f"{loss} {study.weights[loss]:g}" for loss in study.grid.losses if loss != BASE)
     yield (
-        f"Chosen on validation, with other seeds: the towers' rate ({found.rate:g}) without a loss, then the weights "
+        f"Chosen on validation, with other seeds: the towers' rate ({study.rate:g}) without a loss, then the weights "
         f"({weights}), the same for all heads and dials. The best epoch of each run is its best there, "
         "too. The test sets were scored once a run, and chose nothing."
     )
-    if {"kl", "ce"} <= set(found.grid.losses):
+    if {"kl", "ce"} <= set(study.grid.losses):
         yield "kl and ce have one gradient (S_p is detached): they are one loss, run twice, and differ by rounding."
     yield "dial: share of a clip's attributes that a training caption names. KL: KL(S_p || V_p) of true pairs, nats."
 
 
-def as_markdown(found: Found, command: str, about: Mapping[str, Any]) -> str:
+def as_markdown(study: Study, command: str, about: Mapping[str, Any]) -> str:
     """Everything; `command` makes it again."""
     parts = ["# Does CALM's loss help? On the drawn world", ""]
     for title, effects in (
-        ("Averaged over heads and dials", found.overall),
-        ("By dial, averaged over heads", found.by_dial),
-        ("By head and dial", found.cells),
+        ("Averaged over heads and dials", study.overall),
+        ("By dial, averaged over heads", study.by_dial),
+        ("By head and dial", study.cells),
     ):
         parts += [f"## {title}", "", *_markdown_table(effects), ""]
-    parts += ["## Diagnostics, in domain", "", *_diagnostics(found), ""]
-    parts += [f"- {line}" for line in legend(found)]
+    parts += ["## Diagnostics, in domain", "", *_diagnostics(study), ""]
+    parts += [f"- {line}" for line in legend(study)]
     return "\n".join([*parts, *made_by(command, about), ""])
 
 
@@ -281,30 +281,30 @@ _DIAGNOSTICS = {
 }
 
 
-def _diagnostics(found: Found) -> list[str]:
+def _diagnostics(study: Study) -> list[str]:
     rows = ["| loss | " + " | ".join(_DIAGNOSTICS.values()) + " |", "|---|" + "--:|" * len(_DIAGNOSTICS)]
-    for loss, means in found.means.items():
+    for loss, means in study.means.items():
         cells = [f"{means[name]:z.2f}" if name in means else "" for name in _DIAGNOSTICS]
         rows.append(f"| {loss} | " + " | ".join(cells) + " |")
     return rows
 
 
-def write_study(found: Found, folder: Path, command: str) -> tuple[Path, ...]:
+def write_study(study: Study, folder: Path, command: str) -> tuple[Path, ...]:
     """Write effect.json, effect.md and effect.svg; raises `RunFailed` when it cannot.
 
     A study of another grid or other keys is not written over: the new one gets a number.
     """
     about = environment()
-    path = unused(folder / "effect.json", lambda path: path.exists() and not _asked_alike(path, found))
-    content = json.dumps({**found.to_json(), "command": command, **about}, indent=1, allow_nan=False) + "\n"
-    for suffix, text in ((".json", content), (".md", as_markdown(found, command, about)), (".svg", picture(found))):
+    path = unused(folder / "effect.json", lambda path: path.exists() and not _asked_alike(path, study))
+    content = json.dumps({**study.to_json(), "command": command, **about}, indent=1, allow_nan=False) + "\n"
+    for suffix, text in ((".json", content), (".md", as_markdown(study, command, about)), (".svg", picture(study))):
         write_bytes(path.with_suffix(suffix), text.encode())
     return tuple(path.with_suffix(suffix) for suffix in (".json", ".md", ".svg"))
 
 
-def _asked_alike(path: Path, found: Found) -> bool:
+def _asked_alike(path: Path, study: Study) -> bool:
     try:
-        there, ours = read_json(path, what="a study"), json.loads(json.dumps(found.to_json()))
+        there, ours = read_json(path, what="a study"), json.loads(json.dumps(study.to_json()))
         # Seeds may differ: a study that went on has more of them.
         theirs = [{**there["grid"], "seeds": 0}, there["overrides"]]
         return theirs == [{**ours["grid"], "seeds": 0}, ours["overrides"]]
@@ -316,14 +316,14 @@ _COLOURS = {"vae": "#0b6e4f", "kl": "#b5541c", "ce": "#c9a227", "mse": "#4b5fa5"
 _WIDTH, _HEIGHT, _LEFT, _TOP = 330, 190, 56, 34
 
 
-def picture(found: Found) -> str:
+def picture(study: Study) -> str:
     """The effect by dial with its interval, averaged over heads: R@1 and mean rank, in and out of domain, as SVG."""
     panels = [(test, metric) for metric in ("r1", "mnr") for test in TESTS]
     drawn = [
-        _panel(found, test, metric, x=(place % 2) * _WIDTH, y=_TOP + (place // 2) * _HEIGHT)
+        _panel(study, test, metric, x=(place % 2) * _WIDTH, y=_TOP + (place // 2) * _HEIGHT)
         for place, (test, metric) in enumerate(panels)
     ]
-    losses = [loss for loss in found.grid.losses if loss != BASE]
+    losses = [loss for loss in study.grid.losses if loss != BASE]
     key = "".join(
         f'<circle cx="{_LEFT + 80 * i}" cy="16" r="4" fill="{_COLOURS[loss]}"/>'
         f'<text x="{_LEFT + 80 * i + 9}" y="20">{loss}{" (CALM)" if loss == "vae" else ""}</text>'
@@ -337,8 +337,8 @@ def picture(found: Found) -> str:
     )
 
 
-def _panel(found: Found, test: str, metric: str, *, x: int, y: int) -> str:
-    here = [each for each in found.by_dial if (each.test, each.metric) == (test, metric)]
+def _panel(study: Study, test: str, metric: str, *, x: int, y: int) -> str:
+    here = [each for each in study.by_dial if (each.test, each.metric) == (test, metric)]
     low, high = min(0.0, *(e.difference - e.half for e in here)), max(0.0, *(e.difference + e.half for e in here))
     room = 0.08 * (high - low) or 1.0
     low, high = low - room, high + room
@@ -358,9 +358,9 @@ def _panel(found: Found, test: str, metric: str, *, x: int, y: int) -> str:
         lines.append(
             f'<text x="{x + _LEFT - 6}" y="{at(value) + 4:z.1f}" text-anchor="end" fill="#555">{value:+z.3g}</text>'
         )
-    losses = [loss for loss in found.grid.losses if loss != BASE]
-    for column, dial in enumerate(found.grid.dials):
-        middle = x + _LEFT + inner_w * (column + 0.5) / len(found.grid.dials)
+    losses = [loss for loss in study.grid.losses if loss != BASE]
+    for column, dial in enumerate(study.grid.dials):
+        middle = x + _LEFT + inner_w * (column + 0.5) / len(study.grid.dials)
         lines.append(f'<text x="{middle:z.1f}" y="{y + _HEIGHT - 16}" text-anchor="middle">dial {dial}</text>')
         for place, loss in enumerate(losses):
             effect = next(e for e in here if (e.loss, e.dial) == (loss, dial))

@@ -113,9 +113,6 @@ def _baselines(filled: Filled) -> str:
     return ", ".join(labels[key] for key in used) if len(used) < 4 else "the row above it"
 
 
-# A filled table: ours over seeds, the paper's number, and which differences are more than chance.
-
-
 _NORMAL_95 = 1.959963985
 
 
@@ -369,9 +366,6 @@ def _paper_gap(outcomes: Sequence[Outcome], paper: float, metric: str) -> PaperG
     return PaperGap(difference, abs(difference) > math.hypot(ours, theirs))
 
 
-# A filled table as Markdown: what a page or a paper quotes, with intervals and p-values.
-
-
 def as_markdown(filled: Filled, command: str, about: Mapping[str, Any]) -> str:
     """The whole table; `command` makes it again, `about` is `runtime.environment()`."""
     parts = [f"# {filled.table.title}", ""]
@@ -402,15 +396,12 @@ def _table(block: Block) -> list[str]:
     for line in block.lines:
         row = [line.label.strip() + (" (+ the head above)" if line.label.startswith(" ") else "")]
         row += [number(line.numbers[metric]) for metric in metrics]
-        row += [_paper(line), paper_gap(line)] if printed else []
+        quoted = ", ".join(f"{METRIC_NAMES[metric]} {value:z.1f}" for metric, value in line.paper.items())
+        row += [quoted, paper_gap(line)] if printed else []
         row += [_gain(line)] if compared else []
         row += [number(line.leak_r1) if line.leak_r1 else ""] if leaks else []
         rows.append(row)
     return [f"| {' | '.join(row)} |" for row in rows]
-
-
-def _paper(line: Line) -> str:
-    return ", ".join(f"{METRIC_NAMES[metric]} {value:z.1f}" for metric, value in line.paper.items())
 
 
 def _gain(line: Line) -> str:

@@ -20,7 +20,6 @@ from calmctl.evaluation.retrieval import Evaluation, Retrieval
 from calmctl.evaluation.runs import evaluate_run
 from calmctl.evaluation.statistics import ClipSums, clip_sums
 from calmctl.files import read_json, sha256_bytes, sha256_file, write_json
-from calmctl.recipe import Recipe
 from calmctl.runs.run import Run
 from calmctl.source.base import SourceSpec
 from calmctl.source.source import open_source
@@ -85,7 +84,8 @@ def outcomes_of(
     outcomes: dict[str, Outcome] = {}
     for test in tests:
         if test not in digests:
-            digests[test] = _contents(test, recipe)
+            # Of clips, captions and gaps: data that was completed or exchanged is measured again.
+            digests[test] = open_source(test, recipe, val=False).record("test").whole
         kept = _read(_file(run, test), weights_digest, digests[test])
         if kept is not None:
             outcomes[test.dataset] = kept
@@ -150,11 +150,6 @@ def _outcome(result: RetrievalResult | CaptionResult, **measured: Any) -> Outcom
 
 def _file(run: Run, test: SourceSpec) -> Path:
     return run.folder / f"outcomes-{test.dataset}.json"
-
-
-def _contents(test: SourceSpec, recipe: Recipe) -> str:
-    """A digest of a test set's clips, captions and gaps: data that was completed or exchanged is measured again."""
-    return open_source(test, recipe, val=False).record("test").whole
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

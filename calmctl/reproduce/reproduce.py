@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from calmctl.errors import BadInput
-from calmctl.files import TABLE, read_json, write_output
+from calmctl.files import TABLE, read_json, unused, write_output
 from calmctl.recipe import Recipe
 from calmctl.reproduce.datasets import RecipeKey, Requirement, TableData, clips_of, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
@@ -181,9 +180,8 @@ def write_table(filled: Filled, folder: Path, command: str) -> tuple[Path, Path]
     """
     # A stand-in's table has a name of its own, and never takes the place of the paper's.
     stem = f"{filled.table.name}{'-demo' if filled.table.stand_in else ''}"
-    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-    name = next(name for name in names if _asked_alike(folder / f"{name}.json", filled))
-    json_file, markdown_file = folder / f"{name}.json", folder / f"{name}.md"
+    json_file = unused(folder / f"{stem}.json", lambda path: not _asked_alike(path, filled))
+    markdown_file = json_file.with_suffix(".md")
     about = environment()
     # NaN is no JSON: what could not be computed is null.
     content = json.dumps({**table_to_json(filled), **about}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

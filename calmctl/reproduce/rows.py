@@ -28,10 +28,10 @@ _SINGLE_RUNS = (
 )
 
 
-def head_rows(recipe: str, tests: tuple[str, ...], heads: Iterable[str] = HEADS) -> list[Row]:
+def head_rows(recipe: str, tests: tuple[str, ...]) -> list[Row]:
     """Every head without and with CALM's loss: the first half of the question that the paper asks."""
     rows = []
-    for head in heads:
+    for head in HEADS:
         if head == "diffusionret":
             rows += _two_stage_rows(recipe, tests)
             continue
@@ -58,10 +58,7 @@ def _two_stage_rows(recipe: str, tests: tuple[str, ...]) -> list[Row]:
 
 
 def choice_rows(
-    recipe: str,
-    tests: tuple[str, ...],
-    choices: Iterable[tuple[str, str, tuple[str, ...]]],
-    plain: tuple[str, ...],
+    recipe: str, tests: tuple[str, ...], choices: Iterable[tuple[str, str, tuple[str, ...]]], plain: tuple[str, ...]
 ) -> list[Row]:
     """CALM with one choice changed a row, each compared with CALM as the recipe has it."""
     return [
@@ -107,9 +104,7 @@ def _retrieval(number: int, recipe: str, tests: tuple[str, ...]) -> Table:
     )
 
 
-NO_CAPTIONER = {
-    "TextKG": "its regions, speech and knowledge graphs are published by nobody; its row is quoted",
-}
+NO_CAPTIONER = {"TextKG": "its regions, speech and knowledge graphs are published by nobody; its row is quoted"}
 """Systems of Tables 4 and 5 that are not run, with the reason."""
 
 
@@ -288,9 +283,6 @@ LARGE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("imagenet", "ImageNet labels", ("anchors.vocabulary=imagenet@1.yaml",)),
 )
 """Rows for the real data sets only."""
-
-
-# What a table is: rows of recipes, the test sets of each, and what the paper prints there.
 
 
 FIRST_SEED = 24

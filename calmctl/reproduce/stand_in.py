@@ -27,7 +27,7 @@ from calmctl.source.base import SourceSpec
 from calmctl.store.extract import extract
 from calmctl.store.format import INDEX
 from calmctl.store.store import FeatureStore
-from calmctl.words import Progress, Watcher
+from calmctl.words import Watcher
 
 TESTS = ("demo", "demo-shifted")
 RECIPE = "demo-features"
@@ -94,13 +94,9 @@ def make_stand_in(root: Path, runs: Path, watcher: Watcher) -> TableData:
             backbone,
             test.features,
             n_frames=recipe.data.frames,
-            progress=_named(dataset, watcher),
+            progress=lambda what, *numbers, dataset=dataset: watcher.reading(f"{dataset} {what}", *numbers),
         )
     return world
-
-
-def _named(dataset: str, watcher: Watcher) -> Progress:
-    return lambda what, *numbers: watcher.reading(f"{dataset} {what}", *numbers)
 
 
 def _recipe() -> Recipe:

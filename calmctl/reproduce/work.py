@@ -63,7 +63,9 @@ class Ledger:
         for run in self._runs.get(digest_of(recipe), []):
             try:
                 identity = run_identity(run)
-                if not (self._has_its_anchors(run, recipe) and _complete(run)):
+                # One that says it is finished has the weights that it was finished with.
+                complete = run.weights("best").is_file() or not run.results.exists()
+                if not (self._has_its_anchors(run, recipe) and complete):
                     continue
             except CalmError:  # half a folder
                 continue
@@ -126,11 +128,6 @@ def with_first(recipe: Recipe, first: Recipe | None, ledger: Ledger) -> Recipe |
 def digest_of(recipe: Recipe) -> str:
     """`recipe_digest` of a recipe that is not written down yet."""
     return recipe_digest(recipe.model_dump(mode="json"))
-
-
-def _complete(run: Run) -> bool:
-    """Whether a run that says it is finished has the weights that it was finished with."""
-    return run.weights("best").is_file() or not run.results.exists()
 
 
 def _place(path: str | None) -> Path | None:
@@ -208,12 +205,7 @@ def reproducing(runs: Path) -> Iterator[None]:
         yield
 
 
-def work_off(
-    jobs: Sequence[Job],
-    runs: Path,
-    *,
-    watcher: Watcher = SILENT,
-) -> None:
+def work_off(jobs: Sequence[Job], runs: Path, *, watcher: Watcher = SILENT) -> None:
     """Train what is not finished; the time that an unbroken run takes is written into its folder.
 
     Raises:

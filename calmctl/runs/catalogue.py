@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,8 @@ def _read(run: Run, record: RunRecord) -> RunRecord:
     best = max(scores, key=lambda each: float(each["score"]), default=None)
     test = None if results is None else _test_score(task, results["test"])
     given_away = not run.log.exists() and run.trained_weights("best").exists()
-    return RunRecord(
-        name=record.name,
-        folder=record.folder,
+    return replace(
+        record,
         state="finished" if results is not None or given_away else "unfinished",
         task=task,
         time=max((float(line["time"]) for line in lines), default=0.0),
@@ -137,7 +136,6 @@ def _read(run: Run, record: RunRecord) -> RunRecord:
         missing=trained_on.missing,
         epoch=len(scores) or int(about.get("epoch", 0)),  # of an export, whose epochs are not told one by one
         epochs=values.get("optim", {}).get("epochs"),
-        bytes=record.bytes,
         parameters=about.get("parameters"),
         metric=SCORES[task],
         validation=None if best is None else float(best[_VALIDATION[task]]),
@@ -176,15 +174,12 @@ def files_of(run: Run) -> dict[str, int]:
     """Bytes of every file of a run, by its path in the folder; of an exported file, itself."""
     folder = run.folder
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-    found = {}
+    sizes = {}
     for path in paths:
         with suppress(FileNotFoundError):  # temporary, of a training that goes on
             if path.is_file() and not path.is_symlink():
-                found[path.relative_to(folder).as_posix() if path != folder else path.name] = path.lstat().st_size
-    return found
-
-
-# The best run.
+                sizes[path.relative_to(folder).as_posix() if path != folder else path.name] = path.lstat().st_size
+    return sizes
 
 
 def best_run(records: Sequence[RunRecord], ways: Sequence[str] = ("--task", "--trained-on")) -> RunRecord:
@@ -210,9 +205,6 @@ def best_run(records: Sequence[RunRecord], ways: Sequence[str] = ("--task", "--t
             f"defined; {advice}"
         )
     return max(finished, key=lambda each: (each.validation, each.time))
-
-
-# What recipes differ in.
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -261,13 +253,13 @@ def prunable(records: Sequence[RunRecord], *, last: bool = False) -> list[Prunab
         records: The runs.
         last: Also the weights of the last epoch of finished runs: `--weights last` cannot be evaluated then.
     """
-    found = []
+    parts = []
     for record in records:
         run = Run(Path(record.folder))
         if record.state == "unreadable":  # what it is cannot be told, so nobody but its owner decides
             continue
         if record.state == "unfinished" and not run.log.exists() and not run.state.exists():
-            found.append(Prunable(run, (run.folder,), record.bytes, "it never took a step"))
+            parts.append(Prunable(run, (run.folder,), record.bytes, "it never took a step"))
             continue
         paths, why = [], []
         if record.state == "finished" and run.state.exists():
@@ -281,8 +273,8 @@ def prunable(records: Sequence[RunRecord], *, last: bool = False) -> list[Prunab
             why.append("what a killed process was writing")
         if paths:
             sizes = files_of(run)
-            found.append(Prunable(run, tuple(paths), sum(sizes.get(each.name, 0) for each in paths), ", ".join(why)))
-    return found
+            parts.append(Prunable(run, tuple(paths), sum(sizes.get(each.name, 0) for each in paths), ", ".join(why)))
+    return parts
 
 
 def prune(what: Prunable) -> None:
@@ -331,7 +323,7 @@ def _remove(path: Path) -> None:
 
 def dependants(run: Run, records: Sequence[RunRecord]) -> list[str]:
     """Names of other runs whose recipes start from a run: unfinished ones cannot go on without it."""
-    found = []
+    names = []
     for record in records:
         if record.name == run.folder.name or record.state == "unreadable":
             continue
@@ -340,5 +332,5 @@ def dependants(run: Run, records: Sequence[RunRecord]) -> list[str]:
         # A run is named by its path, or by its name beside the others.
         places = [place for start in starts for place in (Path(start), run.folder.parent / start)]
         if any(place.resolve().is_relative_to(run.folder.resolve()) for place in places):
-            found.append(record.name)
-    return found
+            names.append(record.name)
+    return names

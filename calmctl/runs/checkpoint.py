@@ -11,22 +11,18 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from calmctl.anchors.vocabulary import Vocabulary
 from calmctl.errors import CheckpointError
 from calmctl.model.backbone import Backbone, fingerprint
 from calmctl.model.build import build_caption_model, build_model
 from calmctl.model.calm import AlignedModel, CalmModel
 from calmctl.model.captioner import CaptionModel
 from calmctl.model.published import is_embedder
-from calmctl.model.spec import BackboneSpec, read_spec
+from calmctl.model.spec import read_spec
 from calmctl.model.weights import BuildLimit, build_unrecorded, rebuild
 from calmctl.recipe import Recipe
 from calmctl.runs.identity import require_together
 from calmctl.runs.run import Run
 from calmctl.tensors import load_tensors, save_tensors
-
-# Checkpoints: one safetensors file holds weights, optimiser, random state and position of a run.
-
 
 # Tensors and JSON, no pickle: nothing executable is loaded, from one's own disk either.
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
@@ -254,29 +250,20 @@ def _load(run: Run, which: str, device: torch.device) -> CalmModel | CaptionMode
         "tensors; take another copy"
     )
     # An embedder's weights are not in the file, and so not of its size.
-    outside = rebuild(spec, recipe.backbone.model) if spec and is_embedder(spec.model) else None
+    keys, tokens = recipe.backbone, state.get("captioner.token_ids")
+    backbone = rebuild(spec, keys.model) if spec and is_embedder(spec.model) else None
+    model: CalmModel | CaptionModel
     with BuildLimit(state.values(), unfit):
-        model = _model(recipe, vocabulary, spec, state.get("captioner.token_ids"), path, outside)
+        if backbone is None:
+            backbone = rebuild(spec, keys.model) if spec else build_unrecorded(keys.model, keys.weights)
+        if recipe.task != "caption":
+            model = build_model(recipe, vocabulary, backbone)
+        elif tokens is None:
+            raise CheckpointError(f"{path} holds no captioner, but the recipe beside it is one of captioning")
+        else:
+            model = build_caption_model(recipe, vocabulary, tokens, backbone)
     load_weights(model, state, source=str(path))
     return model.eval().to(device)
-
-
-def _model(
-    recipe: Recipe,
-    vocabulary: Vocabulary,
-    spec: BackboneSpec | None,
-    tokens: Tensor | None,
-    path: Path,
-    backbone: Backbone | None,
-) -> CalmModel | CaptionModel:
-    keys = recipe.backbone
-    if backbone is None:
-        backbone = rebuild(spec, keys.model) if spec else build_unrecorded(keys.model, keys.weights)
-    if recipe.task != "caption":
-        return build_model(recipe, vocabulary, backbone)
-    if tokens is None:
-        raise CheckpointError(f"{path} holds no captioner, but the recipe beside it is one of captioning")
-    return build_caption_model(recipe, vocabulary, tokens, backbone)
 
 
 def for_inference(recipe: Recipe) -> Recipe:

@@ -8,7 +8,6 @@ looks for its test clips in it. Runs from before it was recorded have none: they
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -428,4 +427,4 @@ def _overlaps(identity: RunIdentity, test: SplitRecord) -> list[str]:
 
 def state_digest(identity: RunIdentity) -> str:
     """What a checkpoint carries of its run's identity: a digest."""
-    return hashlib.sha256(json.dumps(identity.to_json(), sort_keys=True).encode()).hexdigest()
+    return sha256_bytes(json.dumps(identity.to_json(), sort_keys=True).encode())

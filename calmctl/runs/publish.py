@@ -86,7 +86,8 @@ def export_run(run: Run, folder: Path, *, repository: str | None = None, licence
         write_text(begun / "vocabulary.yaml", str(metadata["vocabulary"]))
         write_json(begun / "results.json", results)
         use, identity = repository or f"OWNER/{name}", weights_identity(slim)
-        card = model_card(use, recipe, identity, results, licence=licence, parameters=_parameters(slim))
+        parameters = sum(tensor.numel() for tensor in load_tensors(slim, what="weights")[0].values())
+        card = model_card(use, recipe, identity, results, licence=licence, parameters=parameters)
         write_text(begun / CARD, card)
         require_portable(begun, run)
         sums = {path.name: sha256_file(path) for path in sorted(begun.iterdir())}
@@ -108,11 +109,6 @@ def _write_slim(run: Run, target: Path) -> dict[str, Any]:
     carried = {key: metadata[key] for key in _CARRIED if key in metadata}
     save_tensors(target, state, {**carried, "slim": True})
     return carried
-
-
-def _parameters(path: Path) -> int:
-    state, _ = load_tensors(path, what="weights")
-    return sum(tensor.numel() for tensor in state.values())
 
 
 def published_results(run: Run, name: str) -> dict[str, Any]:
@@ -206,9 +202,6 @@ def _private(run: Run) -> Iterator[tuple[str, str]]:
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN"):
         if token := os.environ.get(variable):
             yield f"the token in {variable}", token
-
-
-# The model card.
 
 
 def model_card(
@@ -368,9 +361,6 @@ def _table(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _cell(value: float, bounds: Sequence[float]) -> str:
     return f"{value:z.1f}" + (f" ({bounds[0]:z.1f} to {bounds[1]:z.1f})" if len(bounds) == 2 else "")
-
-
-# To a hub.
 
 
 def push_run(run: Run, repository: str, *, licence: str | None = None, private: bool = True) -> str:

@@ -467,7 +467,8 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
         near = near or [run for run in names if re.match(f"{wanted}-", run)] or get_close_matches(name, names, n=1)
         hint = f"did you mean {root / near[-1]}?" if near else f"'calmctl train {recipe}' makes one"
         raise RunNotFound(f"no run at {name} or {root / name}; {hint}")
-    trained = [Run(path.parent) for path in root.glob("*/recipe.json") if _is_trained(path.parent)]
+    runs = [Run(path.parent) for path in root.glob("*/recipe.json")]
+    trained = [run for run in runs if run.trained_weights("best").is_file()]
     if task is not None:
         trained = [run for run in trained if run.task == task]
     for run in trained:
@@ -479,7 +480,7 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
     if not fitting:
         kind = {"caption": "captioning ", "retrieval": "retrieval "}.get(task or "", "")
         if trained:
-            newest = _newest(trained)
+            newest = max(trained, key=_trained_at)
             what = "the demo's drawn shapes" if drawn else "real videos"
             raise RunNotFound(
                 f"no {kind}run in {root}{os.sep} was trained on {what}; the newest, {newest.folder}, was "
@@ -489,11 +490,7 @@ def find_run(name: str | None, root: Path, *, task: str | None = None, drawn: bo
             f"no trained {kind}run in {root}{os.sep}; make one with 'calmctl train {recipe}' or 'calmctl demo', "
             "or name one"
         )
-    return _newest(fitting)
-
-
-def _newest(runs: list[Run]) -> Run:
-    return max(runs, key=_trained_at)
+    return max(fitting, key=_trained_at)
 
 
 def _trained_at(run: Run) -> tuple[float, str]:
@@ -513,7 +510,3 @@ def describe_choice(run: Run) -> str:
     if run.folder.name == PINNED:
         return f"the pinned run, {run.folder} -> {os.path.relpath(run.folder.resolve(), run.folder.parent.resolve())}"
     return f"the newest run, {run.folder}"
-
-
-def _is_trained(folder: Path) -> bool:
-    return Run(folder).trained_weights("best").is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -44,7 +44,14 @@ class EncodedSplit:
     owners: np.ndarray
     ids: tuple[str, ...]
     captions: tuple[str, ...]
-    left_out: tuple[LeftOut, ...] = field(default=())
+    left_out: tuple[LeftOut, ...] = ()
+
+    def captions_by_clip(self) -> list[tuple[str, ...]]:
+        """The sentences of each clip, in the order of `ids`."""
+        captions: list[list[str]] = [[] for _ in self.ids]
+        for caption, owner in zip(self.captions, self.owners, strict=True):
+            captions[owner].append(caption)
+        return [tuple(each) for each in captions]
 
 
 def stream_frames(
@@ -59,10 +66,7 @@ def stream_frames(
 
 @torch.inference_mode()
 def encode_split(
-    model: AlignedModel,
-    split: Split,
-    frames: Iterable[np.ndarray | VideoError],
-    progress: Progress | None = None,
+    model: AlignedModel, split: Split, frames: Iterable[np.ndarray | VideoError], progress: Progress | None = None
 ) -> EncodedSplit:
     """Encode the captions of `split` and the frames of its clips, given in the same order; `progress` is told of both.
 

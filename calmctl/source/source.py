@@ -48,6 +48,7 @@ def open_source(spec: SourceSpec, recipe: Recipe, *, val: bool = True) -> Source
         DatasetError: It is in no place where it was said to be, cannot be read, or its protocol does not do.
         StoreError: A feature store of another dataset or protocol.
     """
+    # A store holds one data set under one protocol: what is named beside it is only compared, and no place looked at.
     if spec.features is not None:
         store = FeatureStore.open(spec.features)
         store.require_dataset(spec.dataset, spec.protocol)

@@ -172,9 +172,6 @@ class Stepper:
             training.watcher.warn(warning)
 
 
-# The loop.
-
-
 def run_training(training: Training, *, resume: bool) -> Position:
     """Train to the end of the recipe; leaves state, last and best weights in the run's folder.
 
@@ -337,9 +334,6 @@ def _interruptions() -> Iterator[list[int]]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-# What the training loop is given.
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,19 +92,17 @@ class Prepared:
         notes = []
         for name in self.source.splits:
             captions = self.source.split(name).captions
-            if self.model.scores_sentences or self.model.aligns:
-                notes.append((name, self.model.backbone.tokens.cut(captions)))
+            reads = self.model.scores_sentences or self.model.aligns
+            if reads and (cut := self.model.backbone.tokens.cut(captions)):
+                notes.append(f"{name}: {cut}")
             if isinstance(self.model, CaptionModel) and name == "train":
                 captioner = self.model.captioner
                 if n := captioner.vocabulary.longer(captions, captioner.max_tokens):
                     notes.append(
-                        (
-                            name,
-                            f"{n:,} of {counted(len(captions), 'caption')} {'is' if n == 1 else 'are'} longer than "
-                            f"caption.max_tokens, {captioner.max_tokens}; the rest is not learned",
-                        )
+                        f"{name}: {n:,} of {counted(len(captions), 'caption')} {'is' if n == 1 else 'are'} longer than "
+                        f"caption.max_tokens, {captioner.max_tokens}; the rest is not learned"
                     )
-        return [f"{name}: {sentence}" for name, sentence in notes if sentence]
+        return notes
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -325,8 +323,8 @@ def _require_splits(recipe: Recipe, source: Source) -> None:
             )
     if "test" in counts and counts["test"]["captions"] == 0:
         reasons, gone = Counter(entry.reason for entry in left_out["test"]), counts["test"]["left_out"]
-        told = f"{counted(gone, 'clip')} {'is' if gone == 1 else 'are'} missing"
-        why = f" ({told}: {reasons.most_common(1)[0][0]})" if reasons else ""
+        absent = f"{counted(gone, 'clip')} {'is' if gone == 1 else 'are'} missing"
+        why = f" ({absent}: {reasons.most_common(1)[0][0]})" if reasons else ""
         raise DatasetError(
             f"{recipe.data.dataset}: the test split has no clip with a caption{why}, so the training would end without "
             "a number; bring its clips, or leave the test split out of the annotations"

@@ -71,13 +71,13 @@ def trackers_of(run: Run) -> list[str]:
 
 def open_trackers(names: Collection[str], run: Run, recipe: Recipe) -> Tracker:
     """The trackers of these names (`NEEDS`), as one."""
-    made: dict[str, Callable[[Run, Recipe], Tracker]] = {
+    kinds: dict[str, Callable[[Run, Recipe], Tracker]] = {
         "tensorboard": lambda run, _: TensorBoardTracker(run.tracked("tensorboard")),
         "wandb": WandbTracker,
         "mlflow": MlflowTracker,
         "trackio": TrackioTracker,
     }
-    return Trackers([made[name](run, recipe) for name in NEEDS if name in names])
+    return Trackers([kinds[name](run, recipe) for name in NEEDS if name in names])
 
 
 class Trackers:

@@ -368,6 +368,8 @@ def _describe(run: Run, prepared: Prepared) -> RunIdentity | None:
 class _Validation:
     """Validation numbers with the current weights; frames are kept where the recipe says so."""
 
+    # Not a function: each checkpoint asks which clips the last validation has left out.
+
     def __init__(self, prepared: Prepared, watcher: Watcher) -> None:
         self._prepared = prepared
         self._watcher = watcher
@@ -382,12 +384,7 @@ class _Validation:
 
 
 def _test(
-    prepared: Prepared,
-    run: Run,
-    left_out: dict[str, dict[str, str]],
-    progress: Progress,
-    *,
-    best_is_last: bool,
+    prepared: Prepared, run: Run, left_out: dict[str, dict[str, str]], progress: Progress, *, best_is_last: bool
 ) -> tuple[RetrievalResult | CaptionEvaluation, ...]:
     """The test split, once, with the best weights on validation and with the last ones."""
     source, task = prepared.source, task_of(prepared.recipe)

@@ -12,7 +12,6 @@ from calmctl.explain.calibration import calibrate
 from calmctl.explain.collection import find_failures
 from calmctl.explain.explainer import see_video
 from calmctl.explain.pages import (
-    explain_page,
     pair_page,
     visible,
     write_calibration_page,
@@ -238,9 +237,10 @@ def test_the_page_of_a_calibration(browser, explainer, collection, tmp_path):
     assert browser.run("return document.documentElement.scrollWidth") <= PHONE
 
 
-def test_one_call_writes_a_page(trained, seen, tmp_path):
+def test_one_call_writes_a_page(explainer, seen, tmp_path):
     path = tmp_path / "out" / "page.html"
-    found = explain_page(trained, seen.clip, "a red circle", path, device="cpu")
+    found = explain(explainer, seen, "a red circle")
+    write_pair_page(found, path)
     assert path.read_text() == pair_page(found)
 
 

@@ -357,11 +357,11 @@ class TestAnotherResolution:
         assert same(backbone, again)
 
     def test_tags_belong_to_a_model_at_any_resolution(self):
-        from calmctl.model.spec import at_size, is_published, read_architecture
+        from calmctl.model.spec import at_size, is_listed, read_architecture
 
         config = read_architecture("ViT-B-32-quickgelu").config
-        assert is_published("ViT-B-32-quickgelu", at_size(config, 336))
-        assert not is_published("ViT-B-32-quickgelu", config | {"embed_dim": 500})
+        assert is_listed("ViT-B-32-quickgelu", at_size(config, 336))
+        assert not is_listed("ViT-B-32-quickgelu", config | {"embed_dim": 500})
 
 
 def test_every_tag_says_what_to_install_or_is_there(monkeypatch, hub):

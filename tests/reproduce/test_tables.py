@@ -12,6 +12,7 @@ from calmctl.reproduce.datasets import folder_world, look, needs
 from calmctl.reproduce.rows import FIRST_SEED, PUBLISHED, Table, published_table
 from calmctl.reproduce.stand_in import stand_in_table
 from calmctl.reproduce.work import digest_of
+from calmctl.source.base import SourceSpec
 
 STAND_INS = ("table1", "table4", "table5", "table6", "table7", "ablations")
 
@@ -132,6 +133,23 @@ def test_semsynan_wants_its_tagger_before_anything_is_trained(
     assert found.present == there and ("calmctl[syntax]" in found.says) != there
     assert "textblob" in needs(recipes["table5", "msvd-semsynan", 0])
     assert "textblob" not in needs(recipes["table5", "msvd-calm", 0])
+
+
+def test_a_dataset_is_looked_for_once_however_many_rows_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def refuse(test: SourceSpec, *_: object, **__: object) -> None:
+        opened.append(test.dataset)
+        raise BadInput("nothing is there")
+
+    monkeypatch.setattr("calmctl.reproduce.datasets.open_source", refuse)
+    table = published_table("table1")
+    world = folder_world(tmp_path, [table])
+    recipes = {("table1", row.key, 0): world.recipe(row, 0) for row in table.rows}
+    look(world, table, recipes)
+    assert len(table.rows) > 3 and sorted(opened) == ["didemo", "lsmdc", "msrvtt"]
 
 
 def test_cocap_wants_clips_that_were_reencoded(tiny_world: Path, tmp_path: Path) -> None:

@@ -51,8 +51,7 @@ class _Attention(Attention):
 
     def to_itself(self, x: Tensor) -> Tensor:
         """Self-attention over [N, T, width]."""
-        out: Tensor = self(x, self.keys_values(x))
-        return out
+        return self(x, self.keys_values(x))
 
 
 def _perceptron(width: int) -> nn.Sequential:
@@ -73,8 +72,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention.to_itself(self.attention_norm(x))
-        out: Tensor = x + self.perceptron(self.perceptron_norm(x))
-        return out
+        return x + self.perceptron(self.perceptron_norm(x))
 
 
 class PictureEncoder(nn.Module):
@@ -97,8 +95,7 @@ class PictureEncoder(nn.Module):
         x = self.patches(pictures.to(self.token.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1) + self.position
         x = self.blocks(self.input_norm(x))
-        feature: Tensor = self.output_norm(x[:, 0]) @ self.projection
-        return feature
+        return self.output_norm(x[:, 0]) @ self.projection
 
 
 class ActionEncoder(nn.Module):
@@ -123,8 +120,7 @@ class ActionEncoder(nn.Module):
         x = x + self.self_attention.to_itself(self.self_norm(x))
         x = x + self.cross_attention(self.cross_norm(x), self.cross_attention.keys_values(seen))
         x = x + self.perceptron(self.perceptron_norm(x))
-        out: Tensor = self.output_norm(x.mean(dim=1))
-        return out
+        return self.output_norm(x.mean(dim=1))
 
 
 # The caption decoder: BERT's kind of layers over one sequence, [pictures, motions, words].
@@ -143,8 +139,7 @@ class _PostNormLayer(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues, sees: Tensor | None = None) -> Tensor:
         x = self.attention_norm(x + self.dropout(self.attention(x, keys_values, sees=sees)))
-        out: Tensor = self.ffn_norm(x + self.dropout(self.ffn(x)))
-        return out
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
 class CocapDecoder(CaptionDecoder):
@@ -212,8 +207,7 @@ class CocapDecoder(CaptionDecoder):
         return self._embedded(self.word_input(self.tokens(tokens)), self.kind.weight[2], first)
 
     def _embedded(self, x: Tensor, kind: Tensor, first: int) -> Tensor:
-        out: Tensor = self.dropout(self.input_norm(x + kind + self.place[first : first + x.shape[1]]))
-        return out
+        return self.dropout(self.input_norm(x + kind + self.place[first : first + x.shape[1]]))
 
     def _logits(self, x: Tensor) -> Tensor:
         weight = self.tokens.weight if self.output is None else self.output.weight
@@ -234,9 +228,6 @@ def sinusoid(places: int, width: int) -> Tensor:
     rates = torch.exp(-math.log(10_000) * torch.arange(0, width, 2) / width)
     angles = torch.arange(places)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
-
-
-# The model.
 
 
 class CocapModel(CaptionModel):

@@ -59,8 +59,8 @@ def tag_captions(captions: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def _universal(penn: str) -> str:
-    found = next((tag for prefix, tag in _PREFIXES.items() if penn.startswith(prefix)), "")
-    return found or ("." if not penn[:1].isalpha() else "X")
+    universal = next((tag for prefix, tag in _PREFIXES.items() if penn.startswith(prefix)), "")
+    return universal or ("." if not penn[:1].isalpha() else "X")
 
 
 # The two embeddings: which concepts a clip shows, and how its sentence is built.
@@ -75,8 +75,7 @@ class ConceptHead(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits [N, C] of mean features [N, D]."""
-        logits: Tensor = self.layers(clips)
-        return logits
+        return self.layers(clips)
 
 
 class SyntaxEmbedding(nn.Module):
@@ -119,9 +118,6 @@ def syntax_loss(clips: Tensor, tags: Tensor, sequences: Tensor) -> Tensor:
     by_clip = F.relu(MARGIN - right + negatives.max(dim=1).values)
     by_tags = F.relu(MARGIN - right + negatives.max(dim=0).values)
     return (by_clip + by_tags).mean()
-
-
-# The decoder.
 
 
 State = tuple[Tensor, Tensor]
@@ -248,11 +244,7 @@ class SemSynDecoder(CaptionDecoder):
         cache.past = [*states, (merged,)]
         cache.length += 1
         assert self.output is not None
-        logits: Tensor = self.output(self.dropout(merged)) + self.output_bias
-        return logits
-
-
-# The model.
+        return self.output(self.dropout(merged)) + self.output_bias
 
 
 class SemSynModel(CaptionModel):

@@ -126,15 +126,15 @@ class DiffusionRetHead(nn.Module):
         """Of scores [queries, candidates]; ties go to the first in the gallery's order."""
         device = self.t2v.query.weight.device
         with full_precision(device):
-            sentences, found = self._sentences(texts.to(device)), scores.clone()
+            sentences, reranked = self._sentences(texts.to(device)), scores.clone()
             seen = torch.cat([self._behind(some.to(device)) for some in torch.split(frames, _VIDEOS)])
             count = min(self.candidates, scores.shape[1])
             for rows in torch.split(torch.arange(len(scores)), _QUERIES):
                 best = scores[rows].argsort(dim=1, descending=True, stable=True)[:, :count]
                 prepare = self._videos_of if by_text else self._texts_of
                 term = self._term(self.t2v if by_text else self.v2t, prepare(sentences, seen, rows, best.to(device)))
-                found[rows[:, None], best] += term.to(found)
-            return found
+                reranked[rows[:, None], best] += term.to(reranked)
+            return reranked
 
     def _videos_of(self, sentences: Tensor, seen: Tensor, rows: Tensor, best: Tensor) -> Candidates:
         asked = sentences[rows]
@@ -168,8 +168,7 @@ class DiffusionRetHead(nn.Module):
         layers = getattr(self.base, "temporal", None)
         if layers is None:
             return frames
-        seen: Tensor = layers(frames)
-        return seen
+        return layers(frames)
 
 
 def _pooled(texts: Tensor, frames: Tensor) -> Tensor:

@@ -31,8 +31,7 @@ class FrameLSTM(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map [N_v, F, D] to the same shape."""
-        hidden: Tensor = self.lstm(frames)[0]
-        return frames + hidden
+        return frames + self.lstm(frames)[0]
 
 
 class FrameTransformer(nn.Module):
@@ -153,11 +152,8 @@ def _start_as_clip(layer: nn.Module, dim: int, layers: int) -> None:
         nn.init.normal_(parameter, std=std)
 
 
-# Mean pooling: CLIP4Clip's meanP, and what its seqLSTM and seqTransf end in (docs/science.md, The heads).
-
-
 class MeanPoolHead(nn.Module):
-    """L2-normalises every frame, averages, L2-normalises; a score is the cosine with the text.
+    """CLIP4Clip's meanP: L2-normalises every frame, averages, L2-normalises; a score is the cosine with the text.
 
     Args:
         temporal: Layers that the frames [N_v, F, D] pass before; None for meanP, which has no parameters.
@@ -213,15 +209,8 @@ def mean_video(frames: Tensor) -> Tensor:
     return F.normalize(F.normalize(frames, dim=-1).mean(1), dim=-1)
 
 
-# CLIP4Clip's seqLSTM: frames in order through an LSTM, then mean pooling (docs/science.md, The heads).
-
-
 class SeqLSTMHead(MeanPoolHead):
-    """Scores cos(t, meanp(f + LSTM(f))).
-
-    Args:
-        dim: D.
-    """
+    """CLIP4Clip's seqLSTM: scores cos(t, meanp(f + LSTM(f))), of features of width `dim`."""
 
     name = "seqlstm"
 
@@ -229,14 +218,10 @@ class SeqLSTMHead(MeanPoolHead):
         super().__init__(FrameLSTM(dim))
 
 
-# CLIP4Clip's seqTransf: frames in order through a transformer, then mean pooling (docs/science.md, The heads).
-
-
 class SeqTransfHead(MeanPoolHead):
-    """Scores cos(t, meanp(f + transformer(f + positions))).
+    """CLIP4Clip's seqTransf: scores cos(t, meanp(f + transformer(f + positions))).
 
-    Args:
-        frames: The layers over the frames, started at random or from CLIP's text tower.
+    `frames` are the layers over the frames, started at random or from CLIP's text tower.
     """
 
     name = "seqtransf"

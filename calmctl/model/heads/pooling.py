@@ -60,8 +60,7 @@ class TextConditionedPooling(nn.Module):
         out = self.out.weight.view(self.dim, self.heads, -1)
         values = torch.einsum("vfhe,dhe->vhfd", values, out) + self.out.bias / self.heads
         z = self.pooled_norm(logits.softmax(-1).flatten(2) @ values.flatten(1, 2))
-        output: Tensor = self.output_norm(z + self.dropout(self.linear(z)))
-        return output
+        return self.output_norm(z + self.dropout(self.linear(z)))
 
 
 def pooled_cosines(texts: Tensor, pooled: Tensor) -> Tensor:
@@ -343,5 +342,4 @@ def probed_cosines(pooling: TextConditionedPooling, probes: Probes, dots: Tensor
     square = scale * (scale * quadratic[2] + 2 * (r3 * linear[1] + linear[2]))
     square = square + r3 * (r3 * offset2 + 2 * both) + shift2
     tiny = torch.finfo(dot.dtype).tiny
-    scores: Tensor = dot / (square.clamp_min(tiny).sqrt() * length).clamp_min(tiny)
-    return scores
+    return dot / (square.clamp_min(tiny).sqrt() * length).clamp_min(tiny)

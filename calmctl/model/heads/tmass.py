@@ -12,19 +12,8 @@ from torch import Tensor, nn
 
 from calmctl.errors import BadInput
 from calmctl.model.backbone import full_precision
+from calmctl.model.heads import pooling
 from calmctl.model.heads.base import Compared, VideoTable, WeightedSimilarity
-from calmctl.model.heads.pooling import (
-    Queries,
-    TextConditionedPooling,
-    attended,
-    mix,
-    mixture_cosines,
-    pooled_cosines,
-    pooled_vectors,
-    pooling_table,
-    prepare_texts,
-    score_in_blocks,
-)
 from calmctl.parallel import SINGLE, World
 from calmctl.words import counted
 
@@ -79,8 +68,7 @@ class Radius(nn.Module):
     def forward(self, texts: Tensor, frames: Tensor) -> Tensor:
         """Radii [N, D] of texts [N, D], each with the frames [N, F, D] of its own video."""
         cosines = torch.einsum("nd,nfd->nf", F.normalize(texts, dim=-1), F.normalize(frames, dim=-1))
-        radii: Tensor = self.linear(cosines).exp()
-        return radii
+        return self.linear(cosines).exp()
 
     def of_cosines(self, cosines: Tensor) -> Tensor:
         """Radii [N_v, D, N_t] from cosines [N_v, F, N_t]: all pairs of a block, for scoring."""
@@ -98,9 +86,6 @@ def support_texts(texts: Tensor, radii: Tensor, pooled: Tensor) -> Tensor:
             output of a LayerNorm while t is raw: the different scales are the reference's.
     """
     return texts + F.normalize(pooled - texts, dim=-1) * radii
-
-
-# T-MASS: stochastic text over text-conditioned pooling (docs/science.md, The heads), scored without the leak.
 
 
 # Stochastic scoring holds D numbers per pair, a few times over: blocks that fit a CPU's cache, or fill a GPU.
@@ -144,7 +129,7 @@ class TMassHead(nn.Module):
         noise_seed: int = 0,
     ) -> None:
         super().__init__()
-        self.pooling = TextConditionedPooling(dim, heads, dropout)
+        self.pooling = pooling.TextConditionedPooling(dim, heads, dropout)
         self.radius = Radius(frames, dim)
         self.noise = NoiseLaw(noise, noise_std)
         self.support_weight, self.trials, self.noise_seed = support_weight, trials, noise_seed
@@ -167,10 +152,12 @@ class TMassHead(nn.Module):
             # x B pairs.
             radii = self.radius(texts, frames[paired])
             moved = texts + self.noise.sample_like(texts) * radii
-            similarities = [WeightedSimilarity("task", 1.0, pooled_cosines(moved, pooled))]
+            similarities = [WeightedSimilarity("task", 1.0, pooling.pooled_cosines(moved, pooled))]
             if self.support_weight > 0:
                 support = support_texts(texts, radii, self.world.mean_over(pooled, dim=1)[paired])
-                similarities.append(WeightedSimilarity("support", self.support_weight, pooled_cosines(support, pooled)))
+                similarities.append(
+                    WeightedSimilarity("support", self.support_weight, pooling.pooled_cosines(support, pooled))
+                )
             return similarities
 
     @torch.no_grad()
@@ -178,7 +165,7 @@ class TMassHead(nn.Module):
         """The `pooling_table` of frames [N_v, F, D], and the frames at unit length for the radius."""
         with full_precision(frames.device):
             frames = self._cast(self._checked(frames))
-            return pooling_table(self.pooling, frames) | {"unit_frames": F.normalize(frames, dim=-1)}
+            return pooling.pooling_table(self.pooling, frames) | {"unit_frames": F.normalize(frames, dim=-1)}
 
     @torch.no_grad()
     def score(self, texts: Tensor, table: VideoTable) -> Tensor:
@@ -186,18 +173,18 @@ class TMassHead(nn.Module):
         with full_precision(texts.device):
             block = partial(self._best_trial, self.noise_bank().to(texts.device))
             if self.trials == 0:
-                block = partial(mixture_cosines, self.pooling)
+                block = partial(pooling.mixture_cosines, self.pooling)
             pairs = PAIRS_PER_BLOCK.get(texts.device.type, 1 << 14)
-            return score_in_blocks(block, self.pooling, self._cast(texts), table, pairs)
+            return pooling.score_in_blocks(block, self.pooling, self._cast(texts), table, pairs)
 
     @torch.no_grad()
     def explain(self, text: Tensor, frames: Tensor) -> Compared:
         """The sample of the sentence's cloud that came nearest, and the frames pooled for the sentence."""
-        table, queries = self.video_table(frames[None]), prepare_texts(self.pooling, text[None])
+        table, queries = self.video_table(frames[None]), pooling.prepare_texts(self.pooling, text[None])
         bank = self.noise_bank().to(text.device)
         best = int(self.trial_cosines(bank, queries, table)[0, :, 0].argmax())
         sample = text + bank[best] * self.radius(text[None], frames[None])[0]
-        pooled, weights = attended(self.pooling, queries, table)
+        pooled, weights = pooling.attended(self.pooling, queries, table)
         return Compared(text.new_ones(1), sample.view(1, -1), pooled[None], weights)
 
     def noise_bank(self) -> Tensor:
@@ -213,7 +200,9 @@ class TMassHead(nn.Module):
         return self._cast(self.noise.sample(self.trials, self.pooling.dim, generator=generator))
 
     @torch.no_grad()
-    def trial_cosines(self, bank: Tensor, texts: Queries, table: VideoTable, goal: Tensor | None = None) -> Tensor:
+    def trial_cosines(
+        self, bank: Tensor, texts: pooling.Queries, table: VideoTable, goal: Tensor | None = None
+    ) -> Tensor:
         """cos(t + E_m * R(t, v), p) of every trial m, for a block of a few pairs: [N_v, trials, N_t].
 
         p is V(v|t), or `goal` [N_v, D] where that is given. Since E is shared by all pairs,
@@ -230,9 +219,9 @@ class TMassHead(nn.Module):
         """
         radii = self._radii(texts, table)
         if goal is None:
-            mixture = mix(self.pooling, texts, table)
+            mixture = pooling.mix(self.pooling, texts, table)
             dots, norms = mixture.dots, mixture.norms
-            scaled = pooled_vectors(mixture, table).mul_(radii)
+            scaled = pooling.pooled_vectors(mixture, table).mul_(radii)
         else:
             dots, norms = goal @ texts.columns, goal.norm(dim=-1, keepdim=True)
             scaled = goal[..., None] * radii
@@ -244,10 +233,10 @@ class TMassHead(nn.Module):
         lengths = squares.clamp_min_(0).sqrt_().mul_(norms[:, None])
         return numerators.div_(lengths.clamp_min_(torch.finfo(lengths.dtype).tiny))
 
-    def _best_trial(self, bank: Tensor, texts: Queries, table: VideoTable) -> Tensor:
+    def _best_trial(self, bank: Tensor, texts: pooling.Queries, table: VideoTable) -> Tensor:
         return self.trial_cosines(bank, texts, table).amax(1)
 
-    def _radii(self, texts: Queries, table: VideoTable) -> Tensor:
+    def _radii(self, texts: pooling.Queries, table: VideoTable) -> Tensor:
         n_videos, n_frames, dim = table["unit_frames"].shape
         dots = table["unit_frames"].reshape(-1, dim) @ texts.columns
         # 1e-12 is F.normalize's own, so that a text of zeros has the radius that training gives it.
