@@ -43,6 +43,8 @@ from calmctl.files import sha256_bytes
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "commands.py"
 SENTENCE = "two big blue circles are moving left"
 TOWERS = ("backbone.model=tiny-clip.json", "backbone.weights=tiny.safetensors")
+GRACE_S = 5.0
+"""How long what a command started may outlive it: a busy machine takes a while to take a killed process down."""
 _ADOPT = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -63,12 +65,7 @@ def warm(*, fork_workers: bool = False) -> None:
     ):  # fmt: skip
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
-    import typer
-
-    from calmctl.cli.main import app
-
-    command = typer.main.get_command(app)  # which reads every option of every command: a third of a quick one
-    typer.main.get_command = lambda _: command
+    keep_command()
     if fork_workers:
         from calmctl.video import worker
 
@@ -105,6 +102,16 @@ def warm(*, fork_workers: bool = False) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_ADOPT, 1, 0, 0, 0)
     gc.collect()
     gc.freeze()  # or every fork looks through all of it for garbage, and copies it
+
+
+def keep_command() -> None:
+    """Read every option of every command once: it is a third of what a quick command does."""
+    import typer
+
+    from calmctl.cli.main import app
+
+    command = typer.main.get_command(app)
+    typer.main.get_command = lambda _: command
 
 
 class _ForkedWorker(subprocess.Popen[bytes]):
@@ -151,7 +158,7 @@ class Ended:
         code: Its exit code; minus the signal that ended it.
         out: What it printed.
         notes: What it said on standard error.
-        left: Processes that it started and that outlived it by a second.
+        left: Processes that it started and that outlived it by `GRACE_S`.
         seconds: How long it took, from when it was waited for.
         cpu_s: Its processor time.
     """
@@ -252,7 +259,7 @@ def finish(child: int, place: Path, notes: Path, limit_s: float = 600.0) -> Ende
         time.sleep(0.002)
     seconds, used_s = time.perf_counter() - begun, cpu_s(child)
     status = os.waitpid(child, 0)[1]
-    left = _orphans(1.0)
+    left = _orphans(GRACE_S)
     printed_ = place / "printed"
     out = printed_.read_bytes().decode("utf-8", "replace") if printed_.exists() else ""  # ended before it began
     notes_ = notes.read_text(errors="replace")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from forked import save_tiny_towers
+from forked import keep_command, save_tiny_towers
 from forks import GRACE_S, Job, Tell, warm
 
 from calmctl.data.demo import generate_demo, load_demo
@@ -69,6 +69,7 @@ class Bench:
         self.root, self.at, self.given = root, root / "at", root / "given"
         self.world, self.out = self.given / "world", root / "said"
         self.given.mkdir(parents=True)
+        keep_command()
         generate_demo(self.world, counts=COUNTS)
         self.empty()
         split = load_demo(self.world, shifted=False, protocol="captioning").splits["test"]

@@ -175,12 +175,12 @@ def _ray() -> Iterator[Any]:
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     with ExitStack() as session:
-        if alone:
-            folder = session.enter_context(_temporary_session())
-            options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
-            # One level down: Ray opens its own folder to everybody.
-            options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": os.path.join(folder, "ray")}
         try:
+            if alone:
+                folder = session.enter_context(_temporary_session())
+                options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
+                # One level down: Ray opens its own folder to everybody.
+                options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": os.path.join(folder, "ray")}
             ray.init(**options)
         except Exception as fault:  # that it is too slow to start is a plain Exception of its
             what = " ".join(str(fault).split()) or type(fault).__name__
