@@ -153,6 +153,14 @@ def warm_decoders(warm_python: Callable[..., list[str]]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_command_line() -> None:
+    """CliRunner makes all our commands from their functions in each call, which takes longer than most of them."""
+    from typer import testing
+
+    testing._get_command = cache(testing._get_command)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_revision() -> None:
     """Every training, evaluation and search asks git, with three programs, for what does not change meanwhile."""
     from calmctl import runtime
@@ -233,6 +241,12 @@ def tiny_recipe(tiny_world: Path) -> "Callable[..., Recipe]":
 def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without Java: scores come without METEOR, and in no time."""
     _without_java(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def without_java() -> Callable[[pytest.MonkeyPatch], None]:
+    """The same for a fixture that outlives a test."""
+    return _without_java
 
 
 def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from calmctl.cli.main import app
@@ -14,6 +15,7 @@ from calmctl.data.demo_world import DemoCounts
 from calmctl.reproduce import demo
 
 
+@pytest.mark.usefixtures("no_java")
 def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = partial(generate_demo, counts=DemoCounts(train=12, val=6, test=6, shifted=6))
