@@ -24,7 +24,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -404,8 +404,8 @@ def _with_places(recipe: Recipe, rename: Callable[[str], str]) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
-def create_run(root: Path, recipe: Recipe) -> Run:
-    """Make the next free folder `root/<name>-<number>` with the recipe in it.
+def create_run(root: Path, recipe: Recipe, tracked: Collection[str] = ()) -> Run:
+    """Make the next free folder `root/<name>-<number>` with the recipe in it, and a folder for each tracker.
 
     A folder that is empty is free: where nothing could be removed either, a run that did not begin has left one.
 
@@ -418,6 +418,8 @@ def create_run(root: Path, recipe: Recipe) -> Run:
         with held_folder(root) as place:
             made = Run(place / "run")  # one level down, where nobody takes it for a run that is there
             made.folder.mkdir()
+            for tracker in tracked:  # killed before its first step, the run must know what it was asked for
+                made.tracked(tracker).mkdir()
             write_json(made.recipe_file, recipe.model_dump(mode="json"))
             for number in count(1):
                 folder = root / f"{recipe.name}-{number:03d}"

@@ -129,7 +129,7 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         _leave_faults_to_the_caller()
-        make_folder(folder)  # at once: a run that is killed before its first step must know what it was asked for
+        make_folder(folder)
         self._folder = folder
         self._open = SummaryWriter
         self._writer: SummaryWriter | None = None

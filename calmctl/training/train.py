@@ -244,7 +244,7 @@ def train(
     # Everything that can be wrong is found here, before there is a folder.
     prepared = world.together(lambda: prepare(recipe))
     keeping = world.together(lambda: prepared.source.keeping(prepared.model) if world.rank == 0 else "")
-    run = resume or _new_run(runs, recipe, world)
+    run = resume or _new_run(runs, recipe, tracked, world)
     # One process writes and so one holds the folder: a lock of each would keep the others out.
     with _locked(run, new=resume is None) if world.rank == 0 else nullcontext():
         with _removed_on_failure(run) if world.rank == 0 and resume is None else nullcontext():
@@ -300,9 +300,9 @@ def train(
     return Trained(run, results, position.history or [], left_out)
 
 
-def _new_run(runs: Path, recipe: Recipe, world: World) -> Run:
+def _new_run(runs: Path, recipe: Recipe, tracked: Collection[str], world: World) -> Run:
     """A new folder, made by the first process."""
-    created = world.together(lambda: create_run(runs, recipe).folder if world.rank == 0 else None)
+    created = world.together(lambda: create_run(runs, recipe, tracked).folder if world.rank == 0 else None)
     folder = world.gather_objects(created)[0]
     assert folder is not None
     return Run(folder)

@@ -7,6 +7,7 @@ import pytest
 from calmctl.errors import CheckpointError, RecipeError, RunFailed, RunNotFound
 from calmctl.recipe import recipe_from_dict
 from calmctl.runs.run import Run, create_run, describe_choice, find_run
+from calmctl.training.trackers import trackers_of
 
 
 @pytest.fixture
@@ -84,7 +85,9 @@ def test_a_run_appears_with_its_recipe_or_not_at_all(tiny_recipe, tmp_path, monk
     (root / "tiny-002").mkdir()
     (root / "tiny-002" / "note").write_text("a person's")
     (root / "tiny-003").write_text("no folder")
-    assert [create_run(root, tiny_recipe()).folder.name for _ in range(2)] == ["tiny-001", "tiny-004"]
+    runs = [create_run(root, tiny_recipe(), ["tensorboard"]) for _ in range(2)]
+    assert [run.folder.name for run in runs] == ["tiny-001", "tiny-004"]
+    assert trackers_of(runs[0]) == ["tensorboard"]  # without options, and before anything was tracked
     assert (root / "tiny-001").stat().st_mode == (root / "tiny-002").stat().st_mode
     before = sorted(root.rglob("*"))
 

@@ -69,7 +69,9 @@ Why = Annotated[bool, typer.Option("--why", help="The anchors that sentence and 
 Shots = Annotated[
     bool, typer.Option("--shots", help="Search shots: cut where the picture changes.", rich_help_panel=options.DATA)
 ]
-Window = Annotated[float | None, options.SECONDS(metavar="SECONDS", help="Length of a window.", panel=options.DATA)]
+Window = Annotated[
+    float | None, options.SECONDS(metavar="SECONDS", help="Search windows of this length.", panel=options.DATA)
+]
 
 # As in search/collection.py, which imports torch.
 CACHE = Path("features/search")
