@@ -329,9 +329,7 @@ REPORT_EXAMPLES = options.examples(
 
 def report(
     run: options.RunArgument = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="The page; RUN/report.html.", show_default=False)
-    ] = None,
+    html: options.Html = None,
     top: options.Top = 10,
     runs: options.Runs = Path("runs"),
 ) -> None:
@@ -339,7 +337,7 @@ def report(
 
     Curves of the training, numbers with intervals, where the right ones rank, the worst failures, the recipe.
 
-    It needs 'calmctl\[report]', and what calmctl eval has kept.
+    It is RUN/report.html where --html names no other. It needs 'calmctl\[report]', and what calmctl eval has kept.
     """
     chosen = find_named(run, runs, "reporting")
     path = html or (chosen.folder / "report.html" if chosen.folder.is_dir() else Path("report.html"))
