@@ -10,15 +10,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests" / "explain"))
 from browser import chromium, missing  # noqa: E402
+
+
+@contextlib.contextmanager
+def served(folder: str, run: str) -> Iterator[str]:
+    """The address of a folder's page for as long as the block lasts."""
+    command = [sys.executable, "-m", "calmctl", "serve", folder, "--run", run, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().split()[0]
+        finally:
+            server.terminate()
 
 
 def main() -> None:
@@ -37,23 +51,17 @@ def main() -> None:
         return
     if not (options.folder and options.run):
         parser.error("name a folder and its run, or a page")
-    command = [sys.executable, "-m", "calmctl", "serve", options.folder, "--run", options.run, "--port", "0"]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        served(options.folder, options.run) as address,
         tempfile.TemporaryDirectory() as folder,
+        chromium(Path(folder, "log")) as window,
     ):
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[0]
-            with chromium(Path(folder, "log")) as window:
-                window.visit(f"{address}#q=a+big+red+triangle+is+turning+around", width=900, height=560)
-                until = time.monotonic() + 60
-                loaded = "return document.images.length > 3 && [...document.images].every((i) => i.complete)"
-                while not window.run(loaded) and time.monotonic() < until:
-                    time.sleep(0.2)
-                window.screenshot(REPOSITORY / "docs" / "assets" / "serve.png", whole=False)
-        finally:
-            server.terminate()
+        window.visit(f"{address}#q=a+big+red+triangle+is+turning+around", width=900, height=560)
+        until = time.monotonic() + 60
+        loaded = "return document.images.length > 3 && [...document.images].every((i) => i.complete)"
+        while not window.run(loaded) and time.monotonic() < until:
+            time.sleep(0.2)
+        window.screenshot(REPOSITORY / "docs" / "assets" / "serve.png", whole=False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from calmctl.files import PAGE, write_output
 from calmctl.samples import Clip
 from calmctl.video.pixels import jpeg, shrink
 from calmctl.video.pool import available_cores, decode_clips
-from calmctl.words import visible
+from calmctl.words import counted, visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -261,14 +261,10 @@ def _score_parts(x: Explanation) -> dict[str, Any]:
         }
         for k in strongest
     ]
-    rows += [
-        {"k": None, "label": label, "value": value, "denied": False}
-        for label, value in (
-            (f"the other {len(x.labels) - len(strongest)} anchors", rest),
-            ("what all anchors share", split.shared),
-            ("what no anchor covers", split.rest),
-        )
-    ]
+    sums = [("what all anchors share", split.shared), ("what no anchor covers", split.rest)]
+    if others := len(x.labels) - len(strongest):
+        sums.insert(0, (f"the other {counted(others, 'anchor')}", rest))
+    rows += [{"k": None, "label": label, "value": value, "denied": False} for label, value in sums]
     # Zero is on the scale even where all parts have one sign: a bar's length is a part of the score.
     values = [0.0, *(float(str(row["value"])) for row in rows)]
     low, high = min(values), max(values)

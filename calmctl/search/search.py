@@ -410,7 +410,10 @@ class Search:
             shared = self._shared(None if texts is None else texts[number], each.positions)
             hits = []
             first_stage = [s if before is None else before[number][p] for p, s in zip(*_of(each), strict=True)]
-            judged = _judged(bank, rule, each.positions, first_stage)
+            sampled = None
+            if bank is not None and texts is not None and len(bank.sample):
+                sampled = score_rows(self._index, self._scorer, texts[number], bank.sample)
+            judged = _judged(bank, rule, each.positions, first_stage, sampled)
             beside = moments[number][1]
             for rank, (position, score) in enumerate(zip(each.positions, each.scores, strict=True)):
                 key = frames.ids[position]
@@ -446,13 +449,17 @@ def _of(best: Best) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 
 def _judged(
-    bank: NullBank | None, rule: Rule | None, positions: Sequence[int], scores: Sequence[float]
+    bank: NullBank | None,
+    rule: Rule | None,
+    positions: Sequence[int],
+    scores: Sequence[float],
+    sampled: np.ndarray | None,
 ) -> list[Confidence] | None:
     """The confidence of hits in their order, from scores of one scale for all queries: those before re-ranking."""
     if bank is None or rule is None:
         return None
     order = sorted(range(len(scores)), key=lambda n: -scores[n])
-    judged = bank.judge(rule, [positions[n] for n in order], [scores[n] for n in order])
+    judged = bank.judge(rule, [positions[n] for n in order], [scores[n] for n in order], sampled)
     placed = dict(zip(order, judged, strict=True))
     return [placed[n] for n in range(len(scores))]
 

@@ -35,6 +35,7 @@ class Browser:
             "args": [*arguments, "--disable-dev-shm-usage"],
         }
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        wanted["timeouts"] = {"script": 110_000}  # a busy machine; a call waits 120 s
         self._driver = driver
         self._session = ""
         self._session = f"/session/{self._call('POST', '/session', capabilities={'alwaysMatch': wanted})['sessionId']}"
