@@ -35,7 +35,7 @@ def ask(address: str, words: list[str]) -> None:
     connection.connect(address)
     leads = os.getsid(0) == os.getpid()
     asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "leads": leads}
-    asked["parent"] = os.getppid()
+    asked |= {"parent": os.getppid(), "umask": os.umask(0)}
     socket.send_fds(connection, [b"?"], [0, 1, 2])
     connection.sendall(json.dumps(asked).encode() + b"\n")
     former = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known who to pass them on to
@@ -128,6 +128,7 @@ def become(asked: dict, streams: list[int]) -> None:
         if asked["leads"]:
             os.setsid()
         os.chdir(asked["folder"])
+        os.umask(asked["umask"])
         os.environ.clear()
         os.environ.update(asked["environment"])
         os.getppid = lambda: asked["parent"]  # its own parent is the process that forks

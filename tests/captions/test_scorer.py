@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from calmctl.captions import score as scorer
 from calmctl.captions.java import Java, JavaUnavailable
 from calmctl.captions.score import METRICS, CaptionScores, score_captions
 from calmctl.errors import BadInput, RunFailed
+from calmctl.evaluation.statistics import resampled_sums
 
 REFERENCES = {
     "v1": ["A man is riding a bike.", "A guy rides his bicycle (on the road).", "some guy rides"],
@@ -87,14 +89,25 @@ def test_the_published_example(real_data: Path, tokenizer: scorer.TokenizerChoic
     assert {metric: getattr(found, metric) for metric in published} == pytest.approx(published, abs=1e-6)
 
 
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "resampled_sums", partial(resampled_sums, replicates=100))
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR scores each of 2,000 resamples, which takes longer than all else."""
+    few(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def expected(with_small_meteor: Callable[[], AbstractContextManager[None]]) -> CaptionScores:
-    """The scores with the small METEOR."""
-    with with_small_meteor():
+    """The scores with the small METEOR and few resamples."""
+    with with_small_meteor(), pytest.MonkeyPatch.context() as monkeypatch:
+        few(monkeypatch)
         return score_captions(HYPOTHESES, REFERENCES)
 
 
-@pytest.mark.usefixtures("small_meteor")
+@pytest.mark.usefixtures("small_meteor", "few_resamples")
 def test_no_java_on_path_is_no_matter(expected: CaptionScores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert score_captions(HYPOTHESES, REFERENCES) == expected
@@ -153,15 +166,18 @@ def test_meteor_killed_on_the_way_is_missing_and_the_rest_is_there(
 def test_no_java_is_left_when_another_metric_fails(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, is_running: Callable[[int], bool]
 ) -> None:
-    pids = []
+    pids: set[int] = set()
+
+    def children() -> set[int]:
+        return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
     def fail(*_: object) -> None:
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
-        pids.extend(map(int, children.read_text().split()))
+        pids.update(children() - before)
         raise error
 
     if not Path("/proc/self").exists():
         pytest.skip("children are listed in /proc only")
+    before = children()
     monkeypatch.setattr(scorer.corpus, "cider", fail)
     with pytest.raises(error):
         score_captions(HYPOTHESES, REFERENCES)
@@ -195,7 +211,7 @@ def test_ctrl_c_during_meteor_leaves_no_java(tmp_path: Path, is_running: Callabl
     assert not is_running(java[0])
 
 
-@pytest.mark.usefixtures("small_meteor")
+@pytest.mark.usefixtures("small_meteor", "few_resamples")
 def test_what_is_not_scored_is_told() -> None:
     fewer = {name: HYPOTHESES[name] for name in ("v1", "v3")}
     found = score_captions(fewer, REFERENCES)
@@ -234,12 +250,13 @@ def test_a_tokenizer_that_fails_is_an_error_and_no_other_tokenizer(
         score_captions(HYPOTHESES, REFERENCES)
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], small_meteor: Path) -> None:
+@pytest.mark.usefixtures("small_meteor", "few_resamples")
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     score_captions(HYPOTHESES, REFERENCES)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("small_meteor")
+@pytest.mark.usefixtures("small_meteor", "few_resamples")
 def test_progress_and_json() -> None:
     told: list[tuple[str, int, int]] = []
     found = score_captions(HYPOTHESES, REFERENCES, progress=lambda *each: told.append(each))

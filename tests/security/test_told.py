@@ -75,7 +75,10 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def made(
-    tiny_world: Path, tiny_recipe_values: Callable[[Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    tiny_world: Path,
+    tiny_recipe_values: Callable[[Path], dict[str, Any]],
+    without_java: Callable[[pytest.MonkeyPatch], None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Made]:
     place = tmp_path_factory.mktemp("home") / USER / "work"
     place.mkdir(parents=True)
@@ -106,6 +109,7 @@ def made(
         here.setattr(platform, "node", lambda: HOST)
         here.setattr(socket, "gethostname", lambda: HOST)
         here.chdir(place)
+        without_java(here)  # METEOR's table takes ten seconds, and tells nothing
 
         def command(words: str, to: str | None = None) -> None:
             known = {"CLIP": clip.name, "SENTENCE": SENTENCE}
