@@ -44,6 +44,8 @@ def test_without_an_extra_one_sentence_says_how_to_install_it(extra, package, co
     for name in ("scores.parquet", "videos.parquet"):
         (tmp_path / name).write_bytes(b"PAR1")
     before = sorted(tmp_path.rglob("*"))
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:  # another test had it
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     fault = CliRunner().invoke(app, command.split()).exception
     assert isinstance(fault, CalmError) and fault.exit_code == BadInput.exit_code, repr(fault)

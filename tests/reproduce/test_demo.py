@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from calmctl.cli.main import app
 from calmctl.data.demo import generate_demo
 from calmctl.data.demo_world import DemoCounts
+from calmctl.model.weights import load_backbone
 from calmctl.reproduce import demo
 
 
@@ -20,7 +23,12 @@ def test_the_demo_trains_three_systems_and_reports_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = partial(generate_demo, counts=DemoCounts(train=12, val=6, test=6, shifted=6))
     monkeypatch.setattr(demo, "generate_demo", tiny)
+    # The CLIP that ships is 25 MB, which would be written and read a hundred times.
+    clip = str(Path(__file__).parents[1] / "tiny-clip.json")
+    torch.manual_seed(0)
+    save_file(load_backbone(clip, None).clip.state_dict(), tmp_path / "clip.safetensors")
     command = ["demo", "optim.epochs=1", "optim.batch_size=30", "data.frames=2", "data.workers=1"]
+    command += [f"backbone.model={clip}", f"backbone.weights={tmp_path / 'clip.safetensors'}"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     first = json.loads((tmp_path / "runs" / "demo-report.json").read_text())
