@@ -10,11 +10,11 @@ from torch import Tensor
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.errors import CheckpointError, VideoError
 from calmctl.explain.explainer import ZERO_SHOT_MODEL, Explainer, explain_with_run, explain_zero_shot
-from calmctl.model.calm import AlignedParts, CalmModel
-from calmctl.model.heads.meanp import MeanPoolHead
+from calmctl.model.build import bare_model
+from calmctl.model.calm import CalmModel
 from calmctl.model.published import usual_weights
 from calmctl.model.weights import load_backbone
-from calmctl.recipe.schema import AlignmentSection, AnchorsSection
+from calmctl.recipe.schema import AnchorsSection
 from calmctl.runs.checkpoint import load_run
 from calmctl.runs.run import Run
 from calmctl.samples import Clip
@@ -100,7 +100,9 @@ def bare_search_model(
     weights = weights or usual_weights(backbone)
     try:
         explainer = explain_zero_shot(device, backbone=backbone, weights=weights) if why else None
-        model = explainer.model if explainer else _bare_model(backbone, weights, device)
+        model = (
+            explainer.model if explainer else bare_model(load_backbone(backbone, weights), AnchorsSection()).to(device)
+        )
     except CheckpointError as fault:
         if named:  # what is wrong is in the user's own words
             raise
@@ -110,8 +112,3 @@ def bare_search_model(
         ) from fault
     name = f"{model.backbone.spec.model} with {weights}, mean pooling"
     return SearchModel(name, model, None, device, explainer, resolve_vocabulary(_BARE_VOCABULARY).texts)
-
-
-def _bare_model(backbone: str, weights: str, device: torch.device) -> CalmModel:
-    parts = AlignedParts(anchor_keys=AnchorsSection(), alignment_keys=AlignmentSection(kind="none"), frozen=True)
-    return CalmModel(load_backbone(backbone, weights), MeanPoolHead(), parts).eval().to(device)
