@@ -45,7 +45,8 @@ def ask(address: str, words: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, former)
     status = int(receive(connection) or 1)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
