@@ -89,7 +89,7 @@ def test_a_sheet_says_that_nothing_matches(tmp_path):
     write_sheet(found, tmp_path / "sheet.html")
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     assert "No clip of 7 matches" in page and "no match, only near: 40.0 %" in page
-    assert "measured with 20 captions" in page
+    assert "Measured with 20 captions" in page
     sure = Hit(1, 0.5, "a", None, 0.0, None, confidence=Confidence(True, 0.01, 0.01))
     write_sheet(Found("s", Path("c"), 7, "clip", "m", (Answer("q", (sure,)),), (), "x"), tmp_path / "sheet.html")
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")

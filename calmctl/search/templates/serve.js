@@ -186,6 +186,6 @@ fetch("/api/about").then((answer) => answer.json()).then((told) => {
   $("folders").replaceChildren(...told.folders.map((value) => make("option", { value })));
   for (const field of $("filters").querySelectorAll("input:not([name=below])")) field.closest("label").hidden = !told.files;
   $("by").textContent = `Answered by ${told.by}.`;
-  $("rule").textContent = told.rule ? `${told.rule}; measured with ${told.measured_with}.` : "";
+  $("rule").textContent = told.rule ? `${told.rule[0].toUpperCase()}${told.rule.slice(1)}; measured with ${told.measured_with}.` : "";
   fromAddress();
 });
