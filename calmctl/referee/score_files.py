@@ -256,7 +256,8 @@ def _read_parquet(path: Path) -> Stored:
             unpacked = sum(meta.row_group(each).total_byte_size for each in range(meta.num_row_groups))
             _check_growth(path, max(unpacked, 8 * meta.num_rows * meta.num_columns), path.stat().st_size)
             table = file.read()
-        except (pyarrow.ArrowException, OSError) as fault:
+            table.validate(full=True)  # that text is UTF-8, among others
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as fault:  # the last of names of columns
             raise BadInput(f"{path} is not a .parquet file that can be read ({str(fault)[:80]})") from None
     ids: dict[str, tuple[str, ...]] = {}
     columns: dict[str, Array] = {}
