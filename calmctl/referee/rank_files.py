@@ -74,7 +74,7 @@ def read_ranks(path: Path) -> Verdict:
         BadInput: It is no such file, or its numbers cannot be ranks.
     """
     columns, texts, videos, record = _rank_table(path) if path.suffix.lower() == ".csv" else _rank_record(path)
-    every = {name: _ranks(each, f"{path}: {name}", len(videos)) for name, each in columns.items()}
+    every = {name: _ranks(each, f"{path}: {name[:80]}", len(videos)) for name, each in columns.items()}
     absent = {*DIRECTIONS, _CAPTIONS} - set(every)
     if absent:
         raise BadInput(f"{path}: it has no ranks of {', '.join(sorted(absent))}; write it with --ranks again")
@@ -107,7 +107,8 @@ def _rank_record(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...]
     by_direction = expect(record.get("ranks"), dict, f"{path}: ranks")
     texts, videos = (tuple(map(str, expect(record.get(n), list, f"{path}: {n}"))) for n in ("texts", "videos"))
     expect(record.get("concerns", []), list, f"{path}: concerns")
-    return {name: expect(each, dict, f"{path}: {name}") for name, each in by_direction.items()}, texts, videos, record
+    columns = {name: expect(each, dict, f"{path}: {name[:80]}") for name, each in by_direction.items()}
+    return columns, texts, videos, record
 
 
 def _rank_table(path: Path) -> tuple[_Columns, tuple[str, ...], tuple[str, ...], Mapping[str, Any]]:

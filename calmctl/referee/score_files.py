@@ -253,6 +253,7 @@ def _read_parquet(path: Path) -> Stored:
         unpacked = sum(meta.row_group(each).total_byte_size for each in range(meta.num_row_groups))
         _check_growth(path, max(unpacked, 8 * meta.num_rows * meta.num_columns), held)
         table = file.read()
+        table.validate(full=True)  # that text is UTF-8, among others
     from pyarrow import types
 
     ids: dict[str, tuple[str, ...]] = {}

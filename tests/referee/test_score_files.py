@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from calmctl.errors import BadInput, DatasetError
+from calmctl.referee.rank_files import read_ranks
 from calmctl.referee.score_files import ids_of, own_pairs, protocol_pairs, read_pairs, read_stored
 from calmctl.tensors import save_tensors
 
@@ -67,6 +68,21 @@ def test_half_precision_and_vectors_in_lists(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"id": [1, 2, 3], "vector": ARRAY.tolist()}), tmp_path / "v.parquet")
     stored = read_stored(tmp_path / "v.parquet", "e")
     assert np.array_equal(stored.array(("texts",), (2, 3), "it"), ARRAY) and stored.ids["ids"] == ("1", "2", "3")
+
+
+@pytest.mark.parametrize("what", [b"a red circle", b"text_id"])
+def test_parquet_whose_text_is_no_utf8_is_a_sentence(tmp_path: Path, what: bytes) -> None:
+    """In a cell, or in the name of a column."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path, plain = tmp_path / "s.parquet", {"compression": "none", "use_dictionary": False, "store_schema": False}
+    parquet.write_table(pyarrow.table({"text_id": ["a red circle"], "x": [0.5]}), path, **plain)
+    content = path.read_bytes()
+    assert what in content
+    path.write_bytes(content.replace(what, b"\x80" + what[1:]))
+    with pytest.raises(BadInput, match=r"s\.parquet is not a \.parquet file that can be read"):
+        read_stored(path, "scores")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,3 +319,11 @@ def test_a_protocol_needs_no_videos(tmp_path: Path) -> None:
     assert pairs.also is not None and pairs.also["video2"] == pairs.also["sentence 2"] == "2"
     with pytest.raises(DatasetError, match="no protocol"):
         protocol_pairs("msrvtt", "8k", tmp_path, None)
+
+
+def test_ranks_of_a_long_name_are_refused_in_a_short_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.csv"
+    path.write_text(f"direction,query,clip,greater,equal,targets,n_candidates\n{'9' * 5000},q,c,0,1,1,2\n")
+    with pytest.raises(BadInput, match=r"ranks\.csv: 9{80}: its columns are no lists") as refusal:
+        read_ranks(path)
+    assert len(str(refusal.value)) < 1000
