@@ -206,7 +206,7 @@ class Bench:
             Killed("search --in FOLDER", self.searching(), 8, needs_run, prints=True),
             Killed("search --window", self.searching("--window", "0.5"), 4, needs_run, prints=True),
             Killed("reproduce", self.reproduction(), 2),
-            Killed("export", self.command("export", str(run), f"{self.at}/given-away"), 10, with_run),
+            Killed("export", partial(_export, run, self.at / "given-away"), 10, with_run),
             Killed("runs rm", partial(_remove, run, self.command("runs", "rm", str(run), "--yes")), 4, with_run),
             Killed("demo", self.demonstration(), 1),
             Killed("extract --ray", on_ray, 1, needs_run, grace_s=60.0),
@@ -234,6 +234,12 @@ def _command(arguments: Sequence[str], tell: Tell, *, towers: tuple[str, ...] = 
         stand_in.load_recipe = lambda path, _: load_recipe(path, list(towers))
     sys.argv = ["calmctl", *arguments]
     main()
+
+
+def _export(run: Path, folder: Path, tell: Tell) -> None:
+    """Export a run, unless that was done when a kill came: what is there is not replaced, and must be whole."""
+    if not folder.exists():
+        _command(("export", str(run), str(folder)), tell)
 
 
 def _remove(run: Path, command: Job, tell: Tell) -> None:

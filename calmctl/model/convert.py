@@ -249,7 +249,8 @@ class _Archive(pickle.Unpickler):
                 return _Storage(_STORAGES[storage])
             case "torch.jit._pickle", "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist":
                 return list
-        raise CheckpointError(f"{self._file} names {module}.{name}, which no weights need; it is not read")
+        called = f"{module}.{name}"[:80]
+        raise CheckpointError(f"{self._file} names {called}, which no weights need; it is not read")
 
     def persistent_load(self, pid: Any) -> Tensor:
         """The numbers of a storage, as one row."""

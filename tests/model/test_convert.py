@@ -110,6 +110,12 @@ def test_what_could_be_executed_is_refused(archive, tmp_path, value, message):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_long_name_is_cut_in_the_refusal(archive, tmp_path):
+    evil = changed(archive, tmp_path / "evil.pt", b"cos\n" + b"9" * 5000 + b"\n.")
+    with pytest.raises(CheckpointError, match=r"names os\.9{77}, which no weights need"):
+        convert(evil, tmp_path / "out.safetensors")
+
+
 def tensor_pickle(size, stride, key="0", n=4):
     """A module with one tensor, as torch writes it."""
 
