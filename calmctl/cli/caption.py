@@ -81,7 +81,7 @@ def caption(
     root: options.Root = None,
     annotations: options.Annotations = None,
     videos: options.Videos = None,
-    split: options.AnySplit = "test",
+    split: options.Split = "test",
     run: options.Run = None,
     weights: options.Weights = "best",
     device: options.Device = "auto",

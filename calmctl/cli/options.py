@@ -129,8 +129,7 @@ RequireComplete = Annotated[
 Root = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder that holds the data set.", rich_help_panel=DATA)
 ]
-Split = Annotated[str, typer.Option(help="test or val.", rich_help_panel=DATA)]
-AnySplit = Annotated[str, typer.Option("--split", help="test, val or train.", rich_help_panel=DATA)]
+Split = Annotated[str, typer.Option(help="test, val or (to diagnose) train.", rich_help_panel=DATA)]
 Videos = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Folder of clips, when they lie elsewhere.", rich_help_panel=DATA),
@@ -199,7 +198,7 @@ Cross = Annotated[
     list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this data set; repeatable.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it takes; train nothing.")]
-Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Also write one self-contained page.", callback=_page)]
+Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Write one self-contained page.", callback=_page)]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Licence = Annotated[str | None, typer.Option(help="What may be done with it.", show_default=False)]
 Overrides = Annotated[

@@ -329,15 +329,15 @@ REPORT_EXAMPLES = options.examples(
 
 def report(
     run: options.RunArgument = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="The page; RUN/report.html.", show_default=False)
-    ] = None,
+    html: options.Html = None,
     top: options.Top = 10,
     runs: options.Runs = Path("runs"),
 ) -> None:
     r"""Write one page about a run.
 
     Curves of the training, numbers with intervals, where the right ones rank, the worst failures, the recipe.
+
+    It is RUN/report.html where --html names no other.
 
     It needs 'calmctl\[report]', and what calmctl eval has kept.
     """
