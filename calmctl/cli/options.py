@@ -198,7 +198,7 @@ Cross = Annotated[
     list[str] | None, typer.Option(metavar="DATASET[:PROTOCOL]", help="Test on this data set; repeatable.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it takes; train nothing.")]
-Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Write one self-contained page here.", callback=_page)]
+Html = Annotated[Path | None, typer.Option(metavar="PAGE", help="Write one self-contained page.", callback=_page)]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Licence = Annotated[str | None, typer.Option(help="What may be done with it.", show_default=False)]
 Overrides = Annotated[

@@ -337,7 +337,9 @@ def report(
 
     Curves of the training, numbers with intervals, where the right ones rank, the worst failures, the recipe.
 
-    It is RUN/report.html where --html names no other. It needs 'calmctl\[report]', and what calmctl eval has kept.
+    It is RUN/report.html where --html names no other.
+
+    It needs 'calmctl\[report]', and what calmctl eval has kept.
     """
     chosen = find_named(run, runs, "reporting")
     path = html or (chosen.folder / "report.html" if chosen.folder.is_dir() else Path("report.html"))
