@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -23,11 +22,6 @@ _PAPER_NOTE = (
     "paper: text-to-video, one run without a seed, evaluator not stated; its baseline's released evaluator "
     "leaks, so these may be inflated (docs/protocols.md)"
 )
-
-
-def results_json(results: Sequence[RetrievalResult]) -> list[dict[str, Any]]:
-    """Results as plain data; everything the table says is in it."""
-    return [result.to_json() for result in results]
 
 
 @dataclass(frozen=True, slots=True)

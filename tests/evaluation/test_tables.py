@@ -10,7 +10,7 @@ from rich.console import Console
 
 from calmctl.evaluation.metrics import rank_all, rank_queries
 from calmctl.evaluation.result import Labels, RetrievalResult, retrieval_result
-from calmctl.evaluation.tables import results_json, retrieval_table
+from calmctl.evaluation.tables import retrieval_table
 
 
 def result(n: int = 60, seed: int = 0, captions: int = 1, **options: Any) -> RetrievalResult:
@@ -125,7 +125,7 @@ def test_one_clip_shows_numbers_without_an_interval() -> None:
 
 def test_json_is_plain_and_complete() -> None:
     got = result(trained_on="msrvtt", left_out=2, scorer="dual-softmax", captions=2)
-    (data,) = json.loads(json.dumps(results_json([got]), allow_nan=False))
+    data = json.loads(json.dumps(got.to_json(), allow_nan=False))
     assert data["metrics"]["video_to_text_plain"]["n_candidates"] == 120
     assert data["intervals"]["text_to_video"]["r1"]["low"] <= data["metrics"]["text_to_video"]["r1"]
     assert data["paper"] is None, "not beside a test set with gaps"
