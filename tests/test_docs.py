@@ -175,6 +175,14 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    """Of other folders a page names other projects' files, too."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/])((?:tests|benchmarks|scripts|calmctl)/[\w/]+\.(?:py|json|md))\b", text)
+    assert [name for name in named if not (REPOSITORY / name).is_file()] == []
+
+
 def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert str(citation["version"]) == __version__
