@@ -56,7 +56,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         chromium(Path(folder, "log")) as window,
     ):
-        window.visit(f"{address}#q=four+big+yellow+triangles+appear+and+disappear", width=900, height=560)
+        window.visit(f"{address}#q=a+single+large+pink+triangle+sliding+from+side+to+side", width=900, height=560)
         until = time.monotonic() + 60
         loaded = "return document.images.length > 3 && [...document.images].every((i) => i.complete)"
         while not window.run(loaded) and time.monotonic() < until:
