@@ -85,7 +85,9 @@ def reproduce(
     small: Annotated[
         bool, typer.Option("--small", help="effect: fewer heads, losses and dials, for two cores.")
     ] = False,
-    jobs: Annotated[int | None, options.WORKERS(help="effect: runs at once; one per core, ten on a GPU.")] = None,
+    jobs: Annotated[
+        int | None, options.WORKERS(help="Runs at once; one, and of effect one per core (ten on a GPU).")
+    ] = None,
     minutes: Annotated[
         float | None, options.SECONDS(help="effect: begin no run after so many minutes.", metavar="MINUTES")
     ] = None,
@@ -121,9 +123,9 @@ def reproduce(
             raise BadInput("effect is a study of its own, on the drawn world: calmctl reproduce effect --data demo")
         study(small, seeds, jobs, minutes, demo_root or STUDY_DATA, runs, overrides, device, dry_run, as_json)
         return
-    if small or jobs or minutes is not None:
-        raise BadInput("--small, --jobs and --minutes are for: calmctl reproduce effect --data demo")
-    seeds, demo_root = seeds or 3, demo_root or DEMO_DATA
+    if small or minutes is not None:
+        raise BadInput("--small and --minutes are for: calmctl reproduce effect --data demo")
+    seeds, processes, demo_root = seeds or 3, jobs or 1, demo_root or DEMO_DATA
     loading("the model library")
     from calmctl.reproduce.reproduce import (
         choose_rows,
@@ -161,7 +163,7 @@ def reproduce(
             drawn = "not measured: the demo world is not drawn yet, which the command without --dry-run does first"
             try:
                 missing = "not measured: data is missing" if world_exists else drawn
-                cost = Cost(None, None, missing) if plan.missing or not world_exists else estimate(plan.jobs)
+                cost = Cost(None, None, missing) if plan.missing or not world_exists else estimate(plan.jobs, processes)
             except CalmError as fault:  # weights that are not at hand, say: a plan is wanted all the same
                 cost = Cost(None, None, f"not measured: {fault}")
             if as_json:
@@ -175,8 +177,8 @@ def reproduce(
             # Two that look at once would both train what is missing: look again, now that nobody else does.
             plan = plan_tables(chosen, world, runs, seeds=seeds, overrides=overrides, skip_missing=skip_missing)
         # On stderr: standard output has the tables, or JSON, and nothing else.
-        print_plan(plan, estimate(plan.jobs), world_exists=True, to_stderr=True)
-        work_off(plan.jobs, runs, watcher=watcher)
+        print_plan(plan, estimate(plan.jobs, processes), world_exists=True, to_stderr=True)
+        work_off(plan.jobs, runs, processes=processes, watcher=watcher)
         filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
         # Stands in the Markdown, so that whoever reads the table can make it again.
         command = shlex.join(["calmctl", *command_line()])

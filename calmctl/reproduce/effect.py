@@ -14,10 +14,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from calmctl.model.build import build_model, recipe_backbone
 from calmctl.model.calm import CalmModel, alignment_diagnostics
 from calmctl.model.losses import reconstruction_loss
 from calmctl.recipe import Recipe, load_recipe, resolve_recipe
+from calmctl.reproduce.at_once import at_once
 from calmctl.reproduce.rows import FIRST_SEED
 from calmctl.runs.identity import former_digest, recipe_digest
 from calmctl.samples import Clip, Split
@@ -360,28 +359,23 @@ def _results(
                 return
             yield job, bench.run(job)
         return
-    waiting = iter(todo)
-    context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
-    arguments = (folder / _FRAMES, tuple(overrides), str(device))
-    with ProcessPoolExecutor(min(processes, len(todo)), context, _begin, arguments) as pool:
-        running: dict[Future[dict[str, Any]], Job] = {}
-        while True:
-            while len(running) < processes and time.monotonic() < until and (following := next(waiting, None)):
-                running[pool.submit(_run, following)] = following
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+    yield from at_once(
+        todo,
+        _run,
+        processes=processes,
+        begin=_begin,
+        arguments=(folder / _FRAMES, tuple(overrides), device),
+        may_begin=lambda _: time.monotonic() < until,
+    )
 
 
 _bench: Bench | None = None
 
 
-def _begin(frames: Path, overrides: tuple[str, ...], device: str) -> None:
-    """What a process of the pool does first."""
+def _begin(frames: Path, overrides: tuple[str, ...], device: torch.device) -> None:
     global _bench
-    torch.set_num_threads(1)
-    _bench = Bench(_read_world(frames), overrides, torch.device(device))
+    torch.set_num_threads(1)  # of a model so small, more threads are slower
+    _bench = Bench(_read_world(frames), overrides, device)
 
 
 def _run(job: Job) -> dict[str, Any]:

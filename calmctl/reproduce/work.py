@@ -9,8 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.data.identity import SplitRecord, changes
@@ -19,6 +22,7 @@ from calmctl.errors import BadInput, CalmError, RunFailed
 from calmctl.files import make_folder, read_json, sha256_file, write_json
 from calmctl.locks import locked, remove_unfinished
 from calmctl.recipe import Recipe
+from calmctl.reproduce.at_once import at_once
 from calmctl.reproduce.datasets import RecipeKey
 from calmctl.reproduce.rows import Row, Table
 from calmctl.runs.identity import RunIdentity, is_weights_file, recipe_digest, run_identity, started_from
@@ -205,26 +209,51 @@ def reproducing(runs: Path) -> Iterator[None]:
         yield
 
 
-def work_off(jobs: Sequence[Job], runs: Path, *, watcher: Watcher = SILENT) -> None:
+def work_off(jobs: Sequence[Job], runs: Path, *, processes: int = 1, watcher: Watcher = SILENT) -> None:
     """Train what is not finished; the time that an unbroken run takes is written into its folder.
+
+    Args:
+        jobs: The runs that are wanted.
+        runs: Where they are.
+        processes: Runs at once; 1 works in this process, and tells every step.
+        watcher: Told which runs are done.
 
     Raises:
         CalmError: As `train`. What is finished stays, and what was interrupted goes on when this is called again.
     """
     todo = [job for job in jobs if job.state != "finished"]
-    for number, job in enumerate(todo, start=1):
-        goes_on = " goes on" if job.state == "interrupted" else ""
-        watcher.stage(f"run {number} of {len(todo)}: {job.recipe.name}{goes_on}")
-        started = time.perf_counter()
-        recipe = with_first(job.recipe, job.first, Ledger(runs)) if job.first else job.recipe
-        assert recipe is not None  # a first stage stands before its second
-        trained = train(recipe, runs, resume=job.run, watcher=watcher)
-        # It served to go on. A finished run does not, and a table has many.
-        trained.run.drop_state()
-        # What went on would note its second part alone, and estimates would come out short.
-        if job.state == "new":
-            duration_s = time.perf_counter() - started
-            write_json(trained.run.folder / _TIMING, {"duration_s": duration_s})
+    if processes == 1 or len(todo) < 2:
+        for number, job in enumerate(todo, start=1):
+            goes_on = " goes on" if job.state == "interrupted" else ""
+            watcher.stage(f"run {number} of {len(todo)}: {job.recipe.name}{goes_on}")
+            _train(job, runs, watcher)
+        return
+    watcher.stage(f"{len(todo)} runs, {processes} at once")
+    watcher.reading("runs", 0, len(todo))
+    done = at_once(
+        todo,
+        partial(_train, runs=runs),
+        processes=processes,
+        begin=torch.set_num_threads,
+        arguments=(max(1, torch.get_num_threads() // processes),),
+        may_begin=lambda job: with_first(job.recipe, job.first, Ledger(runs)) is not None,
+    )
+    for number, (job, _) in enumerate(done, start=1):
+        watcher.stage(f"{job.recipe.name}, seed {job.seed + 1}, is done")
+        watcher.reading("runs", number, len(todo))
+
+
+def _train(job: Job, runs: Path, watcher: Watcher = SILENT) -> None:
+    started = time.perf_counter()
+    recipe = with_first(job.recipe, job.first, Ledger(runs)) if job.first else job.recipe
+    assert recipe is not None  # a first stage stands before its second
+    trained = train(recipe, runs, resume=job.run, watcher=watcher)
+    # It served to go on. A finished run does not, and a table has many.
+    trained.run.drop_state()
+    # What went on would note its second part alone, and estimates would come out short.
+    if job.state == "new":
+        duration_s = time.perf_counter() - started
+        write_json(trained.run.folder / _TIMING, {"duration_s": duration_s})
 
 
 def duration_s(run: Run) -> float | None:
@@ -258,8 +287,8 @@ class Cost:
     how: str
 
 
-def estimate(jobs: Sequence[Job]) -> Cost:
-    """The cost of the jobs that are not finished.
+def estimate(jobs: Sequence[Job], processes: int = 1) -> Cost:
+    """The cost of the jobs that are not finished, so many at once.
 
     A finished run tells of its row, and of all rows with its head. Of other heads a few steps are timed on the
     first batch; reading clips and testing come on top of those. A second stage cannot begin before its first.
@@ -292,7 +321,9 @@ def estimate(jobs: Sequence[Job]) -> Cost:
     # A finished run is the better measure, because reading and testing are in it.
     per_run = {kind: statistics.mean(values) for kind, values in known.items()} | measured
     total = sum(per_run.get(_kind(job.recipe), 0.0) for job in todo)
-    return Cost(total, memory or None, " and ".join(dict.fromkeys(notes)))
+    if processes > 1:
+        notes.append(f"{processes} at once, each as fast as one alone")
+    return Cost(total / processes, memory * processes or None, " and ".join(dict.fromkeys(notes)))
 
 
 def _kind(recipe: Recipe) -> str:

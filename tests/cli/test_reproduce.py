@@ -69,7 +69,7 @@ def test_weights_that_are_yet_to_be_downloaded_are_not_called_there(
         (["table7", "--skip-missing"], "nothing is left to run"),
         (["effect"], "effect is a study of its own, on the drawn world: calmctl reproduce effect --data demo"),
         (["effect", "table7", "--data", "demo"], "effect is a study of its own"),
-        (["table7", "--data", "demo", "--small"], "--small, --jobs and --minutes are for"),
+        (["table7", "--data", "demo", "--small"], "--small and --minutes are for"),
     ],
 )
 def test_mistakes_are_sentences(

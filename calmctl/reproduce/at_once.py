@@ -1,0 +1,102 @@
+"""Several runs at once, each in a process of its own: none of them outlives this one, however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from calmctl.errors import RunFailed
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def at_once(
+    items: Iterable[_Item],
+    do: Callable[[_Item], _Result],
+    *,
+    processes: int,
+    begin: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+    may_begin: Callable[[_Item], bool] = lambda _: True,
+) -> Iterator[tuple[_Item, _Result]]:
+    """Do every item in one of several processes.
+
+    No process outlives this one: those that are at work end with the first fault, with a signal, and where this
+    process was killed.
+
+    Args:
+        items: What is to be done. They are begun in their order, as far as `may_begin` says so.
+        do: A function of a module, or a partial one: it is sent to the processes.
+        processes: Items at once.
+        begin: What a process does first, with `arguments`.
+        arguments: Of `begin`.
+        may_begin: Whether an item may begin now. What may not is asked again when another one has ended; what never
+            may is left out.
+
+    Yields:
+        An item and its result, in the order in which they end.
+
+    Raises:
+        RunFailed: A process was killed.
+        Exception: Whatever `do` raises.
+    """
+    waiting = list(items)
+    context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+    with ProcessPoolExecutor(processes, context, _begin, (begin, arguments)) as pool:
+        running: dict[Future[_Result], _Item] = {}
+        try:
+            while True:
+                for item in [*waiting]:
+                    if len(running) < processes and may_begin(item):
+                        waiting.remove(item)
+                        with _without_interrupts():
+                            running[pool.submit(do, item)] = item
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool:
+            raise RunFailed(
+                "a process that was at work was killed (by the system, where memory ran out); "
+                "give the same command again, with fewer at once: it goes on"
+            ) from None
+        finally:
+            # Whoever leaves early would otherwise wait for what is being done to its end.
+            if running:
+                for child in multiprocessing.active_children():
+                    child.terminate()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started in the block never hear of Ctrl-C: they end with this one, which does."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if begin is not None:
+        begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A process of a pool waits for work for ever, also where nobody is left to give it any."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

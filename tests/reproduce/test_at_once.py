@@ -1,0 +1,69 @@
+"""Several processes at once: what begins when, what comes back, and that none is left."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from calmctl.errors import RunFailed
+from calmctl.reproduce.at_once import at_once
+
+
+def test_the_first_fault_ends_what_is_at_work() -> None:
+    ended: list[object] = []
+
+    def may_begin(item: object) -> bool:
+        return item != "no number" or bool(ended)
+
+    started = time.monotonic()
+    with pytest.raises(TypeError, match="str"):
+        for item, result in at_once(["no number", 0.0, 600.0], time.sleep, processes=2, may_begin=may_begin):  # type: ignore[list-item]
+            ended.append(item)
+            assert result is None
+    assert ended == [0.0] and time.monotonic() - started < 60
+    assert multiprocessing.active_children() == []
+
+
+def test_what_may_never_begin_is_left_out() -> None:
+    assert list(at_once([4, 5], abs, processes=1, may_begin=lambda item: item == 4)) == [(4, 4)]
+
+
+def test_every_process_begins_with_the_arguments(tmp_path: Path) -> None:
+    done = at_once(["a", "b"], os.path.abspath, processes=2, begin=os.chdir, arguments=(tmp_path,))
+    assert dict(done) == {name: str(tmp_path / name) for name in "ab"}
+
+
+def test_a_killed_process_is_a_sentence() -> None:
+    with pytest.raises(RunFailed, match=r"was killed .* with fewer at once"):
+        list(at_once([1], os._exit, processes=1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_one_that_began_it(number: signal.Signals) -> None:
+    code = (
+        "import multiprocessing, threading, time; from calmctl.reproduce.at_once import at_once\n"
+        "def tell():\n"
+        "    while not multiprocessing.active_children(): time.sleep(0.01)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "threading.Thread(target=tell, daemon=True).start()\n"
+        "list(at_once([600.0], time.sleep, processes=1))"
+    )
+    begun = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with begun as parent:
+        assert parent.stdout is not None and parent.stderr is not None
+        child = int(parent.stdout.readline())
+        # Ctrl-C goes to all processes of a terminal, and only the parent may hear of it.
+        os.kill(parent.pid, number) if number == signal.SIGKILL else os.killpg(parent.pid, number)
+        told = parent.stderr.read()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < deadline, "the process is still there"
+        time.sleep(0.02)
+    assert told.count("Traceback") == (number == signal.SIGINT), told
