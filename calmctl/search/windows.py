@@ -176,6 +176,7 @@ def _facts_of(
 
 def _named(clip: Clip, bounds: Iterable[tuple[float, float]], begins_s: float) -> list[Clip]:
     """Parts of a file as clips, named by the file's own clock."""
+    begins_s = round(begins_s, 3)  # as names have it: a store that was kept knows no more, and answers alike
     parts = []
     for start, end in bounds:
         moment = ",".join(_to_ms(begins_s + each) for each in (start, end))

@@ -97,6 +97,8 @@ def test_windows_are_named_by_the_files_own_clock(tmp_path: Path) -> None:
     late = cut(1.0, 2.0)
     assert [each.id for each in late] == ["a#t=2,2.5", "a#t=2.5,3"]
     assert [(each.start_s, each.end_s, each.begins_s) for each in late] == [(0, 0.5, 2), (0.5, 1, 2)]
+    # A file's first frame has a time of its own; a kept store knows it from names, to the millisecond.
+    assert {each.begins_s for each in cut(1.0, 1.264009)} == {1.264}
     day = cut(100_800.0, 0.1)
     assert len({each.id for each in day}) == len(day) == 201_600
     assert day[-1].id == "a#t=100799.6,100800.1"
