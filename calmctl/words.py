@@ -61,6 +61,8 @@ def utf8_name(name: str) -> tuple[str, str | None]:
 
     Names are bytes. Where the locale is not UTF-8, Python gives those that are as something else.
     """
+    if name.isascii():  # the same bytes in every locale, and a folder has 10^5 of them
+        return name, None
     try:
         # JSON, captions files and digests are UTF-8: a name that is not can be stored nowhere and matched with nothing.
         text = os.fsencode(name).decode("utf-8")

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from calmctl.data.annotations import CAPTIONS_SUFFIXES, SPLIT_NAMES, Captions, read_captions, read_lines, shown
@@ -41,39 +42,48 @@ class FolderClips:
         self._roots = {Path(root(folder)).as_posix(): None for root in (os.path.abspath, os.path.realpath)}
         self.unread = listed.unread
         self.renamed: dict[str, str] = {}
-        faults = {Path(os.path.relpath(path, folder)).as_posix(): fault for path, fault in listed.files.items()}
+        faults = listed.files
         videos = {name for name in faults if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES}
         # A stem that two files share is the id of neither.
         uses = Counter([*faults, *(os.path.splitext(name)[0] for name in videos)])
         self.ids: list[str] = []
         self.others = [name for name in faults if name not in videos]
-        self._files: dict[str, Path | Missing] = {}
-        # What a captions file may call a clip, from exact to loose.
-        by_path: dict[str, list[str]] = defaultdict(list)
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
-        by_name: dict[str, list[str]] = defaultdict(list)
-        self._by_bare_name: dict[str, list[str]] = defaultdict(list)
+        self._files: dict[str, str | Missing] = {}
+        self._named: list[tuple[str, str, bool]] = []
         for name, fault in faults.items():
             stem = os.path.splitext(name)[0]
             is_video = name in videos
             clip_id, unusable = utf8_name(stem if is_video and uses[stem] == 1 else name)
             reason = unusable or fault
-            self._files[clip_id] = Missing(reason) if reason else folder / name
-            text, stem = utf8_name(name)[0], utf8_name(stem)[0]
+            self._files[clip_id] = Missing(reason) if reason else name
+            self._named.append((clip_id, name, is_video))
+            if is_video:
+                self.ids.append(clip_id)
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, list[str]], ...]:
+        """What a captions file may call a clip, from exact to loose: path, stem, name, bare name."""
+        by_path, by_stem, by_name, by_bare_name = (defaultdict[str, list[str]](list) for _ in range(4))
+        for clip_id, name, is_video in self._named:
+            text = utf8_name(name)[0]
             by_path[text].append(clip_id)
             by_name[os.path.basename(text)].append(clip_id)
             if is_video:
-                self.ids.append(clip_id)
-                self._by_stem[stem].append(clip_id)
-                self._by_bare_name[os.path.basename(stem)].append(clip_id)
-        self._names = (by_path, self._by_stem, by_name, self._by_bare_name)
+                stem = utf8_name(os.path.splitext(name)[0])[0]
+                by_stem[stem].append(clip_id)
+                by_bare_name[os.path.basename(stem)].append(clip_id)
+        return by_path, by_stem, by_name, by_bare_name
+
+    @cached_property
+    def _composed(self) -> tuple[dict[str, list[str]], ...]:
         # Composed and decomposed letters (macOS writes the latter) are one text to a person: looked up second.
-        self._composed = tuple(_composed(names) for names in self._names)
+        return tuple(_composed(names) for names in self._names)
 
     def find(self, clip_id: str) -> Path | Missing:
         """The file of a clip."""
         if clip_id in self._files:
-            return self._files[clip_id]
+            file = self._files[clip_id]
+            return file if isinstance(file, Missing) else self._folder / file
         for place in self.unread:
             if clip_id.startswith(f"{place.id}/"):
                 return Missing(f"below {place.id}, {place.reason}")
@@ -108,7 +118,8 @@ class FolderClips:
                 clip_id = str(form)
                 if form.suffix.lower() in VIDEO_SUFFIXES:
                     stem = str(form.with_suffix(""))
-                    twin = self._only(self._by_stem.get(stem) or self._by_bare_name.get(stem, []), name, place)
+                    _, by_stem, _, by_bare_name = self._names
+                    twin = self._only(by_stem.get(stem) or by_bare_name.get(stem, []), name, place)
                     if twin is not None and twin not in own:
                         self.renamed[name] = clip_id = twin
             ids.append(clip_id)

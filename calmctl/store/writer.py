@@ -260,7 +260,7 @@ def is_unchanged(clip: Clip, source: ClipSource | None, since_ns: int) -> bool:
     try:
         if has_stamp(clip, source, since_ns):
             return True
-        if source is None or len(source) == 4 or not _fits(source, clip):
+        if source is None or len(source) == 4 or not _fits(source, clip, stamp(clip.path)[0]):
             return False
         # All of it where that is known: pieces tell two videos apart, but not what somebody edited between them.
         return source[5] == whole_digest(clip.path) if len(source) > 5 else source[4] == content_digest(clip.path)
@@ -276,18 +276,18 @@ def has_stamp(clip: Clip, source: ClipSource | None, since_ns: int) -> bool:
     `since_ns`, when the features were written, the content need not be read.
     """
     try:
-        if source is None or not _fits(source, clip):
+        size, changed_ns, entry_ns, _ = stamp(clip.path)  # once: a search asks it of 10^5 files
+        if source is None or not _fits(source, clip, size):
             return False
-        _, changed_ns, entry_ns, _ = stamp(clip.path)
         # Stores made before there were digests say four things of a file, and go by its date.
         return source[1] == changed_ns and (len(source) == 4 or entry_ns < since_ns)
     except OSError:
         return False
 
 
-def _fits(source: ClipSource, clip: Clip) -> bool:
+def _fits(source: ClipSource, clip: Clip, size: int) -> bool:
     """Whether a file has the size, and a clip the window, that features were made of."""
-    return [source[0], *source[2:4]] == [stamp(clip.path)[0], clip.start_s, clip.end_s]
+    return [source[0], *source[2:4]] == [size, clip.start_s, clip.end_s]
 
 
 def record_origin(store: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def are_drawn(where: Path) -> bool:
     folder_clips = FolderClips(where)
     if not folder_clips.ids:
         raise DatasetError(f"{where}: {folder_clips.no_video()}; name another folder or a feature store with --in")
-    return drawn([Path(name).name for name in folder_clips.ids])
+    return drawn([os.path.basename(name) for name in folder_clips.ids])
 
 
 def choose_model(
