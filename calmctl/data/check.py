@@ -319,7 +319,7 @@ def _split(name: str, annotated: Annotated, protocol: Protocol) -> Finding:
     notes = "".join(f"; {note}" for note in annotated.notes)
     # A difference is a fault even if every clip is there: numbers on another split stand beside no published ones.
     if differing := differences(annotated, published):
-        state: Literal["ok", "wrong"] = "ok" if published.reported else "wrong"
+        state: Literal["note", "wrong"] = "note" if published.reported else "wrong"
         return Finding("split", name, state, "; ".join(differing) + notes)
     if published.sha256:
         same = f"the published split (SHA-256 {published.sha256[:12]})"
