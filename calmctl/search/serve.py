@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from calmctl.errors import BadInput, CalmError, VideoError
 from calmctl.files import parse_json
+from calmctl.runtime import installed_version
 from calmctl.samples import Clip
 from calmctl.search.collection import Wanted
 from calmctl.search.confidence import Rule
@@ -57,7 +58,7 @@ class AskedTerm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    text: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    text: Annotated[str, Field(max_length=2000)] | None = None
     clip: Annotated[int, Field(ge=0)] | None = None
     weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
 
@@ -425,7 +426,8 @@ def tool_server(engine: Engine, describe: Callable[[Clip], str] | None = None) -
         except CalmError as fault:
             raise ToolError(str(fault)) from None
 
-    server = MCPServer("calmctl", instructions=f"Searches {engine.about()['clips']:,} video clips of one collection.")
+    about = f"Searches {engine.about()['clips']:,} video clips of one collection."
+    server = MCPServer("calmctl", instructions=about, version=installed_version("calmctl") or "")
     for tool in (search, similar, explain, *([caption] if describe is not None else [])):
         server.add_tool(tool)
     return server
