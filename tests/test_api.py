@@ -49,10 +49,17 @@ def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> Non
         f"import sys; sys.argv = ['calmctl', *{arguments}]\n"
         "from calmctl.cli.main import main\n"
         "try: main()\n"
-        f"except SystemExit: print('loaded:', *(name for name in {names} if name in sys.modules))"
+        f"except SystemExit: print('loaded:', *(name for name in {names} if name in sys.modules))\n"
+        "from calmctl.cli.main import COMMANDS\n"
+        "places = {'calmctl.cli.' + later.place.partition(':')[0] for later in COMMANDS.values()}\n"
+        "print(len(places), *(place for place in places if place in sys.modules))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "Usage" in said and said.splitlines()[-1] == "loaded:"
+    *shown, loaded, modules = said.splitlines()
+    assert any("Usage" in line for line in shown) and loaded == "loaded:"
+    # A list of all commands imports none of them.
+    places, *named = modules.split()
+    assert int(places) > 10 and named == (["calmctl.cli.anchors"] if arguments[0] == "anchors" else [])
 
 
 # What takes seconds, or half of one, to import: nothing that needs no model may have any of it.

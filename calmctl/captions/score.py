@@ -332,9 +332,9 @@ class CaptionResult:
             **self.labels.to_json(),
             "left_out": self.left_out,
             "scores": self.scores.to_json(),
-            "paper": [{**asdict(row), "card": row.card.to_dict()} for row in self.paper],
+            "paper": [{**asdict(row), "card": row.card.to_json()} for row in self.paper],
             "caveats": list(self.caveats),
-            "card": self.card.to_dict(),
+            "card": self.card.to_json(),
         }
 
 

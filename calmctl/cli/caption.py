@@ -23,9 +23,11 @@ from calmctl.cli.console import (
     stdout,
 )
 from calmctl.cli.results import choose_run
+from calmctl.data.locate import Missing, drawn
 from calmctl.device import choose_device
 from calmctl.errors import BadInput, VideoError
 from calmctl.files import SUBTITLES, require_output, write_output
+from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from calmctl.captions.generate import Caption, Search, Segment
     from calmctl.model.captioner import CaptionModel
     from calmctl.recipe import Recipe
-    from calmctl.samples import Clip, LeftOut
     from calmctl.source.base import Source
     from calmctl.source.encoding import EncodedSplit
 
@@ -91,7 +92,6 @@ def caption(
 
     Without --run it is the newest captioning run that knows such clips.
     """
-    from calmctl.data.locate import drawn
     from calmctl.data.registry import DATASETS
     from calmctl.runs.run import WEIGHTS
 
@@ -124,7 +124,6 @@ def caption(
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
     from calmctl.captions.generate import Search
     from calmctl.runs.checkpoint import load_captioner
-    from calmctl.samples import Dataset, Split
     from calmctl.source.base import SourceSpec
     from calmctl.source.source import VideoSource, open_source
 
@@ -170,9 +169,7 @@ def caption(
 def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
     """The videos that are meant, in order, a folder's in that of their paths; and those that cannot be read."""
     from calmctl.data.folder import FolderClips
-    from calmctl.data.locate import Missing
     from calmctl.data.registry import DATASETS
-    from calmctl.samples import Clip, LeftOut
 
     clips: list[Clip] = []
     unreadable: list[LeftOut] = []
@@ -205,7 +202,6 @@ def _segments(
 ) -> tuple[dict[str, list[Segment]], list[LeftOut]]:
     """The segments of each video, and the videos that have none; of a single video that is an error."""
     from calmctl.captions.generate import caption_segments
-    from calmctl.samples import LeftOut
 
     bars = readings(bar)
     by_video: dict[str, list[Segment]] = {}

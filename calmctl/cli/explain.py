@@ -16,8 +16,10 @@ from rich.table import Table
 from calmctl.cli import options
 from calmctl.cli.console import Sheet, facts_grid, loading, note, printable, section, stdout
 from calmctl.cli.results import open_with_progress, print_result, run_or_backbone
+from calmctl.data.locate import drawn as drawn_clips
 from calmctl.device import choose_device
 from calmctl.errors import BadInput, VideoError
+from calmctl.samples import Clip
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -63,7 +65,6 @@ def explain(
     """
     from calmctl.anchors.shipped import ZERO_SHOT_VOCABULARY, resolve_vocabulary
     from calmctl.anchors.vocabulary import find_anchors
-    from calmctl.data.locate import drawn as drawn_clips
     from calmctl.video.instants import video_extent
 
     bare = options.is_bare(run, backbone, weights, zero_shot=zero_shot)
@@ -87,7 +88,6 @@ def explain(
     loading(str(chosen.folder) if chosen else backbone or "the bare backbone")
     from calmctl.explain.explainer import explain_with_run, explain_zero_shot, see_video
     from calmctl.explain.pair import explain as explain_pair
-    from calmctl.samples import Clip
 
     where = choose_device(device)
     if chosen is not None:

@@ -352,13 +352,6 @@ class Group(TyperGroup):
         """The parameters of the group itself."""
         return _plain(super().get_params(ctx))
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A subcommand by name."""
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            _plain(command.get_params(ctx))
-        return command
-
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C, SIGTERM and SIGHUP end it in a sentence, whatever it was doing.
 
@@ -376,7 +369,11 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The name, the command and its arguments."""
         words = 2 if " ".join(args[:2]) in self.commands else 1
-        return super().resolve_command(ctx, [" ".join(args[:words]), *args[words:]])
+        name, command, rest = super().resolve_command(ctx, [" ".join(args[:words]), *args[words:]])
+        if name is not None:
+            command = self.commands[name]  # what `get_command` gives may be for lists alone
+            _plain(command.get_params(ctx))
+        return name, command, rest
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -329,8 +329,11 @@ def _print(verdict: Verdict, others: Sequence[tuple[str, Verdict]], output: _Out
     if verdict.suspicions is None:
         note("[dim]ranks alone were read: whether the scores behind them are right was not looked at[/]")
     elif verdict.suspicions:
-        out.print("\n[bold red]Likely wrong:[/]")
-        for each in verdict.suspicions:
+        # Those about the candidates are caveats, too, and stand at the foot of the table.
+        untold = [each for each in verdict.suspicions if each.text not in verdict.result.caveats]
+        if untold:
+            out.print("\n[bold red]Likely wrong:[/]")
+        for each in untold:
             out.print(f"[bold red]!! {each.kind}[/]: {printable(each.text)}")
     else:
         out.print("\nNothing looks wrong (docs/score.md tells what cannot be seen).")
@@ -435,7 +438,7 @@ def card(
     if as_json:
         print_json(
             {
-                "cards": [{"of": name, **each.to_dict()} for name, each in (*ours, *theirs)],
+                "cards": [{"of": name, **each.to_json()} for name, each in (*ours, *theirs)],
                 "differences": [
                     {"of": [mine[0], its[0]], "differs": list(mine[1].differences(its[1]))} for mine, its in pairs
                 ],

@@ -30,7 +30,7 @@ from calmctl.cli.console import (
 from calmctl.cli.results import print_caveats, print_evaluations
 from calmctl.device import check_device
 from calmctl.errors import BadInput, RecipeError
-from calmctl.files import read_regular
+from calmctl.files import read_regular, write_bytes
 
 if TYPE_CHECKING:
     from calmctl.recipe import Recipe
@@ -246,7 +246,6 @@ def cp(
     recipe: Name, target: Annotated[Path, typer.Argument(help="The new file; it must not exist.", metavar="TARGET")]
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from calmctl.files import write_bytes
     from calmctl.recipe import resolve_recipe
 
     # A dangling link counts as there.

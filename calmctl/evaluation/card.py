@@ -62,14 +62,14 @@ class Card:
     trained_on: str | None = None
     seeds: tuple[int, ...] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Plain data, with the digests."""
         values = {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(self).items()}
         return {**values, "column": self.column, "digest": self.digest}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], place: str) -> Card:
-        """What `to_dict` gave; keys that a later version added are left out.
+    def from_json(cls, values: Mapping[str, Any], place: str) -> Card:
+        """What `to_json` gave; keys that a later version added are left out.
 
         Raises:
             BadInput: A value is of another type.
@@ -199,7 +199,7 @@ def cards_in(path: Path) -> Iterator[tuple[str, Card]]:
                 if isinstance(value.get("card"), dict):
                     count += 1
                     what = [str(value[each]) for each in ("system", "method", "row") if value.get(each)]
-                    yield ", ".join([name, *what]), Card.from_dict(value["card"], str(file))
+                    yield ", ".join([name, *what]), Card.from_json(value["card"], str(file))
                 waiting += [(name, each) for each in value.values() if isinstance(each, dict | list)]
             elif isinstance(value, list):
                 waiting += [(name, each) for each in value if isinstance(each, dict | list)]

@@ -77,7 +77,7 @@ class KeptEvaluation:
     @property
     def card(self) -> Card:
         """How the numbers were made; an empty one for an evaluation from before there were cards."""
-        return Card.from_dict(self.result.get("card") or {}, str(self.path))
+        return Card.from_json(self.result.get("card") or {}, str(self.path))
 
     @cached_property
     def sums(self) -> dict[str, ClipSums]:

@@ -157,9 +157,9 @@ class RetrievalResult:
         return {
             **self.labels.to_json(),
             **{name: each for name, each in values.items() if name != "labels"},
-            "paper": None if paper is None else {**asdict(paper), "card": paper.card.to_dict()},
+            "paper": None if paper is None else {**asdict(paper), "card": paper.card.to_json()},
             "caveats": list(self.caveats),
-            "card": self.card.to_dict(),
+            "card": self.card.to_json(),
         }
 
 

@@ -251,7 +251,7 @@ class Evaluation:
         owners = self.encoded.owners.astype(np.int64)
         # As bytes: in an array of text every caption takes four bytes for each letter of the longest.
         sentences = np.array([caption.encode() for caption in self.encoded.captions], dtype=np.bytes_)
-        card = np.array(json.dumps(self.result.card.to_dict()))
+        card = np.array(json.dumps(self.result.card.to_json()))
         np.savez(
             buffer, scores=self.scores, text_ids=texts, video_ids=videos, owners=owners, sentences=sentences, card=card
         )

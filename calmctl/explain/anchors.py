@@ -17,7 +17,7 @@ _SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class AnchorComparison:
     """Two distributions over the same K anchors; all divergences and entropies in nats.
 
     Attributes:
@@ -41,7 +41,7 @@ class Comparison:
     text_entropy: float
 
 
-def compare(log_v: Tensor, log_s: Tensor) -> Comparison:
+def compare(log_v: Tensor, log_s: Tensor) -> AnchorComparison:
     """Compare log V_p [K] with log S_p [K]."""
     log_v, log_s = log_v.double(), log_s.double()
     # In float64, so that the parts of all anchors add up to the divergence that stands above them.
@@ -49,7 +49,7 @@ def compare(log_v: Tensor, log_s: Tensor) -> Comparison:
     shared = torch.minimum(video, text)
     # An anchor that the sentence gives no mass at all costs nothing, whatever the video says: 0 log 0 = 0.
     parts = torch.where(text > 0, text * (log_s - log_v), torch.zeros_like(text))
-    return Comparison(
+    return AnchorComparison(
         video=video,
         text=text,
         shared=shared,

@@ -11,7 +11,7 @@ from torch import Tensor
 from calmctl.anchors.distribution import entropy, kl_divergence
 from calmctl.errors import BadInput
 from calmctl.explain import score
-from calmctl.explain.anchors import Comparison, Reconstruction, compare, reconstruct, without
+from calmctl.explain.anchors import AnchorComparison, Reconstruction, compare, reconstruct, without
 from calmctl.explain.collection import Collection, Standing, standing
 from calmctl.explain.explainer import Explainer, SeenVideo
 
@@ -45,7 +45,7 @@ class Explanation:
     explainer: Explainer
     seen: SeenVideo
     sentence: str
-    comparison: Comparison
+    comparison: AnchorComparison
     reconstruction: Reconstruction | None
     pair: score.ScoredPair
     split: score.ScoreParts

@@ -307,7 +307,7 @@ class MomentResult:
                 for name, value in self.means().items()
             },
             "notes": list(self.notes),
-            "card": self.card.to_dict(),
+            "card": self.card.to_json(),
         }
 
 

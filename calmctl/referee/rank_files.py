@@ -34,7 +34,7 @@ def format_ranks(verdict: Verdict, suffix: str) -> str:
             "calmctl_ranks": 1,
             "system": verdict.result.labels.system,
             "scorer": verdict.result.labels.scorer,
-            "card": verdict.result.card.to_dict(),
+            "card": verdict.result.card.to_json(),
             "texts": list(verdict.text_ids),
             "videos": list(verdict.video_ids),
             "ranks": {
@@ -83,7 +83,7 @@ def read_ranks(path: Path) -> Verdict:
     fitting = np.array_equal(captions.clips, owners) and np.array_equal(clips, np.unique(owners))
     if not fitting or len(texts) != len(owners) or not np.array_equal(ranks["video_to_text_plain"].clips, clips):
         raise BadInput(f"{path}: its queries do not fit one another; write it with --ranks again")
-    card = Card.from_dict(expect(record.get("card", {}), dict, f"{path}: card"), str(path))
+    card = Card.from_json(expect(record.get("card", {}), dict, f"{path}: card"), str(path))
     labels = Labels(
         dataset=card.dataset or "",
         protocol=card.protocol or "",
@@ -192,7 +192,7 @@ def format_board(verdict: Verdict, board: str, task: str, direction: Direction) 
         for kind in ("linear", "exponential"):  # of gains that are 0 or 1 both are the same
             scores |= {f"ndcg_{kind}@{k}": metrics[f"ndcg@{k}"] for k in _MMEB_DEPTHS}
         n_queries = len(verdict.ranks[direction].clips)
-        record = {**scores, "num_pred": n_queries, "num_data": n_queries, "calmctl_card": card.to_dict()}
+        record = {**scores, "num_pred": n_queries, "num_data": n_queries, "calmctl_card": card.to_json()}
     else:
         names = {"hit": "hit_rate"}
         metrics = board_metrics(verdict, direction, _MTEB_DEPTHS)
@@ -208,6 +208,6 @@ def format_board(verdict: Verdict, board: str, task: str, direction: Direction) 
             "scores": {card.split or "test": [{**scores, "accuracy": scores["recall_at_1"], **subset}]},
             "evaluation_time": None,
             "kg_co2_emissions": None,
-            "calmctl_card": card.to_dict(),
+            "calmctl_card": card.to_json(),
         }
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -138,7 +138,7 @@ def _sorted_out(path: Path, arrays: Mapping[str, Array]) -> Stored:
 
 def _card_of(text: str, place: str) -> Card:
     try:
-        return Card.from_dict(expect(parse_json(text), dict, place), place)
+        return Card.from_json(expect(parse_json(text), dict, place), place)
     except NotJson as fault:
         raise BadInput(f"{place} {fault}") from None
 

@@ -50,7 +50,7 @@ _SHOWN = ("blinking", "spinning", "bouncing", "sliding")
 
 
 @dataclass(frozen=True, slots=True)
-class System:
+class DemoSystem:
     """One system of the demo.
 
     Attributes:
@@ -79,7 +79,7 @@ class Demo:
         verdict: What many seeds have shown, because one shows nothing.
     """
 
-    systems: tuple[System, ...]
+    systems: tuple[DemoSystem, ...]
     differences: tuple[PairedDifference, ...]
     captioner: Run
     captions: CaptionEvaluation
@@ -118,7 +118,7 @@ def run_demo(root: Path, runs: Path, *, seed: int, overrides: list[str], watcher
         evaluated.append((name, run, model, evaluate_run(run, tests, Retrieval(), device=device)))
     tau = float(best.temperature())
     systems = tuple(
-        System(
+        DemoSystem(
             name,
             run,
             tuple(each.result for each in evaluations),
@@ -198,7 +198,7 @@ def _explained(
     return shown
 
 
-def _next(root: Path, systems: Sequence[System], clips: Sequence[DemoClip]) -> tuple[str, ...]:
+def _next(root: Path, systems: Sequence[DemoSystem], clips: Sequence[DemoClip]) -> tuple[str, ...]:
     without, run = (quote(str(system.run.folder)) for system in systems if system.run is not None)
     where = "" if root == Path("data/demo") else f" --root {quote(str(root))}"
     first = clips[0].explanation
@@ -212,7 +212,7 @@ def _next(root: Path, systems: Sequence[System], clips: Sequence[DemoClip]) -> t
     )
 
 
-def _reports(path: Path, systems: tuple[System, ...]) -> bool:
+def _reports(path: Path, systems: tuple[DemoSystem, ...]) -> bool:
     """Whether a report is of the same runs."""
     try:
         earlier = read_json(path, what="report")["systems"]
@@ -222,11 +222,11 @@ def _reports(path: Path, systems: tuple[System, ...]) -> bool:
         return False
 
 
-def _folder(system: System) -> str | None:
+def _folder(system: DemoSystem) -> str | None:
     return None if system.run is None else str(system.run.folder)
 
 
-def _record(systems: tuple[System, ...], differences: tuple[PairedDifference, ...]) -> dict[str, Any]:
+def _record(systems: tuple[DemoSystem, ...], differences: tuple[PairedDifference, ...]) -> dict[str, Any]:
     return {
         **environment(),
         "systems": {

@@ -231,7 +231,7 @@ class Filled:
             "blocks": [
                 {
                     **{k: v for k, v in asdict(block).items() if k not in ("lines", "card")},
-                    "card": block.card.to_dict(),
+                    "card": block.card.to_json(),
                     "lines": [x.to_json() for x in block.lines],
                 }
                 for block in self.blocks

@@ -156,7 +156,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     sums = outcome.sums
     return {
         **{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__ if name not in ("sums", "card")},
-        "card": outcome.card.to_dict(),
+        "card": outcome.card.to_json(),
         # A mean alone could not be compared: differences are paired over clips.
         "by_clip": {
             "clips": sums.clips,
@@ -190,5 +190,5 @@ def _read(path: Path, digest: str, contents: str) -> Outcome | None:
         np.array(by_clip["sums"], dtype=np.float64),
         np.array(by_clip["queries"], dtype=np.float64),
     )
-    card = Card.from_dict(values["card"], str(path))
+    card = Card.from_json(values["card"], str(path))
     return Outcome(**{**values, "caveats": tuple(values["caveats"]), "sums": sums, "card": card})

@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from calmctl import cli
+from calmctl.cli import main
 from calmctl.cli.main import app
 
 SCREEN = 40
@@ -76,6 +77,12 @@ def test_a_help_says_what_every_option_and_argument_is(words: tuple[str, ...]) -
     assert command.help and all(param.help for param in command.params if param.name != "help")
     # Typer keeps the breaks of a paragraph's lines: each must be one line of the source.
     assert all("\n" not in paragraph for paragraph in command.help.split("\n\n"))
+
+
+def test_a_list_says_of_a_command_what_its_own_help_begins_with() -> None:
+    program: Any = typer.main.get_command(app)
+    told = {name: command.help.split("\n\n")[0] for name, command in program.commands.items()}
+    assert {name: later.help for name, later in main.COMMANDS.items()} == told
 
 
 def test_an_option_means_the_same_in_every_command() -> None:

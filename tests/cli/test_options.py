@@ -20,14 +20,13 @@ from calmctl.recipe import Recipe, recipe_from_dict
 MINIMAL = {"name": "x", "data": {"dataset": "demo"}}
 
 
-def commands(group: typer.Typer) -> Iterator[Any]:
-    yield from (command.callback for command in group.registered_commands)
-    for inner in group.registered_groups:
-        yield from commands(inner.typer_instance)
+def functions(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        yield from functions(command) if hasattr(command, "commands") else [command.callback.__wrapped__]
 
 
 def numeric_options() -> Iterator[tuple[str, OptionInfo]]:
-    for command in commands(app):
+    for command in functions(typer.main.get_command(app)):
         for name, hint in get_type_hints(command, include_extras=True).items():
             if get_origin(hint) is Annotated and {int, float} & {get_args(hint)[0], *get_args(get_args(hint)[0])}:
                 yield f"{command.__name__} {name}", get_args(hint)[1]

@@ -122,6 +122,10 @@ def test_a_data_set_says_what_is_missing() -> None:
     assert any("5 queries of 45" in each for each in found["caveats"])
     assert {each["kind"] for each in found["suspicions"]} == {"missing queries", "other candidates"}
     assert any("ranks 45 videos, and these scores 40 (5 are missing" in each for each in found["caveats"])
+    shown = " ".join(call("matrix", "s.npz", "--dataset", "msrvtt", "--root", "data").output.split())
+    for once in ("5 queries of 45", "ranks 45 videos, and these scores 40"):
+        assert shown.count(once) == 1
+    assert "Nothing looks wrong" not in shown
 
 
 @pytest.mark.parametrize(

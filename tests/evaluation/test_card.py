@@ -47,11 +47,11 @@ OTHERS = {
 def test_every_field_has_a_name_and_survives_json() -> None:
     assert tuple(NAMES) == tuple(Card.__dataclass_fields__) == tuple(OTHERS)
     for card in (FULL, Card()):
-        assert Card.from_dict(json.loads(json.dumps(card.to_dict())), "x") == card
-    assert Card.from_dict({**FULL.to_dict(), "a later key": 1}, "x") == FULL
+        assert Card.from_json(json.loads(json.dumps(card.to_json())), "x") == card
+    assert Card.from_json({**FULL.to_json(), "a later key": 1}, "x") == FULL
     for name, wrong in (("queries", "many"), ("queries", True), ("captions", [1.5, 2]), ("dataset", 3), ("seeds", 1)):
         with pytest.raises(BadInput, match=f"the card's {name} is no"):
-            Card.from_dict({name: wrong}, "x")
+            Card.from_json({name: wrong}, "x")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,7 +98,7 @@ def test_a_result_fills_in_what_it_knows() -> None:
     card = result.card
     assert (card.queries, card.candidates, card.left_out, card.scorer) == (4, 3, 4, "dual-softmax")
     assert (card.dataset, card.frames, card.trained_on, card.reader) == ("msvd", 12, "msvd", None)
-    assert result.to_json()["card"] == card.to_dict() and "card" not in result.labels.to_json()
+    assert result.to_json()["card"] == card.to_json() and "card" not in result.labels.to_json()
 
 
 def test_the_papers_row_stands_beside_the_same_frames_alone() -> None:
@@ -128,7 +128,7 @@ def test_the_command_shows_one_and_holds_two_against_each_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, card in (("a", FULL), ("b", replace(FULL, frames=32, weights="0" * 64)), ("c", FULL)):
-        Path(f"{name}.json").write_text(json.dumps({"results": [{"system": "S", "card": card.to_dict()}]}))
+        Path(f"{name}.json").write_text(json.dumps({"results": [{"system": "S", "card": card.to_json()}]}))
     alone = CliRunner().invoke(app, ["card", "a.json"])
     assert alone.exit_code == 0 and "1 to 1" not in alone.output
     assert "aaaaaaaaaaaa" in alone.output and "a" * 13 not in alone.output

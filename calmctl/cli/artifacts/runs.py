@@ -27,7 +27,7 @@ from calmctl.cli.console import (
 from calmctl.cli.results import find_named, print_caveats
 from calmctl.errors import BadInput, RunFailed, RunInUse, RunNotFound
 from calmctl.files import PAGE, require_output
-from calmctl.words import METRIC_NAMES, WAYS, counted
+from calmctl.words import METRIC_NAMES, WAYS, cell, counted
 
 if TYPE_CHECKING:
     from calmctl.evaluation.compare import Comparison, KeptEvaluation
@@ -390,8 +390,6 @@ def _kept(
 def _print_csv(comparisons: Sequence[Comparison]) -> None:
     import csv
     import io
-
-    from calmctl.words import cell
 
     rows, text = [row for comparison in comparisons for row in comparison.rows()], io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -10,6 +10,7 @@ import typer
 
 from calmctl.cli import options
 from calmctl.cli.console import Sheet, ask, loading, note, print_json, print_next, printable, stdout
+from calmctl.hub import endpoint
 from calmctl.words import counted
 
 EXPORT_EXAMPLES = options.examples(
@@ -67,7 +68,6 @@ def push(
 
     It says what goes where, and asks. HF_TOKEN, or 'hf auth login', says who you are. Others then take it as --run hf://OWNER/NAME.
     """
-    from calmctl.hub import endpoint
     from calmctl.runs.run import find_run
 
     chosen = find_run(run, runs)

@@ -12,6 +12,8 @@ from calmctl.cli import options
 from calmctl.cli.artifacts.downloads import size_in_words
 from calmctl.cli.console import Sheet, loading, note, print_json, print_next, printable, stdout
 from calmctl.errors import BadInput
+from calmctl.files import sha256_file
+from calmctl.hub import cache_folder, cached
 
 app = options.Commands(
     "List, fetch, check and convert the weights of backbones.",
@@ -33,7 +35,6 @@ def ls(as_json: options.Json = False) -> None:
 
     Commits and digests are as published, and checked with every download; sizes are those of float32.
     """
-    from calmctl.hub import cache_folder
     from calmctl.model.published import RECOMMENDED
 
     kept = _cache()
@@ -114,8 +115,6 @@ def check(model: Model, weights: Tag = None, as_json: options.Json = False) -> N
 @app.verb("calmctl weights where ViT-L-14-quickgelu openai")
 def where(model: Model, weights: Tag = None, as_json: options.Json = False) -> None:
     """Print the file of a backbone's weights, or how to bring it from another machine (exit code 1)."""
-    from calmctl.hub import cache_folder
-
     path, source = _place(model, weights)
     if as_json:
         print_json({"path": None if path is None else str(path), "source": source, "cache": str(cache_folder())})
@@ -153,7 +152,6 @@ def convert(
     if target.exists() and not force:
         raise BadInput(f"{target} exists; name another --out, or replace it with --force")
     loading("the model library")
-    from calmctl.files import sha256_file
     from calmctl.model.convert import convert as run_convert
 
     done = run_convert(file, target)
@@ -184,8 +182,6 @@ def convert(
 
 def _cache() -> list[tuple[str, int, list[str]]]:
     """Repositories of models in the hub's cache: name, bytes, commits; without asking anybody."""
-    from calmctl.hub import cache_folder
-
     folder, repositories = cache_folder(), []
     for place in sorted(folder.glob("models--*")):
         # Not through links: each file counts once, where its bytes are.
@@ -197,7 +193,6 @@ def _cache() -> list[tuple[str, int, list[str]]]:
 
 def _place(model: str, weights: str | None) -> tuple[Path | None, dict[str, Any]]:
     """Where weights lie, None where they do not, and where they come from; names are checked, nobody is asked."""
-    from calmctl.hub import cached
     from calmctl.model.published import CLIP_EMBEDDER, EMBEDDER, HUB, WEIGHTS, Published, recommended, usual_weights
 
     here: dict[str, Any] = {"repository": "", "command": ""}

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from calmctl.cli import options
 from calmctl.cli.console import loading, note, print_left_out, printable, readings
 from calmctl.cli.results import run_or_backbone
+from calmctl.data.locate import drawn
 from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
+from calmctl.files import read_json
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ def are_drawn(where: Path) -> bool:
         DatasetError: There is nothing to search, which is said before a model is asked for.
     """
     from calmctl.data.folder import FolderClips
-    from calmctl.data.locate import drawn
-    from calmctl.files import read_json
     from calmctl.store.format import CATALOGUE, INDEX
 
     # Before a model is asked for: which one answers depends on what lies here.

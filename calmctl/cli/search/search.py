@@ -16,8 +16,11 @@ from calmctl.cli.console import note, print_json, printable, progress_bar
 from calmctl.cli.results import print_moments, print_result
 from calmctl.cli.search.opening import are_drawn, choose_model, note_cut, note_left_out, open_search
 from calmctl.cli.search.shown import cut_out, open_hit, print_found, print_paths, print_recall, print_sentences
+from calmctl.data.locate import drawn, require_folder
 from calmctl.errors import BadInput, CalmError, DatasetError, VideoError
 from calmctl.files import MOMENTS, require_output, write_output
+from calmctl.samples import Clip as Sample
+from calmctl.search.queries import read_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,7 +148,6 @@ def search(
 
     A folder is extracted first, into --cache; after that only what is new or changed.
     """
-    from calmctl.data.locate import require_folder
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride, shots)
@@ -227,8 +229,6 @@ def similar(
 
     All are compared, by the cosine of mean-pooled frames.
     """
-    from calmctl.data.locate import require_folder
-    from calmctl.samples import Clip as Sample
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride, shots)
@@ -259,10 +259,6 @@ def captions(
 
     By the run's own score; a list in which nothing fits has a best line, too.
     """
-    from calmctl.data.locate import drawn
-    from calmctl.samples import Clip as Sample
-    from calmctl.search.queries import read_sentences
-
     options.is_bare(run, backbone, weights)
     _require_video(clip)
     sentences = read_sentences(file)
@@ -299,7 +295,6 @@ def recall(
 
     Without sentences, captions that came with the clips are asked.
     """
-    from calmctl.data.locate import require_folder
     from calmctl.search.exact import CANDIDATES, require_usearch
     from calmctl.search.windows import check_windows
 
@@ -340,7 +335,6 @@ def moments(
     """
     import json
 
-    from calmctl.data.locate import require_folder
     from calmctl.referee.moments import Answers, own_videos, read_truth, score_moments
     from calmctl.search.windows import check_windows
     from calmctl.store.format import INDEX
@@ -375,7 +369,6 @@ def moments(
 
 
 def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
-    from calmctl.search.queries import read_sentences
 
     given = list(sentences or [])
     if any(not sentence.strip() for sentence in given):
@@ -436,7 +429,6 @@ def calibrated(engine: Search, rule: Rule | None, source: str | None) -> None:
     if rule is None:
         return
     from calmctl.search.confidence import sentences_of_others
-    from calmctl.search.queries import read_sentences
 
     given = None if source is None else sentences_of_others(read_sentences(source), Path(source).name)
     engine.open_bank(given).require(rule)

@@ -12,6 +12,7 @@ from calmctl.cli.console import loading, note, printable, progress_bar, stdout
 from calmctl.cli.results import choose_run
 from calmctl.cli.search.opening import are_drawn, choose_model, note_left_out, open_search
 from calmctl.cli.search.search import CACHE, Cache, Calibrate, Shots, Stride, Window, calibrated
+from calmctl.data.locate import require_folder
 from calmctl.device import choose_device
 from calmctl.errors import BadInput
 from calmctl.runtime import require_packages
@@ -68,7 +69,6 @@ def serve(
 
     Without --run it is the newest run that knows such clips, or else the bare backbone.
     """
-    from calmctl.data.locate import require_folder
     from calmctl.search.windows import check_windows
 
     stride_s = check_windows(window, stride, shots)
