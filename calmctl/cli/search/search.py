@@ -369,7 +369,6 @@ def moments(
 
 
 def _sentences(sentences: list[str] | None, source: str | None) -> list[str]:
-
     given = list(sentences or [])
     if any(not sentence.strip() for sentence in given):
         raise BadInput("a sentence is empty; write what is to be seen")
