@@ -11,6 +11,7 @@ this process adopts the orphans of its children.
 from __future__ import annotations
 
 import atexit
+import csv
 import ctypes
 import fcntl
 import fnmatch
@@ -18,6 +19,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import pkgutil
 import re
@@ -34,6 +36,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,7 @@ def warm(*, fork_workers: bool = False) -> None:
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
     keep_command()
+    fork_pools()
     if fork_workers:
         from calmctl.video import worker
 
@@ -113,6 +117,27 @@ def keep_command() -> None:
     command: Any = typer.main.get_command(app)
     list(command.commands.values())  # or each fork would import what it names
     typer.main.get_command = lambda _: command
+
+
+def fork_pools() -> None:
+    """Processes that train several runs at once are forks, too, and do without ten seconds of imports."""
+    at_once = importlib.import_module("calmctl.reproduce.at_once")
+    at_once.multiprocessing = types.SimpleNamespace(**vars(multiprocessing) | {"get_context": lambda _: _ForkedPool()})
+
+
+class _LikeSpawned(ForkProcess):
+    """A process of a pool in a fork, which hears signals as one that was spawned does."""
+
+    def _bootstrap(self, *arguments: Any, **named: Any) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return super()._bootstrap(*arguments, **named)  # type: ignore[misc]
+
+
+class _ForkedPool(ForkContext):
+    Process = _LikeSpawned
 
 
 class _ForkedWorker(subprocess.Popen[bytes]):
@@ -345,16 +370,21 @@ def jobs() -> list[Job]:
     clips, videos, world = ("runs", "clips", "tiny-clip.json"), ("tiny.yaml", "tiny-clip.json", "world"), "world"
     towers = ("tiny-clip.json", "tiny.safetensors")
     tokens, index, parts = ("home/cache/**",), ("**/search/**",), ("part1", "part2")
+    in_folder = ("data.dataset=folder", "data.root=mine", "data.protocol=null", "anchors.vocabulary=shapes@1")
     kept = ("runs/*/evals/*",)  # numbers are printed, and a note says that they could not be kept
     return [
         Job("anchors build", ("anchors", "build", "labels.txt", "--out", "mine.yaml"), ("labels.txt",)),
         Job("extract", ("extract", "clips", *tiny, "--workers", "1", "--out", "store"), clips, counts=True),
+        Job("extract, a folder", ("extract", "mine", *tiny, "--workers", "1", "--out", "store"), (*clips, "mine"),
+            counts=True),
         Job("extract --merge", ("extract", "--merge", "part1", "part2", "--out", "store"), parts, counts=True),
         Job("train", (*train, *made), videos, go_on_training, counts=True),
         Job("train, frames kept", (*train, *on_disk, *made), videos, go_on_training, ("frames/**",), counts=True),
         Job("train, on features",
             ("train", "tiny.yaml", "name=frozen", "data.features=store", *frozen, "optim.epochs=2", "optim.log_every=4",
              "--track", "tensorboard", *made), (*clips, "tiny.yaml", "store"), go_on_training, counts=True),
+        Job("train, a folder", (*train, *in_folder, *made), ("tiny.yaml", "tiny-clip.json", "mine"), go_on_training,
+            counts=True),
         Job("train, captioner", (*train, "task=caption", *words, *made), videos, go_on_training, tokens, counts=True),
         Job("eval", ("eval", "runs/tiny-001", "--root", world, "--save-scores", "s.npz", "--json"), (*clips, world),
             caches=kept),
@@ -373,6 +403,9 @@ def jobs() -> list[Job]:
         Job("reproduce",
             ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
              *made, *small), towers, caches=(*tokens, "*/timing.json"), counts=True),
+        Job("reproduce --jobs",
+            ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
+             "--jobs", "2", *made, *small), towers, caches=(*tokens, "*/timing.json"), counts=True),
         Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), towers, caches=tokens,
             counts=True),
         Job("export", ("export", "runs/tiny-001", "published"), ("runs",), go_on_exporting),
@@ -433,6 +466,21 @@ def save_tiny_towers(config: Path, file: Path) -> None:
     save_tensors(file, {name.removeprefix("clip."): weights for name, weights in towers.items()}, {})
 
 
+def make_folder_of_videos(folder: Path, world: Path) -> None:
+    """Somebody's own videos with a captions.csv, of the clips of a drawn world."""
+    from calmctl.data.demo import load_demo
+
+    (folder / "clips").mkdir(parents=True)
+    with (folder / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("video", "caption", "split"))
+        for name, split in load_demo(world, shifted=False, protocol="retrieval").splits.items():
+            for clip in split.clips:
+                shutil.copy2(clip.path, folder / "clips" / clip.path.name)
+            paths = [f"clips/{clip.path.name}" for clip in split.clips]
+            table.writerows((paths[o], text, name) for o, text in zip(split.owners, split.captions, strict=True))
+
+
 def make_stage(folder: Path) -> Path:
     """What the jobs start from: a drawn world, committed runs, a store in two parts and whole, an archive, scores."""
     from calmctl.data.demo import generate_demo
@@ -449,6 +497,7 @@ def make_stage(folder: Path) -> Path:
     save_tiny_towers(stage / "tiny-clip.json", stage / "tiny.safetensors")
     (stage / "labels.txt").write_text("a red circle\na blue square\na green triangle\n")
     shutil.make_archive(str(stage / "clips"), "zip", stage, "clips")
+    make_folder_of_videos(stage / "mine", world)
     # A finished training that still has its checkpoint, and what a killed process was writing.
     shutil.copy(stage / "runs" / "told-001" / "best.safetensors", stage / "runs" / "told-001" / "state.safetensors")
     (stage / "runs" / "told-001" / ".best.safetensors.x.tmp").write_bytes(b"half")

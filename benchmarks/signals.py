@@ -31,9 +31,9 @@ LIMIT_S = 3.0
 SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "closed": None}
 """By name; `closed` is a terminal whose other end goes away."""
 _LONG = (
-    "extract", "extract --merge", "train", "train, frames kept", "train, on features", "train, captioner", "eval",
-    "eval, captions", "caption --srt", "search", "search, an index", "reproduce", "demo", "data check", "data reencode",
-    "serve",
+    "extract", "extract, a folder", "extract --merge", "train", "train, frames kept", "train, on features",
+    "train, a folder", "train, captioner", "eval", "eval, captions", "caption --srt", "search", "search, an index",
+    "reproduce", "reproduce --jobs", "demo", "data check", "data reencode", "serve",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -50,15 +51,19 @@ def at_once(
     """
     waiting = list(items)
     context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
-    with ProcessPoolExecutor(processes, context, _begin, (begin, arguments)) as pool:
+    # What it begins with may take seconds to import, and is unpacked when the process already watches over its parent.
+    packed = pickle.dumps((begin, arguments))
+    with _without_interrupts():  # a process that looks after the pool's locks is started here
+        pool = ProcessPoolExecutor(processes, context, _begin, (packed,))
+    with pool:
         running: dict[Future[_Result], _Item] = {}
         try:
             while True:
                 for item in [*waiting]:
                     if len(running) < processes and may_begin(item):
-                        waiting.remove(item)
                         with _without_interrupts():
                             running[pool.submit(do, item)] = item
+                        waiting.remove(item)
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -69,27 +74,30 @@ def at_once(
                 "give the same command again, with fewer at once: it goes on"
             ) from None
         finally:
-            # Whoever leaves early would otherwise wait for what is being done to its end.
-            if running:
+            # Whoever leaves early would otherwise wait for what is being done to its end. An item that is still waiting
+            # may have been begun: an interrupt can come between the two.
+            if running or waiting:
                 for child in multiprocessing.active_children():
                     child.terminate()
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that are started in the block never hear of Ctrl-C: they end with this one, which does."""
+    """Processes that are started in the block never hear of Ctrl-C or a closed terminal: they end with this one."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _begin(packed: bytes) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin: Callable[..., None] | None
+    begin, arguments = pickle.loads(packed)
     if begin is not None:
         begin(*arguments)
 

@@ -185,7 +185,7 @@ def _looked_up(test: SourceSpec, recipe: Recipe) -> Requirement:
 
 def _stored(source: StoredSource, test: SourceSpec) -> Requirement:
     # Training would refuse it, but only when its row's turn comes.
-    if source.pending:
+    if not source.is_complete:
         return Requirement(
             test.dataset, False, f"{test.features} is not complete; run the same 'calmctl extract' again"
         )

@@ -66,7 +66,7 @@ def find_stand_in(root: Path, runs: Path) -> TableData | None:
 
 def _extracted(features: Path) -> bool:
     """Whether there is a store, and nothing of it is left to extract."""
-    return (features / INDEX).is_file() and FeatureStore.open(features).pending == 0
+    return (features / INDEX).is_file() and FeatureStore.open(features).is_complete
 
 
 def planned_stand_in(root: Path, runs: Path) -> TableData:

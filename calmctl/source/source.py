@@ -228,9 +228,9 @@ class StoredSource(Source):
         return self._store.record(split)
 
     @property
-    def pending(self) -> int:
-        """Clips and sentences that are planned and not extracted yet."""
-        return self._store.pending
+    def is_complete(self) -> bool:
+        """Whether all of the data set is extracted."""
+        return self._store.is_complete
 
     def require_fit(self, model: AlignedModel, n_frames: int) -> None:
         """Raise `StoreError` unless it is complete, has `n_frames` frames per clip, and is of the model's towers."""
@@ -242,9 +242,10 @@ class StoredSource(Source):
                 f"set data.frames={store.header.n_frames}, or extract again"
             )
         # Half a store is not half a data set: which clips are missing depends on when somebody stopped.
-        if store.pending:
+        if not store.is_complete:
+            missing = f"{store.pending:,} of its" if store.pending else "its"
             raise StoreError(
-                f"{store.path} is not complete: {store.pending:,} of its clips and sentences are not extracted yet; "
+                f"{store.path} is not complete: {missing} clips and sentences are not extracted yet; "
                 "run the same 'calmctl extract' again, or merge its parts"
             )
 

@@ -165,6 +165,11 @@ class FeatureStore:
             len(keys) for kind in kinds for group, keys in enumerate(self.groups(kind)) if not self.entry(kind, group)
         )
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether a data set was planned, and all of it is extracted: an extraction may end before it plans one."""
+        return bool(self._catalogue.splits) and not self.pending
+
     def frames(self, ids: Sequence[str]) -> Tensor:
         """Frame features [n, F, D] float32 of the clips `ids`, in that order.
 

@@ -1,6 +1,7 @@
 """`calmctl reproduce` as its user meets it: plans without data, refusals, and the demo's stand-in end to end."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from calmctl.errors import CalmError, RunFailed
 from calmctl.reproduce import reproduce, stand_in
 from calmctl.reproduce.rows import PUBLISHED
 from calmctl.reproduce.work import reproducing
+from calmctl.store.store import FeatureStore
+from calmctl.store.writer import StoreWriter
 from calmctl.words import SILENT
 
 
@@ -142,6 +145,16 @@ def test_another_start_is_another_table(tiny_demo: Path) -> None:
     assert features is not None and features.is_dir() and "features-" in str(features)
     own = world.recipe(stand_in.stand_in_table("table7", Path("runs")).rows[0], 0)
     assert own.data.features == str(features) and own.frozen
+    # Stopped when the second store was begun, and nothing of it was planned: no world yet, and the next call makes it.
+    shifted = world.tests["demo-shifted"].features
+    assert shifted is not None
+    header = FeatureStore.open(shifted).header
+    shutil.rmtree(shifted)
+    with StoreWriter.create(shifted, header):
+        pass
+    assert stand_in.find_stand_in(Path("data/demo"), Path("runs")) is None
+    assert stand_in.make_stand_in(Path("data/demo"), Path("runs"), SILENT) == world
+    assert FeatureStore.open(shifted).is_complete
 
 
 def test_two_at_once_do_not_train_everything_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,36 @@ def test_a_killed_process_is_a_sentence() -> None:
         list(at_once([1], os._exit, processes=1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupt_that_comes_while_a_process_is_begun_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(*arguments: object) -> None:
+        submit(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(at_once([600.0], time.sleep, processes=1))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_no_process_outlives_the_one_that_began_it(number: signal.Signals) -> None:
+    """Not even one that is still busy with its imports."""
     code = (
-        "import multiprocessing, threading, time; from calmctl.reproduce.at_once import at_once\n"
+        "import multiprocessing, sys, threading, time\n"
+        "from calmctl.errors import RunFailed\n"
+        "from calmctl.reproduce.at_once import at_once\n"
+        "from calmctl.runtime import interruptible\n"
+        "class Import:\n"
+        "    def __reduce__(self): return time.sleep, (600.0,)\n"
         "def tell():\n"
         "    while not multiprocessing.active_children(): time.sleep(0.01)\n"
         "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "threading.Thread(target=tell, daemon=True).start()\n"
-        "list(at_once([600.0], time.sleep, processes=1))"
+        "try:\n"
+        "    with interruptible('go on'): list(at_once([600.0], time.sleep, processes=1, begin=Import()))\n"
+        "except RunFailed as fault: sys.exit(str(fault))"
     )
     begun = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -59,11 +81,12 @@ def test_no_process_outlives_the_one_that_began_it(number: signal.Signals) -> No
     with begun as parent:
         assert parent.stdout is not None and parent.stderr is not None
         child = int(parent.stdout.readline())
-        # Ctrl-C goes to all processes of a terminal, and only the parent may hear of it.
+        # Ctrl-C and the end of a terminal reach all of its processes, and only the parent may hear of them.
         os.kill(parent.pid, number) if number == signal.SIGKILL else os.killpg(parent.pid, number)
         told = parent.stderr.read()
     deadline = time.monotonic() + 30
     while Path(f"/proc/{child}").exists():
         assert time.monotonic() < deadline, "the process is still there"
         time.sleep(0.02)
-    assert told.count("Traceback") == (number == signal.SIGINT), told
+    assert "Traceback" not in told
+    assert number == signal.SIGKILL or told == "interrupted; go on\n"

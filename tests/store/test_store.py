@@ -122,6 +122,15 @@ def test_features_come_back_by_id_in_the_order_asked_for(filled: Path) -> None:
     assert store.verify() == ()
 
 
+def test_a_store_in_which_nothing_is_planned_is_not_complete(filled: Path, tmp_path: Path) -> None:
+    """An extraction that ends before it knows its clips leaves one: it lacks nothing, and has nothing."""
+    assert FeatureStore.open(filled).is_complete
+    with StoreWriter.create(tmp_path / "begun", FeatureStore.open(filled).header):
+        pass
+    assert FeatureStore.open(tmp_path / "begun").pending == 0
+    assert not FeatureStore.open(tmp_path / "begun").is_complete
+
+
 def test_unknown_keys_are_named(filled: Path) -> None:
     store = FeatureStore.open(filled)
     with pytest.raises(StoreError, match=r"no features of 2 of 3 clips \(first: 'x'\)"):
