@@ -42,22 +42,21 @@ class FolderClips:
         self._roots = {Path(root(folder)).as_posix(): None for root in (os.path.abspath, os.path.realpath)}
         self.unread = listed.unread
         self.renamed: dict[str, str] = {}
-        faults = listed.files
-        videos = {name for name in faults if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES}
+        parts = {name: os.path.splitext(name) for name in listed.files}
+        videos = {name: stem for name, (stem, suffix) in parts.items() if suffix.lower() in VIDEO_SUFFIXES}
         # A stem that two files share is the id of neither.
-        uses = Counter([*faults, *(os.path.splitext(name)[0] for name in videos)])
+        uses = Counter([*parts, *videos.values()])
         self.ids: list[str] = []
-        self.others = [name for name in faults if name not in videos]
+        self.others = [name for name in parts if name not in videos]
         self._files: dict[str, str | Missing] = {}
         self._named: list[tuple[str, str, bool]] = []
-        for name, fault in faults.items():
-            stem = os.path.splitext(name)[0]
-            is_video = name in videos
-            clip_id, unusable = utf8_name(stem if is_video and uses[stem] == 1 else name)
+        for name, fault in listed.files.items():
+            stem = videos.get(name)
+            clip_id, unusable = utf8_name(stem if stem is not None and uses[stem] == 1 else name)
             reason = unusable or fault
             self._files[clip_id] = Missing(reason) if reason else name
-            self._named.append((clip_id, name, is_video))
-            if is_video:
+            self._named.append((clip_id, name, stem is not None))
+            if stem is not None:
                 self.ids.append(clip_id)
 
     @cached_property
