@@ -2,8 +2,8 @@
 
 A fork has all libraries loaded, so a command costs what it does and not the ten seconds of its imports. An audit hook
 of Python's counts the operations on files, so a fork can die before exactly the n-th of them; a clock kills at any
-other moment. All that a fork starts carries a mark in its environment, by which it is found in /proc when the fork is
-dead.
+other moment. All that a fork starts is in its process group or carries a mark in its environment, by which it is found
+in /proc when the fork is dead.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Fork:
     def _run(self, job: Job, watched: Path, die_at: int | None, delay_s: float) -> None:
         status = 1
         try:
+            os.setpgid(0, 0)
             os.environ[MARK] = self.mark
             for descriptor, file in ((1, self._files[0]), (2, self._files[1])):
                 os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
@@ -182,24 +183,27 @@ def warm(job: Job, watched: Path, out: Path) -> Ended:
 # --- what a dead fork left ------------------------------------------------------------------------------------
 
 
-def still_running(mark: str) -> dict[int, str]:
-    """Command lines of the processes that carry the mark of a fork, and so were started by it."""
-    wanted, found = f"{MARK}={mark}\0".encode(), {}
+def still_running(fork: Fork) -> dict[int, str]:
+    """Command lines of the processes that a fork started: those in its group, and those that carry its mark."""
+    wanted, found = f"{MARK}={fork.mark}\0".encode(), {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):
-                if wanted in (folder / "environ").read_bytes():
+                # A fork of a fork has no environment of its own in /proc.
+                state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+                of_group = int(group) == fork.pid and state != "Z"
+                if of_group or wanted in (folder / "environ").read_bytes():
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
     return found
 
 
-def orphans_gone(mark: str, limit_s: float = GRACE_S) -> tuple[int, float]:
+def orphans_gone(fork: Fork, limit_s: float = GRACE_S) -> tuple[int, float]:
     """How many processes a dead fork left behind, and after how many seconds all of them had ended.
 
     Raises `AssertionError` where one lives longer than `limit_s`; it is killed then.
     """
     begun, most = time.perf_counter(), 0
-    while left := still_running(mark):
+    while left := still_running(fork):
         most = max(most, len(left))
         if time.perf_counter() - begun > limit_s:
             for pid in left:

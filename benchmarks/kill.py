@@ -6,9 +6,9 @@
 
 Commands on a small drawn world are killed in forks of one warm process: trainings (frames in memory, on disk, or
 decoded in every epoch), extraction, also on Ray, merging, the frame cache, evaluation, scoring captions with Java,
-searches of a folder, a table reproduced, an export. Half of the kills come before an operation on a file (a temporary
-file made, renamed, removed), drawn from all that the command does; half at any other moment. A command is killed again
-and again, and given again each time, until it ends.
+searches of a folder, a table reproduced (also two runs at once), an export. Half of the kills come before an operation
+on a file (a temporary file made, renamed, removed), drawn from all that the command does; half at any other moment. A
+command is killed again and again, and given again each time, until it ends.
 
 After every kill: each file loads, is temporary, or is a log whose last line is cut short; nobody holds a lock; whatever
 the command started (decoders, Java, Ray) ends by itself; and a training goes on with the step behind its checkpoint.
@@ -153,7 +153,7 @@ class Tormentor:
                 tally.at_files += 1
                 operation = ended.operations[-1].split()[0]
                 tally.operations[operation] = tally.operations.get(operation, 0) + 1
-        orphans, seconds = orphans_gone(fork.mark, self._killed.grace_s)
+        orphans, seconds = orphans_gone(fork, self._killed.grace_s)
         tally.orphans, tally.longest_s = tally.orphans + orphans, max(tally.longest_s, seconds)
         return ended
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from forked import keep_command, save_tiny_towers
+from forked import fork_pools, keep_command, save_tiny_towers
 from forks import GRACE_S, Job, Tell, warm
 
 from calmctl.data.demo import generate_demo, load_demo
@@ -70,6 +70,7 @@ class Bench:
         self.world, self.out = self.given / "world", root / "said"
         self.given.mkdir(parents=True)
         keep_command()
+        fork_pools()
         generate_demo(self.world, counts=COUNTS)
         self.empty()
         split = load_demo(self.world, shifted=False, protocol="captioning").splits["test"]
@@ -145,13 +146,13 @@ class Bench:
         """A command of calmctl, as its program does it."""
         return partial(_command, arguments)
 
-    def reproduction(self, *more: str) -> Job:
-        """A row of a table, from features to Markdown; `more` overrides of the recipe.
+    def reproduction(self, *more: str, rows: str = "t-mass") -> Job:
+        """A row of a table, from features to Markdown; `more` options.
 
         On the world that is there: of clips that are drawn anew a store would keep other dates.
         """
         runs, drawn = f"--runs={self.at}/runs", f"--demo-root={self.world}"
-        asked = ("reproduce", "table7", "--data=demo", drawn, runs, "--rows=t-mass", "--seeds=1", "--device=cpu")
+        asked = ("reproduce", "table7", "--data=demo", drawn, runs, f"--rows={rows}", "--seeds=1", "--device=cpu")
         return self.small_world(*asked, *self.towers, "head.trials=2", "optim.epochs=1", *more)
 
     def demonstration(self) -> Job:
@@ -206,6 +207,7 @@ class Bench:
             Killed("search --in FOLDER", self.searching(), 8, needs_run, prints=True),
             Killed("search --window", self.searching("--window", "0.5"), 4, needs_run, prints=True),
             Killed("reproduce", self.reproduction(), 2),
+            Killed("reproduce --jobs", self.reproduction("--jobs=2", rows="t-mass+ce"), 2),  # with its baseline
             Killed("export", partial(_export, run, self.at / "given-away"), 10, with_run),
             Killed("runs rm", partial(_remove, run, self.command("runs", "rm", str(run), "--yes")), 4, with_run),
             Killed("demo", self.demonstration(), 1),

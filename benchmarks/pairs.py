@@ -34,6 +34,8 @@ from outcomes import differences, load_all, outcome, temporaries
 
 LONG = 5
 """A long pair is started this much less often (our choice)."""
+MOST_FAULTS = 3
+"""Of one pair that is then left alone (our choice): enough to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ class Together:
         ]
         ended = [fork.wait() for fork in forks]
         for fork in forks:
-            orphans_gone(fork.mark)
+            orphans_gone(fork)
         said = [self._require_sentence(each, alone=False) for each in ended]
         locks_free(bench.at)
         load_all(bench.at)
@@ -225,22 +227,26 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)  # forks follow, and threads do not survive them
-    rng, begun, tallies = random.Random(options.seed), time.monotonic(), dict[str, Tally]()
+    rng, begun = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as base:
         bench = Bench(Path(base))
         bench.need("tiny-001", "half", "1", "2")
         pairs = {pair.name: pair for pair in all_pairs(bench)}
         if unknown := set(options.only or ()) - pairs.keys():
             raise SystemExit(f"no pair {unknown.pop()!r} is started here; there is {'; '.join(pairs)}")
-        for name in options.only or pairs:
-            together = Together(bench, pairs[name], rng)
-            for _ in range(max(1, options.times // LONG) if pairs[name].long else options.times):
+        together: dict[str, Together] = {}
+        # In turn, so that a limit of time leaves no pair out.
+        for turn in range(options.times):
+            for name in options.only or pairs:
                 late = options.minutes is not None and time.monotonic() - begun > 60 * options.minutes
-                if late or len(together.tally.faults) >= 3:  # enough to look at
-                    break
-                together.round()
-            tallies[name] = together.tally
-            print(f"{name}: {together.tally}", file=sys.stderr, flush=True)
+                if late or (pairs[name].long and turn % LONG):
+                    continue
+                if name not in together:
+                    together[name] = Together(bench, pairs[name], rng)
+                if len(together[name].tally.faults) < MOST_FAULTS:
+                    together[name].round()
+                    print(f"{name}: {together[name].tally}", file=sys.stderr, flush=True)
+        tallies = {name: each.tally for name, each in together.items()}
     record = summary(tallies, time.monotonic() - begun)
     print(json.dumps(record, indent=2) if options.json else table(record, tallies))
     sys.exit(1 if record["faults"] else 0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,15 +69,19 @@ def test_what_is_half_written_differs_or_is_left_is_found(at: Path) -> None:
 
 def test_a_process_that_outlives_its_own_is_found_and_ended(at: Path, tmp_path: Path) -> None:
     def job(tell: object) -> None:
-        subprocess.Popen(["sleep", "60"])
+        subprocess.Popen(["sleep", "60"], start_new_session=True)  # with the mark
+        if os.fork() == 0:  # in the group
+            time.sleep(60)
+            os._exit(0)
 
     fork = Fork(job, at, tmp_path / "out")
     assert fork.wait().status == 0
+    assert len(still_running(fork)) == 2
     with pytest.raises(AssertionError, match="sleep 60"):
-        orphans_gone(fork.mark, limit_s=0.1)
-    while still_running(fork.mark):  # it was killed, and is gone as soon as the system has seen to it
+        orphans_gone(fork, limit_s=0.1)
+    while still_running(fork):  # it was killed, and is gone as soon as the system has seen to it
         pass
-    assert orphans_gone(fork.mark) == (0, 0.0)
+    assert orphans_gone(fork) == (0, 0.0)
 
 
 def test_a_lock_that_is_held_is_found(at: Path) -> None:
