@@ -179,7 +179,8 @@ def reproduce(
         # On stderr: standard output has the tables, or JSON, and nothing else.
         print_plan(plan, estimate(plan.jobs, processes), world_exists=True, to_stderr=True)
         work_off(plan.jobs, runs, processes=processes, watcher=watcher)
-        filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, progress=watcher.reading)
+        told = watcher.reading
+        filled = measure(plan, runs, seeds=seeds, overrides=overrides, device=where, processes=processes, progress=told)
         # Stands in the Markdown, so that whoever reads the table can make it again.
         command = shlex.join(["calmctl", *command_line()])
         files = [path for table in filled for path in write_table(table, runs, command)]

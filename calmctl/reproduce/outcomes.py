@@ -98,6 +98,11 @@ def outcomes_of(
     return [outcomes[test.dataset] for test in tests]
 
 
+def are_kept(run: Run, tests: Sequence[SourceSpec]) -> bool:
+    """Whether a run's folder has outcomes of these test sets; `outcomes_of` looks whether they still hold."""
+    return all(_file(run, test).is_file() for test in tests)
+
+
 def _measure(run: Run, tests: Sequence[SourceSpec], device: torch.device, progress: Progress | None) -> list[Outcome]:
     """The outcomes of a run; without intervals, which tables make of seeds and clips together."""
     if run.task == "caption":

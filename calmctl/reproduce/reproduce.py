@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from calmctl.errors import BadInput
 from calmctl.files import TABLE, read_json, unused, write_output
 from calmctl.recipe import Recipe
+from calmctl.reproduce.at_once import at_once
 from calmctl.reproduce.datasets import RecipeKey, Requirement, TableData, clips_of, look, needs
 from calmctl.reproduce.filled import Filled, as_markdown, fill, legend
-from calmctl.reproduce.outcomes import Outcome, outcomes_of
+from calmctl.reproduce.outcomes import Outcome, are_kept, outcomes_of
 from calmctl.reproduce.rows import FIRST_SEED, Table
 from calmctl.reproduce.work import Job, Ledger, jobs_of, with_first
 from calmctl.runs.run import Run
@@ -124,14 +126,17 @@ def measure(
     seeds: int,
     overrides: tuple[str, ...] = (),
     device: torch.device,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> list[Filled]:
-    """Evaluate the finished runs of a plan and fill its tables.
+    """Evaluate the finished runs of a plan, so many at once, and fill its tables.
 
     Raises:
         CalmError: A run is not finished, or a test set cannot be read.
     """
-    ledger = Ledger(runs)
+    found = _finished(plan, Ledger(runs), seeds)
+    if processes > 1:
+        _measure_at_once(found.values(), device, processes, progress)
     # One look at each test set serves all runs.
     filled, test_digests = [], dict[SourceSpec, str]()
     for table in plan.tables:
@@ -140,15 +145,10 @@ def measure(
         revisions: set[str] = set()
         for row in table.rows:
             for seed in range(seeds):
-                recipe = plan.recipes[table.name, row.key, seed]
-                first = plan.recipes[table.name, row.first, seed] if row.first else None
-                staged = with_first(recipe, first, ledger)
-                run = None if staged is None else ledger.finished(staged)
-                if run is None:
-                    raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
+                run, tests = found[table.name, row.key, seed]
                 folders.setdefault(row.key, []).append(str(run.folder))
                 revisions.add(_revision(run))
-                for outcome in outcomes_of(run, plan.world.tests_of(row, recipe), device, progress, test_digests):
+                for outcome in outcomes_of(run, tests, device, progress, test_digests):
                     measured.setdefault(row.key, {}).setdefault(outcome.dataset, []).append(outcome)
         # Code is a part of what a number was made of: rows of two revisions may differ by that alone.
         if len(revisions) > 1:
@@ -166,6 +166,48 @@ def measure(
             )
         )
     return filled
+
+
+def _finished(plan: Plan, ledger: Ledger, seeds: int) -> dict[RecipeKey, tuple[Run, list[SourceSpec]]]:
+    """The run of each row and seed, and what it is tested on."""
+    found = {}
+    for table in plan.tables:
+        for row in table.rows:
+            for seed in range(seeds):
+                recipe = plan.recipes[table.name, row.key, seed]
+                first = plan.recipes[table.name, row.first, seed] if row.first else None
+                staged = with_first(recipe, first, ledger)
+                run = None if staged is None else ledger.finished(staged)
+                if run is None:
+                    raise BadInput(f"{recipe.name} is not finished; run the same command again, it goes on")
+                found[table.name, row.key, seed] = (run, plan.world.tests_of(row, recipe))
+    return found
+
+
+def _measure_at_once(
+    found: Iterable[tuple[Run, list[SourceSpec]]], device: torch.device, processes: int, progress: Progress | None
+) -> None:
+    """Have every outcome that no run's folder has measured by one of several processes, and kept there."""
+    tests: dict[Run, dict[SourceSpec, None]] = {}
+    for run, its in found:
+        if not are_kept(run, its):
+            tests.setdefault(run, {}).update(dict.fromkeys(its))
+    if len(tests) < 2:
+        return
+    done = at_once(
+        [(run, list(its)) for run, its in tests.items()],
+        partial(_measured, device=device),
+        processes=processes,
+        begin=torch.set_num_threads,
+        arguments=(max(1, torch.get_num_threads() // processes),),
+    )
+    for number, _ in enumerate(done, start=1):
+        if progress:
+            progress("runs that are tested", number, len(tests))
+
+
+def _measured(item: tuple[Run, list[SourceSpec]], device: torch.device) -> None:
+    outcomes_of(*item, device)
 
 
 def table_to_json(filled: Filled) -> dict[str, Any]:

@@ -150,6 +150,34 @@ def test_a_test_set_that_was_completed_is_measured_again(
     assert clips() == (6, 0)
 
 
+def test_runs_at_once_are_those_of_one_after_another(
+    table: Table, world: TableData, runs: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    plan = plan_tables([table], world, tmp_path, seeds=1)
+    work_off(plan.jobs, tmp_path, processes=2)
+    plan = plan_tables([table], world, tmp_path, seeds=1)
+    (ours,) = measure(
+        plan,
+        tmp_path,
+        seeds=1,
+        device=CPU,
+        processes=2,
+        progress=lambda what, done, total, *_: told.append((what, done, total)),
+    )
+    # Each process has its share of the threads, and sums in another order differ in their last digits.
+    (theirs,) = measure(plan_tables([table], world, runs, seeds=1), runs, seeds=1, device=CPU)
+    for our, their in zip(ours.blocks, theirs.blocks, strict=True):
+        for line, other in zip(our.lines, their.lines, strict=True):
+            assert {name: each and each.mean for name, each in line.numbers.items()} == pytest.approx(
+                {name: each and each.mean for name, each in other.numbers.items()}
+            )
+    assert ("runs that are tested", 2, 2) in told
+    told.clear()
+    measure(plan, tmp_path, seeds=1, device=CPU, processes=2, progress=lambda what, *_: told.append((what, 0, 0)))
+    assert not told  # every number was kept
+
+
 def test_a_head_that_reads_words_is_trained_and_tested_on_videos(table: Table, world: TableData) -> None:
     """The row's own keys go before the world's features."""
     stored = replace(
