@@ -74,10 +74,11 @@ def beam_search(
 ) -> Hypotheses:
     """The sentence with the highest log p / length^`length_penalty` that a beam search meets.
 
-    In each step every clip keeps the `beam` likeliest unfinished sentences, and of those that the step ends the
-    best by the score above, ties going to the earlier one. A sentence of `max_tokens` tokens ends there, with
-    or without its end mark. The search of a clip is over when none of its unfinished sentences can still win:
-    a log-probability only falls, so log p / max_tokens^length_penalty bounds what may come.
+    In each step every clip keeps the `beam` likeliest unfinished sentences. A sentence ends where its end mark is
+    among the clip's `beam` likeliest continuations; the best of those by the score above is kept, ties going to the
+    earlier one. A sentence of `max_tokens` tokens ends there, with or without its end mark. The search of a clip is
+    over when none of its unfinished sentences can still win: a log-probability only falls, so
+    log p / max_tokens^length_penalty bounds what may come.
 
     Args:
         steps: `clips` sentences, all empty.
@@ -100,8 +101,13 @@ def beam_search(
     first_row = torch.arange(clips, device=device)[:, None]
     for length in range(1, max_tokens + 1):
         total = alive[:, :, None] + log_next.view(clips, -1, vocabulary)
-        # Ended now: every unfinished sentence with an end mark behind it; at the last length, any sentence.
-        ending = total.flatten(1) if length == max_tokens else total[:, :, end]
+        # Ended now: an unfinished sentence with an end mark behind it; at the last length, any sentence. An end that
+        # nothing speaks for is none: weighed all the same, it wins where raw sums are compared, since every further
+        # token costs (of a CLIP4Caption on the drawn world the empty caption, whose end mark was the fourteenth).
+        least = total.flatten(1).topk(min(beam, total[0].numel()), dim=1).values[:, -1:]
+        ending = total[:, :, end].masked_fill(total[:, :, end] < least, -torch.inf)
+        if length == max_tokens:
+            ending = total.flatten(1)
         log_prob, which = ending.max(dim=1)
         score = log_prob / length**length_penalty
         beam_of, token = (which // vocabulary, which % vocabulary) if length == max_tokens else (which, end)

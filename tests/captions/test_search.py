@@ -72,6 +72,35 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(seed, penalty):
         assert float(found.log_probs[clip]) == pytest.approx(log_prob)
 
 
+def narrow(table: Table, clip: int, beam: int, longest: int, penalty: float) -> tuple[float, tuple[int, ...]]:
+    """A beam search with lists: the best (log-probability, tokens)."""
+    alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    ended: list[tuple[float, tuple[int, ...]]] = []
+    for length in range(1, longest + 1):
+        further = [
+            (log_prob + float(log_next), (*tokens, token))
+            for log_prob, tokens in alive
+            for token, log_next in enumerate(table.next((clip, START, *tokens)))
+            if token != START
+        ]
+        further.sort(reverse=True)
+        if length == longest:
+            ended += further
+        ended += [each for each in further[:beam] if each[1][-1] == END]
+        alive = [each for each in further if each[1][-1] != END][:beam]
+    return max(ended, key=lambda each: each[0] / len(each[1]) ** penalty)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([0.0, 0.7, 1.0, 2.0]))
+def test_a_narrow_beam_ends_a_sentence_where_its_end_is_among_the_likeliest(seed, beam, penalty):
+    keys = {"start": START, "end": END, "beam": beam, "max_tokens": 5, "length_penalty": penalty}
+    found = beam_search(Table(2, 6, seed), 2, **keys)
+    for clip in range(2):
+        log_prob, tokens = narrow(Table(2, 6, seed), clip, beam, 5, penalty)
+        assert tuple(found.tokens[clip, : int(found.lengths[clip])].tolist()) == tokens
+        assert float(found.log_probs[clip]) == pytest.approx(log_prob)
+
+
 @given(st.integers(0, 10_000))
 def test_a_beam_does_not_depend_on_the_other_clips(seed):
     keys = {"start": START, "end": END, "beam": 3, "max_tokens": 6, "length_penalty": 1.0}
