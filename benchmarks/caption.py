@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.captions.generate import Caption, Search, caption_features
+from calmctl.captions.generate import Caption, CaptionSearch, caption_features
 from calmctl.device import choose_device
 from calmctl.model.build import build_caption_model
 from calmctl.model.captioner import CaptionModel, whole_vocabulary
@@ -36,11 +36,11 @@ def main() -> None:
     frames = torch.randn(arguments.clips, 12, model.backbone.dim)
     table = Table("search", "cache", "seconds", "tokens / s", "times", "same captions", box=None, pad_edge=False)
     for beam in (1, 5):
-        slow, without = measure(model, frames, Search(beam, cached=False))
-        fast, cached = measure(model, frames, Search(beam))
+        slow, without = measure(model, frames, CaptionSearch(beam, cached=False))
+        fast, cached = measure(model, frames, CaptionSearch(beam))
         n_tokens = sum(caption.n_tokens for caption in without)
         same = [a.text for a in without] == [b.text for b in cached]
-        name = str(Search(beam))
+        name = str(CaptionSearch(beam))
         table.add_row(name, "no", f"{slow:.2f}", f"{n_tokens / slow:.0f}", "1.0", "")
         table.add_row(name, "yes", f"{fast:.2f}", f"{n_tokens / fast:.0f}", f"{slow / fast:.1f}", str(same))
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -59,7 +59,7 @@ def build() -> CaptionModel:
     return build_caption_model(recipe, resolve_vocabulary("shapes@1"), whole_vocabulary(backbone), backbone)
 
 
-def measure(model: CaptionModel, frames: torch.Tensor, search: Search) -> tuple[float, list[Caption]]:
+def measure(model: CaptionModel, frames: torch.Tensor, search: CaptionSearch) -> tuple[float, list[Caption]]:
     """Seconds and captions, after one warm-up on two clips; captions are on the CPU, so nothing is still running."""
     caption_features(model, frames[:2], search)
     started = time.perf_counter()

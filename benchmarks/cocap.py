@@ -29,7 +29,7 @@ from rich.table import Table
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.captions.files import cider
-from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.generate import CaptionSearch, caption_features
 from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.data.demo import load_demo
 from calmctl.model.build import build_caption_model
@@ -157,7 +157,7 @@ def run(
     model.eval()
     with torch.inference_mode():
         features = torch.cat([model.encode_frames(part) for part in torch.from_numpy(kept["test"]).split(50)])
-    captions = [caption.text for caption in caption_features(model, features, Search(beam=1))]
+    captions = [caption.text for caption in caption_features(model, features, CaptionSearch(beam=1))]
     right = [text.split()[-1:] == [motions[clip.id]] for text, clip in zip(captions, test.clips, strict=True)]
     references = [[text] for text in test.captions]
     scores = cider(tokenize(captions, "ptb-python"), tokenize_references(references, "ptb-python"))
@@ -194,7 +194,7 @@ def time_captioners(side: int) -> Table:
             read_s = time.process_time() - started
             started = time.process_time()
             with torch.inference_mode():
-                caption_features(model, model.encode_frames(torch.from_numpy(clip[None])), Search(beam=1))
+                caption_features(model, model.encode_frames(torch.from_numpy(clip[None])), CaptionSearch(beam=1))
             model_s = time.process_time() - started
             table.add_row(name, f"{read_s:.2f}", f"{model_s:.2f}", f"{read_s + model_s:.2f}")
     return table

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from calmctl.anchors.shipped import resolve_vocabulary
 from calmctl.captions.files import cider
-from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.generate import CaptionSearch, caption_features
 from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.data.demo import load_demo
 from calmctl.model.build import build_caption_model
@@ -189,7 +189,7 @@ def run(recipe: Recipe, train: Split, test: Split, features: dict[str, Tensor]) 
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip_norm)
             optimizer.step()
     model.eval()
-    captions_of = [caption.text for caption in caption_features(model, features["test"], Search(beam=1))]
+    captions_of = [caption.text for caption in caption_features(model, features["test"], CaptionSearch(beam=1))]
     mine: list[list[str]] = [[] for _ in test.clips]
     for caption, owner in zip(test.captions, test.owners, strict=True):
         mine[owner].append(caption)

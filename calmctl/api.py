@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmctl.captions.evaluate import CaptionEvaluation, task_of
-from calmctl.captions.generate import Caption, Search, caption_clip
+from calmctl.captions.generate import Caption, CaptionSearch, caption_clip
 from calmctl.device import choose_device
 from calmctl.errors import BadInput
 from calmctl.evaluation.retrieval import Evaluation
@@ -171,7 +171,7 @@ class Captioner:
         self._recipe = run.recipe()
         self.model = load_captioner(run, "best", choose_device(device))
 
-    def caption(self, video: str | Path, search: Search | None = None) -> Caption:
+    def caption(self, video: str | Path, search: CaptionSearch | None = None) -> Caption:
         """The caption of a video file.
 
         Args:

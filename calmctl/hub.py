@@ -162,14 +162,14 @@ def fetch(
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class RepositoryFiles:
     """The files of a repository at a commit."""
 
     revision: str
     names: tuple[str, ...]
 
 
-def list_files(repository: str, *, revision: str | None = None, what: str | None = None) -> Listing:
+def list_files(repository: str, *, revision: str | None = None, what: str | None = None) -> RepositoryFiles:
     """The names of a repository's files.
 
     Raises:
@@ -207,7 +207,7 @@ class _Fetch(Asked):
         super().__init__(repository, name, revision, what, **places, seconds=ANSWER_S)
         self.sha256 = sha256
 
-    def listing(self) -> Listing:
+    def listing(self) -> RepositoryFiles:
         """See `list_files`."""
         url = f"{self.endpoint}/api/models/{self.repository}/revision/{quote(self.revision, safe='')}"
         response = self._open(url)
@@ -228,7 +228,7 @@ class _Fetch(Asked):
             response.close()
         if not _SHA1.fullmatch(commit) or any(leads_out(name) for name in names):
             raise self.no_hub(response)
-        return Listing(commit, names)
+        return RepositoryFiles(commit, names)
 
     def run(self) -> Path:
         """See `fetch`."""

@@ -10,6 +10,7 @@ docs/architecture.md quotes them; tests/test_house.py holds the ones that must n
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import statistics
 import sys
@@ -91,15 +92,20 @@ def room_edges(modules: dict[str, Module]) -> dict[str, set[str]]:
     return dict(edges)
 
 
-def moves(arguments: list[str]) -> tuple[Counter[tuple[str, str]], int, int]:
-    """Run `calmctl *arguments` and count: calls from one file of ours into another, files, functions."""
+def moves(arguments: list[str]) -> tuple[Counter[tuple[str, str]], int, int, int]:
+    """Run `calmctl *arguments` and count: calls from one file of ours into another, files, functions.
+
+    The second number is that of the calls which only go on with a generator.
+    """
     from calmctl.cli.main import main
 
     root = str(PACKAGE)
     seen: Counter[tuple[str, str]] = Counter()
     functions: set[CodeType] = set()
+    resumed = 0
 
     def watch(frame: object, event: str, _: object) -> None:
+        nonlocal resumed
         if event != "call":
             return
         code = frame.f_code  # type: ignore[attr-defined]
@@ -111,6 +117,9 @@ def moves(arguments: list[str]) -> tuple[Counter[tuple[str, str]], int, int]:
             caller = caller.f_back
         if caller is not None and caller.f_code.co_filename != code.co_filename:
             seen[caller.f_code.co_filename, code.co_filename] += 1
+            # A loop over 200 clips is told as 200 calls; the instruction says whether it is the first of them.
+            at = frame.f_lasti  # type: ignore[attr-defined]
+            resumed += bool(code.co_flags & inspect.CO_GENERATOR and code.co_code[at + 1] & 3)
 
     sys.argv = ["calmctl", *arguments]
     sys.setprofile(watch)
@@ -120,7 +129,7 @@ def moves(arguments: list[str]) -> tuple[Counter[tuple[str, str]], int, int]:
         pass
     finally:
         sys.setprofile(None)
-    return seen, len({code.co_filename for code in functions}), len(functions)
+    return seen, resumed, len({code.co_filename for code in functions}), len(functions)
 
 
 def _dotted(path: Path, package: Path) -> str:
@@ -187,8 +196,9 @@ def _report(modules: dict[str, Module], *, edges: bool) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--trace"]:
-        pairs, files, functions = moves(sys.argv[2:])
-        print(f"{pairs.total()} moves between files, {files} files, {functions} functions", file=sys.stderr)
+        pairs, resumed, files, functions = moves(sys.argv[2:])
+        told = f"{pairs.total()} moves between files ({resumed} of them back into a generator)"
+        print(f"{told}, {files} files, {functions} functions", file=sys.stderr)
         for (caller, called), count in pairs.most_common(12):
             print(f"{count:6d}  {Path(caller).stem} -> {Path(called).stem}", file=sys.stderr)
     else:

@@ -141,23 +141,28 @@ GUARDS = (
 def posix_only(source: str) -> list[str]:
     """What of a module only POSIX systems have, outside functions that look first."""
 
-    def needed(node: ast.AST, guarded: bool) -> Iterator[str]:
-        if isinstance(node, ast.FunctionDef):
-            guarded = any(guard in ast.unparse(node) for guard in GUARDS)
-        if not guarded:
-            match node:
-                case ast.Import(names=names):
-                    yield from (each.name for each in names if each.name.partition(".")[0] in POSIX_MODULES)
-                case ast.ImportFrom(module=str(name)) if name.partition(".")[0] in POSIX_MODULES:
-                    yield name
-                case ast.ImportFrom(module=str(name), names=names):
-                    yield from (f"{name}.{each.name}" for each in names if each.name in POSIX_NAMES.get(name, ()))
-                case ast.Attribute(value=ast.Name(id=name), attr=attr) if attr in POSIX_NAMES.get(name, ()):
-                    yield f"{name}.{attr}"
-        for child in ast.iter_child_nodes(node):
-            yield from needed(child, guarded)
+    def looks_first(function: ast.AST | None) -> bool:
+        return function is not None and any(guard in ast.unparse(function) for guard in GUARDS)
 
-    return list(needed(ast.parse(source), False))
+    def needed(node: ast.AST, function: ast.AST | None) -> Iterator[str]:
+        if isinstance(node, ast.FunctionDef):
+            function = node
+        found: list[str] = []
+        match node:
+            case ast.Import(names=names):
+                found = [each.name for each in names if each.name.partition(".")[0] in POSIX_MODULES]
+            case ast.ImportFrom(module=str(name)) if name.partition(".")[0] in POSIX_MODULES:
+                found = [name]
+            case ast.ImportFrom(module=str(name), names=names):
+                found = [f"{name}.{each.name}" for each in names if each.name in POSIX_NAMES.get(name, ())]
+            case ast.Attribute(value=ast.Name(id=name), attr=attr) if attr in POSIX_NAMES.get(name, ()):
+                found = [f"{name}.{attr}"]
+        if found and not looks_first(function):
+            yield from found
+        for child in ast.iter_child_nodes(node):
+            yield from needed(child, function)
+
+    return list(needed(ast.parse(source), None))
 
 
 def test_nothing_that_windows_lacks_is_needed() -> None:

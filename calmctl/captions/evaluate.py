@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from calmctl.captions import files as corpus
-from calmctl.captions.generate import Caption, Search, caption_features
+from calmctl.captions.generate import Caption, CaptionSearch, caption_features
 from calmctl.captions.score import CaptionResult, TokenizerChoice, score_captions
 from calmctl.captions.tokens import tokenize, tokenize_references
 from calmctl.errors import BadInput, DatasetError
@@ -42,7 +42,7 @@ class CaptionEvaluation:
     """
 
     result: CaptionResult
-    search: Search
+    search: CaptionSearch
     captions: Mapping[str, Caption]
     references: Mapping[str, tuple[str, ...]]
     left_out: tuple[LeftOut, ...]
@@ -72,7 +72,7 @@ def references_of(encoded: EncodedSplit) -> dict[str, tuple[str, ...]]:
     return {clip: captions for clip, captions in zip(encoded.ids, encoded.captions_by_clip(), strict=True) if captions}
 
 
-def caption_split(model: CaptionModel, encoded: EncodedSplit, search: Search) -> dict[str, Caption]:
+def caption_split(model: CaptionModel, encoded: EncodedSplit, search: CaptionSearch) -> dict[str, Caption]:
     """A caption for every clip of a split, by id."""
     return dict(zip(encoded.ids, caption_features(model, encoded.frames, search), strict=True))
 
@@ -103,7 +103,7 @@ class Captioning:
         there after every epoch without starting Java (our choice). Results are scored by CoreNLP's tokenizer.
         """
         keys, references = model.caption_keys, references_of(encoded)
-        captions = caption_split(model, encoded, Search(keys.validation_beam, keys.length_penalty))
+        captions = caption_split(model, encoded, CaptionSearch(keys.validation_beam, keys.length_penalty))
         cider = corpus.cider(
             tokenize([captions[clip].text for clip in references], "ptb-python"),
             tokenize_references(list(references.values()), "ptb-python"),
@@ -128,7 +128,7 @@ class Captioning:
         """
         if progress:
             progress("writing captions and scoring them", 0, 0)
-        references, search = references_of(encoded), Search.of(model.caption_keys)
+        references, search = references_of(encoded), CaptionSearch.of(model.caption_keys)
         if not references:
             raise DatasetError(
                 f"{labels.dataset}: no clip of the {labels.split} split has captions, so there is nothing to score with"

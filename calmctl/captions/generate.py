@@ -30,7 +30,7 @@ _MOST_SENTENCES = 5 * CLIPS_PER_BATCH
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class CaptionSearch:
     """How captions are found.
 
     Attributes:
@@ -46,7 +46,7 @@ class Search:
     seed: int = 0
 
     @classmethod
-    def of(cls, keys: CaptionSection) -> Search:
+    def of(cls, keys: CaptionSection) -> CaptionSearch:
         """The search a recipe asks for."""
         return cls(keys.beam, keys.length_penalty)
 
@@ -81,7 +81,7 @@ class Caption:
 
 
 @torch.inference_mode()
-def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> list[Caption]:
+def caption_features(model: CaptionModel, frames: Tensor, search: CaptionSearch) -> list[Caption]:
     """Captions of clips with frame features [N, F, D], as `model.encode_frames` gives them."""
     # One for all batches, or each batch would repeat the draws of the first.
     generator = torch.Generator().manual_seed(search.seed)
@@ -95,7 +95,7 @@ def caption_features(model: CaptionModel, frames: Tensor, search: Search) -> lis
 
 
 @torch.inference_mode()
-def caption_clip(model: CaptionModel, data: Data, clip: Clip, search: Search | None = None) -> Caption:
+def caption_clip(model: CaptionModel, data: Data, clip: Clip, search: CaptionSearch | None = None) -> Caption:
     """The caption of one clip, decoded as the recipe's section `data` says; `search` None: as the recipe says.
 
     Raises:
@@ -104,11 +104,11 @@ def caption_clip(model: CaptionModel, data: Data, clip: Clip, search: Search | N
     # A split like any other: decoded and left out in the same way.
     source = VideoSource(Dataset("", "", {"given": Split("given", (clip,), (), (), ())}), data)
     encoded = source.encode(model, "given")
-    (caption,) = caption_features(model, encoded.frames, search or Search.of(model.caption_keys))
+    (caption,) = caption_features(model, encoded.frames, search or CaptionSearch.of(model.caption_keys))
     return caption
 
 
-def _batch(model: CaptionModel, frames: Tensor, search: Search, generator: torch.Generator) -> Iterator[Caption]:
+def _batch(model: CaptionModel, frames: Tensor, search: CaptionSearch, generator: torch.Generator) -> Iterator[Caption]:
     captioner = model.captioner
     memory = captioner.encode(frames)
     steps = CachedSteps(captioner, memory)
@@ -164,7 +164,7 @@ def caption_segments(
     segment_s: float,
     *,
     n_frames: int,
-    search: Search,
+    search: CaptionSearch,
     progress: Progress | None = None,
 ) -> list[Segment]:
     """Captions of consecutive segments of `video`, decoded in one pass; memory does not grow with its length.

@@ -33,7 +33,7 @@ from calmctl.words import counted
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from calmctl.captions.generate import Caption, Search, Segment
+    from calmctl.captions.generate import Caption, CaptionSearch, Segment
     from calmctl.model.captioner import CaptionModel
     from calmctl.recipe import Recipe
     from calmctl.source.base import Source
@@ -122,14 +122,14 @@ def caption(
     chosen = choose_run(run, runs, shapes, "captioning", task="caption")
     loading(str(chosen.folder))
     # From here on torch is needed, which takes seconds: the mistakes above are found before.
-    from calmctl.captions.generate import Search
+    from calmctl.captions.generate import CaptionSearch
     from calmctl.runs.checkpoint import load_captioner
     from calmctl.source.base import SourceSpec
     from calmctl.source.source import VideoSource, open_source
 
     recipe = chosen.recipe()
     keys = recipe.caption
-    search = Search(
+    search = CaptionSearch(
         keys.beam if beam is None else beam,
         keys.length_penalty if length_penalty is None else length_penalty,
         temperature,
@@ -198,7 +198,7 @@ def _clips(sources: list[str]) -> tuple[list[Clip], list[LeftOut]]:
 
 
 def _segments(
-    model: CaptionModel, recipe: Recipe, clips: list[Clip], segment_s: float, search: Search, bar: Progress
+    model: CaptionModel, recipe: Recipe, clips: list[Clip], segment_s: float, search: CaptionSearch, bar: Progress
 ) -> tuple[dict[str, list[Segment]], list[LeftOut]]:
     """The segments of each video, and the videos that have none; of a single video that is an error."""
     from calmctl.captions.generate import caption_segments
@@ -254,7 +254,12 @@ def _subtitle_files(srt: Path, videos: Sequence[str]) -> dict[str, Path]:
 
 
 def _print_clips(
-    model: CaptionModel, encoded: EncodedSplit, search: Search, about: dict[str, Any], out: Path | None, as_json: bool
+    model: CaptionModel,
+    encoded: EncodedSplit,
+    search: CaptionSearch,
+    about: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     from calmctl.captions.evaluate import caption_split
 

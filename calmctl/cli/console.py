@@ -130,7 +130,7 @@ class Terminal(Console):
         """The segments of `renderable`; rich's own control codes are no text and pass."""
         for segment in super().render(renderable, options):
             text = segment.text
-            if not (segment.control or text.isprintable()):
+            if not (segment.control or text.replace("\n", "").isprintable()):
                 text = "\n".join(map(visible, text.split("\n")))
             # All signs or none: code page 437 has a whole block and no quarter of one.
             text = text if self.encoding.startswith("utf") else text.translate(self._STAND_INS)

@@ -18,7 +18,7 @@ from calmctl.words import counted
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class VideoPart:
     """The part of a video that a clip is.
 
     Attributes:
@@ -54,7 +54,7 @@ class Annotated:
     start_s: float = 0.0
     end_s: float | None = None
     notes: tuple[str, ...] = ()
-    segments: Mapping[str, Segment] = field(default_factory=dict)
+    segments: Mapping[str, VideoPart] = field(default_factory=dict)
     moments: Sequence[tuple[Span, ...]] = ()
 
     @classmethod
@@ -65,7 +65,7 @@ class Annotated:
 
     def place(self, clip_id: str, find: Callable[[str], Path | Missing]) -> Clip | Missing:
         """A clip where its file is, or why it is nowhere."""
-        segment = self.segments.get(clip_id, Segment(clip_id, self.start_s, self.end_s))
+        segment = self.segments.get(clip_id, VideoPart(clip_id, self.start_s, self.end_s))
         path = find(segment.cut or clip_id)
         if segment.video == clip_id:
             return path if isinstance(path, Missing) else Clip(clip_id, path, segment.start_s, segment.end_s)

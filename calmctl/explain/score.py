@@ -134,7 +134,7 @@ LEAST_PEAK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Stretch:
     """A stretch of the video.
 
     Attributes:
@@ -164,7 +164,7 @@ class Timeline:
     video: Tensor
     entropy: Tensor
     cosines: Tensor
-    segments: tuple[Segment, ...]
+    segments: tuple[Stretch, ...]
 
     def strongest(self, count: int) -> list[int]:
         """The anchors with the highest peaks on the timeline, highest first; besides the first, none below 1 %."""
@@ -187,7 +187,7 @@ def timeline(explainer: Explainer, seen: SeenVideo, text: Tensor) -> Timeline:
         # Centres of equal intervals, at least one for each stretch: none lies on an edge's wrong side.
         inside = np.flatnonzero((seen.instants_s >= edges[i]) & (seen.instants_s <= edges[i + 1]))
         segments.append(
-            Segment(
+            Stretch(
                 start_s=float(edges[i]),
                 end_s=float(edges[i + 1]),
                 video=explainer.log_v(seen.instants[inside]).exp(),

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from calmctl.errors import BadInput
 from calmctl.model.heads.base import VideoTable
-from calmctl.search.scorers import FrameReader, Scorer, products
+from calmctl.search.scorers import FrameScorer, Scorer, products
 from calmctl.store.store import FeatureStore
 from calmctl.words import counted
 
@@ -117,7 +117,7 @@ class NullScorer:
     def table(self, frames: Tensor) -> VideoTable:
         """Scores [n, K] of clips [n, F, D]."""
         scorer, found = self._scorer, None
-        if isinstance(scorer, FrameReader):
+        if isinstance(scorer, FrameScorer):
             found = products(frames, scorer.directions(self._prepared))
         return {"null": scorer.score(self._prepared, found, scorer.table(frames)).T.contiguous()}
 

@@ -34,7 +34,7 @@ from calmctl.search.rows import (
     write_about,
 )
 from calmctl.search.scorers import (
-    FrameReader,
+    FrameScorer,
     Scorer,
     SearchIndex,
     adapted,
@@ -197,7 +197,7 @@ def _products(
     frames: MappedFrames, scorer: Scorer, prepared: Any, step: int, block: int | None, tell: Callable[[int], None]
 ) -> Iterator[tuple[int, int, Tensor | None]]:
     """Clips `start` to `stop`, some `step`s of them, with their products; without, where the scorer reads no frames."""
-    if not isinstance(scorer, FrameReader):
+    if not isinstance(scorer, FrameScorer):
         yield 0, len(frames), None
         return
     directions = scorer.directions(prepared)
@@ -340,7 +340,7 @@ def score_rows(index: SearchIndex, scorer: Scorer, text: Tensor, positions: np.n
     """Float32 scores [n] of one text and the clips at `positions` [n]."""
     device = scorer.device
     prepared = scorer.prepare(text[None].to(device))
-    directions = scorer.directions(prepared) if isinstance(scorer, FrameReader) else None
+    directions = scorer.directions(prepared) if isinstance(scorer, FrameScorer) else None
     parts = [np.empty(0, np.float32)]
     for start in range(0, len(positions), 512):
         some = positions[start : start + 512]

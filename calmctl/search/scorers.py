@@ -184,12 +184,12 @@ class Scorer(Protocol):
         ...
 
     def score(self, prepared: Any, products: Tensor | None, table: VideoTable) -> Tensor:
-        """Scores [N_t, n]; `products` is for a `FrameReader`, None for all others."""
+        """Scores [N_t, n]; `products` is for a `FrameScorer`, None for all others."""
         ...
 
 
 @runtime_checkable
-class FrameReader(Protocol):
+class FrameScorer(Protocol):
     """What a scorer is as well that needs the frames, beside the table."""
 
     def directions(self, prepared: Any) -> Tensor:

@@ -34,7 +34,7 @@ from calmctl.video.pool import available_cores
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ShardTask:
     """One shard to make.
 
     Attributes:
@@ -68,7 +68,7 @@ class ActorConfig:
 
 
 def cluster_shards(
-    tasks: Sequence[Task],
+    tasks: Sequence[ShardTask],
     backbone: Backbone,
     *,
     actors: int,
@@ -77,7 +77,7 @@ def cluster_shards(
     device: str,
     workers: int | None,
     timeout_s: float,
-) -> Generator[tuple[Task, FrameShard | Tensor], None, None]:
+) -> Generator[tuple[ShardTask, FrameShard | Tensor], None, None]:
     """Make shards on the cluster that RAY_ADDRESS names, or on a Ray of this machine alone.
 
     Args:
@@ -132,7 +132,7 @@ class _Actor:
         self._decode = decoder(self._encoder, config.n_frames, workers=config.cpus, timeout_s=config.timeout_s)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        task: Task = self._tasks[row["task"]]
+        task: ShardTask = self._tasks[row["task"]]
         about: dict[str, Any] = {}
         if task.clips is None:
             features = self._encoder.texts(task.keys)
@@ -144,7 +144,7 @@ class _Actor:
         return {"task": row["task"], "features": features.numpy().tobytes(), "about": json.dumps(about)}
 
 
-def _unpacked(task: Task, features: bytes, about: dict[str, Any]) -> FrameShard | Tensor:
+def _unpacked(task: ShardTask, features: bytes, about: dict[str, Any]) -> FrameShard | Tensor:
     array = np.frombuffer(features, np.float32).reshape(about["shape"]).copy()
     if task.clips is None:
         return torch.from_numpy(array)

@@ -19,7 +19,7 @@ from calmctl.files import append_text
 from calmctl.model.backbone import Backbone, fingerprint
 from calmctl.runtime import environment, interruptible
 from calmctl.samples import Clip, Dataset, LeftOut
-from calmctl.store.cluster import Task, cluster_shards
+from calmctl.store.cluster import ShardTask, cluster_shards
 from calmctl.store.format import Header, Kind, shard_file
 from calmctl.store.shards import BATCH_FRAMES, Decode, Encoder, FrameShard, KnownFeatures, decoder, frame_shards
 from calmctl.store.writer import StoreWriter
@@ -332,7 +332,7 @@ def _extract_texts(store: StoreWriter, encoder: Encoder, work: Work, notify: Pro
 
 def _extract_on_cluster(
     store: StoreWriter,
-    make: Callable[[Sequence[Task]], Iterable[tuple[Task, FrameShard | torch.Tensor]]],
+    make: Callable[[Sequence[ShardTask]], Iterable[tuple[ShardTask, FrameShard | torch.Tensor]]],
     frames: Work,
     texts: Work,
     clips: Mapping[str, Clip],
@@ -342,7 +342,7 @@ def _extract_on_cluster(
     """Have all groups made by others, in whatever order they come; each is on disk as soon as it is here."""
     tasks = [_task(store, group, clips) for group in frames.todo]
     # One queue for both kinds, so that no actor waits between them.
-    tasks += [Task(group, store.groups("texts")[group], None) for group in texts.todo]
+    tasks += [ShardTask(group, store.groups("texts")[group], None) for group in texts.todo]
     counted = _ClipCounter(sum(len(task.keys) for task in tasks if task.clips is not None), strict, notify)
     for task, content in make(tasks):
         if isinstance(content, FrameShard):
@@ -356,10 +356,10 @@ def _extract_on_cluster(
         notify("captions", n_sentences, n_sentences)
 
 
-def _task(store: StoreWriter, group: int, clips: Mapping[str, Clip]) -> Task:
+def _task(store: StoreWriter, group: int, clips: Mapping[str, Clip]) -> ShardTask:
     keys = store.groups("frames")[group]
     # A clip whose file has vanished is not among them; `frame_shards` leaves it out with that reason.
-    return Task(group, keys, {key: clips[key] for key in keys if key in clips})
+    return ShardTask(group, keys, {key: clips[key] for key in keys if key in clips})
 
 
 def _log(path: Path, entry: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from av.video.frame import PictureType
 
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
-from calmctl.video.inspect import Source, inspect, open_video, reasons, upright
+from calmctl.video.inspect import VideoFile, inspect, open_video, reasons, upright
 from calmctl.video.worker import MEMORY_BYTES, Transform, in_gib
 
 # A frame that starts at the very instant asked for is the one on the screen, whatever the rounding of floats.
@@ -98,7 +98,7 @@ _DEEPEST_REORDERING = 16
 _KNOW_LEADING = {"mpeg1video", "mpeg2video", "hevc", "vvc"}
 
 
-def suits_decord(source: Source) -> bool:
+def suits_decord(source: VideoFile) -> bool:
     """Whether decord can be asked for frames of `source`."""
     return (
         source.codec in _DECORD_DOES.get(source.container, ())
@@ -107,7 +107,7 @@ def suits_decord(source: Source) -> bool:
     )
 
 
-def read_with_decord(source: Source, times_s: np.ndarray) -> np.ndarray | None:
+def read_with_decord(source: VideoFile, times_s: np.ndarray) -> np.ndarray | None:
     """Frames [F, H, W, 3] on the screen at `times_s` [F], or None where decord cannot be believed.
 
     That is: it fails, its time line differs from the one of `source`, or frames that start at different times
@@ -135,7 +135,7 @@ def read_with_decord(source: Source, times_s: np.ndarray) -> np.ndarray | None:
     return None if repeats > len(changes) / 2 else frames
 
 
-def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarray, None, None]:
+def stream_with_pyav(source: VideoFile, times_s: np.ndarray) -> Generator[np.ndarray, None, None]:
     """Frames [H, W, 3] on the screen at `times_s` [F] (ascending), decoded in order up to the last needed.
 
     One pass and one frame in memory, however long the video. A frame that cannot be decoded leaves the one
@@ -161,7 +161,7 @@ def stream_with_pyav(source: Source, times_s: np.ndarray) -> Generator[np.ndarra
         yield from repeat(_rgb(on_screen, source), len(times_s) - n_shown)
 
 
-def decoded_frames(source: Source) -> Generator[tuple[float, Any], None, None]:
+def decoded_frames(source: VideoFile) -> Generator[tuple[float, Any], None, None]:
     """All frames in display order, each with its start in seconds from the first."""
     if source.timed:
         yield from _by_time(source, source.packets_s)
@@ -189,7 +189,7 @@ def decoded_frames(source: Source) -> Generator[tuple[float, Any], None, None]:
     _check_lost(source, lost + len(waiting - source.silent))
 
 
-def _by_time(source: Source, packets_s: np.ndarray) -> Generator[tuple[float, Any], None, None]:
+def _by_time(source: VideoFile, packets_s: np.ndarray) -> Generator[tuple[float, Any], None, None]:
     """Frames at the times of the packets [P] they were decoded from; FFmpeg drops some without an error."""
     waiting: set[int] = set()  # packets whose frames did not come out yet
     excused = set(source.silent)
@@ -211,12 +211,12 @@ def _by_time(source: Source, packets_s: np.ndarray) -> Generator[tuple[float, An
     _check_lost(source, lost + len(waiting - excused))
 
 
-def _check_lost(source: Source, lost: int) -> None:
+def _check_lost(source: VideoFile, lost: int) -> None:
     if lost > _MOST_UNDECODED * len(source.starts_s):
         raise VideoError(f"damaged: {lost} or more of {len(source.starts_s)} frames cannot be decoded")
 
 
-def _placed(source: Source) -> np.ndarray:
+def _placed(source: VideoFile) -> np.ndarray:
     """The start of every packet's frame [P], where packets have an order only: by decoding all of them once."""
     shown = np.flatnonzero(~np.isnan(source.packets_s))
     decoded = (packet for _, packet, frame in _frames(source) if frame is not None)
@@ -233,7 +233,7 @@ def _placed(source: Source) -> np.ndarray:
     return packets_s
 
 
-def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
+def _frames(source: VideoFile) -> Generator[tuple[int, int, Any], None, None]:
     """Frames as they come out of the decoder: packets fed so far, the frame's own packet, and the frame.
 
     The frame is None where that packet raises an error. Nothing comes out before the first key frame: some
@@ -278,7 +278,7 @@ def _frames(source: Source) -> Generator[tuple[int, int, Any], None, None]:
                     keys.clear()
 
 
-def _rgb(frame: Any, source: Source) -> np.ndarray:
+def _rgb(frame: Any, source: VideoFile) -> np.ndarray:
     """One frame as it is shown; where the size changes within a file, brought to the first frame's."""
     stored = (source.width, source.height) if source.orientation[0] else (source.height, source.width)
     array = frame.to_ndarray(format="rgb24", width=stored[0], height=stored[1])
@@ -381,7 +381,7 @@ def _most_open(times: Sequence[np.ndarray | VideoError]) -> int:
 
 
 def _one_pass(
-    source: Source, times: Sequence[np.ndarray | VideoError], transform: Transform | None
+    source: VideoFile, times: Sequence[np.ndarray | VideoError], transform: Transform | None
 ) -> Iterator[np.ndarray | VideoError | None]:
     """Each window in its turn; those that others overlap are held until they are whole."""
     chosen = [number for number, each in enumerate(times) if isinstance(each, np.ndarray)]
@@ -413,7 +413,7 @@ def _one_pass(
     yield from (each for each in times[next_one:] if isinstance(each, VideoError))
 
 
-def frame_windows(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
+def frame_windows(source: VideoFile, times_s: np.ndarray) -> Iterator[np.ndarray]:
     """Whole frames [n, H, W, 3] of consecutive instants."""
     size = min(FRAMES_PER_WINDOW, max(1, WINDOW_BYTES // (source.width * source.height * 3)))
     windows = [times_s[i : i + size] for i in range(0, len(times_s), size)]
@@ -427,7 +427,7 @@ def frame_windows(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
         yield frames
 
 
-def _streamed(source: Source, times_s: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def _streamed(source: VideoFile, times_s: np.ndarray, size: int) -> Iterator[np.ndarray]:
     waiting: list[np.ndarray] = []
     for frame in _streamed_frames(source, times_s):
         waiting.append(frame)
@@ -438,13 +438,13 @@ def _streamed(source: Source, times_s: np.ndarray, size: int) -> Iterator[np.nda
         yield np.stack(waiting)
 
 
-def _streamed_frames(source: Source, times_s: np.ndarray) -> Iterator[np.ndarray]:
+def _streamed_frames(source: VideoFile, times_s: np.ndarray) -> Iterator[np.ndarray]:
     with _within_memory(source):
         yield from stream_with_pyav(source, times_s)
 
 
 @contextmanager
-def _within_memory(source: Source) -> Iterator[None]:
+def _within_memory(source: VideoFile) -> Iterator[None]:
     """What the decoders cannot hold is what the file claims, whatever machine this is."""
     try:
         yield

@@ -56,7 +56,7 @@ _TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class VideoFile:
     """A video file that opens.
 
     Attributes:
@@ -100,7 +100,7 @@ class Source:
     closed_groups: bool
 
 
-def inspect(path: Path) -> Source:
+def inspect(path: Path) -> VideoFile:
     """Open `path`, read its packets and decode its first frame.
 
     Raises:
@@ -202,7 +202,7 @@ class _Packets:
         lengths_s: For how long; 0 where the file does not say, [P].
         orders_s: When to decode it; NaN where the file does not say, [P].
         keys: Whether the container calls it a key frame, [P].
-        silent: See `Source`.
+        silent: See `VideoFile`.
         stamped: All that are shown have some time.
         timed: And that time is when they are shown.
         closed: Nothing was seen that makes counting from a key frame wrong.
@@ -236,7 +236,7 @@ def _bounded(packets: Iterator[Any]) -> Iterator[Any]:
         yield packet
 
 
-def _read(path: Path, container: Any) -> Source:
+def _read(path: Path, container: Any) -> VideoFile:
     """Read every packet (cheap: nothing but the first frame is decoded) and lay out the time line."""
     video = _video_stream(container)
     name = container.format.name.split(",")[0]
@@ -270,7 +270,7 @@ def _read(path: Path, container: Any) -> Source:
     orientation = _orientation(packets.first)
     size = (packets.first.width, packets.first.height)
     begins_s = origin_s - container.start_time / 1e6 if container.start_time is not None else 0.0
-    return Source(
+    return VideoFile(
         path=path,
         container=name,
         codec=video.codec.canonical_name,

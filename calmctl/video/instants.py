@@ -17,7 +17,7 @@ import numpy as np
 from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video.frames import decoded_frames, frame_times, frame_windows
-from calmctl.video.inspect import Source, inspect
+from calmctl.video.inspect import VideoFile, inspect
 from calmctl.video.pool import TIMEOUT_S, run_isolated
 from calmctl.video.worker import Transform
 
@@ -212,7 +212,7 @@ def _shots(clip: Clip) -> np.ndarray:
     return np.array([source.begins_s, *ends_s, source.duration_s])
 
 
-def _cuts(source: Source) -> Iterator[float]:
+def _cuts(source: VideoFile) -> Iterator[float]:
     """When the pictures change at once, by FFmpeg's own measure: the part of `select` that its `scdet` shares."""
     graph = av.filter.Graph()
     width, height = _SEEN

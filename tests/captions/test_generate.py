@@ -5,7 +5,7 @@ import torch
 
 from calmctl.captions import generate
 from calmctl.captions.evaluate import references_of
-from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.generate import CaptionSearch, caption_features
 from calmctl.captions.search import next_log_probs
 from calmctl.runs.checkpoint import load_captioner
 from calmctl.source.encoding import encode_split, stream_frames
@@ -43,7 +43,7 @@ def learned(captioner):
     return model.double(), encoded
 
 
-@pytest.mark.parametrize("search", [Search(beam=1), Search(), Search(length_penalty=0)], ids=str)
+@pytest.mark.parametrize("search", [CaptionSearch(beam=1), CaptionSearch(), CaptionSearch(length_penalty=0)], ids=str)
 def test_the_model_says_what_it_was_told(learned, search):
     model, encoded = learned
     told = {clip: sentences[0] for clip, sentences in references_of(encoded).items()}
@@ -58,9 +58,9 @@ def test_the_model_says_what_it_was_told(learned, search):
 def test_the_cache_changes_no_caption(learned, keys, monkeypatch):
     model, _ = learned
     frames = torch.randn(9, 2, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # nothing learned
-    cached = caption_features(model, frames, Search(**keys))
+    cached = caption_features(model, frames, CaptionSearch(**keys))
     monkeypatch.setattr(generate, "CachedSteps", PlainSteps)
-    plain = caption_features(model, frames, Search(**keys))
+    plain = caption_features(model, frames, CaptionSearch(**keys))
     assert [each.text for each in cached] == [each.text for each in plain]
     assert [each.n_tokens for each in cached] == [each.n_tokens for each in plain]
     assert [each.log_prob for each in cached] == pytest.approx([each.log_prob for each in plain], abs=1e-9)
@@ -71,7 +71,7 @@ def test_log_probabilities_are_those_of_the_whole_sentence(learned):
     model, encoded = learned
     frames = encoded.frames.double()[:3]
     captioner = model.captioner
-    for search in (Search(), Search(beam=1)):
+    for search in (CaptionSearch(), CaptionSearch(beam=1)):
         said = caption_features(model, frames, search)
         tokens = captioner.vocabulary.encode([each.text for each in said], captioner.max_tokens)
         logits = captioner(tokens[:, :-1].clamp(min=0), captioner.encode(frames))
@@ -86,6 +86,6 @@ def test_log_probabilities_are_those_of_the_whole_sentence(learned):
 def test_batches_change_nothing(learned, monkeypatch):
     model, encoded = learned
     frames = encoded.frames.double()
-    whole = caption_features(model, frames, Search())
+    whole = caption_features(model, frames, CaptionSearch())
     monkeypatch.setattr(generate, "CLIPS_PER_BATCH", 5)
-    assert [each.text for each in caption_features(model, frames, Search())] == [each.text for each in whole]
+    assert [each.text for each in caption_features(model, frames, CaptionSearch())] == [each.text for each in whole]

@@ -139,12 +139,13 @@ def test_an_answer_that_is_no_score_is_an_error(answer: str, script: Callable[[s
 def test_more_questions_than_pipes_hold(java: Java) -> None:
     """Neither side waits for the other when both pipes are full."""
     told: list[tuple[str, int, int]] = []
+    # 150 kB of questions and more than 64 of answers: one long word takes METEOR no longer than a short one.
+    reference = f"a man is riding a {'bicycle' * 15}"
     with meteor_process(java) as meteor:
-        statistics = meteor.statistics(
-            ["a man rides"] * 1210, [["a man is riding a bicycle"] * 5] * 1210, lambda *each: told.append(each)
-        )
+        statistics = meteor.statistics(["a man rides"] * 1210, [[reference]] * 1210, lambda *each: told.append(each))
         score, _ = meteor.scores(statistics)
     assert len(set(statistics)) == 1
+    assert min(1210 * len(reference), sum(map(len, statistics))) > 2**16  # what a pipe holds
     assert 0 < score < 1
     assert math.isfinite(score)
     assert told[0] == ("METEOR", 50, 1210)

@@ -85,6 +85,17 @@ def test_a_list_says_of_a_command_what_its_own_help_begins_with() -> None:
     assert {name: later.help for name, later in main.COMMANDS.items()} == told
 
 
+def test_names_are_listed_and_completed_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(module: str) -> None:
+        raise AssertionError(f"{module} was imported")
+
+    monkeypatch.setattr(main, "import_module", refused)
+    shown.__wrapped__()
+    words = {"_CALMCTL_COMPLETE": "complete_bash", "COMP_WORDS": "calmctl se", "COMP_CWORD": "1"}
+    completed = CliRunner().invoke(app, [], env=words, prog_name="calmctl").output.splitlines()
+    assert completed == ["search", "search similar", "search captions", "search moments", "search recall", "serve"]
+
+
 def test_an_option_means_the_same_in_every_command() -> None:
     meanings = defaultdict(set)
     for command in COMMANDS.values():

@@ -16,12 +16,12 @@ from calmctl.data.registry import BENCHMARKS, load_dataset
 from calmctl.errors import DatasetError
 from calmctl.samples import Clip
 from calmctl.video.frames import frame_times, read_frames, read_with_decord, stream_with_pyav, suits_decord
-from calmctl.video.inspect import Source, inspect
+from calmctl.video.inspect import VideoFile, inspect
 
 pytestmark = pytest.mark.real
 
 
-def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
+def read_with_pyav(source: VideoFile, times_s: np.ndarray) -> np.ndarray:
     """All of `stream_with_pyav` at once."""
     return np.stack(list(stream_with_pyav(source, times_s)))
 

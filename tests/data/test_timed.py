@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calmctl.data.benchmark import Annotated, Segment, carve_val, split_digest
+from calmctl.data.benchmark import Annotated, VideoPart, carve_val, split_digest
 from calmctl.data.benchmarks import activitynet, vatex, youcook2
 from calmctl.data.check import check_dataset
 from calmctl.data.locate import Missing
@@ -219,7 +219,7 @@ def test_other_layouts_of_the_same_captions_have_the_same_digest(root: Path) -> 
 
 
 def test_a_file_cut_under_another_name_is_found() -> None:
-    annotated = Annotated(["v_7"], [("v_7", "x")], segments={"v_7": Segment("v", 1.0, 2.0, cut="part-7")})
+    annotated = Annotated(["v_7"], [("v_7", "x")], segments={"v_7": VideoPart("v", 1.0, 2.0, cut="part-7")})
     at_hand = {"part-7": Path("part-7.mp4"), "v": Path("v.mp4")}
     assert annotated.place("v_7", lambda name: at_hand.get(name, Missing("no"))) == Clip("v_7", Path("part-7.mp4"))
     del at_hand["part-7"]
@@ -234,7 +234,7 @@ def test_segments_decode_to_their_own_frames(tmp_path: Path, movies: Any) -> Non
     assert isinstance(length, np.ndarray)
     annotated = Annotated(
         ["v_0", "v_1"], [("v_0", "a"), ("v_1", "b")],
-        segments={"v_0": Segment("v", 0.0, 0.8), "v_1": Segment("v", 0.8, 1.6)},
+        segments={"v_0": VideoPart("v", 0.0, 0.8), "v_1": VideoPart("v", 0.8, 1.6)},
     )  # fmt: skip
     placed = [annotated.place(each, lambda name: path if name == "v" else Missing("no")) for each in annotated.clip_ids]
     clips = [each for each in placed if isinstance(each, Clip)]

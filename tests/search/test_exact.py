@@ -14,7 +14,7 @@ from calmctl.recipe import recipe_from_dict
 from calmctl.search import exact
 from calmctl.search.exact import Judge, search_exact
 from calmctl.search.rows import searched_rows
-from calmctl.search.scorers import FrameReader, ProbeScorer, TableScorer, adapted, choose_scorer, open_index, products
+from calmctl.search.scorers import FrameScorer, ProbeScorer, TableScorer, adapted, choose_scorer, open_index, products
 
 CPU, SHAPE = torch.device("cpu"), (4, 16)
 HEADS = ["meanp", "xpool", "t-mass", "seqlstm", "seqtransf", "emcl", "wti", "uatvr"]
@@ -129,6 +129,6 @@ def test_float32_scores_stay_within_the_margin_at_full_size(kind):
     texts = torch.randn(3, 5, 512) * 0.4 if head.reads == "words" else torch.randn(3, 512) * 0.4
     scorer = choose_scorer(head, None, CPU, (12, 512))
     prepared = scorer.prepare(texts)
-    dots = products(frames, scorer.directions(prepared)) if isinstance(scorer, FrameReader) else None
+    dots = products(frames, scorer.directions(prepared)) if isinstance(scorer, FrameScorer) else None
     scores = scorer.score(prepared, dots, scorer.table(frames)).double().numpy()
     assert np.abs(scores - Judge(head, None).scores(texts, frames)).max() < exact._MARGIN / 4

@@ -19,10 +19,10 @@ from calmctl.errors import VideoError
 from calmctl.samples import Clip
 from calmctl.video import inspect as inspection
 from calmctl.video.frames import frame_times, read_frames, stream_with_pyav
-from calmctl.video.inspect import Source, inspect
+from calmctl.video.inspect import VideoFile, inspect
 
 
-def read_with_pyav(source: Source, times_s: np.ndarray) -> np.ndarray:
+def read_with_pyav(source: VideoFile, times_s: np.ndarray) -> np.ndarray:
     """All of `stream_with_pyav` at once."""
     return np.stack(list(stream_with_pyav(source, times_s)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.data.annotations import clip_name, expect, field, read_json_file, read_object, row_captions, shown, span_of
-from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, Segment, untimed_note
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, VideoPart, untimed_note
 from calmctl.errors import DatasetError
 from calmctl.samples import Span
 
@@ -64,7 +64,7 @@ def _read_paragraphs(name: str, files: Mapping[str, Path]) -> Annotated:
         ids,
         [(each, " ".join(text.strip() for text in videos[each][1])) for each in ids if each in videos],
         segments={
-            each: Segment(each, 0.0, float(math.ceil(length)))
+            each: VideoPart(each, 0.0, float(math.ceil(length)))
             for each, (length, _) in videos.items()
             if length is not None
         },

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calmctl.data.annotations import clip_name, expect, field, read_names, read_object, row_captions, shown
-from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, Segment
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, VideoPart
 
 _REFERENCES = "ref_captions.json"
 _TRAIN, _VAL = "vatex_training_v1.0.json", "vatex_validation_v1.0.json"
@@ -21,11 +21,11 @@ _HGR_FOLDER, _HGR_REFERENCES = "public_split", f"annotation/RET/{_REFERENCES}"
 _ID = re.compile(r"(.{11})_(\d{6})_(\d{6})", re.DOTALL)
 
 
-def _segments(clip_ids: Iterable[str]) -> dict[str, Segment]:
+def _segments(clip_ids: Iterable[str]) -> dict[str, VideoPart]:
     """Ids say which seconds of a YouTube video a clip is, for those who hold the videos whole."""
     parts = {clip_id: match for clip_id in clip_ids if (match := _ID.fullmatch(clip_id))}
     return {
-        clip_id: Segment(match[1], float(match[2]), float(match[3]))
+        clip_id: VideoPart(match[1], float(match[2]), float(match[3]))
         for clip_id, match in parts.items()
         if match[2] < match[3]
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calmctl.data.annotations import clip_name, expect, field, read_object, read_rows, shown, span_of
-from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, Segment
+from calmctl.data.benchmark import Annotated, Benchmark, Protocol, Published, VideoPart
 from calmctl.errors import DatasetError
 
 _OFFICIAL = "youcookii_annotations_trainval.json"
@@ -18,7 +18,7 @@ _SUBSETS = {"train": "training", "test": "validation"}
 def _read(name: str, files: Mapping[str, Path]) -> Annotated:
     """One clip a described segment; its id is its video's and the segment's number."""
     captions: dict[str, str] = {}
-    segments: dict[str, Segment] = {}
+    segments: dict[str, VideoPart] = {}
     (path,) = files.values()
     rows = _official(path, _SUBSETS[name]) if path.suffix == ".json" else _hub(path)
     for place, video, row in rows:
@@ -32,7 +32,7 @@ def _read(name: str, files: Mapping[str, Path]) -> Annotated:
             raise DatasetError(f"{place}: the segment {shown(clip_id)} {why}")
         captions[clip_id] = field(row, "sentence", place).strip()
         cut = clip_name(row["video_path"]) if isinstance(row.get("video_path"), str) else ""
-        segments[clip_id] = Segment(video, *span, cut="" if cut == video else cut)
+        segments[clip_id] = VideoPart(video, *span, cut="" if cut == video else cut)
     return Annotated(list(segments), list(captions.items()), segments=segments)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.generate import CaptionSearch, caption_features
 from calmctl.errors import RecipeError
 from calmctl.model.build import build_caption_model
 from calmctl.model.calm import Batch
@@ -243,7 +243,7 @@ def test_every_setting_has_its_parts_and_trains_them(compressed, parts, n_featur
     # Every part learns; the row of B pictures and CLIP's scale have no part in it.
     still = {name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()}
     assert {name.partition(".")[0] for name in still} <= {"backbone", "anchors"}
-    (caption, _) = caption_features(model.eval(), model.encode_frames(batch.frames).detach(), Search(beam=2))
+    (caption, _) = caption_features(model.eval(), model.encode_frames(batch.frames).detach(), CaptionSearch(beam=2))
     assert caption.n_tokens <= 12
 
 
@@ -303,7 +303,7 @@ def test_it_learns_from_vectors_what_no_picture_shows() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0], losses
     with torch.no_grad():
-        said = caption_features(model.eval(), model.encode_frames(clips[60:]), Search(beam=1))
+        said = caption_features(model.eval(), model.encode_frames(clips[60:]), CaptionSearch(beam=1))
     right = [caption.text == sentence for caption, sentence in zip(said, sentences[60:], strict=True)]
     other = [caption.text == sentence for caption, sentence in zip(said, sentences[61:], strict=False)]
     assert sum(right) > 24 and sum(other) < 16, (right, other)

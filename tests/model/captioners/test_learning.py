@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.generate import CaptionSearch, caption_features
 from calmctl.data.demo_drawing import draw
 from calmctl.data.demo_world import DemoCounts, plan
 from calmctl.model.backbone import Backbone
@@ -69,7 +69,7 @@ def test_it_learns_the_drawn_world(system: str, drawn, monkeypatch: pytest.Monke
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0], losses
-    said = [caption.text.split() for caption in caption_features(model.eval(), features[TEST], Search(beam=1))]
+    said = [caption.text.split() for caption in caption_features(model.eval(), features[TEST], CaptionSearch(beam=1))]
     shown = [sentence.split() for sentence in sentences[TEST]]
     right = sum(len(set(mine) & set(clip)) for mine, clip in zip(said, shown, strict=True))
     shuffled = sum(len(set(mine) & set(clip)) for mine, clip in zip(said, [*shown[1:], shown[0]], strict=True))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from calmctl.anchors.shipped import resolve_vocabulary
-from calmctl.captions.generate import Search, caption_features
+from calmctl.captions.generate import CaptionSearch, caption_features
 from calmctl.errors import BadInput, RecipeError
 from calmctl.model.build import build_caption_model
 from calmctl.model.calm import Batch
@@ -241,8 +241,8 @@ def test_it_trains_and_searches_in_every_setting(semantics: str, n_cells: int) -
     assert still == set()
     model.eval()
     features = model.encode_frames(frames).detach()
-    greedy = caption_features(model, features, Search(beam=1))
-    assert caption_features(model, features, Search(beam=3))[0].log_prob >= greedy[0].log_prob - 1e-5
+    greedy = caption_features(model, features, CaptionSearch(beam=1))
+    assert caption_features(model, features, CaptionSearch(beam=3))[0].log_prob >= greedy[0].log_prob - 1e-5
 
 
 def test_captions_teach_neither_embedding() -> None:
