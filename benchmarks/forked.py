@@ -344,7 +344,7 @@ class Job:
         caches: Patterns of files without which it may end well.
         counts: Whether what it prints depends on what was there before.
         lists: Whether it tells in a list what it could not do, and ends with 1.
-        writes: Whether there is anything that a fault of the disk could spoil.
+        writes: Whether there is anything that a fault of the disk could spoil, and no other job writes the same.
         ends: Whether it ends by itself.
     """
 
@@ -376,7 +376,7 @@ def jobs() -> list[Job]:
         Job("anchors build", ("anchors", "build", "labels.txt", "--out", "mine.yaml"), ("labels.txt",)),
         Job("extract", ("extract", "clips", *tiny, "--workers", "1", "--out", "store"), clips, counts=True),
         Job("extract, a folder", ("extract", "mine", *tiny, "--workers", "1", "--out", "store"), (*clips, "mine"),
-            counts=True),
+            counts=True, writes=False),
         Job("extract --merge", ("extract", "--merge", "part1", "part2", "--out", "store"), parts, counts=True),
         Job("train", (*train, *made), videos, go_on_training, counts=True),
         Job("train, frames kept", (*train, *on_disk, *made), videos, go_on_training, ("frames/**",), counts=True),
@@ -384,7 +384,7 @@ def jobs() -> list[Job]:
             ("train", "tiny.yaml", "name=frozen", "data.features=store", *frozen, "optim.epochs=2", "optim.log_every=4",
              "--track", "tensorboard", *made), (*clips, "tiny.yaml", "store"), go_on_training, counts=True),
         Job("train, a folder", (*train, *in_folder, *made), ("tiny.yaml", "tiny-clip.json", "mine"), go_on_training,
-            counts=True),
+            counts=True, writes=False),
         Job("train, captioner", (*train, "task=caption", *words, *made), videos, go_on_training, tokens, counts=True),
         Job("eval", ("eval", "runs/tiny-001", "--root", world, "--save-scores", "s.npz", "--json"), (*clips, world),
             caches=kept),
@@ -405,7 +405,7 @@ def jobs() -> list[Job]:
              *made, *small), towers, caches=(*tokens, "*/timing.json"), counts=True),
         Job("reproduce --jobs",
             ("reproduce", "table7", "--data", "demo", "--demo-root", "drawn", "--rows", "t-mass+ce", "--seeds", "1",
-             "--jobs", "2", *made, *small), towers, caches=(*tokens, "*/timing.json"), counts=True),
+             "--jobs", "2", *made, *small), towers, caches=(*tokens, "*/timing.json"), counts=True, writes=False),
         Job("demo", ("demo", "--root", "drawn", *made, *small, "data.frames=2"), towers, caches=tokens,
             counts=True),
         Job("export", ("export", "runs/tiny-001", "published"), ("runs",), go_on_exporting),
