@@ -23,6 +23,7 @@ TEXTS_PER_BATCH = 256
 FRAMES_PER_BATCH = 384
 BYTES_PER_BATCH = 1 << 28
 """Clips that wait for the encoder hold no more than both of these (our choice)."""
+_REASONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,5 +171,11 @@ def _encode(model: AlignedModel, clips: list[np.ndarray]) -> Tensor:
 
 def nothing_usable(split: str, left_out: Sequence[LeftOut]) -> str:
     """Why a split without one usable clip cannot be encoded."""
-    first = f"; first: {left_out[0].id}: {left_out[0].reason}" if left_out else ""
-    return f"no clip of the {split} split is usable ({len(left_out)} left out{first}); check data.root and data.videos"
+    by_reason: dict[str, list[str]] = {}
+    for clip in left_out:
+        by_reason.setdefault(clip.reason, []).append(clip.id)
+    # Each kind of reason: of a data set that is there in part the most are missing, and that is not why the rest fails.
+    told = [f"{len(ids):,} x {reason} (first: {ids[0]})" for reason, ids in [*by_reason.items()][:_REASONS]]
+    more = ["..."] if len(by_reason) > _REASONS else []
+    why = f": {'; '.join([*told, *more])}" if told else ""
+    return f"no clip of the {split} split is usable{why}; check data.root and data.videos"

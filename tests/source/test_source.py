@@ -14,7 +14,7 @@ from calmctl.samples import Clip, Dataset, LeftOut, Split
 from calmctl.source import batches
 from calmctl.source import source as sources
 from calmctl.source.base import Source, SourceSpec
-from calmctl.source.encoding import EncodedSplit
+from calmctl.source.encoding import EncodedSplit, nothing_usable
 from calmctl.source.source import VideoSource, open_source, recipe_source
 from calmctl.training.prepare import recipe_vocabulary
 from calmctl.video.pixels import FrameReader, FrameResize
@@ -112,3 +112,13 @@ def test_a_training_decodes_with_as_many_processes_as_the_recipe_says(tiny_recip
     keys = tiny_recipe(f"data.workers={workers}").data
     assert not list(batches.StreamedFrames((), FrameReader(2, FrameResize(8)), keys, 0).stream([], [], 0))
     assert asked == [processes]
+
+
+def test_a_split_without_a_usable_clip_tells_each_kind_of_reason() -> None:
+    gone = [LeftOut(str(n), "no video file of this name") for n in range(1200)]
+    told = nothing_usable("val", [*gone, LeftOut("x", "mpeg4 as it is")])
+    assert told == (
+        "no clip of the val split is usable: 1,200 x no video file of this name (first: 0); 1 x mpeg4 as it is (first: x); "
+        "check data.root and data.videos"
+    )
+    assert nothing_usable("val", [LeftOut(str(n), str(n)) for n in range(5)]).count(" x ") == 3
