@@ -118,7 +118,7 @@ def test_a_split_without_a_usable_clip_tells_each_kind_of_reason() -> None:
     gone = [LeftOut(str(n), "no video file of this name") for n in range(1200)]
     told = nothing_usable("val", [*gone, LeftOut("x", "mpeg4 as it is")])
     assert told == (
-        "no clip of the val split is usable: 1,200 x no video file of this name (first: 0); 1 x mpeg4 as it is (first: x); "
-        "check data.root and data.videos"
+        "no clip of the val split is usable: 1,200 x no video file of this name (first: 0); 1 x mpeg4 as it is "
+        "(first: x); check data.root and data.videos"
     )
     assert nothing_usable("val", [LeftOut(str(n), str(n)) for n in range(5)]).count(" x ") == 3
