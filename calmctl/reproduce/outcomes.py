@@ -68,11 +68,11 @@ def outcomes_of(
     tests: Sequence[SourceSpec],
     device: torch.device,
     progress: Progress | None = None,
-    digests: dict[SourceSpec, str] | None = None,
+    digests: dict[tuple[str, SourceSpec], str] | None = None,
 ) -> list[Outcome]:
     """Outcomes of the best weights on validation of a finished run, kept in its folder and read from there.
 
-    `digests` tell what the test sets hold, as far as earlier calls have looked; this one adds what it finds.
+    `digests` tell what the test sets hold, by task, as far as earlier calls have looked; this one adds what it finds.
 
     Raises:
         CalmError: As `evaluate_run`.
@@ -83,17 +83,18 @@ def outcomes_of(
     digests = {} if digests is None else digests
     outcomes: dict[str, Outcome] = {}
     for test in tests:
-        if test not in digests:
+        # A place may hold one test set for retrieval and another for captions.
+        if (key := (run.task, test)) not in digests:
             # Of clips, captions and gaps: data that was completed or exchanged is measured again.
-            digests[test] = open_source(test, recipe, val=False).record("test").whole
-        kept = _read(_file(run, test), weights_digest, digests[test])
+            digests[key] = open_source(test, recipe, val=False).record("test").whole
+        kept = _read(_file(run, test), weights_digest, digests[key])
         if kept is not None:
             outcomes[test.dataset] = kept
     missing = [test for test in tests if test.dataset not in outcomes]
     if missing:
         for test, outcome in zip(missing, _measure(run, missing, device, progress), strict=True):
             outcomes[test.dataset] = outcome
-            content = {"weights": weights_digest, "test_set": digests[test], **_plain(outcome)}
+            content = {"weights": weights_digest, "test_set": digests[run.task, test], **_plain(outcome)}
             write_json(_file(run, test), {**content, "sha256": _digest(content)})
     return [outcomes[test.dataset] for test in tests]
 

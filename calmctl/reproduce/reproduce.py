@@ -138,7 +138,7 @@ def measure(
     if processes > 1:
         _measure_at_once(found.values(), device, processes, progress)
     # One look at each test set serves all runs.
-    filled, test_digests = [], dict[SourceSpec, str]()
+    filled, test_digests = [], dict[tuple[str, SourceSpec], str]()
     for table in plan.tables:
         measured: dict[str, dict[str, list[Outcome]]] = {}
         folders: dict[str, list[str]] = {}
