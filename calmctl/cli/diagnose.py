@@ -12,6 +12,7 @@ from calmctl.cli import options
 from calmctl.cli.console import Sheet, loading, note, print_json, printable, progress_bar, readings, section, stdout
 from calmctl.cli.results import find_named, find_others, open_with_progress, print_caveats, print_result
 from calmctl.device import choose_device
+from calmctl.explain.words import percent
 from calmctl.files import VOCABULARY, require_output
 from calmctl.runtime import environment
 from calmctl.words import counted
@@ -284,8 +285,6 @@ def _candidate(candidate: Candidate) -> str:
 
 
 def _weighed(anchors: Sequence[AnchorWeight]) -> str:
-    from calmctl.explain.words import percent
-
     return ", ".join(f"{printable(each.anchor)} [dim]{percent(each.value)}[/]" for each in anchors)
 
 

@@ -19,6 +19,7 @@ from calmctl.cli.results import open_with_progress, print_result, run_or_backbon
 from calmctl.data.locate import drawn as drawn_clips
 from calmctl.device import choose_device
 from calmctl.errors import BadInput, VideoError
+from calmctl.explain.words import explain_terms, percent, seconds, summary
 from calmctl.samples import Clip
 from calmctl.words import counted
 
@@ -127,8 +128,6 @@ _BAR_WIDTH = 13
 
 def print_pair(explanation: Explanation) -> None:
     """Print one pair."""
-    from calmctl.explain.words import explain_terms, seconds, summary
-
     out = stdout()
     explainer, seen = explanation.explainer, explanation.seen
     facts = facts_grid()
@@ -153,8 +152,6 @@ def print_pair(explanation: Explanation) -> None:
 
 
 def _print_distributions(out: Console, explanation: Explanation) -> None:
-    from calmctl.explain.words import explain_terms, percent
-
     c, labels = explanation.comparison, explanation.labels
     table = _table("What each says", "anchor", ("video V_p", 2), ("sentence S_p", 2))
     rows = sorted(set(_top(c.video, 5)) | set(_top(c.text, 5)), key=lambda k: -float(max(c.video[k], c.text[k])))
@@ -181,8 +178,6 @@ def _print_distributions(out: Console, explanation: Explanation) -> None:
 
 
 def _print_vae(out: Console, explanation: Explanation) -> None:
-    from calmctl.explain.words import explain_terms, percent
-
     vae = explanation.reconstruction
     if vae is None:
         return
@@ -205,8 +200,6 @@ def _print_vae(out: Console, explanation: Explanation) -> None:
 
 
 def _print_score(out: Console, explanation: Explanation) -> None:
-    from calmctl.explain.words import percent, seconds
-
     pair, split, labels = explanation.pair, explanation.split, explanation.labels
     grid = section(f"Why the score is {pair.score:z.3f} (cosine, head {explanation.explainer.model.head.name})")
     times, weights = explanation.seen.times_s, pair.weights
@@ -238,8 +231,6 @@ def _denied(explanation: Explanation, k: int) -> str:
 
 
 def _print_timeline(out: Console, explanation: Explanation) -> None:
-    from calmctl.explain.words import seconds
-
     line, labels = explanation.timeline, explanation.labels
     table = _table("When", "seconds", ("strongest anchors of the video", 1), ("cosine", 1))
     table.columns[-1].justify = "right"
@@ -256,8 +247,6 @@ def _print_timeline(out: Console, explanation: Explanation) -> None:
 
 
 def _print_without(out: Console, explanation: Explanation) -> None:
-    from calmctl.explain.words import percent
-
     standing, less, c = explanation.standing, explanation.without, explanation.comparison
     if standing is not None and less is None:
         grid = section(f"Rank among the {counted(standing.clips, 'clip')} of {explanation.collection}")
@@ -310,7 +299,6 @@ def _top(values: Tensor, count: int) -> list[int]:
 
 def _listed(values: Tensor, labels: Sequence[str], count: int) -> str:
     from calmctl.explain.anchors import worth_saying
-    from calmctl.explain.words import percent
 
     listed = worth_saying(values, count)
     return ", ".join(f"{printable(labels[k])} [dim]{percent(values[k])}[/]" for k in listed) or "[dim]nothing[/]"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-
-from calmctl.explain.anchors import ACTIVE_NATS
-from calmctl.explain.pair import Explanation
 from calmctl.words import counted
+
+if TYPE_CHECKING:  # the command line has these words before it has torch
+    import torch
+
+    from calmctl.explain.pair import Explanation
 
 _WORTH_SAYING = 0.05  # a difference of mass that a reader should hear of
 _FLAT = 0.95  # of the largest possible entropy
@@ -63,6 +65,8 @@ def _verdict(explanation: Explanation) -> str:
 
 def explain_terms(explanation: Explanation) -> dict[str, str]:
     """A sentence for each of the terms that numbers stand under, by the section that has them."""
+    from calmctl.explain.anchors import ACTIVE_NATS
+
     most = math.log(len(explanation.labels))
     return {
         "short": (

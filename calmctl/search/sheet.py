@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+from calmctl.explain.words import seconds
 from calmctl.files import PAGE, write_output
 from calmctl.samples import Clip
 from calmctl.search.results import Found, Hit
@@ -60,6 +61,4 @@ def address(hit: Hit, folder: Path) -> str:
 
 def moment(hit: Hit) -> str:
     """When a hit is, for people: "0.0 s to 4.2 s"."""
-    from calmctl.explain.words import seconds
-
     return seconds(hit.start_s) + (f" to {seconds(hit.end_s)}" if hit.end_s is not None else " to its end")

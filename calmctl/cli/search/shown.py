@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from calmctl.cli.console import Sheet, note, print_text, printable, stdout
 from calmctl.errors import BadInput, VideoError
+from calmctl.explain.words import percent
 from calmctl.words import counted
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def print_found(result: Found) -> None:
 
 
 def _hits(hits: Sequence[Hit]) -> Sheet:
-    from calmctl.explain.words import percent
     from calmctl.search.sheet import moment
 
     table = _table("clip", "when")
@@ -88,8 +88,6 @@ def print_recall(recall: Recall) -> None:
 
 
 def _anchors(shared: Sequence[Shared]) -> str:
-    from calmctl.explain.words import percent
-
     named = ", ".join(f"{printable(each.anchor)} {percent(each.share)}" for each in shared)
     return f"[dim]{named or 'no anchor in common'}[/]"
 
