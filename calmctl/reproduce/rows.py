@@ -140,7 +140,7 @@ def _captioning(number: int, tested_on: str, trained_on: tuple[str, ...]) -> Tab
             "CLIP4Caption starts without UniVL's weights and writes CLIP's byte pairs (the recipes say more).",
             "SemSynAN over CLIP is its decoder alone: its features, word vectors and training are not to be had.",
             "CoCap reads clips that calmctl data reencode has put into DATASET/reencoded; its residual is the codec's.",
-            "CLIP4Caption and SemSynAN with CALM have an adapter behind their frozen towers, which the rows above lack.",
+            "CLIP4Caption and SemSynAN with CALM have an adapter behind frozen towers, which the rows above lack.",
             *(
                 f"The paper's {row.method}, trained on {row.trained_on}: {row.note}."
                 for row in CAPTIONING
