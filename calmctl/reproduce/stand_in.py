@@ -148,7 +148,7 @@ def _captions(name: str, title: str, tests: tuple[str, ...]) -> Table:
         with_calm = (*own, "alignment.kind=vae", "backbone.adapter=linear")
         rows.append(Row(f"{key}+calm", "  with CALM", recipe, with_calm, tests, key))
     adapted = (
-        "Rows with CALM have an adapter behind the frozen towers, by which its loss acts; the rows above have none."
+        "With CALM an adapter stands behind the frozen towers, by which its loss acts; the rows above have none."
     )
     return Table(name, title, tuple(rows), left_out=NO_CAPTIONER, notes=(adapted,))
 
