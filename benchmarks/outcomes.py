@@ -19,8 +19,8 @@ from calmctl.anchors.vocabulary import load_vocabulary
 from calmctl.files import parse_json, sha256_bytes, sha256_file
 from calmctl.tensors import load_tensors
 
-VOLATILE = {"created", "time", "duration_s", "seconds", "command", "clips_per_s", "stamp", "kept_frames"}
-"""Keys of JSON that say when, how long, or how many frames of the cache were there already."""
+VOLATILE = {"created", "time", "duration_s", "seconds", "command", "clips_per_s", "stamp", "kept_frames", "git"}
+"""Keys of JSON that say when, how long, from which revision, or how many frames of the cache were there already."""
 _NO_OUTCOME = ("extractions.jsonl", "timing.json")
 _DATES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+\d\d:\d\d)?|\d{4}-\d\d-\d\d \d\d:\d\d")
 

@@ -85,9 +85,12 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
 
 
 def read_json(path: Path, *, what: str, error: type[BadInput] = BadInput, most_bytes: int = MOST_JSON_BYTES) -> Any:
-    """Read JSON from `path`; any fault becomes `error`, naming `what` and the place."""
+    """Read JSON from `path`; any fault becomes `error`, naming `what` and the place.
+
+    All numbers are finite: calmctl writes no others, and could not write what it has read.
+    """
     try:
-        return parse_json(read_regular(path, most_bytes))
+        return parse_json(read_regular(path, most_bytes), finite=True)
     except FileNotFoundError:
         raise error(f"{what}: {path} does not exist") from None
     except OSError as fault:
@@ -100,14 +103,15 @@ class NotJson(ValueError):
     """Why a text is not read as JSON, in words that follow the name of its file."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     """JSON in which no object has a key twice: JSON's readers keep the last one and say nothing.
 
     Raises:
-        NotJson: It is not JSON, or a key stands twice in one object.
+        NotJson: It is not JSON, a key stands twice in one object, or where all must be `finite` a number is not.
     """
+    number = _finite if finite else None
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=number, parse_float=number)
     except NotJson:
         raise
     except json.JSONDecodeError as fault:
@@ -117,6 +121,13 @@ def parse_json(text: str | bytes) -> Any:
         raise NotJson("is not JSON that can be read: it is not UTF-8") from None
     except (ValueError, RecursionError):
         raise NotJson("is not JSON that can be read: it is nested too deeply, or holds a number too long") from None
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise NotJson(f"is not JSON: it has a number that is {value}")
+    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

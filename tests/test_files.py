@@ -61,7 +61,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b""], ids=["cut", "binary", "deep", "long", "empty"]
+    "content",
+    [b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b"", b"[1.5, 1e999]", b'{"a": -Infinity}', b"NaN"],
+    ids=["cut", "binary", "deep", "long", "empty", "too large", "infinite", "no number"],
 )
 def test_bad_json_is_a_sentence(tmp_path, content):
     path = tmp_path / "a.json"

@@ -5,6 +5,7 @@ Nothing here needs torch: a list of a hundred runs comes at once. A run that can
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -101,7 +102,9 @@ def run_record(run: Run) -> RunRecord:
     """The record of a run; what cannot be read makes it an "unreadable" one, and raises nothing."""
     name, folder, size = run.name, str(run.folder), sum(files_of(run).values())
     try:
-        return _read(run, RunRecord(name=name, folder=folder, state="unfinished", bytes=size))
+        record = _read(run, RunRecord(name=name, folder=folder, state="unfinished", bytes=size))
+        json.dumps(record.to_json(), allow_nan=False)  # a log may have NaN, and an edited one at any place
+        return record
     except CalmError as fault:
         return RunRecord(name=name, folder=folder, state="unreadable", fault=str(fault), bytes=size)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as fault:

@@ -80,6 +80,17 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, content):
     assert (unreadable.name, unreadable.state) == ("broken-001", "unreadable") and unreadable.fault
 
 
+def test_a_number_that_is_not_finite_makes_no_record(tmp_path):
+    """A log may have NaN, of a step that failed; a record goes into JSON, which has none."""
+    run = made(tmp_path, "diverged", scores=(30.0,), finished=False)
+    with run.log.open("a") as log:
+        log.write('{"step": 9, "loss": NaN, "time": 5.0}\n')
+    assert (run_record(run).state, run_record(run).validation) == ("unfinished", 30.0)
+    with run.log.open("a") as log:
+        log.write('{"step": 10, "loss": 1.0, "time": 1e999}\n')
+    assert run_record(run).state == "unreadable"
+
+
 def test_a_log_nested_too_deeply_is_a_damaged_line(tmp_path):
     """No reader of logs overflows its stack: the list of runs, the newest run, and a resume."""
     run = made(tmp_path, "deep")

@@ -298,6 +298,14 @@ def test_any_other_value_is_an_error_of_ours(sound: Path, key: str, value: objec
         FeatureStore.open(sound)
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "Infinity", "NaN"])
+def test_a_number_that_json_cannot_write_is_an_error_of_ours(filled: Path, number: str) -> None:
+    index = filled / "index.json"
+    index.write_text(index.read_text().replace('"dim": ', f'"epsilon": {number}, "dim": '))
+    with pytest.raises(StoreError, match=r"index\.json is not JSON: it has a number that is -?(inf|nan)"):
+        FeatureStore.open(filled)
+
+
 def test_an_index_cannot_point_outside_its_folder(filled: Path) -> None:
     index = json.loads((filled / INDEX).read_text())
     index["shards"]["../../elsewhere.safetensors"] = index["shards"].pop("frames-00000.safetensors")
