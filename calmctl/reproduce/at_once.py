@@ -7,13 +7,17 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from calmctl.errors import RunFailed
+
+_SAVE_S = 60.0
+"""How long a training that is ended may take to save where it is (our choice)."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -77,8 +81,22 @@ def at_once(
             # Whoever leaves early would otherwise wait for what is being done to its end. An item that is still waiting
             # may have been begun: an interrupt can come between the two.
             if running or waiting:
-                for child in multiprocessing.active_children():
-                    child.terminate()
+                pool.shutdown(wait=False, cancel_futures=True)
+                _end_all()
+
+
+def _end_all() -> None:
+    """End the processes that are at work, and wait until they have ended: a training saves where it is first."""
+    children, until = multiprocessing.active_children(), time.monotonic() + _SAVE_S
+    for child in children:
+        child.terminate()
+    for child in children:
+        while child.is_alive() and (left := until - time.monotonic()) > 0:
+            # Whoever is interrupted again is leaving already. Python would take the pool's thread for ended where an
+            # interrupt meets the wait for it, and then wait for ever for processes that nobody tells to end.
+            with suppress(KeyboardInterrupt):
+                child.join(left)
+        child.kill()
 
 
 @contextmanager

@@ -57,6 +57,49 @@ def test_an_interrupt_that_comes_while_a_process_is_begun_ends_it(monkeypatch: p
     assert multiprocessing.active_children() == []
 
 
+def test_an_interrupt_that_comes_again_while_a_process_saves_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "from calmctl.runtime import interruptible\n"
+        "def train(folder):\n"
+        "    try:\n"
+        "        with interruptible('resume it'):\n"
+        "            pathlib.Path(folder, 'begun').touch()\n"
+        "            time.sleep(600)\n"
+        "    finally:\n"
+        "        pathlib.Path(folder, 'ending').touch()\n"
+        "        time.sleep(0.5)\n"
+        "        pathlib.Path(folder, 'saved').touch()\n"
+    )
+    code = (
+        "import sys, slow\n"
+        "from calmctl.errors import RunFailed\n"
+        "from calmctl.reproduce.at_once import at_once\n"
+        "from calmctl.runtime import interruptible\n"
+        "try:\n"
+        "    with interruptible('go on'): list(at_once(['.'], slow.train, processes=1))\n"
+        "except RunFailed as fault: sys.exit(str(fault))"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+    ) as parent:
+        try:
+            for sign in ("begun", "ending"):
+                while not (tmp_path / sign).exists():
+                    assert parent.poll() is None
+                    time.sleep(0.01)
+                parent.terminate()
+            _, said = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert said == "interrupted; go on\n" and (tmp_path / "saved").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_no_process_outlives_the_one_that_began_it(number: signal.Signals) -> None:
     """Not even one that is still busy with its imports."""
