@@ -117,9 +117,7 @@ def _captioning(number: int, tested_on: str, trained_on: tuple[str, ...]) -> Tab
         rows += [plain, Row(f"{dataset}-calm", "  with CALM", ours, (), (tested_on,), plain.key, numbers, note=calm)]
         note, numbers = _printed_captions("CLIP4Caption", dataset, tested_on)
         rows.append(Row(theirs, "CLIP4Caption", theirs, (), (tested_on,), "", numbers, note=note))
-        # Its features are frozen: CALM's loss reaches its captions through an adapter.
-        with_calm = ("alignment.kind=vae", "backbone.adapter=linear")
-        rows.append(Row(f"{theirs}+calm", "  with CALM", theirs, with_calm, (tested_on,), theirs))
+        rows += _adapted(theirs, tested_on)
         cocap = f"{dataset}-cocap"
         note, numbers = _printed_captions("CoCAP", dataset, tested_on)
         rows.append(Row(cocap, "CoCap", cocap, (), (tested_on,), "", numbers, note=note))
@@ -128,7 +126,7 @@ def _captioning(number: int, tested_on: str, trained_on: tuple[str, ...]) -> Tab
         # The paper has no row of it trained elsewhere.
         note, numbers = _printed_captions("SemSynAN", dataset, tested_on) if dataset == tested_on else ("", {})
         rows.append(Row(semsynan, "SemSynAN over CLIP", semsynan, (), (tested_on,), "", numbers, note=note))
-        rows.append(Row(f"{semsynan}+calm", "  with CALM", semsynan, with_calm, (tested_on,), semsynan))
+        rows += _adapted(semsynan, tested_on)
     others = dict.fromkeys(row.method for row in CAPTIONING if row.table == number and row.method in NO_CAPTIONER)
     return Table(
         f"table{number}",
@@ -140,7 +138,6 @@ def _captioning(number: int, tested_on: str, trained_on: tuple[str, ...]) -> Tab
             "CLIP4Caption starts without UniVL's weights and writes CLIP's byte pairs (the recipes say more).",
             "SemSynAN over CLIP is its decoder alone: its features, word vectors and training are not to be had.",
             "CoCap reads clips that calmctl data reencode has put into DATASET/reencoded; its residual is the codec's.",
-            "CLIP4Caption and SemSynAN with CALM have an adapter behind frozen towers, which the rows above lack.",
             *(
                 f"The paper's {row.method}, trained on {row.trained_on}: {row.note}."
                 for row in CAPTIONING
@@ -148,6 +145,15 @@ def _captioning(number: int, tested_on: str, trained_on: tuple[str, ...]) -> Tab
             ),
         ),
     )
+
+
+def _adapted(recipe: str, tested_on: str) -> list[Row]:
+    """A captioner on frozen features with an adapter, through which CALM's loss reaches it, and with that loss."""
+    keys, adapter = ("backbone.adapter=linear",), f"{recipe}+adapter"
+    return [
+        Row(adapter, "  with an adapter", recipe, keys, (tested_on,), recipe),
+        Row(f"{recipe}+calm", "  and CALM", recipe, (*keys, "alignment.kind=vae"), (tested_on,), adapter),
+    ]
 
 
 def _printed_captions(method: str, trained_on: str, tested_on: str) -> tuple[str, dict[str, dict[str, float]]]:

@@ -143,14 +143,12 @@ def _captions(name: str, title: str, tests: tuple[str, ...]) -> Table:
     )
     rows = []
     for key, label, recipe, own in systems:
-        own = (*own, *_FROM_VIDEOS)
-        rows.append(Row(key, label, recipe, (*own, "alignment.kind=none", "backbone.adapter=none"), tests))
-        with_calm = (*own, "alignment.kind=vae", "backbone.adapter=linear")
-        rows.append(Row(f"{key}+calm", "  with CALM", recipe, with_calm, tests, key))
-    adapted = (
-        "With CALM an adapter stands behind the frozen towers, by which its loss acts; the rows above have none."
-    )
-    return Table(name, title, tuple(rows), left_out=NO_CAPTIONER, notes=(adapted,))
+        # CALM's loss acts on frozen features through an adapter, which the rows above have as well: SemSynAN loses
+        # thirty points of CIDEr by it, and the loss would be blamed.
+        own = (*own, *_FROM_VIDEOS, "backbone.adapter=linear")
+        rows.append(Row(key, label, recipe, (*own, "alignment.kind=none"), tests))
+        rows.append(Row(f"{key}+calm", "  with CALM", recipe, (*own, "alignment.kind=vae"), tests, key))
+    return Table(name, title, tuple(rows), left_out=NO_CAPTIONER)
 
 
 def _ablations() -> Table:
