@@ -104,7 +104,8 @@ def test_an_interrupt_that_comes_again_while_a_process_saves_waits_for_it(tmp_pa
 def test_no_process_outlives_the_one_that_began_it(number: signal.Signals) -> None:
     """Not even one that is still busy with its imports."""
     code = (
-        "import multiprocessing, sys, threading, time\n"
+        "import multiprocessing, signal, sys, threading, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it is ignored, and stays so
         "from calmctl.errors import RunFailed\n"
         "from calmctl.reproduce.at_once import at_once\n"
         "from calmctl.runtime import interruptible\n"
