@@ -72,6 +72,7 @@ class Bench:
         keep_command()
         fork_pools()
         generate_demo(self.world, counts=COUNTS)
+        generate_demo(self.given / "small", counts=FEWER)  # a reproduction would draw the other one anew
         self.empty()
         split = load_demo(self.world, shifted=False, protocol="captioning").splits["test"]
         references = {clip.id: [] for clip in split.clips}
@@ -151,7 +152,7 @@ class Bench:
 
         On the world that is there: of clips that are drawn anew a store would keep other dates.
         """
-        runs, drawn = f"--runs={self.at}/runs", f"--demo-root={self.world}"
+        runs, drawn = f"--runs={self.at}/runs", f"--demo-root={self.given}/small"
         asked = ("reproduce", "table7", "--data=demo", drawn, runs, f"--rows={rows}", "--seeds=1", "--device=cpu")
         return self.small_world(*asked, *self.towers, "head.trials=2", "optim.epochs=1", *more)
 

@@ -171,7 +171,7 @@ def read_document(path: Path, form: type[Document]) -> Document:
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise StoreError(
-            f"{path} is not of schema {SCHEMA_VERSION} (it says {version!r}); "
+            f"{path} is not of schema {SCHEMA_VERSION} (it says {repr(version)[:80]}); "
             "extract again, into another folder, with this version of calmctl"
         )
     digest = value.pop("sha256", None)
@@ -179,7 +179,7 @@ def read_document(path: Path, form: type[Document]) -> Document:
         document = form.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part)[:80] for part in first["loc"])
         raise StoreError(f"{path}: {place}: {first['msg']}; extract again, into another folder") from None
     if digest != _digest(value):  # of what the file says: keys that it lacks are those of later versions
         raise StoreError(

@@ -306,6 +306,20 @@ def test_a_number_that_json_cannot_write_is_an_error_of_ours(filled: Path, numbe
         FeatureStore.open(filled)
 
 
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [('"dtype"', f'"dtype{"9" * 5000}"'), ('"schema_version": ', f'"schema_version": "{"9" * 5000}", "x": ')],
+    ids=["key", "version"],
+)
+def test_a_long_name_is_cut_in_a_sentence(filled: Path, was: str, now: str) -> None:
+    index = filled / "index.json"
+    assert was in index.read_text()
+    index.write_text(index.read_text().replace(was, now, 1))
+    with pytest.raises(StoreError, match=r"index\.json") as fault:
+        FeatureStore.open(filled)
+    assert len(str(fault.value)) < 1000
+
+
 def test_an_index_cannot_point_outside_its_folder(filled: Path) -> None:
     index = json.loads((filled / INDEX).read_text())
     index["shards"]["../../elsewhere.safetensors"] = index["shards"].pop("frames-00000.safetensors")
