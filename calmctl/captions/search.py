@@ -104,10 +104,15 @@ def beam_search(
         # Ended now: an unfinished sentence with an end mark behind it; at the last length, any sentence. An end that
         # nothing speaks for is none: weighed all the same, it wins where raw sums are compared, since every further
         # token costs (of a CLIP4Caption on the drawn world the empty caption, whose end mark was the fourteenth).
-        least = total.flatten(1).topk(min(beam, total[0].numel()), dim=1).values[:, -1:]
-        ending = total[:, :, end].masked_fill(total[:, :, end] < least, -torch.inf)
         if length == max_tokens:
             ending = total.flatten(1)
+        else:
+            ends = total[:, :, end].clone()
+            # What ends never goes on, so it takes no place in the beam.
+            total[:, :, end] = -torch.inf
+            alive, chosen = total.flatten(1).topk(min(beam, total[0].numel()), dim=1)
+            likelier = (torch.cat([alive, ends], dim=1)[:, None] > ends[:, :, None]).sum(dim=2)
+            ending = ends.masked_fill(likelier >= beam, -torch.inf)
         log_prob, which = ending.max(dim=1)
         score = log_prob / length**length_penalty
         beam_of, token = (which // vocabulary, which % vocabulary) if length == max_tokens else (which, end)
@@ -119,9 +124,6 @@ def beam_search(
         best_score = torch.where(better, score, best_score)
         best_log_prob = torch.where(better, log_prob, best_log_prob)
         best_length = torch.where(better, length, best_length)
-        # What ends here was weighed above. It never goes on, so it takes no place in the beam.
-        total[:, :, end] = -torch.inf
-        alive, chosen = total.flatten(1).topk(min(beam, total[0].numel()), dim=1)
         if length == max_tokens or bool((alive[:, 0] / max_tokens**length_penalty <= best_score).all()):
             break
         parent, token = chosen // vocabulary, chosen % vocabulary

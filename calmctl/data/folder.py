@@ -42,12 +42,11 @@ class FolderClips:
         self._roots = {Path(root(folder)).as_posix(): None for root in (os.path.abspath, os.path.realpath)}
         self.unread = listed.unread
         self.renamed: dict[str, str] = {}
-        parts = {name: os.path.splitext(name) for name in listed.files}
-        videos = {name: stem for name, (stem, suffix) in parts.items() if suffix.lower() in VIDEO_SUFFIXES}
+        videos = listed.videos
         # A stem that two files share is the id of neither.
-        uses = Counter([*parts, *videos.values()])
+        uses = Counter([*listed.files, *videos.values()])
         self.ids: list[str] = []
-        self.others = [name for name in parts if name not in videos]
+        self.others = [name for name in listed.files if name not in videos]
         self._files: dict[str, str | Missing] = {}
         self._named: list[tuple[str, str, bool]] = []
         for name, fault in listed.files.items():

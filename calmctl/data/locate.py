@@ -186,6 +186,12 @@ class Listing:
         """Folders that could not be read, and links that were not followed; ids are the paths below the folder."""
         return tuple(self._unread)
 
+    @property
+    def videos(self) -> dict[str, str]:
+        """Files with a video suffix, by path: the path without it."""
+        parts = ((name, *os.path.splitext(name)) for name in self.files)
+        return {name: stem for name, stem, suffix in parts if suffix.lower() in VIDEO_SUFFIXES}
+
     def _not_read(self, error: OSError) -> None:
         # os.walk would go on without a word.
         self._leave_out(os.fsdecode(error.filename), f"a folder that cannot be read: {error.strerror or error}")

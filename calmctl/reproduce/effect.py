@@ -374,7 +374,7 @@ _bench: Bench | None = None
 
 def _begin(frames: Path, overrides: tuple[str, ...], device: torch.device) -> None:
     global _bench
-    torch.set_num_threads(1)  # of a model so small, more threads are slower
+    torch.set_num_threads(1)  # one run a core is the default
     _bench = Bench(_read_world(frames), overrides, device)
 
 

@@ -236,7 +236,7 @@ def work_off(jobs: Sequence[Job], runs: Path, *, processes: int = 1, watcher: Wa
         processes=processes,
         begin=torch.set_num_threads,
         arguments=(max(1, torch.get_num_threads() // processes),),
-        may_begin=lambda job: with_first(job.recipe, job.first, Ledger(runs)) is not None,
+        may_begin=lambda job: job.first is None or with_first(job.recipe, job.first, Ledger(runs)) is not None,
     )
     for number, (job, _) in enumerate(done, start=1):
         watcher.stage(f"{job.recipe.name}, seed {job.seed + 1}, is done")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from calmctl.cli import options
 from calmctl.cli.console import loading, note, print_left_out, printable, readings
 from calmctl.cli.results import run_or_backbone
-from calmctl.data.locate import VIDEO_SUFFIXES, Listing, drawn
+from calmctl.data.locate import Listing, drawn
 from calmctl.device import choose_device
 from calmctl.errors import DatasetError, StoreError
 from calmctl.files import read_json
@@ -52,8 +52,7 @@ def are_drawn(where: Path) -> bool:
         groups = catalogue.get("clips") if isinstance(catalogue, dict) else None
         ids = [key for group in groups if isinstance(group, list) for key in group] if isinstance(groups, list) else []
         return drawn([Path(str(key).partition("#t=")[0]).name for key in ids])
-    parts = [os.path.splitext(os.path.basename(name)) for name in Listing(where, follow_outside=False).files]
-    names = [stem for stem, suffix in parts if suffix.lower() in VIDEO_SUFFIXES]
+    names = [os.path.basename(stem) for stem in Listing(where, follow_outside=False).videos.values()]
     if not names:
         what = FolderClips(where).no_video()
         raise DatasetError(f"{where}: {what}; name another folder or a feature store with --in")
